@@ -1,0 +1,1 @@
+"""CAFE, dataset condensation by aligning features, in plain PyTorch."""
