@@ -1,0 +1,289 @@
+"""The form in which every worker reads the real images: uint8, sorted by class, memory-mapped.
+
+::
+
+    STORE/
+        train-images.u8     (N, C, H, W) uint8, class 0's images first; class k starts at sum(class_counts[:k])
+        test-images.u8      (M, C, H, W) uint8, in the source's order
+        test-labels.i64     (M,) little-endian int64
+        info.json           DatasetInfo; written last, so a store without it is not one
+
+A worker that touches only its own classes pages in only those. No torch here: the API reads `info`.
+The files are written with plain writes, not through a memory map: a full disk is then an OSError, not a SIGBUS.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import ValidationError
+
+from cafe_core.config import DatasetInfo
+from cafe_core.errors import DatasetError
+from cafe_core.jobdir import write_atomically
+
+#: Part of every store's cache key: raise it when the files' meaning changes.
+FORMAT_VERSION = 1
+
+Images = NDArray[np.uint8]
+Labels = NDArray[np.int64]
+
+_TRAIN_IMAGES, _TEST_IMAGES, _TEST_LABELS, _INFO = "train-images.u8", "test-images.u8", "test-labels.i64", "info.json"
+_CHUNK_BYTES = 16 * 2**20
+#: A channel that is the same everywhere would be divided by zero; one grey level is the least a channel can vary by.
+_MIN_STD = 1 / 255
+
+
+class ImageSource(Protocol):
+    """Labelled images that a store can be built from, read in chunks so that they need not fit in memory."""
+
+    @property
+    def name(self) -> str:
+        """As in `DatasetInfo.name`."""
+
+    @property
+    def class_names(self) -> list[str]:
+        """K names."""
+
+    @property
+    def class_counts(self) -> list[int]:
+        """Training images of each class."""
+
+    @property
+    def test_count(self) -> int:
+        """M, 0 where there is no test set."""
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of every image."""
+
+    @property
+    def is_digits(self) -> bool:
+        """As in `DatasetInfo.is_digits`."""
+
+    def train(self, k: int) -> Iterator[Images]:
+        """Class k's training images in chunks (n, C, H, W), in a fixed order."""
+
+    def test(self) -> Iterator[tuple[Images, Labels]]:
+        """The test images and labels in chunks (n, C, H, W), (n,), in a fixed order."""
+
+
+@dataclass(frozen=True)
+class ArraySource:
+    """Images that are already arrays, in memory or memory-mapped.
+
+    `images` is (N, C, H, W) uint8 and may be any view (channels last transposed, say); `labels` (N,) in 0..K-1.
+    """
+
+    name: str
+    class_names: list[str]
+    images: Images
+    labels: Labels
+    test_images: Images
+    test_labels: Labels
+    is_digits: bool = False
+
+    @property
+    def class_counts(self) -> list[int]:
+        counts: list[int] = np.bincount(self.labels, minlength=len(self.class_names)).tolist()
+        return counts
+
+    @property
+    def test_count(self) -> int:
+        return len(self.test_images)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        _, c, h, w = self.images.shape
+        return c, h, w
+
+    def train(self, k: int) -> Iterator[Images]:
+        """Class k's images, in the array's order."""
+        rows = np.flatnonzero(self.labels == k)
+        step = chunk_length(self.shape)
+        for start in range(0, len(rows), step):
+            yield self.images[rows[start : start + step]]
+
+    def test(self) -> Iterator[tuple[Images, Labels]]:
+        """The test images, in the array's order."""
+        step = chunk_length(self.shape)
+        for start in range(0, len(self.test_images), step):
+            yield self.test_images[start : start + step], self.test_labels[start : start + step]
+
+
+def chunk_length(shape: tuple[int, int, int]) -> int:
+    """Images of `shape` that make a chunk of about 16 MiB; at least 1."""
+    return max(1, _CHUNK_BYTES // int(np.prod(shape)))
+
+
+class ClassStore:
+    """A built store. Arrays are read-only memory maps: index them with a list of rows to get a copy to work on."""
+
+    def __init__(self, path: Path, info: DatasetInfo) -> None:
+        self.path = path
+        self.info = info
+        self._offsets = np.concatenate([[0], np.cumsum(info.class_counts)])
+        self._train = _map_images(path / _TRAIN_IMAGES, int(self._offsets[-1]), info.shape)
+        self.test_images: Images = _map_images(path / _TEST_IMAGES, info.test_count, info.shape)
+        """(M, C, H, W) uint8, memory-mapped."""
+        self.test_labels: Labels = np.fromfile(path / _TEST_LABELS, dtype="<i8").astype(np.int64)
+        """(M,) int64."""
+        if len(self.test_labels) != info.test_count:
+            raise DatasetError(f"class store {path}: {_TEST_LABELS} is damaged; delete the store and it is built again")
+
+    @classmethod
+    def open(cls, path: Path) -> ClassStore:
+        """The store at `path`. Raises DatasetError when there is none or when its files do not fit its info.json."""
+        try:
+            info = DatasetInfo.model_validate_json((path / _INFO).read_bytes())
+            return cls(path, info)
+        except FileNotFoundError as error:
+            raise DatasetError(
+                f"class store {path}: {Path(error.filename).name} is absent; it was not built to the end"
+            ) from error
+        except ValidationError as error:
+            raise DatasetError(f"class store {path}: info.json is damaged; delete the store and it is built again") from error
+
+    def images(self, k: int) -> Images:
+        """Class k's training images: (n_k, C, H, W) uint8, a view of the memory map."""
+        if not 0 <= k < self.info.num_classes:
+            raise IndexError(f"class {k} of {self.info.num_classes}")
+        return self._train[self._offsets[k] : self._offsets[k + 1]]
+
+
+def _map_images(path: Path, count: int, shape: tuple[int, int, int]) -> Images:
+    """The file as (count, *shape), after a check of its size: a memory map past a file's end would be a SIGBUS."""
+    expected = count * int(np.prod(shape))
+    if path.stat().st_size != expected:
+        raise DatasetError(
+            f"class store {path.parent}: {path.name} has {path.stat().st_size} bytes, not {expected}; delete the store"
+        )
+    if count == 0:  # an empty file cannot be mapped
+        return np.empty((0, *shape), dtype=np.uint8)
+    return np.memmap(path, dtype=np.uint8, mode="r", shape=(count, *shape))
+
+
+def build(path: Path, source: ImageSource, *, mean_std: tuple[Sequence[float], Sequence[float]] | None = None) -> ClassStore:
+    """Build the store of `source` at `path`, chunk by chunk, in a directory beside that is renamed into place.
+
+    mean_std: per channel, of images scaled to [0, 1]; measured over the training images where it is not given
+    (std at least 1/255). Raises DatasetError where the disk is too small, and whatever `source` raises; nothing
+    is left behind then.
+    """
+    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    shutil.rmtree(beside, ignore_errors=True)
+    beside.mkdir(parents=True)
+    try:
+        _check_space(beside, source)
+        measured = _write_train(beside / _TRAIN_IMAGES, source)
+        _write_test(beside, source)
+        mean, std = mean_std if mean_std is not None else measured
+        channels, height, width = source.shape
+        info = DatasetInfo(
+            name=source.name,
+            class_names=source.class_names,
+            class_counts=source.class_counts,
+            test_count=source.test_count,
+            channels=channels,
+            height=height,
+            width=width,
+            mean=list(mean),
+            std=list(std),
+            is_digits=source.is_digits,
+        )
+        write_atomically(beside / _INFO, info.model_dump_json(indent=2).encode())
+        beside.rename(path)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+    return ClassStore.open(path)
+
+
+def _check_space(directory: Path, source: ImageSource) -> None:
+    needed = (sum(source.class_counts) + source.test_count) * int(np.prod(source.shape))
+    free = shutil.disk_usage(directory).free
+    if needed > free:
+        raise DatasetError(
+            f"dataset {source.name}: its class store needs {needed / 2**20:.0f} MiB, and {directory.parent} has "
+            f"{free / 2**20:.0f} MiB free; free some space or set a smaller dataset.image_size"
+        )
+
+
+def _write_train(path: Path, source: ImageSource) -> tuple[list[float], list[float]]:
+    """Write the classes one after the other; the channels' mean and std, exact whatever the chunks: from histograms."""
+    channels = source.shape[0]
+    histogram = np.zeros((channels, 256), dtype=np.int64)
+    with path.open("wb") as file:
+        for k, expected in enumerate(source.class_counts):
+            written = 0
+            for chunk in source.train(k):
+                assert chunk.dtype == np.uint8
+                assert chunk.shape[1:] == source.shape, (chunk.shape, source.shape)
+                file.write(np.ascontiguousarray(chunk).data)
+                written += len(chunk)
+                for c in range(channels):
+                    histogram[c] += np.bincount(chunk[:, c].ravel(), minlength=256)
+            assert written == expected, f"class {k}: {written} images, not {expected}"
+        _flush(file)
+    return _mean_std(histogram)
+
+
+def _mean_std(histogram: NDArray[np.int64]) -> tuple[list[float], list[float]]:
+    """histogram: (C, 256) counts of grey levels; mean and std per channel of the levels scaled to [0, 1]."""
+    levels = np.arange(256) / 255
+    share = histogram / histogram.sum(axis=1, keepdims=True)
+    mean = share @ levels
+    std = np.sqrt((share * (levels - mean[:, None]) ** 2).sum(axis=1))
+    return mean.tolist(), np.maximum(std, _MIN_STD).tolist()
+
+
+def _write_test(directory: Path, source: ImageSource) -> None:
+    written = 0
+    with (directory / _TEST_IMAGES).open("wb") as images_file, (directory / _TEST_LABELS).open("wb") as labels_file:
+        for images, labels in source.test():
+            assert images.dtype == np.uint8
+            assert images.shape == (len(labels), *source.shape)
+            images_file.write(np.ascontiguousarray(images).data)
+            labels_file.write(np.ascontiguousarray(labels, dtype="<i8").data)
+            written += len(labels)
+        _flush(images_file)
+        _flush(labels_file)
+    assert written == source.test_count, f"{written} test images, not {source.test_count}"
+
+
+def _flush(file: Any) -> None:
+    """To the disk, before info.json says that the store is whole."""
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def build_from_arrays(
+    path: Path,
+    *,
+    images: Images,
+    labels: Labels,
+    test_images: Images | None = None,
+    test_labels: Labels | None = None,
+    name: str = "arrays",
+    class_names: list[str] | None = None,
+    is_digits: bool = False,
+) -> ClassStore:
+    """A store of arrays that are known to be good: images (N, C, H, W) uint8, labels (N,) in 0..K-1, K = max + 1."""
+    if (test_images is None) != (test_labels is None):
+        raise ValueError("test_images and test_labels go together")
+    source = ArraySource(
+        name=name,
+        class_names=class_names if class_names is not None else [str(k) for k in range(int(labels.max()) + 1)],
+        images=images,
+        labels=labels.astype(np.int64),
+        test_images=test_images if test_images is not None else images[:0],
+        test_labels=test_labels.astype(np.int64) if test_labels is not None else np.zeros(0, dtype=np.int64),
+        is_digits=is_digits,
+    )
+    return build(path, source)

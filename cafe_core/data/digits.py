@@ -1,0 +1,31 @@
+"""scikit-learn's real handwritten digits: 1797 grey images of 8×8, the embedded default (no download).
+
+`UCI optdigits <https://archive.ics.uci.edu/dataset/80>`_, its 13 test writers. There is no official split of these
+1797, so one is fixed here: sorted by class (stable), every fifth image, beginning with the first, is a test image.
+That gives 1437 training and 360 test images, the classes in equal shares but for rounding, on every machine.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from sklearn.datasets import load_digits
+
+from cafe_core.data.class_store import ArraySource
+
+
+def digits_source() -> ArraySource:
+    """The digits as uint8: the levels 0..16 scaled to 0..255."""
+    levels, labels = load_digits(return_X_y=True)
+    images = np.rint(levels * (255 / 16)).astype(np.uint8).reshape(-1, 1, 8, 8)
+    by_class = np.argsort(labels, kind="stable")
+    images, labels = images[by_class], labels[by_class].astype(np.int64)
+    is_test = np.arange(len(labels)) % 5 == 0
+    return ArraySource(
+        name="digits",
+        class_names=[str(digit) for digit in range(10)],
+        images=images[~is_test],
+        labels=labels[~is_test],
+        test_images=images[is_test],
+        test_labels=labels[is_test],
+        is_digits=True,
+    )
