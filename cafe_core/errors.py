@@ -7,7 +7,8 @@
     ├── DatasetError            the data cannot be used: names the file or class, says why
     ├── SyntheticSetError       a synthetic set's file is damaged or does not fit
     ├── NonFiniteLossError      the loss became NaN or infinite: names the iteration
-    ├── CheckpointError         a checkpoint cannot be written (disk full, …) or belongs to another spec
+    ├── CheckpointError         a checkpoint cannot be written, or belongs to another spec
+    │   └── DiskFullError       … because the disk is full
     └── WorkerLostError         a worker died or hung, more often than allowed
 """
 
@@ -67,6 +68,12 @@ class CheckpointError(CafeError):
 
     code = "checkpoint"
     retryable = True
+
+
+class DiskFullError(CheckpointError):
+    """The disk is full; what was written before is intact."""
+
+    code = "disk_full"
 
 
 class WorkerLostError(CafeError):

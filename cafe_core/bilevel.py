@@ -1,0 +1,70 @@
+"""Dynamic bi-level optimisation (Section 3.4, Algorithm 1): when each loop ends.
+
+The printed algorithm pops its queue on every step that does not break, so the queue would never fill; what is
+meant is a window over the last γ query accuracies:
+
+* outer loop: the network has *converged* once the window's span (max − min) is below λ1;
+* inner loop: the network has *moved enough* once the span is above λ2.
+
+Pure functions of numbers: no tensors, no cluster.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+from typing import Literal
+
+StopReason = Literal["converged", "moved", "bound"]
+
+
+@dataclass
+class Loop:
+    """One loop's bound and stop rule. Call :meth:`ends_after` once per step; a new loop is a new object."""
+
+    bound: int
+    """Most steps the loop takes."""
+    window: int
+    """γ. Zero or less: the loop only ends at its bound (`bilevel: fixed`)."""
+    threshold: float
+    """λ1 or λ2."""
+    reason: StopReason
+    """What it means when the rule fires: the span is below λ1 (`converged`) or above λ2 (`moved`)."""
+    steps: int = 0
+    _accuracies: deque[float] = field(default_factory=deque)
+
+    @property
+    def needs_queries(self) -> bool:
+        """Whether the rule can end the loop before its bound does; if not, no query can change the run."""
+        return 0 < self.window < self.bound
+
+    def ends_after(self, accuracy: float | None) -> StopReason | None:
+        """Record one step and its query accuracy (None where :attr:`needs_queries` is false); why the loop ends, or None."""
+        self.steps += 1
+        if accuracy is not None and self.window > 0:
+            self._accuracies.append(accuracy)
+            if len(self._accuracies) > self.window:
+                self._accuracies.popleft()
+            if len(self._accuracies) == self.window:
+                span = max(self._accuracies) - min(self._accuracies)
+                if span < self.threshold if self.reason == "converged" else span > self.threshold:
+                    return self.reason
+        return "bound" if self.steps >= self.bound else None
+
+
+@dataclass
+class QueryAverage:
+    """The accuracy that enters the queues.
+
+    The reference's code never resets its running accuracy: a_t = mean_t + a_{t−1}/K. With `carry` false, a_t = mean_t.
+    It starts anew with each iteration, so that a run's state at an iteration boundary needs no history.
+    """
+
+    num_classes: int
+    carry: bool
+    _value: float = 0.0
+
+    def update(self, mean: float) -> float:
+        """Take in the accuracy of one check (0 … 1)."""
+        self._value = mean + self._value / self.num_classes if self.carry else mean
+        return self._value

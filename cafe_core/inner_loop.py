@@ -1,0 +1,57 @@
+"""The inner loop's pieces: one epoch of training the network on S, and its accuracy on a query set.
+
+Data-parallel over class shards: S never moves. All ranks walk through one global permutation of S; of each
+minibatch a rank takes the images it owns. The reduced gradient is the same everywhere, so θ stays equal everywhere.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from cafe_core.augment import Draws, apply
+from cafe_core.distributed import Comm
+from cafe_core.outer_step import SyntheticShard
+from cafe_core.real_images import RealImages, Rows
+
+
+def train_epoch(
+    network: nn.Module, shard: SyntheticShard, comm: Comm, permutation: Tensor, *, batch: int, lr: float, draws: Draws | None
+) -> None:
+    """One epoch of plain SGD on S with cross-entropy; updates the network's parameters in place.
+
+    permutation: (K·ipc,) of all synthetic images, the same on every rank. draws: one augmentation per image of S,
+    in the order of the permutation, or None.
+    """
+    parameters = list(network.parameters())
+    first_row = shard.classes.start * shard.ipc
+    for start in range(0, len(permutation), batch):
+        members = permutation[start : start + batch]
+        mine = (members >= first_row) & (members < first_row + len(shard.images))
+        rows = members[mine]
+        # ∇J = (1/B) Σ_{i∈batch} ∇CE_i = Σ_r (1/B) Σ_{i∈batch∩r} ∇CE_i: sums over owned images, divided by the global B.
+        images = shard.images[(rows - first_row).to(shard.images.device)]
+        if draws is not None:
+            images = apply(images, draws[torch.arange(start, start + len(members))[mine]])
+        if len(rows):
+            loss = F.cross_entropy(network(images), (rows // shard.ipc).to(images.device), reduction="sum") / len(members)
+            gradients = torch.autograd.grad(loss, parameters)
+        else:
+            gradients = tuple(torch.zeros_like(p) for p in parameters)
+        flat = comm.all_reduce(torch.cat([g.flatten() for g in gradients]))
+        with torch.no_grad():
+            for parameter, gradient in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
+                parameter.sub_(gradient.view_as(parameter), alpha=lr)
+
+
+@torch.no_grad()
+def query_accuracy(network: nn.Module, real: RealImages, comm: Comm, rows: Rows, images_per_chunk: int) -> float:
+    """Accuracy (0 … 1) on the query images of all ranks: each counts hits on its own classes, two integers are summed."""
+    hits = torch.zeros(2, dtype=torch.int64, device=real.device)
+    for chunk in real.chunks(rows, images_per_chunk):
+        labels = torch.tensor([k for k, n in chunk.segments for _ in range(n)], device=real.device)
+        hits[0] += (network(chunk.images).argmax(1) == labels).sum()
+        hits[1] += len(labels)
+    correct, asked = comm.all_reduce(hits).tolist()
+    return correct / asked

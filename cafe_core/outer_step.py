@@ -1,0 +1,164 @@
+"""One outer step: the gradient of L = L_f + β L_d in this shard's synthetic images, and the images' SGD step.
+
+The sharded form is exact. L_f is a sum over classes, so it is local. L_d couples all classes, but only through the
+centres C: ∂L_d/∂S_k = (∂c_k/∂S_k)ᵀ G_k with G = ∂L_d/∂C = Σ_r G_r, and G_r needs rank r's real images only. So a step
+communicates C and G, K·D numbers each, whatever N, ipc and the image size are (and two more for the loss).
+
+No graph is ever made through the real images, and none reaches the network's weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from cafe_core import losses
+from cafe_core.augment import Draws, apply
+from cafe_core.config import MethodSpec
+from cafe_core.distributed import Comm
+from cafe_core.real_images import RealImages, Rows
+
+FeatureMaps = Callable[[Tensor], list[Tensor]]
+"""images (n, C, H, W) → the aligned maps and, last, the map that gives the centres: each (n, C, H, W)."""
+
+
+@dataclass
+class SyntheticShard:
+    """The synthetic images of the classes that one worker owns.
+
+    images, momentum: (k·ipc, C, H, W), ordered by class.
+    """
+
+    classes: range
+    ipc: int
+    images: Tensor
+    momentum: Tensor
+
+    def step(self, gradient: Tensor, *, lr: float, momentum: float) -> None:
+        """SGD with momentum: v ← m·v + g, S ← S − lr·v."""
+        self.momentum.mul_(momentum).add_(gradient)
+        self.images.sub_(self.momentum, alpha=lr)
+
+
+@dataclass(frozen=True)
+class StepLosses:
+    """Losses of one outer step over all classes, before the update. Each a scalar on the device."""
+
+    feature: Tensor
+    discrimination: Tensor
+
+
+@dataclass(frozen=True)
+class OuterStep:
+    """What stays the same over the outer steps of a run.
+
+    images_per_chunk bounds the real images in flight, classes_per_chunk the classes whose synthetic graph is held.
+    """
+
+    method: MethodSpec
+    features: FeatureMaps
+    real: RealImages
+    comm: Comm
+    num_classes: int
+    images_per_chunk: int
+    classes_per_chunk: int
+
+    def gradient(self, shard: SyntheticShard, rows: Rows, total: int, draws: Draws | None) -> tuple[Tensor, StepLosses]:
+        """∂L/∂S for this shard: (k·ipc, C, H, W), and the losses over all shards.
+
+        rows: the real images T_k of the shard's classes. total: N', real images of all classes and ranks.
+        draws: one augmentation per class of the shard, shared by its real and synthetic images.
+
+        Where the shard's synthetic graph exceeds its budget, it is made anew for each chunk of classes instead
+        of being kept: the same numbers for more work and less memory.
+        """
+        method, comm = self.method, self.comm
+        images = shard.images.detach().requires_grad_()
+        chunks = [range(a, min(a + self.classes_per_chunk, len(shard.classes))) for a in range(0, len(shard.classes), self.classes_per_chunk)]
+        keep_graph = len(chunks) == 1
+
+        def synthetic_means(chunk: range) -> list[Tensor]:  # f̄ˢ: a (k, C, H, W) per map
+            mine = images[chunk.start * shard.ipc : chunk.stop * shard.ipc]
+            if draws is not None:
+                mine = apply(mine, draws[torch.arange(chunk.start, chunk.stop).repeat_interleave(shard.ipc)])
+            return [m.unflatten(0, (len(chunk), shard.ipc)).mean(1, dtype=images.dtype) for m in self.features(mine)]
+
+        # 1. The class centres, from all ranks.
+        kept = synthetic_means(chunks[0]) if keep_graph else []
+        centres = None
+        if method.discrimination:
+            with torch.no_grad():
+                own = kept[-1].flatten(1) if keep_graph else torch.cat([synthetic_means(chunk)[-1].flatten(1) for chunk in chunks])
+            centres = comm.gather_rows(own.detach(), shard.classes.start, self.num_classes)  # C: (K, D)
+
+        # 2. Real statistics, and what is local: L_f and this rank's share of L_d and of G = ∂L_d/∂C.
+        feature_loss = images.new_zeros(())
+        discrimination_loss = images.new_zeros(())
+        centre_gradient = None if centres is None else torch.zeros_like(centres)
+        alignment = images.new_zeros(())
+        for chunk in chunks:
+            chunk_rows = Rows(rows.classes[chunk.start : chunk.stop], rows.indices[chunk.start : chunk.stop])
+            real_means, loss, share = self._real_statistics(chunk_rows, chunk.start, centres, total, draws)
+            means = kept if keep_graph else synthetic_means(chunk)
+            alignment = losses.feature_alignment(means[: len(method.layers)], real_means, method.layer_weights)
+            if not keep_graph:
+                alignment.backward()  # type: ignore[no-untyped-call]
+            feature_loss += alignment.detach()
+            discrimination_loss += loss
+            if centre_gradient is not None and share is not None:
+                centre_gradient += share
+
+        # 3. The aggregated gradient of the shared statistics, and back into the images.
+        if centre_gradient is not None:
+            G = comm.all_reduce(centre_gradient)[shard.classes.start : shard.classes.stop]  # Σ_r G_r, own rows: (k, D)
+            for chunk in chunks:
+                c = (kept if keep_graph else synthetic_means(chunk))[-1].flatten(1)
+                surrogate = method.beta * losses.centre_surrogate(c, G[chunk.start : chunk.stop])
+                (surrogate + alignment if keep_graph else surrogate).backward()  # type: ignore[no-untyped-call]
+        elif keep_graph:
+            alignment.backward()  # type: ignore[no-untyped-call]
+
+        feature_loss, discrimination_loss = comm.all_reduce(torch.stack([feature_loss, discrimination_loss])).unbind()
+        assert images.grad is not None
+        return images.grad, StepLosses(feature_loss, discrimination_loss)
+
+    @torch.no_grad()
+    def _real_statistics(
+        self, rows: Rows, first: int, centres: Tensor | None, total: int, draws: Draws | None
+    ) -> tuple[list[Tensor], Tensor, Tensor | None]:
+        """f̄ᵀ of each aligned map, (k, C, H, W), and this batch's share of L_d and of G; in chunks, without a graph.
+
+        first: position in the shard of the first class of `rows`.
+        """
+        position = {k: j for j, k in enumerate(rows.classes)}
+        counts = [len(indices) for indices in rows.indices]
+        sums: list[Tensor] = []
+        loss = torch.zeros((), device=self.real.device, dtype=self.real.dtype)
+        gradient = None if centres is None else torch.zeros_like(centres)
+        for chunk in self.real.chunks(rows, self.images_per_chunk):
+            sizes = [n for _, n in chunk.segments]
+            images = chunk.images
+            if draws is not None:
+                in_shard = torch.tensor([first + position[k] for k, _ in chunk.segments])
+                images = apply(images, draws[in_shard.repeat_interleave(torch.tensor(sizes))])
+            maps = self.features(images)
+            aligned = maps[: len(self.method.layers)]
+            if not sums:
+                sums = [m.new_zeros(len(counts), *m.shape[1:], dtype=self.real.dtype) for m in aligned]
+            for total_of_map, m in zip(sums, aligned, strict=True):
+                for (k, _), part in zip(chunk.segments, m.split(sizes), strict=True):
+                    total_of_map[position[k]] += part.sum(0, dtype=self.real.dtype)
+            if centres is not None and gradient is not None:
+                labels = torch.tensor([k for k, _ in chunk.segments]).repeat_interleave(torch.tensor(sizes)).to(images.device)
+                chunk_loss, share = losses.discrimination(maps[-1].flatten(1).to(self.real.dtype), labels, centres, total)
+                loss += chunk_loss
+                gradient += share
+        return [s / _column(counts, s) for s in sums], loss, gradient
+
+
+def _column(counts: Sequence[int], like: Tensor) -> Tensor:
+    """Counts (k,) shaped to divide a (k, C, H, W) tensor, of its type and on its device."""
+    return torch.tensor(counts, dtype=like.dtype, device=like.device).view(-1, *[1] * (like.dim() - 1))

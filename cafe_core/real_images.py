@@ -1,0 +1,77 @@
+"""The real images of one class shard, as batches ready for a network."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cafe_core.data.class_store import ClassStore
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Images of consecutive classes: which image, of which class, ordered by class."""
+
+    classes: list[int]
+    """The class of each segment."""
+    indices: list[Tensor]
+    """For each segment, the images' positions within their class: (n,) int64."""
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """A piece of a batch, small enough for the byte budget. images: (n, C, H, W), normalised."""
+
+    images: Tensor
+    segments: list[tuple[int, int]]
+    """(class, number of images), in order."""
+
+
+class RealImages:
+    """uint8 images of the classes a worker owns, sampled, sent to the device and normalised there."""
+
+    def __init__(self, store: ClassStore, classes: Sequence[int], device: torch.device, dtype: torch.dtype) -> None:
+        self._arrays = {k: store.images(k) for k in classes}
+        self.device = device
+        self.dtype = dtype
+        shape = (-1, 1, 1)
+        self._mean = torch.tensor(store.info.mean, dtype=torch.float64).view(shape).to(device, dtype)
+        self._scale = (1 / (255 * torch.tensor(store.info.std, dtype=torch.float64))).view(shape).to(device, dtype)
+        self._mean_255 = self._mean * 255
+
+    def count(self, k: int) -> int:
+        """How many images class k has."""
+        return len(self._arrays[k])
+
+    def batch(self, k: int, indices: Tensor) -> Tensor:
+        """Images `indices` (n,) of class k, normalised: (n, C, H, W) on the device."""
+        raw = torch.from_numpy(np.ascontiguousarray(self._arrays[k][indices.numpy()]))
+        return (raw.to(self.device).to(self.dtype) - self._mean_255) * self._scale
+
+    def chunks(self, rows: Rows, images_per_chunk: int) -> Iterator[Chunk]:
+        """`rows` in order, at most `images_per_chunk` at a time; a class may span several chunks."""
+        parts: list[Tensor] = []
+        segments: list[tuple[int, int]] = []
+        room = images_per_chunk
+        for k, indices in zip(rows.classes, rows.indices, strict=True):
+            for piece in _pieces(indices, first=room, rest=images_per_chunk):
+                parts.append(self.batch(k, piece))
+                segments.append((k, len(piece)))
+                room -= len(piece)
+                if room == 0:
+                    yield Chunk(torch.cat(parts), segments)
+                    parts, segments, room = [], [], images_per_chunk
+        if parts:
+            yield Chunk(torch.cat(parts), segments)
+
+
+def _pieces(indices: Tensor, *, first: int, rest: int) -> Iterator[Tensor]:
+    """`indices` cut into pieces of `first`, `rest`, `rest`, …"""
+    start, size = 0, first
+    while start < len(indices):
+        yield indices[start : start + size]
+        start, size = start + size, rest
