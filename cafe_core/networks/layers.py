@@ -1,0 +1,145 @@
+"""Layers that a network's options choose: normalisation, activation, pooling."""
+
+from __future__ import annotations
+
+from math import gcd
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import FunctionCtx, once_differentiable
+
+Shape: TypeAlias = tuple[int, int, int]
+"""(C, H, W) of one image or map."""
+
+_EPS = 1e-5
+_NATIVE_PIXELS = 1024
+"""From here on torch's channels-last group norm is fast on CPUs (below, 128 groups of one take ten times as long)."""
+
+
+class InstanceNorm(nn.Module):
+    """Each channel of each image to mean 0 and variance 1, then an affine map per channel.
+
+    The values of `nn.GroupNorm(C, C)`, hence of `nn.InstanceNorm2d(C, affine=True)` in training mode, but a 1×1 map is
+    allowed (it becomes the bias) and channels-last maps are handled without leaving their layout.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(channels))
+        self.bias = nn.Parameter(torch.zeros(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(n, C, H, W) → (n, C, H, W)."""
+        if (
+            x.device.type == "cpu"
+            and not torch.compiler.is_compiling()
+            and x.is_contiguous(memory_format=torch.channels_last)
+            and not x.is_contiguous()
+        ):
+            normalised: Tensor = _ChannelsLastInstanceNorm.apply(x, self.weight, self.bias)
+            return normalised
+        # Not F.group_norm, which refuses a single 1×1 image.
+        return torch.group_norm(x, len(self.weight), self.weight, self.bias, _EPS)
+
+
+class _ChannelsLastInstanceNorm(torch.autograd.Function):
+    """Instance norm of a channels-last map on a CPU, forward and backward over rows of channels.
+
+    With x̂ = (x − μ)·r, r = 1/√(σ² + ε), y = γ·x̂ + b and g = ∂L/∂y, all means over the H·W pixels of an image:
+    ∂L/∂x = γ·r·(g − mean(g) − x̂·mean(g·x̂)),  ∂L/∂γ = Σ g·x̂,  ∂L/∂b = Σ g.
+    Measured on one core for 16×128×16×16, forward and backward: 1.4 ms, against 14 ms by torch's kernels.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        n, c, h, w = x.shape
+        if h * w >= _NATIVE_PIXELS:
+            y, mean, rstd = torch.native_group_norm(x, weight, bias, n, c, h * w, c, _EPS)
+        else:
+            rows = _rows(x).to(weight.dtype)  # (n, H·W, C); statistics never in bfloat16
+            mean = rows.mean(1)  # (n, C)
+            centred = rows - mean[:, None]
+            rstd = (centred.square().mean(1) + _EPS).rsqrt()
+            y = torch.empty_like(x)  # a tensor of its own, not a view: the activation that follows overwrites it
+            _rows(y).copy_(centred.mul_((weight * rstd)[:, None]).add_(bias))
+        ctx.save_for_backward(x, weight, mean, rstd)
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        x, weight, mean, rstd = ctx.saved_tensors  # type: ignore[attr-defined]
+        need_x, need_weight, need_bias = ctx.needs_input_grad  # type: ignore[attr-defined]
+        g = _rows(grad).to(weight.dtype)  # (n, H·W, C)
+        pixels = g.shape[1]
+        mean, rstd = mean.to(weight.dtype)[:, None], rstd.to(weight.dtype)[:, None]
+        normalised = (_rows(x) - mean).mul_(rstd)  # x̂
+        mean_g = g.mean(1, keepdim=True)
+        mean_gx = (g * normalised).mean(1, keepdim=True)
+        grad_x = None
+        if need_x:
+            scale = weight * rstd
+            grad_x = _as_map(torch.addcmul(-mean_g * scale, g, scale).addcmul_(normalised, -mean_gx * scale), x)
+        grad_weight = mean_gx.sum((0, 1)).mul_(pixels) if need_weight else None
+        grad_bias = mean_g.sum((0, 1)).mul_(pixels) if need_bias else None
+        return grad_x, grad_weight, grad_bias
+
+
+def _rows(x: Tensor) -> Tensor:
+    """(n, C, H, W) → (n, H·W, C): a view of a channels-last map."""
+    n, c, h, w = x.shape
+    return x.permute(0, 2, 3, 1).reshape(n, h * w, c)
+
+
+def _as_map(rows: Tensor, like: Tensor) -> Tensor:
+    """(n, H·W, C) → (n, C, H, W), channels-last, in the dtype of `like`."""
+    n, c, h, w = like.shape
+    return rows.to(like.dtype).view(n, h, w, c).permute(0, 3, 1, 2)
+
+
+def make_norm(kind: str, shape: Shape) -> nn.Module:
+    """Normalisation of maps of `shape`: none, instance, batch, layer (over C, H, W) or group (4, or fewer if C needs it)."""
+    channels = shape[0]
+    match kind:
+        case "none":
+            return nn.Identity()
+        case "instance":
+            return InstanceNorm(channels)
+        case "batch":
+            return nn.BatchNorm2d(channels)
+        case "layer":
+            return nn.LayerNorm(shape)
+        case "group":
+            return nn.GroupNorm(gcd(4, channels), channels)
+    raise ValueError(f"norm: {kind!r} is none of none, instance, batch, layer, group")
+
+
+def make_activation(kind: str) -> nn.Module:
+    """Activation: relu, leaky_relu (slope 0.01) or sigmoid. It may overwrite its input: pass only what nobody else holds."""
+    match kind:
+        case "relu":
+            return nn.ReLU(inplace=True)
+        case "leaky_relu":
+            return nn.LeakyReLU(0.01, inplace=True)
+        case "sigmoid":
+            return nn.Sigmoid()
+    raise ValueError(f"activation: {kind!r} is none of relu, leaky_relu, sigmoid")
+
+
+def make_pooling(kind: str, shape: Shape, *, keep: int = 2) -> tuple[nn.Module, Shape]:
+    """2×2 pooling (none, max or avg) of maps of `shape`, and the shape after it.
+
+    It is left out where a side would fall below `keep`. Inside a network that is 2, because an instance-normalised 1×1 map
+    is a constant: on 8×8 images the deep networks would see nothing. At a network's end it is 1.
+    """
+    channels, height, width = shape
+    if kind == "none" or min(height, width) // 2 < keep:
+        return nn.Identity(), shape
+    pooled = (channels, height // 2, width // 2)
+    match kind:
+        case "max":
+            return nn.MaxPool2d(2), pooled
+        case "avg":
+            return nn.AvgPool2d(2), pooled
+    raise ValueError(f"pooling: {kind!r} is none of none, max, avg")
