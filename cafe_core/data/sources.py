@@ -3,32 +3,43 @@
 from __future__ import annotations
 
 import fcntl
-import hashlib
-import json
+import logging
 import shutil
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from cafe_core.config import DatasetSpec
-from cafe_core.data.class_store import FORMAT_VERSION, ClassStore, ImageSource, build
+from cafe_core.data.catalog import BUILTIN, is_native
+from cafe_core.data.class_store import ClassStore, ImageSource, build
+from cafe_core.data.readers import fitted, read
+from cafe_core.data.store_path import store_path
 from cafe_core.errors import DatasetError
 from cafe_core.jobdir import DataRoots
+
+log = logging.getLogger(__name__)
 
 
 def prepare(spec: DatasetSpec, roots: DataRoots) -> Path:
     """The class store of `spec`, built under `roots.cache` if it is not there yet.
 
     Two processes that want the same store wait for one another; a builder that is killed leaves nothing that
-    looks complete. Raises DatasetError for data that cannot be used.
+    looks complete. Every image is decoded here, so every damaged one is found here. Raises SpecError for a path
+    outside the dataset root and DatasetError for data that cannot be used.
     """
-    key = _key(spec)
-    store = roots.cache / key
-    with _locked(roots.cache / f"{key}.lock"):
+    store = store_path(spec, roots)
+    with _locked(store.with_name(f"{store.name}.lock")):
         if not store.exists():
-            for stale in roots.cache.glob(f".{key}.*.tmp"):  # of a killed builder: nobody else builds under this lock
+            for stale in roots.cache.glob(f".{store.name}.*.tmp"):  # of a killed builder: nobody else builds under this lock
                 shutil.rmtree(stale)
-            build(store, _source(spec))
+            started = time.monotonic()
+            source = _source(spec, roots)
+            build(store, source, mean_std=_known_mean_std(spec))
+            log.info("built %s from %s in %.1f s", store, source.name, time.monotonic() - started)
+            if store_path(spec, roots) != store:
+                shutil.rmtree(store)
+                raise DatasetError(f"{source.name} was changed while it was read; submit again when it is complete")
     return store
 
 
@@ -37,17 +48,25 @@ def open_store(spec: DatasetSpec, roots: DataRoots) -> ClassStore:
     return ClassStore.open(prepare(spec, roots))
 
 
-def _source(spec: DatasetSpec) -> ImageSource:
+def _source(spec: DatasetSpec, roots: DataRoots) -> ImageSource:
+    """Imports what it needs only: scikit-learn takes a second, torch two."""
+    if spec.name is None:
+        return read(spec, roots)
     if spec.name == "digits":
-        from cafe_core.data.digits import digits_source  # scikit-learn takes a second to import
+        from cafe_core.data.digits import digits_source
 
-        return digits_source()
-    raise DatasetError(f"dataset {spec.name or spec.id or spec.path}: not read yet")
+        return fitted(digits_source(), spec)
+    from cafe_core.data.torchvision_source import torchvision_source
+
+    with _locked(roots.cache / f"{spec.name}.download.lock"):
+        return fitted(torchvision_source(spec.name, roots.downloads), spec)
 
 
-def _key(spec: DatasetSpec) -> str:
-    identity = {"format": FORMAT_VERSION, "name": spec.name, "image_size": spec.image_size}
-    return f"{spec.name}-{hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]}"
+def _known_mean_std(spec: DatasetSpec) -> tuple[Sequence[float], Sequence[float]] | None:
+    """The published constants for a built-in dataset as it is; None, so that they are measured, for all else."""
+    if spec.name is None or not is_native(spec):
+        return None
+    return BUILTIN[spec.name].mean, BUILTIN[spec.name].std
 
 
 @contextmanager

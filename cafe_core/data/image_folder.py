@@ -1,0 +1,250 @@
+"""Reads an image folder, or a .zip of one: `train/CLASS/*.png`, optional `test/CLASS/*.png`.
+
+The files' names alone decide the layout (:class:`ImageFolderSource` checks it on construction and opens the first
+image only); pixels are decoded when the store is built. Nothing of a .zip is extracted to disk.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import zipfile
+import zlib
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Literal, Protocol
+
+import numpy as np
+
+from cafe_core.data.class_store import Images, Labels, chunk_length
+from cafe_core.data.pixels import decode
+from cafe_core.errors import DatasetError, SpecError
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
+_OTHER_IMAGES = (".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".jp2", ".heic", ".avif", ".jfif", ".npy")
+_EXPECTED = "expected train/CLASS/*.png (or .jpg, .jpeg, .bmp, .webp) and, optionally, test/CLASS/*"
+_MAX_FILES = 20_000_000
+_MAX_FILE_BYTES = 256 * 2**20
+#: Deflate reaches about 1030 to 1; images are compressed already.
+_MAX_RATIO, _RATIO_FROM_BYTES = 200, 16 * 2**20
+
+
+class ImageFiles(Protocol):
+    """A tree of files, wherever it lies."""
+
+    label: str
+    """How errors name the tree."""
+
+    def names(self) -> Iterator[str]:
+        """Every file's path in the tree with `/` between its parts; directories end with `/`."""
+
+    def read(self, name: str) -> bytes:
+        """One file's content."""
+
+
+class DirectoryFiles:
+    """Files of a directory. Links may not lead out of `root`."""
+
+    def __init__(self, path: Path, label: str, root: Path) -> None:
+        self.label = label
+        self._path, self._root = path, root.resolve()
+
+    def names(self) -> Iterator[str]:
+        """Raises SpecError at a link that leads out of the root, DatasetError at what cannot be listed."""
+        yield from self._walk(self._path, "", frozenset({self._path.resolve()}))
+
+    def _walk(self, directory: Path, prefix: str, above: frozenset[Path]) -> Iterator[str]:
+        try:
+            entries = sorted(os.scandir(directory), key=lambda entry: entry.name)
+        except OSError as error:
+            raise DatasetError(f"{self.label}: {prefix or 'the folder'} cannot be listed ({error.strerror})") from error
+        for entry in entries:
+            name, inner = prefix + entry.name, above
+            if entry.is_symlink():
+                target = Path(entry.path).resolve()
+                if not target.is_relative_to(self._root):
+                    raise SpecError(f"{self.label}: {name} is a link that leads out of the dataset root", loc="dataset.path")
+                if target in above:
+                    raise DatasetError(f"{self.label}: {name} is a link to a folder that it lies in; remove it")
+                inner = above | {target}
+            if entry.is_dir():
+                yield f"{name}/"
+                yield from self._walk(Path(entry.path), f"{name}/", inner)
+            elif entry.is_file():
+                yield name
+            elif not is_ignored(name):
+                raise DatasetError(f"{self.label}: {name} is neither a file nor a folder (a dangling link?); remove it")
+
+    def read(self, name: str) -> bytes:
+        """Raises DatasetError when the file is gone, unreadable or absurdly large."""
+        path = self._path / name
+        try:
+            size = path.stat().st_size
+            if size > _MAX_FILE_BYTES:
+                raise DatasetError(f"{self.label}: {name} has {size} bytes; an image file may have {_MAX_FILE_BYTES}")
+            return path.read_bytes()
+        except OSError as error:
+            raise DatasetError(f"{self.label}: {name} cannot be read ({error.strerror})") from error
+
+
+class ZipFiles:
+    """Files of a .zip archive, without the one folder on top that they may all lie in."""
+
+    def __init__(self, path: Path, label: str) -> None:
+        self.label = label
+        try:
+            self._zip = zipfile.ZipFile(path)
+        except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
+            raise DatasetError(f"{label} is not a readable .zip archive ({error}); make or upload it again") from error
+        self._members: dict[str, zipfile.ZipInfo] = {}
+        for info in self._zip.infolist():
+            if not is_ignored(info.filename):
+                self._check(info)
+                self._members[info.filename] = info
+        self._top = _single_top_folder(self._members)
+
+    def _check(self, info: zipfile.ZipInfo) -> None:
+        where, name = f"{self.label}: {info.filename!r}", info.filename
+        parts = name.removesuffix("/").split("/")
+        if name.startswith("/") or "\\" in name or ":" in parts[0] or any(part in ("", ".", "..") for part in parts):
+            raise DatasetError(f"{where} is no plain path inside an archive; zip the folder again")
+        if name in self._members:
+            raise DatasetError(f"{where} is in the archive twice; zip the folder again")
+        if stat.S_ISLNK(info.external_attr >> 16):
+            raise DatasetError(f"{where} is a link; zip the folder again with the files themselves")
+        if info.flag_bits & 0x1:
+            raise DatasetError(f"{where} is encrypted; zip the folder again without a password")
+        bomb = info.file_size > _RATIO_FROM_BYTES and info.file_size > _MAX_RATIO * max(1, info.compress_size)
+        if info.file_size > _MAX_FILE_BYTES or bomb:
+            raise DatasetError(
+                f"{where} unpacks from {info.compress_size} to {info.file_size} bytes, which no image file does; "
+                f"a file may have {_MAX_FILE_BYTES} bytes"
+            )
+
+    def names(self) -> Iterator[str]:
+        """In the archive's order."""
+        for name in self._members:
+            inner = name.removeprefix(self._top)
+            if inner:
+                yield inner
+
+    def read(self, name: str) -> bytes:
+        """Raises DatasetError when the member is damaged."""
+        try:
+            return self._zip.read(self._members[self._top + name])
+        except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError, NotImplementedError) as error:
+            raise DatasetError(f"{self.label}: {name} is damaged in the archive ({error}); make or upload it again") from error
+
+
+def is_ignored(name: str) -> bool:
+    """Whether the path holds a dotfile or what macOS adds to archives."""
+    return any((part.startswith(".") and part != "..") or part == "__MACOSX" for part in name.split("/"))
+
+
+def _single_top_folder(names: Iterable[str]) -> str:
+    """`FOLDER/` when all names lie in that one folder and it is not itself a split, else the empty string."""
+    tops = {name.split("/", 1)[0] + "/" for name in names if "/" in name}
+    if len(tops) != 1 or tops & {"train/", "test/"}:
+        return ""
+    return tops.pop()
+
+
+class ImageFolderSource:
+    """An image folder as a source of a class store (`class_store.ImageSource`).
+
+    Classes are the folders in train/, sorted by name; images within a class are sorted by name too.
+    Raises DatasetError on construction for everything that the names and the first image show.
+    """
+
+    is_digits = False  # nothing says that own images are: they are mirrored by augmentation
+
+    def __init__(self, files: ImageFiles, *, image_size: int | None, channels: Literal[1, 3] | None) -> None:
+        self._files, self._image_size, self._channels = files, image_size, channels
+        train, test = _split(files)
+        self.name = files.label
+        self.class_names = sorted(train)
+        _check_classes(files.label, self.class_names, train, test)
+        self._train = [sorted(train[name]) for name in self.class_names]
+        self._test = [(file, k) for k, name in enumerate(self.class_names) for file in sorted(test.get(name, ()))]
+        self.class_counts = [len(names) for names in self._train]
+        self.test_count = len(self._test)
+        self._first = self._train[0][0]
+        self.shape: tuple[int, int, int] = self._decode(self._first).shape
+
+    def train(self, k: int) -> Iterator[Images]:
+        """Raises DatasetError at the first image that cannot be decoded or does not match the others."""
+        step = chunk_length(self.shape)
+        for start in range(0, len(self._train[k]), step):
+            yield np.stack([self._checked(name) for name in self._train[k][start : start + step]])
+
+    def test(self) -> Iterator[tuple[Images, Labels]]:
+        """Raises DatasetError as :meth:`train` does."""
+        step = chunk_length(self.shape)
+        for start in range(0, len(self._test), step):
+            part = self._test[start : start + step]
+            yield np.stack([self._checked(name) for name, _ in part]), np.array([k for _, k in part], dtype=np.int64)
+
+    def _decode(self, name: str) -> Images:
+        where = f"{self._files.label}: {name}"
+        return decode(self._files.read(name), where, image_size=self._image_size, channels=self._channels)
+
+    def _checked(self, name: str) -> Images:
+        """The image, of the same shape as the first one."""
+        image = self._decode(name)
+        if image.shape == self.shape:
+            return image
+        kinds = [f"{w}×{h} {'grey' if c == 1 else 'colour'}" for c, h, w in (image.shape, self.shape)]
+        fix = "dataset.channels (1 or 3)" if image.shape[0] != self.shape[0] else "dataset.image_size"
+        raise DatasetError(f"{self._files.label}: {name} is {kinds[0]}, {self._first} is {kinds[1]}; set {fix} to convert all")
+
+
+def _split(files: ImageFiles) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
+    """The images of train/ and of test/, by class: {class: [file...]}. Raises DatasetError for other layouts."""
+    splits: dict[str, dict[str, list[str]]] = {}
+    strangers: list[str] = []
+    count = 0
+    for name in files.names():
+        if is_ignored(name):
+            continue
+        count += 1
+        if count > _MAX_FILES:
+            raise DatasetError(f"{files.label} has more than {_MAX_FILES} files")
+        parts = name.removesuffix("/").split("/")
+        suffix = parts[-1][parts[-1].rfind(".") :].lower()  # quicker than Path.suffix, and there may be millions
+        is_image = suffix in SUFFIXES and not name.endswith("/")
+        if parts[0] not in ("train", "test"):
+            if is_image:
+                strangers.append(name)
+            continue
+        split = splits.setdefault(parts[0], {})
+        if len(parts) >= 3 or (len(parts) == 2 and name.endswith("/")):
+            split.setdefault(parts[1], [])
+        if is_image:
+            if len(parts) != 3:
+                raise DatasetError(f"{files.label}: {name} is not directly in a class's folder; {_EXPECTED}")
+            split[parts[1]].append(name)
+        elif suffix in _OTHER_IMAGES:
+            raise DatasetError(f"{files.label}: {name} is of a kind that is not read; convert it to one of {', '.join(SUFFIXES)}")
+    if "train" not in splits:
+        found = f"; found {strangers[0]}" if strangers else "; it holds no images" if not splits else ""
+        raise DatasetError(f"{files.label} has no train/ folder{found}; {_EXPECTED}")
+    if strangers:
+        raise DatasetError(f"{files.label}: {strangers[0]} is neither in train/ nor in test/; move or remove it")
+    if "test" in splits and not any(splits["test"].values()):
+        raise DatasetError(f"{files.label}: test/ holds no images; fill it or remove it")
+    return splits["train"], splits.get("test", {})
+
+
+def _check_classes(label: str, names: list[str], train: dict[str, list[str]], test: dict[str, list[str]]) -> None:
+    if not names:
+        raise DatasetError(f"{label}: train/ holds no class folders; {_EXPECTED}")
+    for name in names:
+        if not name.isprintable():
+            raise DatasetError(f"{label}: the class folder {name!r} has a name that cannot be printed; rename it")
+        if not train[name]:
+            raise DatasetError(f"{label}: class {name!r} has no images in train/; add some ({', '.join(SUFFIXES)}) or remove it")
+    if len(names) == 1:
+        raise DatasetError(f"{label} has one class only ({names[0]!r}); at least 2 are needed")
+    for name in sorted(test):
+        if name not in train:
+            raise DatasetError(f"{label}: class {name!r} is in test/ and not in train/; the classes of test/ must be in train/")

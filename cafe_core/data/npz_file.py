@@ -1,0 +1,218 @@
+"""Reads an .npz dataset: `images` uint8 (N, H, W) or (N, H, W, C), `labels` integers (N,) from 0 to K-1; optional
+`test_images` and `test_labels` alike. Written by `numpy.savez` or `savez_compressed`.
+
+The arrays' headers and the labels are read and checked on construction; the images are unpacked, when the store is
+built, to a scratch file on disk and mapped from there, so that they need not fit in memory. Pickles are never read.
+Format: https://numpy.org/doc/stable/reference/generated/numpy.lib.format.html
+"""
+
+from __future__ import annotations
+
+import mmap
+import shutil
+import tempfile
+import zipfile
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import IO, Any, Literal
+
+import numpy as np
+from numpy.lib import format as npy_format
+
+from cafe_core.data.class_store import ArraySource, Images, Labels
+from cafe_core.data.pixels import check_side
+from cafe_core.errors import DatasetError
+
+_ARRAYS = ("images", "labels", "test_images", "test_labels")
+#: Labels are read into memory, by the API too: 32 million of 8 bytes.
+_MAX_LABEL_BYTES = 256 * 2**20
+_READING_ERRORS = (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, RuntimeError, NotImplementedError)
+
+
+@dataclass(frozen=True)
+class _Header:
+    shape: tuple[int, ...]
+    fortran_order: bool
+    dtype: np.dtype[Any]
+
+    @property
+    def nbytes(self) -> int:
+        count = 1
+        for side in self.shape:  # Python integers do not overflow, whatever the header claims
+            count *= side
+        return count * self.dtype.itemsize
+
+
+class NpzSource:
+    """An .npz as a source of a class store (`class_store.ImageSource`); classes are named "0", "1", ….
+
+    label: how errors name the file. scratch: a directory with room for the unpacked images. Raises DatasetError on
+    construction for everything but damage within the images' bytes.
+    """
+
+    is_digits = False  # nothing says that own images are: they are mirrored by augmentation
+
+    def __init__(self, path: Path, label: str, scratch: Path) -> None:
+        self.name = label
+        self._scratch = scratch
+        try:
+            self._zip = zipfile.ZipFile(path)
+        except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
+            raise DatasetError(f"{label} is not a readable .npz file ({error}); write it again with numpy.savez") from error
+        self._headers = {name: self._header(name) for name in self._array_names()}
+        self.shape = self._image_shape("images")
+        self._labels = self._read_labels("labels", of="images")
+        self.class_counts = self._counts()
+        self.class_names = [str(k) for k in range(len(self.class_counts))]
+        self._test_labels = self._read_test_labels()
+        self.test_count = len(self._test_labels)
+
+    def _error(self, message: str) -> DatasetError:
+        return DatasetError(f"{self.name}: {message}")
+
+    def _array_names(self) -> list[str]:
+        names = [info.filename.removesuffix(".npy") for info in self._zip.infolist()]
+        for name in names:
+            if name not in _ARRAYS:
+                raise self._error(f"array {name!r} is not known; an .npz dataset has {', '.join(_ARRAYS)}")
+        for name in _ARRAYS[:2]:
+            if name not in names:
+                raise self._error(f"array {name!r} is absent; an .npz dataset has images and labels")
+        if ("test_images" in names) != ("test_labels" in names):
+            raise self._error("test_images and test_labels go together; one of them is absent")
+        if len(set(names)) != len(names):
+            raise self._error("an array is in the file twice; write it again with numpy.savez")
+        return names
+
+    # -- headers
+
+    def _header(self, name: str) -> _Header:
+        try:
+            with self._zip.open(f"{name}.npy") as member:
+                header = _read_header(member)
+                data_bytes = self._zip.getinfo(f"{name}.npy").file_size - member.tell()
+        except _READING_ERRORS as error:
+            raise self._error(f"array {name!r} is damaged ({error}); write the file again with numpy.savez") from error
+        if header.dtype.hasobject:
+            raise self._error(f"array {name!r} holds pickled Python objects, which are never read; save it with a numeric dtype")
+        if header.nbytes != data_bytes:
+            raise self._error(f"array {name!r} has {data_bytes} bytes where its shape {header.shape} needs {header.nbytes}")
+        return header
+
+    def _image_shape(self, name: str) -> tuple[int, int, int]:
+        """(C, H, W) of the array's images."""
+        header = self._headers[name]
+        if header.dtype != np.uint8:
+            raise self._error(
+                f"{name} is {header.dtype}; it must be uint8, levels 0 to 255 (e.g. (x * 255).round().astype('uint8'))"
+            )
+        if len(header.shape) not in (3, 4):
+            raise self._error(f"{name} has shape {header.shape}; it must be N×H×W or N×H×W×C")
+        n, height, width = header.shape[:3]
+        channels = header.shape[3] if len(header.shape) == 4 else 1
+        if n == 0:
+            raise self._error(f"{name} is empty")
+        if channels not in (1, 3):
+            hint = "; move the channels to the end" if height in (1, 3) else ""
+            raise self._error(f"{name} has {channels} channels (its last axis); 1 or 3 are taken{hint}")
+        check_side(f"{self.name}: {name}", height, width)
+        return channels, height, width
+
+    # -- labels
+
+    def _read_labels(self, name: str, *, of: str) -> Labels:
+        """(n,) int64, not negative, one for each image of the array `of`."""
+        header = self._headers[name]
+        if header.dtype.kind not in "iu":
+            raise self._error(f"{name} is {header.dtype}; it must hold integers, 0 to K-1")
+        if header.shape != self._headers[of].shape[:1]:
+            raise self._error(f"{name} has shape {header.shape}; {of} needs ({self._headers[of].shape[0]},)")
+        if header.nbytes > _MAX_LABEL_BYTES:
+            raise self._error(f"{name} has {header.nbytes} bytes; at most {_MAX_LABEL_BYTES} are read")
+        with self._unpacking(name) as member:
+            raw = member.read()
+        labels = np.frombuffer(raw, dtype=header.dtype)
+        limit = len(labels) if of == "images" else len(self.class_counts)
+        bad = np.flatnonzero((labels < 0) | (labels >= limit))
+        if len(bad):
+            value = labels[bad[0]]
+            if value < 0:
+                raise self._error(f"{name}[{bad[0]}] is {value}; labels count from 0")
+            if of == "images":  # more classes than images: some class is empty
+                raise self._error(f"{name}[{bad[0]}] is {value}, with {len(labels)} images; labels must be 0 to K-1 without gaps")
+            raise self._error(f"{name}[{bad[0]}] is {value}; labels has the classes 0 to {len(self.class_counts) - 1}")
+        return labels.astype(np.int64)
+
+    def _counts(self) -> list[int]:
+        counts: list[int] = np.bincount(self._labels).tolist()
+        for k, count in enumerate(counts):
+            if count == 0:
+                raise self._error(
+                    f"class {k} has no images, though labels go up to {len(counts) - 1}; number the classes without gaps"
+                )
+        if len(counts) == 1:
+            raise self._error("labels holds one class only (0); at least 2 are needed")
+        return counts
+
+    def _read_test_labels(self) -> Labels:
+        if "test_images" not in self._headers:
+            return np.zeros(0, dtype=np.int64)
+        shape = self._image_shape("test_images")
+        if shape != self.shape:
+            raise self._error(f"test_images are {shape} (C, H, W), images are {self.shape}; they must be alike")
+        return self._read_labels("test_labels", of="test_images")
+
+    # -- images
+
+    def train(self, k: int) -> Iterator[Images]:
+        """Raises DatasetError where the file's bytes are damaged."""
+        return self._arrays.train(k)
+
+    def test(self) -> Iterator[tuple[Images, Labels]]:
+        """Raises DatasetError where the file's bytes are damaged."""
+        return self._arrays.test()
+
+    @cached_property
+    def _arrays(self) -> ArraySource:
+        images = self._map("images")
+        test_images = self._map("test_images") if self.test_count else images[:0]
+        return ArraySource(self.name, self.class_names, images, self._labels, test_images, self._test_labels)
+
+    def _map(self, name: str) -> Images:
+        """The array unpacked to a scratch file, as (N, C, H, W). The file has no name and goes with the mapping."""
+        header = self._headers[name]
+        free = shutil.disk_usage(self._scratch).free
+        if header.nbytes > free:
+            raise self._error(f"{name} unpacks to {header.nbytes} bytes, and {self._scratch} has {free} free")
+        with tempfile.TemporaryFile(dir=self._scratch) as scratch:
+            with self._unpacking(name) as member:
+                shutil.copyfileobj(member, scratch, 2**20)
+            scratch.flush()
+            stored: Literal["F", "C"] = "F" if header.fortran_order else "C"
+            mapped = mmap.mmap(scratch.fileno(), header.nbytes, access=mmap.ACCESS_READ)
+            array: Images = np.ndarray(header.shape, dtype=np.uint8, buffer=mapped, order=stored)
+        return array.transpose(0, 3, 1, 2) if array.ndim == 4 else array[:, None]
+
+    @contextmanager
+    def _unpacking(self, name: str) -> Iterator[IO[bytes]]:
+        """The array's bytes, past its header; zipfile checks their CRC at the end."""
+        try:
+            with self._zip.open(f"{name}.npy") as member:
+                _read_header(member)
+                yield member
+        except _READING_ERRORS as error:
+            raise self._error(f"array {name!r} cannot be unpacked ({error}); write the file again with numpy.savez") from error
+
+
+def _read_header(member: IO[bytes]) -> _Header:
+    """Raises ValueError where it is not one of a plain array."""
+    version = npy_format.read_magic(member)
+    if version == (1, 0):
+        return _Header(*npy_format.read_array_header_1_0(member))
+    if version == (2, 0):
+        return _Header(*npy_format.read_array_header_2_0(member))
+    raise ValueError(f"format version {version}")

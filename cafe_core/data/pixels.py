@@ -1,0 +1,122 @@
+"""From an image file's bytes, or from arrays, to uint8 arrays of the wanted size and channels.
+
+What is done with each kind of image:
+
+* grey, grey with alpha and 1-bit count as grey (1 channel); all others as colour (3), CMYK and palettes too;
+* 16-bit grey keeps its high byte, as the decoder does with 16-bit colour;
+* transparency is laid over white, as viewers show it;
+* the orientation that a camera notes in the EXIF data is applied;
+* of an animation, the first frame is taken.
+"""
+
+from __future__ import annotations
+
+import io
+import struct
+import zlib
+from typing import Literal
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from cafe_core.config import MAX_IMAGE_SIDE
+from cafe_core.data.class_store import Images
+from cafe_core.errors import DatasetError
+
+#: What is decoded, whatever a file's name says: fewer decoders, fewer surprises.
+_FORMATS = ("PNG", "JPEG", "BMP", "WEBP")
+_MIN_IMAGE_SIDE = 4
+_GREY_MODES = {"1", "L", "LA", "La", "I;16", "I;16L", "I;16B", "I;16N"}
+_DECODING_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error)
+#: A decompression bomb is refused at Pillow's limit, where Pillow itself only warns until twice that.
+_MAX_PIXELS = Image.MAX_IMAGE_PIXELS or 89_478_485
+
+
+def decode(data: bytes, where: str, *, image_size: int | None, channels: Literal[1, 3] | None) -> Images:
+    """The image as (C, H, W) uint8: C its own or `channels`; H = W = image_size where that is given.
+
+    where: how an error names the image. Raises DatasetError for what cannot be decoded, is too large or too small.
+    """
+    image = _load(data, where)
+    image = _convert(image, channels or natural_channels(image.mode, where))
+    array = _to_array(_fit(image, image_size))
+    check_side(where, array.shape[1], array.shape[2])
+    return array
+
+
+def _load(data: bytes, where: str) -> Image.Image:
+    if not data:
+        raise DatasetError(f"{where} is empty; remove it or put the image there")
+    try:
+        image = Image.open(io.BytesIO(data), formats=_FORMATS)
+        if image.width * image.height > _MAX_PIXELS:
+            raise Image.DecompressionBombError(f"it has {image.width}×{image.height} pixels")
+        image.load()
+        ImageOps.exif_transpose(image, in_place=True)
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise DatasetError(f"{where} is too large: {error}; at most {_MAX_PIXELS} pixels are decoded") from error
+    except UnidentifiedImageError as error:
+        raise DatasetError(f"{where} is not a {', '.join(_FORMATS)} image, or is damaged; replace or remove it") from error
+    except _DECODING_ERRORS as error:
+        raise DatasetError(f"{where} cannot be decoded ({error}); replace or remove it") from error
+    return image
+
+
+def natural_channels(mode: str, where: str) -> Literal[1, 3]:
+    """Channels of an image in Pillow's `mode`. Raises DatasetError for modes that have no 8-bit meaning."""
+    if mode in ("I", "F"):
+        raise DatasetError(f"{where} holds 32-bit levels (mode {mode}); save it with 8 or 16 bits")
+    return 1 if mode in _GREY_MODES else 3
+
+
+def _convert(image: Image.Image, channels: int) -> Image.Image:
+    """The image in mode L or RGB."""
+    if image.mode.startswith("I;16"):
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    elif image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    mode = "L" if channels == 1 else "RGB"
+    return image if image.mode == mode else image.convert(mode)
+
+
+def _fit(image: Image.Image, image_size: int | None) -> Image.Image:
+    """The central square resized to image_size (antialiased): the shorter side resized, the longer one cropped."""
+    if image_size is None or image.size == (image_size, image_size):
+        return image
+    side = min(image.size)
+    left, top = (image.width - side) / 2, (image.height - side) / 2
+    return image.resize((image_size, image_size), Image.Resampling.BILINEAR, box=(left, top, left + side, top + side))
+
+
+def _to_array(image: Image.Image) -> Images:
+    """(C, H, W), contiguous."""
+    array = np.asarray(image)
+    return array[None] if array.ndim == 2 else np.ascontiguousarray(array.transpose(2, 0, 1))
+
+
+def check_side(where: str, height: int, width: int) -> None:
+    """Raises DatasetError unless both sides are within what the networks take."""
+    if min(height, width) < _MIN_IMAGE_SIDE or max(height, width) > MAX_IMAGE_SIDE:
+        raise DatasetError(
+            f"{where} has {width}×{height} pixels (width×height); sides from {_MIN_IMAGE_SIDE} to {MAX_IMAGE_SIDE} are taken; "
+            "set dataset.image_size to have the images resized"
+        )
+
+
+def fitted_shape(shape: tuple[int, int, int], image_size: int | None, channels: int | None) -> tuple[int, int, int]:
+    """The (C, H, W) that images of `shape` have after :func:`fit_batch`."""
+    c, h, w = shape
+    return channels or c, image_size or h, image_size or w
+
+
+def fit_batch(images: Images, image_size: int | None, channels: int | None) -> Images:
+    """(n, C, H, W) uint8 with C 1 or 3, resized and converted exactly as image files are."""
+    wanted = fitted_shape(images.shape[1:], image_size, channels)
+    if images.shape[1:] == wanted:
+        return images
+    fitted = np.empty((len(images), *wanted), dtype=np.uint8)
+    for row, image in enumerate(images):
+        pixels = image[0] if len(image) == 1 else np.ascontiguousarray(image.transpose(1, 2, 0))
+        fitted[row] = _to_array(_fit(_convert(Image.fromarray(pixels), wanted[0]), image_size))
+    return fitted

@@ -1,0 +1,27 @@
+"""Where the class store of a dataset lies: under the cache, named after what it was made from."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from cafe_core.config import DatasetSpec
+from cafe_core.data.class_store import FORMAT_VERSION
+from cafe_core.data.readers import identity
+from cafe_core.jobdir import DataRoots
+
+
+def store_path(spec: DatasetSpec, roots: DataRoots) -> Path:
+    """The store's directory, whether or not it is built.
+
+    Its name ends in a hash of the source (a built-in dataset's name, or the path, size and modification time of
+    every file), of image_size and channels, and of the store's format. Raises as `readers.locate` does.
+    """
+    source: Any = spec.name if spec.name is not None else identity(spec, roots)
+    what = {"format": FORMAT_VERSION, "source": source, "image_size": spec.image_size, "channels": spec.channels}
+    digest = hashlib.sha256(json.dumps(what).encode()).hexdigest()[:24]
+    readable = re.sub(r"[^A-Za-z0-9_]+", "-", spec.name or spec.id or Path(spec.path or "").name)[:40].strip("-")
+    return roots.cache / f"{readable}-{digest}"
