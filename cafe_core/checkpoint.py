@@ -72,7 +72,11 @@ def latest_checkpoint(directory: Path, spec: CondenseSpec) -> Checkpoint | None:
         try:
             with safe_open(path, framework="pt") as file:
                 metadata = file.metadata()
-                checkpoint = Checkpoint(file.get_tensor("images"), file.get_tensor("momentum"), int(metadata["iteration"]))
+                checkpoint = Checkpoint(
+                    file.get_tensor("images").clone(),  # off the memory map: the file may change or go
+                    file.get_tensor("momentum").clone(),
+                    int(metadata["iteration"]),
+                )
         except (SafetensorError, OSError, KeyError):
             continue  # torn by a failing disk: the one before it serves
         if metadata["spec_digest"] != spec_digest(spec):

@@ -1,0 +1,130 @@
+"""What a spec will hold and send, computed before anything is started. No torch: the API answers with it.
+
+Shapes are those of cafe_core.networks, stated as arithmetic; a test holds the two together.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from math import prod
+
+from cafe_core.config import CondenseSpec, DatasetInfo, NetworkSpec
+
+Shape = tuple[int, int, int]
+
+RUNTIME_BYTES = 500 << 20
+"""A worker before it holds anything of the job: Python, torch and Ray (about 450 MB resident, measured)."""
+GRAPH_BYTES_CPU = 512 << 20
+"""What feature maps in flight may take on a CPU, whatever K and N (cafe_core.model.Budget)."""
+
+_BODY_PARAMETERS = {"lenet": 55_000, "alexnet": 1_900_000, "vgg11": 9_300_000, "resnet18": 11_200_000}
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Per worker unless it says otherwise. The largest shard counts."""
+
+    memory_bytes: int
+    """Sum of what follows and of the runtime."""
+    synthetic_bytes: int
+    """S, its momentum and its gradient."""
+    statistics_bytes: int
+    """Class centres, their gradient, and the real class means."""
+    network_bytes: int
+    """θ, its gradient, and the inner loop's activations."""
+    features_bytes: int
+    """Feature maps in flight: bounded whatever the number of classes, but at least one image's."""
+    numbers_per_outer_step: int
+    """Numbers a worker sends to the others: 2·K·D for the shared statistics."""
+    download_bytes: int
+    """Size of synthetic.safetensors."""
+
+    def as_dict(self) -> dict[str, int]:
+        """As JSON."""
+        return asdict(self)
+
+
+def estimate(spec: CondenseSpec, info: DatasetInfo) -> Estimate:
+    """`spec` must be resolved."""
+    itemsize = 8 if spec.precision == "float64" else 4
+    K, C_H_W = info.num_classes, prod(info.shape)
+    classes = -(-K // spec.resources.workers)
+    maps = map_shapes(spec.network, info.shape)
+    D, map_numbers = prod(maps[-1]), sum(prod(m) for m in maps)
+
+    images = 3 * classes * spec.ipc * C_H_W * itemsize
+    statistics = (3 * K * D + classes * map_numbers) * itemsize
+    minibatch = min(spec.method.batch_train, K * spec.ipc)
+    network = (3 * parameter_count(spec.network, info.shape, K) + 3 * minibatch * map_numbers) * itemsize
+    features = max(GRAPH_BYTES_CPU, 3 * spec.ipc * map_numbers * itemsize)
+    gathered = 4 * K * spec.ipc * C_H_W * itemsize  # rank 0 collects all images and momenta for a checkpoint, and packs them
+    return Estimate(
+        memory_bytes=RUNTIME_BYTES + images + statistics + network + features + gathered,
+        synthetic_bytes=images,
+        statistics_bytes=statistics,
+        network_bytes=network,
+        features_bytes=features,
+        numbers_per_outer_step=2 * K * D if spec.method.discrimination else 0,
+        download_bytes=K * spec.ipc * (C_H_W * 4 + 8),
+    )
+
+
+def map_shapes(network: NetworkSpec, shape: Shape) -> list[Shape]:
+    """(C, H, W) of each aligned map; the last one, flattened, has width D."""
+    spec = network.resolved()
+    _, h, w = shape
+    if (h, w) == (28, 28) and spec.name != "mlp" and spec.name != "lenet":
+        h, w = 32, 32  # padded by the first convolution
+    match spec.name:
+        case "mlp":
+            return [(spec.width, 1, 1)] * 2
+        case "lenet":
+            side = (h, w) if min(h, w) < 32 else (h - 4, w - 4)
+            pooled = _halved(side)
+            second = pooled if min(pooled) < 8 else (pooled[0] - 4, pooled[1] - 4)
+            return [(6, *side), (16, *second), (84, 1, 1)]
+        case "convnet":
+            pooled_stages = set() if spec.pooling == "none" else set(range(spec.depth))
+            return _plain([spec.width] * spec.depth, pooled_stages, (h, w))
+        case "alexnet":
+            return _plain([128, 192, 256, 192, 192], {0, 1, 4}, (h, w))
+        case "vgg11":
+            return _plain([64, 128, 256, 512, 512], {0, 1, 2, 3, 4}, (h, w))
+        case "resnet18":
+            return _resnet([64, 128, 256, 512], (h, w))
+    raise AssertionError(spec.name)
+
+
+def parameter_count(network: NetworkSpec, shape: Shape, num_classes: int) -> int:
+    """Roughly how many parameters the network has."""
+    spec = network.resolved()
+    channels = shape[0]
+    classifier = num_classes * (prod(map_shapes(spec, shape)[-1]) + 1)
+    if spec.name == "convnet":
+        return spec.width * (9 * channels + 3) + (spec.depth - 1) * spec.width * (9 * spec.width + 3) + classifier
+    if spec.name == "mlp":
+        return spec.width * (prod(shape) + 1) + spec.width * (spec.width + 1) + classifier
+    return _BODY_PARAMETERS[spec.name] + classifier
+
+
+def _halved(side: tuple[int, int], keep: int = 2) -> tuple[int, int]:
+    """2×2 pooling, left out where a side would fall below `keep`."""
+    return (side[0] // 2, side[1] // 2) if min(side) // 2 >= keep else side
+
+
+def _plain(widths: list[int], pooled: set[int], side: tuple[int, int]) -> list[Shape]:
+    shapes: list[Shape] = []
+    for index, width in enumerate(widths):
+        shapes.append((width, *side))
+        if index in pooled:
+            side = _halved(side, keep=1 if index == len(widths) - 1 else 2)
+    return [*shapes, (widths[-1], *side)]
+
+
+def _resnet(widths: list[int], side: tuple[int, int]) -> list[Shape]:
+    shapes: list[Shape] = []
+    for index, width in enumerate(widths):
+        strided = ((side[0] + 1) // 2, (side[1] + 1) // 2)  # rounding up, unlike pooling
+        side = strided if index > 0 and min(strided) >= 2 else side
+        shapes.append((width, *side))
+    return [*shapes, (widths[-1], 1, 1)]

@@ -1,0 +1,63 @@
+"""The in-process backend: a whole job on one device, without Ray or a server (`cafe run`)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cafe_core.condense import condense
+from cafe_core.config import CondenseSpec, DatasetInfo, resolve
+from cafe_core.data import sources
+from cafe_core.data.class_store import ClassStore
+from cafe_core.distributed import Comm
+from cafe_core.evaluate import run_task
+from cafe_core.job import EvaluationTask, Report, run_job
+from cafe_core.jobdir import DataRoots, JobDir, JobFile, write_atomically
+
+
+class LocalBackend:
+    """One worker, which is this process."""
+
+    def __init__(self, spec: CondenseSpec, directory: JobDir, store: Path) -> None:
+        self._spec = spec
+        self._directory = directory
+        self._store = store
+        self._device = torch.device("cuda" if spec.resources.gpus_per_worker > 0 else "cpu")
+        torch.set_num_threads(spec.resources.cpus_per_worker)
+
+    def condense(self, report: Report) -> None:
+        """See :class:`cafe_core.job.Backend`."""
+        report("phase", phase="condensing")
+        store = ClassStore.open(self._store)
+        condense(self._spec, store, Comm.single(), self._device, checkpoints=self._directory.checkpoints, report=report)
+
+    def evaluate(self, tasks: Sequence[EvaluationTask], synthetic: Path, report: Report) -> Iterator[tuple[EvaluationTask, float]]:  # noqa: ARG002
+        """See :class:`cafe_core.job.Backend`."""
+        for task in tasks:
+            yield task, run_task(task, self._spec, self._store, synthetic, self._device)
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
+def run(spec: dict[str, Any], out: Path, roots: DataRoots, report: Report) -> dict[str, Any]:
+    """Run a job spec in this process and leave the job's files in `out`; returns the result.
+
+    A run that was broken off goes on from its last checkpoint when called again with the same spec and `out`.
+    Raises pydantic.ValidationError or ValueError for a refused spec, CafeError for a job that failed.
+    """
+    sent = CondenseSpec.model_validate(spec)
+    info = ClassStore.open(sources.prepare(sent.dataset, roots)).info
+    resolved = resolve(sent, info, cluster_gpus=torch.cuda.device_count())
+    resolved = resolved.model_copy(update={"resources": resolved.resources.model_copy(update={"workers": 1})})
+    directory = JobDir(out)
+    job = JobFile(job_id=out.name or "local", spec=resolved, roots=roots)
+    write_atomically(directory.job_file, job.model_dump_json(exclude_none=True, indent=2).encode())
+
+    def backend(_info: DatasetInfo, store: Path) -> LocalBackend:
+        return LocalBackend(resolved, directory, store)
+
+    return run_job(job, directory, 1, backend, report)

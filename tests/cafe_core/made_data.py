@@ -1,0 +1,45 @@
+"""Small class stores made by the tests: any number of classes, unequal and undersized ones."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from cafe_core.config import CondenseSpec, resolve
+from cafe_core.data.class_store import ArraySource, ClassStore, build
+
+
+def make_store(path: Path, counts: list[int], *, side: int = 8, channels: int = 1, test_count: int = 20, seed: int = 0) -> ClassStore:
+    """Classes of `counts` images: a blob per class at its own place, with noise."""
+    random = np.random.default_rng(seed)
+    K = len(counts)
+    centres = random.integers(0, 200, size=(K, channels, side, side))
+
+    def draw(k: int, n: int) -> np.ndarray:
+        return np.clip(centres[k] + random.normal(0, 30, size=(n, channels, side, side)), 0, 255).astype(np.uint8)
+
+    test_labels = np.arange(test_count, dtype=np.int64) % K
+    source = ArraySource(
+        name="made",
+        class_names=[f"class {k}" for k in range(K)],
+        images=np.concatenate([draw(k, n) for k, n in enumerate(counts)]),
+        labels=np.repeat(np.arange(K, dtype=np.int64), counts),
+        test_images=np.concatenate([draw(int(k), 1) for k in test_labels]),
+        test_labels=test_labels,
+    )
+    return build(path, source)
+
+
+def make_spec(store: ClassStore, **fields: object) -> CondenseSpec:
+    """A resolved spec of a small network on `store`."""
+    spec = {
+        "dataset": {"name": "digits"},
+        "ipc": 2,
+        "iterations": 3,
+        "precision": "float64",
+        "network": {"width": 6, "depth": 2},
+        "checkpoint_every": 100,
+        **fields,
+    }
+    return resolve(CondenseSpec.model_validate(spec), store.info)

@@ -1,0 +1,153 @@
+"""Whole runs: any number of shards gives the same S; a broken-off run goes on with the same bytes; bounds; NaN."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from cafe_core.checkpoint import checkpoint_files, latest_checkpoint
+from cafe_core.condense import condense
+from cafe_core.config import CondenseSpec
+from cafe_core.data.class_store import ClassStore
+from cafe_core.distributed import Comm
+from cafe_core.errors import CheckpointError, NonFiniteLossError
+from tests.cafe_core.gangs import run_gang
+from tests.cafe_core.made_data import make_spec, make_store
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module")
+def ten(tmp_path_factory: pytest.TempPathFactory) -> ClassStore:
+    """K = 10 with unequal classes: some smaller than N, one smaller than ipc."""
+    return make_store(tmp_path_factory.mktemp("store") / "ten", [30, 12, 30, 5, 30, 1, 30, 9, 30, 17])
+
+
+@pytest.fixture(scope="module")
+def seven(tmp_path_factory: pytest.TempPathFactory) -> ClassStore:
+    return make_store(tmp_path_factory.mktemp("store") / "seven", [2, 40, 11, 3, 25, 1, 18], channels=3)
+
+
+def synthetic(spec: CondenseSpec, store: ClassStore, path: Path, world: int, events: list[dict[str, Any]] | None = None) -> torch.Tensor:
+    def report(type: str, **data: Any) -> None:
+        if events is not None:
+            events.append({"type": type, **data})
+
+    run_gang(world, lambda comm: condense(spec, store, comm, CPU, checkpoints=path, report=report))
+    checkpoint = latest_checkpoint(path, spec)
+    assert checkpoint is not None
+    assert checkpoint.iteration == spec.iterations
+    return checkpoint.images
+
+
+METHOD = {"batch_real": 8, "query_per_class": 6, "gamma": 2, "max_outer": 3, "max_inner": 4, "batch_train": 7}
+
+
+@pytest.mark.parametrize(
+    ("name", "method"),
+    [
+        ("ten", METHOD),
+        ("seven", METHOD),
+        ("seven", {**METHOD, "preset": "reference"}),
+        ("seven", {**METHOD, "augment": "dsa", "init": "real"}),
+        ("ten", {**METHOD, "bilevel": "fixed"}),
+    ],
+)
+def test_any_number_of_shards_gives_the_same_images(
+    name: str, method: dict[str, Any], tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    store: ClassStore = request.getfixturevalue(name)
+    spec = make_spec(store, method=method)
+    one = synthetic(spec, store, tmp_path / "1", 1)
+    for world in (2, 3, store.info.num_classes):
+        sharded = synthetic(spec, store, tmp_path / str(world), world)
+        torch.testing.assert_close(sharded, one, rtol=0, atol=1e-9)
+    start = synthetic(make_spec(store, method=method, iterations=0), store, tmp_path / "0", 1)
+    assert (one - start).abs().amax(dim=(1, 2, 3)).min() > 1e-3  # every image was moved
+
+
+@pytest.mark.parametrize(("first", "then"), [(1, 1), (2, 2), (3, 1), (1, 3)])
+def test_a_run_that_is_broken_off_goes_on(seven: ClassStore, tmp_path: Path, first: int, then: int) -> None:
+    whole = synthetic(make_spec(seven, iterations=4, method=METHOD), seven, tmp_path / "whole", then)
+    synthetic(make_spec(seven, iterations=2, method=METHOD), seven, tmp_path / "parts", first)
+    resumed = synthetic(make_spec(seven, iterations=4, method=METHOD), seven, tmp_path / "parts", then)
+    if first == then:
+        assert torch.equal(resumed, whole)  # the same bytes
+    torch.testing.assert_close(resumed, whole, rtol=0, atol=1e-9)
+
+
+def test_queries_stop_every_rank_at_the_same_step_and_are_reported(seven: ClassStore, tmp_path: Path) -> None:
+    events: list[dict[str, Any]] = []
+    method = {**METHOD, "lambda_1": 1.0, "gamma": 2, "max_outer": 9}  # any two accuracies span less than 1: stops at 2
+    synthetic(make_spec(seven, method=method), seven, tmp_path, 3, events)
+    iterations = [e for e in events if e["type"] == "iteration"]
+    assert [e["iteration"] for e in iterations] == [1, 2, 3]
+    for e in iterations:
+        assert e["outer_steps"] == 2
+        assert e["stop_outer"] == {"converged": 1}
+        assert sum(e["stop_inner"].values()) == 1  # one inner loop, after the first of the two outer steps
+        assert 1 <= e["inner_epochs"] <= METHOD["max_inner"]
+        assert 0 <= e["query_accuracy"] <= 1
+        assert math.isfinite(e["feature_loss"])
+
+
+def test_fixed_loops_run_to_their_bounds(seven: ClassStore, tmp_path: Path) -> None:
+    events: list[dict[str, Any]] = []
+    synthetic(make_spec(seven, method={**METHOD, "bilevel": "fixed"}), seven, tmp_path, 1, events)
+    for e in (e for e in events if e["type"] == "iteration"):
+        assert (e["outer_steps"], e["inner_epochs"]) == (3, 2 * 4)
+        assert (e["stop_outer"], e["stop_inner"]) == ({"bound": 1}, {"bound": 2})
+
+
+def test_zero_iterations_give_the_initial_images(ten: ClassStore, tmp_path: Path) -> None:
+    noise = synthetic(make_spec(ten, iterations=0, ipc=3), ten, tmp_path / "noise", 2)
+    assert noise.shape == (30, 1, 8, 8)
+    assert abs(float(noise.mean())) < 0.1
+    real = synthetic(make_spec(ten, iterations=0, ipc=3, method={"init": "real"}), ten, tmp_path / "real", 2)
+    mean, std = ten.info.mean[0], ten.info.std[0]
+    for k in range(10):
+        images = (ten.images(k) / 255 - mean) / std
+        for image in real[3 * k : 3 * k + 3].numpy():
+            assert abs(images - image).max(axis=(1, 2, 3)).min() < 1e-12  # it is one of the class's own
+
+
+def test_loss_falls(ten: ClassStore, tmp_path: Path) -> None:
+    events: list[dict[str, Any]] = []
+    spec = make_spec(ten, iterations=30, precision="float32", method={"batch_real": 8, "max_outer": 1, "image_lr": 1.0})
+    synthetic(spec, ten, tmp_path, 1, events)
+    losses = [e["feature_loss"] for e in events if e["type"] == "iteration"]
+    assert sum(losses[-5:]) < 0.5 * sum(losses[:5])
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_checkpoint(seven: ClassStore, tmp_path: Path) -> None:
+    network = {"width": 6, "depth": 2, "norm": "none"}  # a normalised network is indifferent to the images' scale
+    spec = make_spec(seven, iterations=50, checkpoint_every=1, network=network, method={**METHOD, "image_lr": 1e30})
+    with pytest.raises(NonFiniteLossError, match=r"iteration \d+, outer step \d+"):
+        synthetic(spec, seven, tmp_path, 2)
+    checkpoint = latest_checkpoint(tmp_path, spec)
+    assert checkpoint is not None
+    assert checkpoint.images.isfinite().all()
+
+
+def test_checkpoints_are_pruned_and_belong_to_their_spec(seven: ClassStore, tmp_path: Path) -> None:
+    synthetic(make_spec(seven, iterations=5, checkpoint_every=1), seven, tmp_path, 1)
+    assert [p.name for p in checkpoint_files(tmp_path)] == ["checkpoint-00000005.safetensors", "checkpoint-00000004.safetensors"]
+    with pytest.raises(CheckpointError, match="another dataset, seed"):
+        synthetic(make_spec(seven, iterations=6, seed=1), seven, tmp_path, 1)
+
+
+def test_a_torn_checkpoint_gives_way_to_the_one_before(seven: ClassStore, tmp_path: Path) -> None:
+    spec = make_spec(seven, iterations=4, checkpoint_every=1)
+    whole = synthetic(spec, seven, tmp_path, 1)
+    newest = checkpoint_files(tmp_path)[0]
+    newest.write_bytes(newest.read_bytes()[:100])
+    assert torch.equal(synthetic(spec, seven, tmp_path, 1), whole)
