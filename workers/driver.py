@@ -1,0 +1,79 @@
+"""One attempt of a job, from job.json to its last event: what a Ray Job runs.
+
+Exit codes: 0 the attempt finished, 1 it failed, 128 + n it was cancelled by signal n (as a shell counts: SIGTERM 143).
+Whatever happens, the attempt's last event says how it ended, and is written when nothing of it is held or running any
+more. Only a driver that is killed outright writes none; Ray then ends its actors and gives its resources back.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+from collections.abc import Callable
+from contextlib import ExitStack, closing
+from pathlib import Path
+from typing import Any
+
+from cafe_core.config import DatasetInfo
+from cafe_core.errors import CafeError
+from cafe_core.job import Backend, run_job
+from cafe_core.jobdir import EventLog, JobDir, JobFile
+from workers.interruption import Interruption
+
+log = logging.getLogger(__name__)
+
+
+def run_attempt(job_dir: Path, attempt: int) -> int:
+    """Run attempt number `attempt` of the job in `job_dir` on the Ray cluster at RAY_ADDRESS; returns the exit code."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    directory = JobDir(job_dir)
+    with closing(EventLog(directory.attempt(attempt).events_file)) as events, Interruption() as interruption:
+        try:
+            result = _run(directory, attempt, events, interruption)
+        except KeyboardInterrupt:
+            log.info("cancelled")
+            events("cancelled")
+            return 128 + (interruption.signal or signal.SIGTERM)
+        except CafeError as error:
+            log.error("%s: %s", error.code, error)
+            events("failed", error=error.as_dict())
+            return 1
+        except Exception as error:
+            log.exception("the attempt failed unexpectedly")
+            events("failed", error=CafeError(f"{type(error).__name__}: {error}").as_dict())
+            return 1
+        events("finished", result=result)
+        return 0
+
+
+def _run(directory: JobDir, attempt: int, events: EventLog, interruption: Interruption) -> dict[str, Any]:
+    job = JobFile.model_validate_json(directory.job_file.read_bytes())
+    with ExitStack() as held:
+
+        def make_backend(info: DatasetInfo, store: Path) -> Backend:
+            held.callback(_connect(interruption))
+            from workers.backend import RayBackend
+
+            return held.enter_context(closing(RayBackend(job, directory, attempt, info, store, interruption)))
+
+        result = run_job(job, directory, attempt, make_backend, events)
+        interruption.disarm()  # the result is there: too late to cancel
+        return result
+
+
+def _connect(interruption: Interruption) -> Callable[[], None]:
+    """Connect to the cluster; returns what disconnects.
+
+    Ray is imported here, not above: bad data is refused a second sooner, and a signal meanwhile is already heard.
+    """
+    import ray
+
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    try:
+        ray.init(address="auto", logging_level=logging.WARNING, log_to_driver=True)
+    except SystemExit as stopped:  # by Ray's own handler of SIGTERM, which ray.init installs first of all
+        raise KeyboardInterrupt from stopped
+    finally:
+        interruption.install()
+    return ray.shutdown

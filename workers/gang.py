@@ -1,0 +1,249 @@
+"""A gang: W `ShardWorker` actors in one placement group, started together, watched together, ended together.
+
+It does what it is told. What to do about a failure is `policy`'s to decide and `backend`'s to carry out.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+from ray.exceptions import ActorUnavailableError, RayActorError
+from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from cafe_core.config import ResourcesSpec
+from cafe_core.errors import CafeError
+from cafe_core.sharding import class_shard
+from workers.cluster import bundle_of, nodes
+from workers.interruption import Interruption
+from workers.policy import Failure, Kind
+from workers.processes import end_everywhere
+from workers.shard_worker import Answer, Done, Identity, Raised, Seat, ShardWorker, Work
+
+log = logging.getLogger(__name__)
+
+POLL_WAIT_S = 1.0
+"""How long a worker holds a poll that it has no news for."""
+START_TIMEOUT_S = 300.0
+"""How long a worker may take to start and import torch: minutes on a cold network file system."""
+
+
+class GangFailedError(Exception):
+    """Workers failed before the gang stood."""
+
+    def __init__(self, failures: Sequence[Failure]) -> None:
+        super().__init__("; ".join(f"worker {failure.rank} {failure.detail}" for failure in failures))
+        self.failures = list(failures)
+
+
+@dataclass(frozen=True)
+class Reported:
+    """A worker's work reported something."""
+
+    rank: int
+    type: str
+    data: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Returned:
+    """A worker's work returned."""
+
+    rank: int
+    value: Any
+
+
+Observation = Reported | Returned | Failure
+
+
+class Reservation:
+    """A placement group of `workers` bundles, on as few nodes as can be."""
+
+    def __init__(self, resources: ResourcesSpec, workers: int, name: str) -> None:
+        self.resources = resources
+        self.workers = workers
+        self.group: PlacementGroup = placement_group([bundle_of(resources)] * workers, strategy="PACK", name=name)
+
+    def ready(self, wait_s: float) -> bool:
+        """Whether the cluster has given all bundles; waits up to wait_s for that."""
+        return bool(self.group.wait(wait_s))
+
+    def release(self) -> None:
+        """Give the bundles back."""
+        remove_placement_group(self.group)
+
+
+@dataclass
+class Worker:
+    """The driver's side of one actor."""
+
+    rank: int
+    actor: Any
+    """Its handle. Ray's types do not know an actor's methods."""
+    identity: Identity | None = None
+    host: str = ""
+    poll: ray.ObjectRef[Answer] | None = None
+    """The poll that waits for an answer, while work runs."""
+    asked_at: float = 0.0
+
+    def expect(self, answer: ray.ObjectRef[Answer]) -> None:
+        self.poll = answer
+        self.asked_at = time.monotonic()
+
+    def silent_s(self) -> float:
+        """Seconds that an answer is overdue: ≤ 0 where none is."""
+        return time.monotonic() - self.asked_at - POLL_WAIT_S if self.poll is not None else 0.0
+
+
+class Gang:
+    """The workers of a reservation, which stays the caller's. Call :meth:`stop`, whatever :meth:`start` did."""
+
+    def __init__(self, reservation: Reservation, title: str, imports: Sequence[str]) -> None:
+        """title: names the actors for people; unique within the driver, as actor names are."""
+        self._reservation = reservation
+        self.workers: list[Worker] = []
+        self._title = title
+        self._imports = tuple(imports)
+        self.address = ""
+
+    @property
+    def world(self) -> int:
+        return self._reservation.workers
+
+    def start(self, interruption: Interruption) -> None:
+        """Create the actors and wait until they have imported what they need.
+
+        Raises GangFailedError when a worker dies or takes too long.
+        """
+        with interruption.shielded():
+            self._create_actors()
+        identities = self._first_answers([worker.actor.identify.remote() for worker in self.workers], interruption)
+        hosts = {node.id: node.ip for node in nodes()}
+        for worker, identity in zip(self.workers, identities, strict=True):
+            worker.identity = identity
+            worker.host = hosts[identity.process.node_id]
+        root = self.workers[0]
+        [port] = self._first_answers([root.actor.free_port.remote(root.host)], interruption)
+        self.address = f"{root.host}:{port}"
+
+    def _create_actors(self) -> None:
+        resources = self._reservation.resources
+        for rank in range(self.world):
+            title = f"{self._title}/shard {rank} of {self.world}"
+            bundle = PlacementGroupSchedulingStrategy(self._reservation.group, placement_group_bundle_index=rank)
+            actor_class = ray.remote(ShardWorker).options(
+                name=title,
+                num_cpus=resources.cpus_per_worker,
+                num_gpus=resources.gpus_per_worker,
+                max_restarts=0,
+                scheduling_strategy=bundle,
+            )
+            actor = actor_class.remote(title, resources.cpus_per_worker, bool(resources.gpus_per_worker), self._imports)
+            self.workers.append(Worker(rank, actor))
+
+    def _first_answers(self, answers: list[Any], interruption: Interruption) -> list[Any]:
+        """The answers of workers 0, 1, …, one each, while the gang starts."""
+        deadline = time.monotonic() + START_TIMEOUT_S
+        waiting = answers
+        while waiting:
+            interruption.check()
+            ready, waiting = ray.wait(waiting, timeout=1.0)
+            for answer in ready:
+                try:
+                    ray.get(answer)
+                except RayActorError as error:
+                    raise GangFailedError([_death(answers.index(answer), error)]) from error
+            if waiting and time.monotonic() > deadline:
+                silent = f"did not start within {START_TIMEOUT_S:.0f} s"
+                raise GangFailedError([Failure(answers.index(answer), Kind.HUNG, silent) for answer in waiting])
+        return list(ray.get(answers))
+
+    def describe(self, num_classes: int) -> list[dict[str, Any]]:
+        """The workers as the `workers` event tells of them."""
+        described = []
+        for worker in self.workers:
+            assert worker.identity is not None
+            described.append(
+                {
+                    "rank": worker.rank,
+                    "pid": worker.identity.process.pid,
+                    "node_id": worker.identity.process.node_id,
+                    "node_ip": worker.host,
+                    "device": worker.identity.device,
+                    "classes": list(class_shard(num_classes, worker.rank, self.world)),
+                }
+            )
+        return described
+
+    def begin(self, worker: Worker, work: Work) -> None:
+        """Give `worker` something to do; :meth:`watch` tells how it goes."""
+        assert worker.identity is not None
+        assert worker.poll is None
+        threads = self._reservation.resources.cpus_per_worker
+        seat = Seat(worker.rank, self.world, self.address, worker.host, worker.identity.torch_device, threads)
+        worker.expect(worker.actor.begin.remote(work, seat))
+
+    def watch(self, wait_s: float, silence_s: float) -> list[Observation]:
+        """What the working workers tell, waiting up to wait_s for anything; a failed worker is not watched any more.
+
+        silence_s: a worker whose answer is overdue for longer counts as hung.
+        """
+        polls = {worker.poll: worker for worker in self.workers if worker.poll is not None}
+        ready, _ = ray.wait(list(polls), num_returns=1, timeout=wait_s)
+        ready, waiting = ray.wait(list(polls), num_returns=len(polls), timeout=0)
+        seen: list[Observation] = []
+        for poll in ready:
+            seen += self._answered(polls[poll])
+        for poll in waiting:
+            worker = polls[poll]
+            if worker.silent_s() > silence_s:
+                worker.poll = None
+                seen.append(Failure(worker.rank, Kind.HUNG, f"has not answered for {worker.silent_s() + POLL_WAIT_S:.0f} s"))
+        return seen
+
+    def _answered(self, worker: Worker) -> list[Observation]:
+        assert worker.poll is not None
+        poll, worker.poll = worker.poll, None
+        try:
+            answer = ray.get(poll)
+        except RayActorError as error:
+            return [_death(worker.rank, error)]
+        seen: list[Observation] = [Reported(worker.rank, type, data) for type, data in answer.records]
+        match answer.outcome:
+            case None:
+                worker.expect(worker.actor.poll.remote(POLL_WAIT_S))
+            case Done(value):
+                seen.append(Returned(worker.rank, value))
+            case Raised(summary, _, CafeError() as refusal):
+                seen.append(Failure(worker.rank, Kind.REFUSED, summary, refusal))
+            case Raised(summary, peer_lost, None):
+                seen.append(Failure(worker.rank, Kind.PEER_LOST if peer_lost else Kind.BROKEN, summary))
+        return seen
+
+    def dismiss(self, rank: int) -> None:
+        """End one worker, for certain, and go on with the others."""
+        _end([worker for worker in self.workers if worker.rank == rank])
+        self.workers = [worker for worker in self.workers if worker.rank != rank]
+
+    def stop(self) -> None:
+        """End all workers, for certain. Again is harmless."""
+        _end(self.workers)
+        self.workers = []
+
+
+def _end(workers: Sequence[Worker]) -> None:
+    for worker in workers:
+        ray.kill(worker.actor)
+    end_everywhere([worker.identity.process for worker in workers if worker.identity is not None])
+
+
+def _death(rank: int, error: RayActorError) -> Failure:
+    log.warning("worker %d: %s", rank, error)
+    if error.actor_init_failed:
+        return Failure(rank, Kind.BROKEN, f"could not start: {str(error).strip().splitlines()[-1]}")
+    return Failure(rank, Kind.DIED, "is out of reach" if isinstance(error, ActorUnavailableError) else "died")

@@ -1,0 +1,108 @@
+"""Ending processes for certain, on any node of the cluster.
+
+`ray.kill` asks a process to exit. One that is frozen (SIGSTOP, or stuck in a driver) does not hear it, and Ray 2.60
+itself follows with SIGKILL only after 5 s (measured). A gang must not start while a worker of the last one may still write.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+
+import ray
+from ray.exceptions import RayError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from cafe_core.errors import WorkerLostError
+from workers.cluster import nodes
+
+EXIT_GRACE_S = 1.0
+"""How long a process that was asked to exit may take before SIGKILL."""
+KILL_TIMEOUT_S = 30.0
+"""How long SIGKILL may take: the kernel first finishes what the process has asked of a device."""
+
+
+@dataclass(frozen=True)
+class Process:
+    """A process of the cluster: unlike a pid alone, never confused with a later one."""
+
+    pid: int
+    started: int
+    """Clock ticks since the machine started."""
+    node_id: str
+
+    @classmethod
+    def current(cls) -> Process:
+        """The calling process, inside Ray."""
+        started = _start_time(os.getpid())
+        assert started is not None
+        return cls(os.getpid(), started, ray.get_runtime_context().get_node_id())
+
+    def is_alive(self) -> bool:
+        """Whether it still runs on this machine."""
+        return _start_time(self.pid) == self.started
+
+
+def _start_time(pid: int) -> int | None:
+    """Field 22 of /proc/PID/stat; None when there is no such process or only its exit status is left (a zombie)."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    fields = stat.rpartition(")")[2].split()  # the command's name, in parentheses, may hold anything
+    return None if fields[0] in "ZX" else int(fields[19])
+
+
+def end_here(processes: list[Process]) -> list[Process]:
+    """Wait for processes of this machine to exit, SIGKILL those that do not, and return those that even so remain."""
+    remaining = _wait_until_gone(processes, EXIT_GRACE_S)
+    for process in remaining:
+        try:
+            os.kill(process.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            continue  # gone in this very moment
+    return _wait_until_gone(remaining, KILL_TIMEOUT_S)
+
+
+def _wait_until_gone(processes: list[Process], timeout_s: float) -> list[Process]:
+    deadline = time.monotonic() + timeout_s
+    while (remaining := [process for process in processes if process.is_alive()]) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    return remaining
+
+
+def end_everywhere(processes: Iterable[Process]) -> None:
+    """The same on every node that is alive; the processes of a node that is not are gone with it.
+
+    Raises WorkerLostError when one cannot be ended.
+    """
+    here = ray.get_runtime_context().get_node_id()
+    alive = {node.id for node in nodes()}
+    by_node = {node: list(group) for node, group in groupby(sorted(processes, key=_node), key=_node)}
+    end_remotely = ray.remote(end_here)
+    elsewhere = {
+        node: end_remotely.options(
+            num_cpus=0, name=f"end {len(group)} workers", scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)
+        ).remote(group)
+        for node, group in by_node.items()
+        if node != here and node in alive
+    }
+    remaining = end_here(by_node.get(here, []))
+    for node, answer in elsewhere.items():
+        try:
+            remaining += ray.get(answer, timeout=2 * KILL_TIMEOUT_S)
+        except RayError:
+            if any(alive.id == node for alive in nodes()):
+                raise
+    if remaining:
+        named = ", ".join(f"{process.pid} on node {process.node_id}" for process in remaining)
+        raise WorkerLostError(f"SIGKILL does not end process {named}; free or restart that machine, then resume")
+
+
+def _node(process: Process) -> str:
+    return process.node_id
