@@ -14,6 +14,7 @@ The files are written with plain writes, not through a memory map: a full disk i
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 from collections.abc import Iterator, Sequence
@@ -26,7 +27,7 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from cafe_core.config import DatasetInfo
-from cafe_core.errors import DatasetError
+from cafe_core.errors import DatasetError, DiskFullError
 from cafe_core.jobdir import write_atomically
 
 #: Part of every store's cache key: raise it when the files' meaning changes.
@@ -174,7 +175,7 @@ def build(path: Path, source: ImageSource, *, mean_std: tuple[Sequence[float], S
     """Build the store of `source` at `path`, chunk by chunk, in a directory beside that is renamed into place.
 
     mean_std: per channel, of images scaled to [0, 1]; measured over the training images where it is not given
-    (std at least 1/255). Raises DatasetError where the disk is too small, and whatever `source` raises; nothing
+    (std at least 1/255). Raises DiskFullError, and whatever `source` raises; nothing
     is left behind then.
     """
     beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -200,6 +201,12 @@ def build(path: Path, source: ImageSource, *, mean_std: tuple[Sequence[float], S
         )
         write_atomically(beside / _INFO, info.model_dump_json(indent=2).encode())
         beside.rename(path)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise DiskFullError(
+                f"dataset {source.name}: its class store {path} could not be written: {error.strerror}"
+            ) from error
+        raise
     finally:
         shutil.rmtree(beside, ignore_errors=True)
     return ClassStore.open(path)
@@ -209,7 +216,7 @@ def _check_space(directory: Path, source: ImageSource) -> None:
     needed = (sum(source.class_counts) + source.test_count) * int(np.prod(source.shape))
     free = shutil.disk_usage(directory).free
     if needed > free:
-        raise DatasetError(
+        raise DiskFullError(
             f"dataset {source.name}: its class store needs {needed / 2**20:.0f} MiB, and {directory.parent} has "
             f"{free / 2**20:.0f} MiB free; free some space or set a smaller dataset.image_size"
         )

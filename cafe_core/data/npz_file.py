@@ -34,13 +34,16 @@ _READING_ERRORS = (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError
 
 
 @dataclass(frozen=True)
-class _Header:
+class Header:
+    """What an array's header says."""
+
     shape: tuple[int, ...]
     fortran_order: bool
     dtype: np.dtype[Any]
 
     @property
     def nbytes(self) -> int:
+        """Bytes of the array itself."""
         count = 1
         for side in self.shape:  # Python integers do not overflow, whatever the header claims
             count *= side
@@ -90,10 +93,10 @@ class NpzSource:
 
     # -- headers
 
-    def _header(self, name: str) -> _Header:
+    def _header(self, name: str) -> Header:
         try:
             with self._zip.open(f"{name}.npy") as member:
-                header = _read_header(member)
+                header = read_header(member)
                 data_bytes = self._zip.getinfo(f"{name}.npy").file_size - member.tell()
         except _READING_ERRORS as error:
             raise self._error(f"array {name!r} is damaged ({error}); write the file again with numpy.savez") from error
@@ -202,17 +205,17 @@ class NpzSource:
         """The array's bytes, past its header; zipfile checks their CRC at the end."""
         try:
             with self._zip.open(f"{name}.npy") as member:
-                _read_header(member)
+                read_header(member)
                 yield member
         except _READING_ERRORS as error:
             raise self._error(f"array {name!r} cannot be unpacked ({error}); write the file again with numpy.savez") from error
 
 
-def _read_header(member: IO[bytes]) -> _Header:
+def read_header(member: IO[bytes]) -> Header:
     """Raises ValueError where it is not one of a plain array."""
     version = npy_format.read_magic(member)
     if version == (1, 0):
-        return _Header(*npy_format.read_array_header_1_0(member))
+        return Header(*npy_format.read_array_header_1_0(member))
     if version == (2, 0):
-        return _Header(*npy_format.read_array_header_2_0(member))
+        return Header(*npy_format.read_array_header_2_0(member))
     raise ValueError(f"format version {version}")

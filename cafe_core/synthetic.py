@@ -1,0 +1,253 @@
+"""A synthetic set as a file: what a job yields, and what others load. No torch here: the API reads and converts these.
+
+Arrays (K classes, ipc images each):  images float32 (K·ipc, C, H, W), normalised as trained, ordered by class;
+labels int64 (K·ipc,);  mean, std float32 (C,), so that `images * std + mean` lies in [0, 1] but for over- and undershoot.
+Metadata, each a JSON text:  class_names, dataset, spec, iteration, versions.
+"""
+
+from __future__ import annotations
+
+import errno
+import io
+import json
+import re
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from safetensors import SafetensorError, safe_open
+
+from cafe_core.config import CondenseSpec, DatasetInfo
+from cafe_core.data.image_folder import is_ignored
+from cafe_core.errors import DiskFullError, SyntheticSetError
+from cafe_core.jobdir import write_atomically
+from cafe_core.preview import grid_png
+from cafe_core.synthetic_files import npy_bytes, read_npz, read_safetensors, safetensors_bytes, zip_bytes
+
+_DTYPES: dict[str, np.dtype[Any]] = {
+    "images": np.dtype("<f4"),
+    "labels": np.dtype("<i8"),
+    "mean": np.dtype("<f4"),
+    "std": np.dtype("<f4"),
+}
+_METADATA = ("class_names", "dataset", "spec", "iteration", "versions")
+
+
+@dataclass(frozen=True)
+class SyntheticSet:
+    """A synthetic set. Raises SyntheticSetError on construction when its parts do not fit together."""
+
+    images: NDArray[np.float32]
+    """(K·ipc, C, H, W), normalised, ordered by class."""
+    labels: NDArray[np.int64]
+    """(K·ipc,): 0 ipc times, then 1, …"""
+    mean: NDArray[np.float32]
+    """(C,), of images scaled to [0, 1]."""
+    std: NDArray[np.float32]
+    """(C,)"""
+    class_names: list[str]
+    """K names."""
+    dataset: dict[str, Any]
+    """The real images: `name` and `is_digits`, as in DatasetInfo."""
+    spec: dict[str, Any]
+    """The resolved spec of the job that made it."""
+    iteration: int
+    """Iterations done."""
+    versions: dict[str, str]
+    """Of the packages that made it."""
+
+    def __post_init__(self) -> None:
+        _check(self)
+
+    @property
+    def ipc(self) -> int:
+        """Images per class."""
+        return len(self.images) // len(self.class_names)
+
+    def pixels(self) -> NDArray[np.uint8]:
+        """(K·ipc, C, H, W) uint8: denormalised, clipped to [0, 1], as levels 0..255."""
+        scaled = self.images * self.std[:, None, None] + self.mean[:, None, None]
+        levels: NDArray[np.uint8] = np.rint(np.clip(scaled, 0, 1) * 255).astype(np.uint8)
+        return levels
+
+    # -- files
+
+    @classmethod
+    def load(cls, path: Path) -> SyntheticSet:
+        """From a .safetensors or .npz file. Raises SyntheticSetError saying what is wrong with it; reads no pickles."""
+        readers = {".safetensors": read_safetensors, ".npz": read_npz}
+        if path.suffix not in readers:
+            raise SyntheticSetError(f"{path.name}: a synthetic set is a .safetensors or an .npz file")
+        if not path.is_file():
+            raise SyntheticSetError(f"{path.name}: there is no such file")
+        try:
+            arrays, texts = readers[path.suffix](path, list(_DTYPES), list(_METADATA))
+            parts: dict[str, Any] = arrays | {name: _parsed(name, text) for name, text in texts.items()}
+            return cls(**parts)
+        except SyntheticSetError as error:
+            raise SyntheticSetError(f"{path.name}: {error.message}") from error
+
+    def save(self, path: Path) -> None:
+        """Write a .safetensors file, atomically. Raises DiskFullError."""
+        try:
+            write_atomically(path, self.to_safetensors_bytes())
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise DiskFullError(f"{path} could not be written: {error.strerror}; checkpoints are intact") from error
+            raise
+
+    def to_safetensors_bytes(self) -> bytes:
+        """The .safetensors file; equal sets give equal bytes."""
+        return safetensors_bytes(self._arrays(), self._metadata())
+
+    def to_npz_bytes(self) -> bytes:
+        """An .npz of the same arrays, the metadata as JSON texts; equal sets give equal bytes."""
+        texts = {name: np.array(text) for name, text in self._metadata().items()}
+        return zip_bytes((f"{name}.npy", npy_bytes(array)) for name, array in (self._arrays() | texts).items())
+
+    def to_zip_bytes(self) -> bytes:
+        """An image folder, `train/CLASS/0000.png`, that can be sent back as a dataset; equal sets give equal bytes.
+
+        What lies outside the range of an image is clipped. Names of classes become folder names: see folder_names.
+        """
+        names = folder_names(self.class_names)
+        entries = (
+            (f"train/{names[label]}/{row % self.ipc:04d}.png", _png_bytes(image))
+            for row, (label, image) in enumerate(zip(self.labels.tolist(), self.pixels(), strict=True))
+        )
+        return zip_bytes(entries)
+
+    def preview_png(self) -> bytes:
+        """A picture of the set, a row a class; see `preview.grid_png` for its bounds."""
+        pixels = self.pixels()
+        return grid_png(pixels.reshape(len(self.class_names), self.ipc, *pixels.shape[1:]))
+
+    def _arrays(self) -> dict[str, NDArray[Any]]:
+        return {name: getattr(self, name) for name in _DTYPES}
+
+    def _metadata(self) -> dict[str, str]:
+        """The metadata as JSON texts. Non-ASCII is escaped: a class name may hold what UTF-8 cannot."""
+        return {name: json.dumps(getattr(self, name), sort_keys=True, allow_nan=False) for name in _METADATA}
+
+
+def from_checkpoint(path: Path, info: DatasetInfo, spec: CondenseSpec) -> SyntheticSet:
+    """The synthetic set within a checkpoint, whose `images` are float32 or float64; `spec` resolved.
+
+    Raises SyntheticSetError when the file is damaged, gone (a running job drops old ones) or of another job.
+    """
+    try:
+        with safe_open(path, framework="numpy") as file:
+            images = np.array(file.get_tensor("images"), dtype=np.float32)
+            iteration = int(file.metadata()["iteration"])
+    except FileNotFoundError as error:
+        raise SyntheticSetError(f"{path.name} is gone: a newer checkpoint replaced it; ask again") from error
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+        raise SyntheticSetError(f"{path.name} is not a readable checkpoint ({error})") from error
+    expected = (info.num_classes * spec.ipc, *info.shape)
+    if images.shape != expected:
+        raise SyntheticSetError(f"{path.name}: images have shape {images.shape}, the job's have {expected}")
+    return SyntheticSet(
+        images=images,
+        labels=np.repeat(np.arange(info.num_classes, dtype=np.int64), spec.ipc),
+        mean=np.array(info.mean, dtype=np.float32),
+        std=np.array(info.std, dtype=np.float32),
+        class_names=info.class_names,
+        dataset={"name": info.name, "is_digits": info.is_digits},
+        spec=spec.model_dump(mode="json"),
+        iteration=iteration,
+        versions=_versions(),
+    )
+
+
+def folder_names(class_names: list[str]) -> list[str]:
+    """A folder name for each class, the same where it can be.
+
+    Separators and signs that some file system refuses become `_`; what readers would skip or confuse is renamed.
+    """
+    taken: set[str] = set()
+    names = []
+    for k, class_name in enumerate(class_names):
+        name = re.sub(r"[^\w .,+()&'-]", "_", class_name)[:80].strip(" .") or "class"
+        if is_ignored(name):
+            name = f"class_{name}"
+        while name.casefold() in taken:  # file systems that ignore case would merge them
+            name = f"{name}_{k}"
+        taken.add(name.casefold())
+        names.append(name)
+    return names
+
+
+def _versions() -> dict[str, str]:
+    """Of the installed ones among the packages that decide a result."""
+    found = {}
+    for package in ("cafe-service", "torch", "numpy"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:  # run from a checkout that was not installed
+            found[package] = "not installed"
+    return found
+
+
+# -- checks
+
+
+def _check(s: SyntheticSet) -> None:
+    for name, dtype in _DTYPES.items():
+        array = getattr(s, name)
+        if array.dtype != dtype:
+            raise SyntheticSetError(f"{name} is {array.dtype}; it must be {dtype}")
+        if not np.isfinite(array).all():
+            raise SyntheticSetError(f"{name} holds NaN or infinite values")
+    _check_metadata(s)
+    if s.images.ndim != 4 or s.images.size == 0 or s.images.shape[1] not in (1, 3):
+        raise SyntheticSetError(f"images have shape {s.images.shape}; it must be (K·ipc, C, H, W) with C 1 or 3")
+    k, channels = len(s.class_names), s.images.shape[1]
+    if len(s.images) % k:
+        raise SyntheticSetError(f"{len(s.images)} images are no multiple of the {k} classes in class_names")
+    if not np.array_equal(s.labels, np.repeat(np.arange(k), len(s.images) // k)):
+        raise SyntheticSetError(
+            f"labels must be 0 to {k - 1} in order, {len(s.images) // k} times each, as images are ordered by class"
+        )
+    for name in ("mean", "std"):
+        if getattr(s, name).shape != (channels,):
+            raise SyntheticSetError(
+                f"{name} has shape {getattr(s, name).shape}; images of {channels} channels need ({channels},)"
+            )
+    if (s.std <= 0).any():
+        raise SyntheticSetError("std must be greater than 0")
+
+
+def _check_metadata(s: SyntheticSet) -> None:
+    def refuse(name: str, wanted: str) -> SyntheticSetError:
+        return SyntheticSetError(f"metadata {name} must be {wanted}")
+
+    names = s.class_names
+    if not isinstance(names, list) or not names or not all(isinstance(n, str) for n in names) or len(set(names)) != len(names):
+        raise refuse("class_names", "a list of different names")
+    if type(s.iteration) is not int or s.iteration < 0:  # bool is an int, too
+        raise refuse("iteration", "an integer, 0 or more")
+    for name in ("dataset", "spec", "versions"):
+        if not isinstance(getattr(s, name), dict):
+            raise refuse(name, "a JSON object")
+        try:
+            json.dumps(getattr(s, name), allow_nan=False)
+        except (TypeError, ValueError) as error:
+            raise refuse(name, f"JSON ({error})") from error
+
+
+def _parsed(name: str, text: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise SyntheticSetError(f"metadata {name} is not JSON ({error})") from error
+
+
+def _png_bytes(image: NDArray[np.uint8]) -> bytes:
+    """image: (C, H, W)."""
+    buffer = io.BytesIO()
+    Image.fromarray(image[0] if len(image) == 1 else np.ascontiguousarray(image.transpose(1, 2, 0))).save(buffer, "PNG")
+    return buffer.getvalue()

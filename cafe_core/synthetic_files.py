@@ -1,0 +1,119 @@
+"""The bytes of synthetic sets' files: .safetensors, .npz and .zip, each decided by its content alone.
+
+What the content must be is `cafe_core.synthetic`'s matter; here it is found, unpacked with bounds, and written.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import zipfile
+import zlib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+
+from cafe_core.data.npz_file import read_header
+from cafe_core.errors import SyntheticSetError
+
+Content = tuple[dict[str, NDArray[Any]], dict[str, str]]
+"""Arrays by name, and texts of metadata by name."""
+
+_SAFETENSORS_DTYPES = {"<f4": "F32", "<i8": "I64"}
+#: More than any set this service makes; what claims to be larger is not read.
+_MAX_FILE_BYTES = 8 * 2**30
+_NPZ_ERRORS = (zipfile.BadZipFile, OSError, ValueError, EOFError, RuntimeError, NotImplementedError, zlib.error)
+
+
+def safetensors_bytes(arrays: dict[str, NDArray[Any]], metadata: dict[str, str]) -> bytes:
+    """A .safetensors file of float32 and int64 arrays; equal content gives equal bytes.
+
+    Written here, because the library keeps metadata in a hash map and so orders it differently in each process.
+    Format: https://github.com/huggingface/safetensors#format
+    """
+    header: dict[str, Any] = {"__metadata__": metadata}
+    blobs, offset = [], 0
+    for name, array in sorted(arrays.items(), key=lambda item: (-item[1].itemsize, item[0])):  # widest first: all stay aligned
+        blob = np.ascontiguousarray(array).tobytes()
+        header[name] = {
+            "dtype": _SAFETENSORS_DTYPES[array.dtype.str],
+            "shape": list(array.shape),
+            "data_offsets": [offset, offset + len(blob)],
+        }
+        blobs.append(blob)
+        offset += len(blob)
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return b"".join([len(text).to_bytes(8, "little"), text, *blobs])
+
+
+def read_safetensors(path: Path, array_names: list[str], metadata_names: list[str]) -> Content:
+    """The named arrays and metadata. Raises SyntheticSetError when the file is damaged or lacks one."""
+    try:
+        with safe_open(path, framework="numpy") as file:
+            _check_names(file.keys(), array_names, "array")
+            metadata = file.metadata() or {}
+            _check_names(metadata, metadata_names, "metadata")
+            arrays = {name: np.array(file.get_tensor(name)) for name in array_names}
+    except (SafetensorError, OSError, TypeError, ValueError) as error:
+        raise SyntheticSetError(f"not a readable safetensors file ({error})") from error
+    return arrays, {name: metadata[name] for name in metadata_names}
+
+
+def read_npz(path: Path, array_names: list[str], metadata_names: list[str]) -> Content:
+    """The named arrays, and the metadata from arrays of one text each. Raises as read_safetensors does."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            sizes = {info.filename.removesuffix(".npy"): info.file_size for info in archive.infolist()}
+            _check_names(sizes, [*array_names, *metadata_names], "array")
+            if sum(sizes.values()) > _MAX_FILE_BYTES:
+                raise SyntheticSetError(f"unpacks to {sum(sizes.values())} bytes; at most {_MAX_FILE_BYTES} are read")
+            read = {name: _read_npy(archive, name) for name in (*array_names, *metadata_names)}
+    except _NPZ_ERRORS as error:
+        raise SyntheticSetError(f"not a readable .npz file ({error})") from error
+    for name in metadata_names:
+        if read[name].dtype.kind != "U" or read[name].ndim != 0:
+            raise SyntheticSetError(f"array {name} must be one text")
+    return {name: read[name] for name in array_names}, {name: str(read[name]) for name in metadata_names}
+
+
+def _read_npy(archive: zipfile.ZipFile, name: str) -> NDArray[Any]:
+    """One array, once its header is found to claim no more than there is. Raises ValueError among others."""
+    size = archive.getinfo(f"{name}.npy").file_size
+    with archive.open(f"{name}.npy") as member:
+        header = read_header(member)
+        if header.dtype.hasobject:
+            raise SyntheticSetError(f"array {name} holds pickled Python objects, which are never read")
+        if header.nbytes != size - member.tell():
+            raise ValueError(f"array {name} is not as long as its shape {header.shape} says")
+        content = member.read()
+    return np.frombuffer(content, header.dtype).reshape(header.shape, order="F" if header.fortran_order else "C").copy()
+
+
+def _check_names(found: Iterable[str], wanted: Iterable[str], what: str) -> None:
+    absent = [name for name in wanted if name not in set(found)]
+    if absent:
+        raise SyntheticSetError(f"{what} {absent[0]} is absent; a synthetic set has {', '.join(wanted)}")
+
+
+def npy_bytes(array: NDArray[Any]) -> bytes:
+    """An .npy file."""
+    buffer = io.BytesIO()
+    np.lib.format.write_array(buffer, array, allow_pickle=False)
+    return buffer.getvalue()
+
+
+def zip_bytes(entries: Iterable[tuple[str, bytes]]) -> bytes:
+    """An archive whose bytes follow from its entries alone: every entry is dated 1980-01-01, as ZipInfo does by default."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in entries:
+            info = zipfile.ZipInfo(name)
+            info.compress_type = zipfile.ZIP_DEFLATED
+            info.external_attr = 0o644 << 16
+            archive.writestr(info, content)
+    return buffer.getvalue()
