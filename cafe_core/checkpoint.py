@@ -56,7 +56,9 @@ def save_checkpoint(directory: Path, checkpoint: Checkpoint, spec: CondenseSpec)
         write_atomically(path, save(tensors, metadata))
     except OSError as error:
         kind = DiskFullError if error.errno in (errno.ENOSPC, errno.EDQUOT) else CheckpointError
-        raise kind(f"checkpoint of iteration {checkpoint.iteration} could not be written to {path}: {error.strerror}; earlier checkpoints are intact") from error
+        raise kind(
+            f"checkpoint of iteration {checkpoint.iteration} could not be written to {path}: {error.strerror}; earlier checkpoints are intact"
+        ) from error
     for old in checkpoint_files(directory)[KEPT:]:
         old.unlink(missing_ok=True)
     return path

@@ -144,9 +144,8 @@ class Run:
         rows = self._sample("real", method.batch_real, iteration, outer)
         draws = None
         if method.augment == "dsa":
-            draws = augment.concatenate(
-                [self._draws(1, generator(seed, "augment_class", iteration, outer, k)) for k in self.classes]
-            ).to(self.device, self.dtype)
+            of_all_classes = self._draws(self.info.num_classes, generator(seed, "augment_class", iteration, outer))
+            draws = of_all_classes[torch.tensor(self.classes)]  # one row per own class: Siamese
         total = sum(min(method.batch_real, n) for n in self.info.class_counts)
         gradient, step_losses = self._step.gradient(shard, rows, total, draws)
         loss = float(step_losses.feature + method.beta * step_losses.discrimination)
@@ -166,7 +165,7 @@ class Run:
         permutation = torch.randperm(size, generator=generator(seed, "epoch", iteration, outer, inner))
         draws = None
         if method.augment == "dsa":
-            draws = self._draws(size, generator(seed, "augment_epoch", iteration, outer, inner)).to(self.device, self.dtype)
+            draws = self._draws(size, generator(seed, "augment_epoch", iteration, outer, inner))
         train_epoch(self.model, shard, self.comm, permutation, batch=method.batch_train, lr=method.network_lr, draws=draws)
 
     def query(self, average: QueryAverage, iteration: int, outer: int, inner: int) -> float:
@@ -176,7 +175,9 @@ class Run:
 
     def save(self, checkpoints: Path, shard: SyntheticShard, iteration: int) -> Path | None:
         """Gather S and its momentum on rank 0, which writes them; the path there, None elsewhere."""
-        sizes = [len(class_shard(self.info.num_classes, rank, self.comm.world)) * self.spec.ipc for rank in range(self.comm.world)]
+        sizes = [
+            len(class_shard(self.info.num_classes, rank, self.comm.world)) * self.spec.ipc for rank in range(self.comm.world)
+        ]
         images = self.comm.gather_to_root(shard.images, sizes)
         momentum = self.comm.gather_to_root(shard.momentum, sizes)
         if images is None or momentum is None:
@@ -191,7 +192,7 @@ class Run:
         )
 
     def _draws(self, count: int, random: torch.Generator) -> augment.Draws:
-        return augment.draw("dsa", count, self.info.shape, self.info.is_digits, random)
+        return augment.draw("dsa", count, self.info.shape, self.info.is_digits, random).to(self.device, self.dtype)
 
 
 @dataclass

@@ -347,7 +347,9 @@ def resolve_method(method: MethodSpec, *, ipc: int, num_classes: int, network: N
     values |= {"batch_real": batch_real, "layers": layers, "layer_weights": [values["layer_weights"][i] for i in layers]}
     resolved = method.model_copy(update={k: v for k, v in values.items() if getattr(method, k) is None})
     if len(resolved.layer_weights) != len(layers):
-        raise ValueError(f"method.layer_weights: {len(resolved.layer_weights)} weights for {len(layers)} aligned maps (layers {layers})")
+        raise ValueError(
+            f"method.layer_weights: {len(resolved.layer_weights)} weights for {len(layers)} aligned maps (layers {layers})"
+        )
     return resolved
 
 
@@ -360,7 +362,9 @@ def resolve(spec: CondenseSpec, dataset: DatasetInfo, *, cluster_gpus: float = 0
     if k < 2:
         raise ValueError(f"dataset: {dataset.name} has {k} class; condensation needs at least 2")
     if spec.resources.workers > k:
-        raise ValueError(f"resources.workers: {spec.resources.workers} workers for {k} classes; each worker needs a class of its own")
+        raise ValueError(
+            f"resources.workers: {spec.resources.workers} workers for {k} classes; each worker needs a class of its own"
+        )
     if spec.evaluation is not None and dataset.test_count == 0:
         raise ValueError("evaluation: the dataset has no test images (a test/ folder, or test_images and test_labels)")
     network = spec.network.resolved()

@@ -30,7 +30,9 @@ class Comm:
         return cls(0, 1)
 
     @classmethod
-    def connect(cls, *, rank: int, world: int, address: str, device: torch.device, timeout_s: float, host: str | None = None) -> Comm:
+    def connect(
+        cls, *, rank: int, world: int, address: str, device: torch.device, timeout_s: float, host: str | None = None
+    ) -> Comm:
         """Join a gang: NCCL between GPUs, Gloo between CPUs.
 
         address: HOST:PORT where rank 0's key-value store listens. host: the address of this worker's own network
@@ -41,7 +43,9 @@ class Comm:
             return cls.single()
         timeout = timedelta(seconds=timeout_s)
         store_host, store_port = address.removeprefix("tcp://").rsplit(":", 1)
-        store = dist.TCPStore(store_host, int(store_port), world, is_master=rank == 0, timeout=timeout)
+        store = dist.TCPStore(  # type: ignore[attr-defined]
+            store_host, int(store_port), world, is_master=rank == 0, timeout=timeout
+        )
         return cls(rank, world, _process_group(store, rank, world, device, timeout, host))
 
     def all_reduce(self, tensor: Tensor) -> Tensor:
@@ -90,7 +94,9 @@ def _process_group(store: Any, rank: int, world: int, device: torch.device, time
         nccl = dist.ProcessGroupNCCL.Options()
         nccl._timeout = timeout
         return dist.ProcessGroupNCCL(store, rank, world, nccl)
-    gloo = dist.ProcessGroupGloo._Options()
+    gloo = dist.ProcessGroupGloo._Options()  # type: ignore[attr-defined]
     gloo._timeout = timeout
-    gloo._devices = [dist.ProcessGroupGloo.create_device(hostname=host) if host else dist.ProcessGroupGloo.create_default_device()]
+    gloo._devices = [
+        dist.ProcessGroupGloo.create_device(hostname=host) if host else dist.ProcessGroupGloo.create_default_device()
+    ]
     return dist.ProcessGroupGloo(store, rank, world, gloo)

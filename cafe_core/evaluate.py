@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -11,10 +12,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cafe_core.augment import apply, draw
-from cafe_core.config import EvaluationSpec, NetworkSpec
+from cafe_core.config import CondenseSpec, EvaluationSpec, NetworkSpec
 from cafe_core.data.class_store import ClassStore
+from cafe_core.job import EvaluationTask
 from cafe_core.networks import FeatureNetwork, init_network
 from cafe_core.sampling import choose, counter_seed, generator
+from cafe_core.synthetic import SyntheticSet
 
 # Both presets' (method.md, "Evaluation").
 _LR = 0.01
@@ -24,6 +27,31 @@ _BATCH = 256
 
 _TEST_CHUNK = {"cpu": 32, "cuda": 1024}
 """Images per forward pass. On CPUs more than about 32 only push the feature maps out of the cache."""
+
+
+def run_task(task: EvaluationTask, spec: CondenseSpec, store: Path, synthetic: Path, device: torch.device) -> float:
+    """One network of a job's evaluation: its accuracy in percent. spec: resolved, with an evaluation."""
+    assert spec.evaluation is not None
+    data = ClassStore.open(store)
+    seed = network_seed(spec.seed, task.network, task.repeat)
+    if task.source == "synthetic":
+        condensed = SyntheticSet.load(synthetic)
+        images, labels = torch.tensor(condensed.images), torch.tensor(condensed.labels)
+    else:
+        images, labels = random_real(data, spec.ipc, seed)
+    return train_and_test(
+        images,
+        labels,
+        (data.test_images, data.test_labels),
+        data.info.mean,
+        data.info.std,
+        spec.evaluation.networks[task.network],
+        spec.evaluation,
+        seed,
+        device,
+        data.info.is_digits,
+        data.info.num_classes,
+    )
 
 
 def network_seed(seed: int, network_kind_index: int, repeat: int) -> int:

@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from cafe_core.augment import Draws, apply
 from cafe_core.distributed import Comm
+from cafe_core.model import Model
 from cafe_core.outer_step import SyntheticShard
 from cafe_core.real_images import RealImages, Rows
 
 
 def train_epoch(
-    network: nn.Module, shard: SyntheticShard, comm: Comm, permutation: Tensor, *, batch: int, lr: float, draws: Draws | None
+    network: Model, shard: SyntheticShard, comm: Comm, permutation: Tensor, *, batch: int, lr: float, draws: Draws | None
 ) -> None:
     """One epoch of plain SGD on S with cross-entropy; updates the network's parameters in place.
 
@@ -31,22 +32,22 @@ def train_epoch(
         mine = (members >= first_row) & (members < first_row + len(shard.images))
         rows = members[mine]
         # ∇J = (1/B) Σ_{i∈batch} ∇CE_i = Σ_r (1/B) Σ_{i∈batch∩r} ∇CE_i: sums over owned images, divided by the global B.
-        images = shard.images[(rows - first_row).to(shard.images.device)]
-        if draws is not None:
-            images = apply(images, draws[torch.arange(start, start + len(members))[mine]])
         if len(rows):
+            images = shard.images[(rows - first_row).to(shard.images.device)]
+            if draws is not None:
+                images = apply(images, draws[torch.arange(start, start + len(members))[mine]])
             loss = F.cross_entropy(network(images), (rows // shard.ipc).to(images.device), reduction="sum") / len(members)
             gradients = torch.autograd.grad(loss, parameters)
         else:
             gradients = tuple(torch.zeros_like(p) for p in parameters)
         flat = comm.all_reduce(torch.cat([g.flatten() for g in gradients]))
         with torch.no_grad():
-            for parameter, gradient in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
+            for parameter, gradient in zip(parameters, flat.split_with_sizes([p.numel() for p in parameters]), strict=True):
                 parameter.sub_(gradient.view_as(parameter), alpha=lr)
 
 
 @torch.no_grad()
-def query_accuracy(network: nn.Module, real: RealImages, comm: Comm, rows: Rows, images_per_chunk: int) -> float:
+def query_accuracy(network: Model, real: RealImages, comm: Comm, rows: Rows, images_per_chunk: int) -> float:
     """Accuracy (0 … 1) on the query images of all ranks: each counts hits on its own classes, two integers are summed."""
     hits = torch.zeros(2, dtype=torch.int64, device=real.device)
     for chunk in real.chunks(rows, images_per_chunk):
@@ -54,4 +55,4 @@ def query_accuracy(network: nn.Module, real: RealImages, comm: Comm, rows: Rows,
         hits[0] += (network(chunk.images).argmax(1) == labels).sum()
         hits[1] += len(labels)
     correct, asked = comm.all_reduce(hits).tolist()
-    return correct / asked
+    return float(correct / asked)

@@ -46,7 +46,9 @@ class Backend(Protocol):
     def condense(self, report: Report) -> None:
         """Run the condensation to its last checkpoint in the job's directory."""
 
-    def evaluate(self, tasks: Sequence[EvaluationTask], synthetic: Path, report: Report) -> Iterator[tuple[EvaluationTask, float]]:
+    def evaluate(
+        self, tasks: Sequence[EvaluationTask], synthetic: Path, report: Report
+    ) -> Iterator[tuple[EvaluationTask, float]]:
         """Each task with its accuracy in percent, as they finish, in any order."""
 
     def close(self) -> None:
@@ -119,7 +121,9 @@ def write_manifest(attempt: AttemptDir) -> None:
             continue
         content = path.read_bytes()
         media_type = MEDIA_TYPES[path.suffix]
-        entries.append({"name": path.name, "size": len(content), "sha256": hashlib.sha256(content).hexdigest(), "media_type": media_type})
+        entries.append(
+            {"name": path.name, "size": len(content), "sha256": hashlib.sha256(content).hexdigest(), "media_type": media_type}
+        )
     write_atomically(attempt.manifest_file, json.dumps({"artifacts": entries}, indent=2).encode())
 
 
@@ -174,7 +178,9 @@ def _summary(spec: EvaluationSpec, source: str, accuracies: dict[EvaluationTask,
     """Per network kind: mean, standard deviation (of the sample, 0 for one network), n and every accuracy, in percent."""
     rows = []
     for n, network in enumerate(spec.networks):
-        values = [accuracies[task] for task in sorted(accuracies, key=lambda t: t.repeat) if task.source == source and task.network == n]
+        values = [
+            accuracies[task] for task in sorted(accuracies, key=lambda t: t.repeat) if task.source == source and task.network == n
+        ]
         std = statistics.stdev(values) if len(values) > 1 else 0.0
         rows.append(
             {"name": network.name, "mean": statistics.fmean(values), "std": std, "n": len(values), "accuracies": values}

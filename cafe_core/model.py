@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from cafe_core.config import CondenseSpec, DatasetInfo
-from cafe_core.networks import build_network, init_network
+from cafe_core.networks import init_network
 from cafe_core.sampling import counter_seed
 
 
@@ -26,7 +26,7 @@ class Model:
         self._info = info
         self.device = device
         self.dtype = dtype
-        self.network = build_network(spec.network, info.shape, info.num_classes).to(device, dtype)
+        self.network = init_network(spec.network, info.shape, info.num_classes, 0).to(device, dtype)
         last = len(self.network.map_shapes) - 1
         self._layers = [*spec.method.layers, *([] if last in spec.method.layers else [last])]
         self._compiled = torch.compile(self.network.features, dynamic=False) if spec.compile else None
@@ -34,7 +34,9 @@ class Model:
 
     def renew(self, seed: int, iteration: int) -> None:
         """θ ← the fresh random network of `iteration`; the same on every rank."""
-        fresh = init_network(self._spec.network, self._info.shape, self._info.num_classes, counter_seed(seed, "network", iteration))
+        fresh = init_network(
+            self._spec.network, self._info.shape, self._info.num_classes, counter_seed(seed, "network", iteration)
+        )
         self.network.load_state_dict(fresh.state_dict())
 
     def features(self, images: Tensor) -> Iterable[Tensor]:

@@ -77,7 +77,10 @@ class OuterStep:
         """
         method, comm = self.method, self.comm
         images = shard.images.detach().requires_grad_()
-        chunks = [range(a, min(a + self.classes_per_chunk, len(shard.classes))) for a in range(0, len(shard.classes), self.classes_per_chunk)]
+        chunks = [
+            range(a, min(a + self.classes_per_chunk, len(shard.classes)))
+            for a in range(0, len(shard.classes), self.classes_per_chunk)
+        ]
         keep_graph = len(chunks) == 1
 
         def synthetic_means(chunk: range) -> list[Tensor]:  # f̄ˢ: a (k, C, H, W) per map
@@ -91,7 +94,9 @@ class OuterStep:
         centres = None
         if method.discrimination:
             with torch.no_grad():
-                own = kept[-1].flatten(1) if keep_graph else torch.cat([synthetic_means(chunk)[-1].flatten(1) for chunk in chunks])
+                own = (
+                    kept[-1].flatten(1) if keep_graph else torch.cat([synthetic_means(chunk)[-1].flatten(1) for chunk in chunks])
+                )
             centres = comm.gather_rows(own.detach(), shard.classes.start, self.num_classes)  # C: (K, D)
 
         # 2. Real statistics, and what is local: L_f and this rank's share of L_d and of G = ∂L_d/∂C.
@@ -166,7 +171,7 @@ def _segment_sums(m: Tensor, sizes: Sequence[int], dtype: torch.dtype) -> Tensor
     In the memory order of a channels-last map: on CPUs a sum over its first dimension as it stands is ten times slower.
     """
     rows = m.permute(0, 2, 3, 1)
-    return torch.stack([segment.sum(0, dtype=dtype) for segment in rows.split(list(sizes))]).permute(0, 3, 1, 2)
+    return torch.stack([segment.sum(0, dtype=dtype) for segment in rows.split_with_sizes(list(sizes))]).permute(0, 3, 1, 2)
 
 
 def _column(counts: Sequence[int], like: Tensor) -> Tensor:

@@ -74,9 +74,11 @@ class FeatureNetwork(nn.Module):
 def batch_mean(feature_map: Tensor) -> Tensor:
     """Mean over the batch, (n, C, H, W) → (C, H, W).
 
-    `feature_map.mean(0)` with the memory order spelled out: on CPUs it is 15 times slower on a channels-last map
+    `feature_map.mean(0)` in the map's memory order: of a channels-last map torch's own is 15 times slower on a CPU
     (6.9 ms against 0.46 ms for 16×128×32×32 on one AMD EPYC core, torch 2.14).
     """
+    if feature_map.is_contiguous():
+        return feature_map.mean(0)
     return feature_map.permute(0, 2, 3, 1).mean(0).permute(2, 0, 1)
 
 
