@@ -1,0 +1,68 @@
+"""Builds the app: wires the services together while it runs, and the routes to them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+
+from server import errors
+from server.changes import Changes
+from server.cluster_view import ClusterView
+from server.database import Database
+from server.deps import Services
+from server.reconciler import Reconciler
+from server.routes import artifacts, datasets, jobs, system
+from server.settings import Settings
+from workers.client import RayClient
+
+VERSION = "0.1.0"
+
+
+def create_app(settings: Settings, *, ray_address: str, ray_token: str | None) -> FastAPI:
+    """The API of one data directory and one Ray cluster, whose dashboard is at `ray_address`."""
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        roots = settings.roots
+        for directory in (settings.data_dir, roots.uploads, roots.cache, roots.downloads):
+            directory.mkdir(parents=True, exist_ok=True)
+        changes = Changes()
+        database = Database(settings.database_url)
+        async with RayClient(ray_address, ray_token) as ray:
+            reconciler = Reconciler(database, ray, settings, changes)
+            app.state.services = Services(settings, database, ray, ClusterView(ray), changes, reconciler)
+            reconciling = asyncio.create_task(reconciler.run(), name="reconciler")
+            try:
+                yield
+            finally:
+                reconciling.cancel()
+                with contextlib.suppress(asyncio.CancelledError):
+                    await reconciling
+                database.close()
+
+    app = FastAPI(
+        title="CAFE as a service",
+        version=VERSION,
+        description="Dataset condensation by aligning features: POST a job, download a tiny synthetic training set.",
+        lifespan=lifespan,
+    )
+    errors.install(app)
+    app.include_router(jobs.router, prefix="/v1")
+    app.include_router(artifacts.router, prefix="/v1")
+    app.include_router(datasets.router, prefix="/v1")
+    app.include_router(system.cluster_router, prefix="/v1")
+    app.include_router(system.health_router)
+
+    def openapi() -> dict[str, Any]:
+        if not app.openapi_schema:
+            schema = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
+            app.openapi_schema = errors.document(schema)
+        return app.openapi_schema
+
+    app.openapi = openapi  # type: ignore[method-assign]  # FastAPI's documented way to extend the schema
+    return app

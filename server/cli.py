@@ -1,0 +1,214 @@
+"""The `cafe` command: the server, clients of its REST API, and a job in this process.
+
+Exit codes: 0 done, 1 the job failed, 2 wrong usage or a refused spec, 3 the server cannot be reached.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+import yaml
+from pydantic import ValidationError
+
+from cafe_core.errors import CafeError, DatasetError, SpecError
+from server.api_client import ApiClient, RefusedError, UnreachableError
+from server.errors import spec_refusal
+from server.settings import Settings
+from server.watching import FAILED_STATUSES, Display
+
+DEFAULT_URL = "http://127.0.0.1:8000"
+EXIT_FAILED, EXIT_REFUSED, EXIT_UNREACHABLE = 1, 2, 3
+
+
+class _Group(click.Group):
+    """Turns errors into messages and exit codes."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except RefusedError as error:
+            _complain(error.detail, error.errors)
+            raise SystemExit(EXIT_REFUSED) from None
+        except UnreachableError as error:
+            _complain(str(error))
+            raise SystemExit(EXIT_UNREACHABLE) from None
+
+
+def _complain(detail: str, errors: list[dict[str, str]] | None = None) -> None:
+    if not errors:
+        click.echo(f"error: {detail}", err=True)
+        return
+    click.echo("error: the request was refused", err=True)
+    for error in errors:
+        click.echo(f"  {error['loc'] or '(spec)'}: {error['msg']}", err=True)
+
+
+@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--url", envvar="CAFE_URL", show_envvar=True, default=DEFAULT_URL, show_default=True, help="The server.")
+@click.option("--api-key", envvar="CAFE_API_KEY", show_envvar=True, help="Sent as a Bearer token.")
+@click.pass_context
+def main(ctx: click.Context, url: str, api_key: str | None) -> None:
+    """Condense datasets: run a server, submit jobs to one, or run a job right here."""
+    ctx.obj = ApiClient(url, api_key)
+    ctx.call_on_close(ctx.obj.close)
+
+
+def _directory(option: str, text: str) -> Any:
+    return click.option(option, type=click.Path(file_okay=False, path_type=Path), help=text)
+
+
+def _data_options(command: Any) -> Any:
+    """Options of the commands that read datasets themselves."""
+    command = _directory("--torchvision-root", "torchvision's root. [default: downloads in the data directory]")(command)
+    command = _directory("--dataset-root", "Root of `dataset.path`. [default: datasets in the data directory]")(command)
+    return _directory("--data-dir", "Where everything is kept. [default: ./cafe-data]")(command)
+
+
+def _load_spec(path: Path) -> dict[str, Any]:
+    """A spec from JSON or YAML. Raises click.UsageError when it is neither."""
+    text = path.read_text(encoding="utf-8")
+    try:
+        spec = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
+    except (ValueError, yaml.YAMLError) as error:
+        raise click.UsageError(f"{path}: not {'JSON' if path.suffix == '.json' else 'YAML'}: {error}") from error
+    if not isinstance(spec, dict):
+        raise click.UsageError(f"{path}: a spec is a mapping of fields")
+    return spec
+
+
+_SPEC = click.argument("spec", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+
+
+@main.command()
+@click.option("--host", default="127.0.0.1", show_default=True, help="The address to listen on.")
+@click.option("--port", default=8000, show_default=True, help="The port to listen on; 0: a free one.")
+@_data_options
+@click.option("--ray-address", help="Ray's dashboard, http://HOST:8265. Without it a local Ray is started.")
+@click.option("--num-cpus", type=click.IntRange(min=1), help="CPUs of the local Ray. [default: the machine's]")
+@click.option("--max-restarts", type=click.IntRange(min=0), help="Restarts of an attempt's workers. [default: 3]")
+@click.option("--collective-timeout", "collective_timeout_s", type=float, help="Seconds to wait for a worker. [default: 300]")
+def serve(host: str, port: int, **options: Any) -> None:
+    """Run the API. Without --ray-address it starts a local Ray, and stops it at exit."""
+    try:
+        settings = Settings.load(**options)
+    except ValidationError as error:
+        raise click.UsageError("; ".join(f"{e['loc'][0]}: {e['msg']}" for e in error.errors())) from error
+    from server.serve import run_server
+
+    run_server(settings, host, port)
+
+
+@main.command()
+@_SPEC
+@click.option("--wait", is_flag=True, help="Watch the job until it ends.")
+@click.option("--idempotency-key", help="Submitting again with the same key gives the same job.")
+@click.pass_obj
+def submit(api: ApiClient, spec: Path, wait: bool, idempotency_key: str | None) -> None:
+    """Submit the job in SPEC (.json or .yaml); prints its id."""
+    job = api.submit(_load_spec(spec), idempotency_key)
+    click.echo(job["id"])
+    if wait:
+        _watch(api, job["id"])
+
+
+@main.command()
+@click.argument("job_id", metavar="ID")
+@click.pass_obj
+def status(api: ApiClient, job_id: str) -> None:
+    """Print a job as JSON."""
+    click.echo(json.dumps(api.job(job_id), indent=2))
+
+
+@main.command()
+@click.argument("job_id", metavar="ID")
+@click.pass_obj
+def watch(api: ApiClient, job_id: str) -> None:
+    """Follow a job until it ends."""
+    _watch(api, job_id)
+
+
+def _watch(api: ApiClient, job_id: str) -> None:
+    """Exits with EXIT_FAILED unless the job succeeds."""
+    with Display(tty=sys.stderr.isatty()) as display:
+        for event in api.follow(job_id):
+            display.show(event)
+    job = api.job(job_id)
+    if job["result"] is not None:
+        click.echo(json.dumps(job["result"], indent=2))
+    if job["status"] in FAILED_STATUSES:
+        raise SystemExit(EXIT_FAILED)
+
+
+@main.command()
+@click.argument("job_id", metavar="ID")
+@click.pass_obj
+def cancel(api: ApiClient, job_id: str) -> None:
+    """Cancel a job."""
+    click.echo(api.post(f"/v1/jobs/{job_id}/cancel")["status"])
+
+
+@main.command()
+@click.argument("job_id", metavar="ID")
+@click.pass_obj
+def resume(api: ApiClient, job_id: str) -> None:
+    """Go on with a failed or cancelled job, from its last checkpoint."""
+    click.echo(api.post(f"/v1/jobs/{job_id}/resume")["status"])
+
+
+@main.command("list")
+@click.option("--status", help="Only jobs in this state.")
+@click.option("--label", multiple=True, metavar="KEY=VALUE", help="Only jobs with this label; may be repeated.")
+@click.option("--limit", type=click.IntRange(1, 500), default=50, show_default=True)
+@click.pass_obj
+def list_(api: ApiClient, status: str | None, label: tuple[str, ...], limit: int) -> None:
+    """List jobs, newest first."""
+    for job in api.jobs(status, label, limit):
+        progress = job["progress"]
+        done = f"{progress['done']}/{progress['total']}"
+        click.echo(f"{job['id']}  {job['status']:<10} {done:>15}  {job['created_at'][:19]}Z  {job['name'] or ''}".rstrip())
+
+
+@main.command()
+@click.argument("job_id", metavar="ID")
+@click.option("--attempt", type=click.IntRange(min=1), help="[default: the current one]")
+@click.option("--tail", type=click.IntRange(min=1), help="The last so many lines only.")
+@click.pass_obj
+def logs(api: ApiClient, job_id: str, attempt: int | None, tail: int | None) -> None:
+    """Print what a job's driver and workers printed."""
+    click.echo(api.logs(job_id, attempt, tail), nl=False)
+
+
+@main.command()
+@click.argument("job_id", metavar="ID")
+@click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Where to. [default: ./ID]")
+@click.pass_obj
+def download(api: ApiClient, job_id: str, out: Path | None) -> None:
+    """Download a job's artifacts; before it has any, the synthetic set of its latest checkpoint."""
+    for path in api.download(job_id, out or Path(job_id)):
+        click.echo(str(path))
+
+
+@main.command()
+@_SPEC
+@click.option("--out", required=True, type=click.Path(file_okay=False, path_type=Path), help="Where the job's files go.")
+@_data_options
+def run(spec: Path, out: Path, **options: Any) -> None:
+    """Run the job in SPEC in this process, on one device, without Ray or a server."""
+    sent = _load_spec(spec)
+    settings = Settings.load(**options)
+    from cafe_core import local  # torch takes seconds to import: only this command needs it
+
+    with Display(tty=sys.stderr.isatty()) as display:
+        try:
+            result = local.run(sent, out, settings.roots, display.report)
+        except (SpecError, DatasetError, ValueError) as error:
+            refused = spec_refusal(error)
+            raise RefusedError(422, refused.detail, [e.model_dump() for e in refused.errors or []]) from error
+        except CafeError as error:
+            display.report("failed", error=error.as_dict())
+            raise SystemExit(EXIT_FAILED) from error
+    click.echo(json.dumps(result, indent=2))

@@ -1,0 +1,70 @@
+"""Makes what is so (Ray, the drivers' files) and what the database says meet.
+
+One asyncio task looks for jobs to look after, and one more per such job does it (:mod:`server.job_keeper`), so that no
+job waits for another's submission. All that they know is in the database, in files and in Ray: a server that is killed
+goes on when it starts again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+
+from server import jobs
+from server.changes import Changes
+from server.database import Database
+from server.job_keeper import JobKeeper, Ray
+from server.settings import Settings
+
+log = logging.getLogger(__name__)
+
+LOOK_EVERY_S = 5.0
+"""How often jobs to look after are looked for without being told of one."""
+
+
+class Reconciler:
+    """Runs while :meth:`run` does. Belongs to the event loop it is made in."""
+
+    def __init__(self, database: Database, ray: Ray, settings: Settings, changes: Changes) -> None:
+        self._database = database
+        self._ray = ray
+        self._settings = settings
+        self._changes = changes
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._woken = asyncio.Event()
+        self._loop = asyncio.get_running_loop()
+
+    def wake(self) -> None:
+        """Look for jobs to look after now, e.g. after a POST. Any thread may call it."""
+        self._loop.call_soon_threadsafe(self._woken.set)
+
+    async def run(self) -> None:
+        """Look after jobs until cancelled. A job that cannot be looked after is logged and tried again."""
+        try:
+            while True:
+                self._woken.clear()
+                for job_id in await asyncio.to_thread(self._to_look_after):
+                    if job_id not in self._tasks:
+                        self._tasks[job_id] = asyncio.create_task(self._look_after(job_id), name=f"reconcile {job_id}")
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._woken.wait(), LOOK_EVERY_S)
+        finally:
+            tasks = list(self._tasks.values())
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _to_look_after(self) -> list[str]:
+        with self._database.read() as session:
+            return jobs.to_look_after(session, self._settings.max_active_jobs)
+
+    async def _look_after(self, job_id: str) -> None:
+        try:
+            await JobKeeper(job_id, self._database, self._ray, self._settings, self._changes).run()
+        except Exception:
+            log.exception("job %s could not be looked after; trying again within %g s", job_id, LOOK_EVERY_S)
+        else:
+            self._woken.set()  # there may be room for the next queued job
+        finally:
+            del self._tasks[job_id]

@@ -1,0 +1,123 @@
+"""/v1/jobs/{id}/artifacts, synthetic and preview.png: what a job has made."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Header, Path, Query, Request, Response
+
+from cafe_core.config import JobSpec
+from cafe_core.errors import SyntheticSetError
+from cafe_core.synthetic import SyntheticSet
+from server import jobs, schemas
+from server.deps import JobId, Services, ServicesDep
+from server.errors import NotFoundError, UnavailableError, problems
+from server.http_cache import Body
+from server.job_files import Result, result_of, synthetic_set
+
+router = APIRouter(tags=["results"])
+
+Format = Literal["safetensors", "npz", "zip"]
+
+ArtifactName = Annotated[str, Path(description="A `name` of the manifest.", examples=["synthetic.safetensors"])]
+#: Declared for the documentation; Body reads them from the request.
+IfNoneMatch = Annotated[str | None, Header(description="An ETag: answer 304 if it still holds.")]
+Range = Annotated[str | None, Header(description="One range, e.g. `bytes=0-1023`.")]
+IfRange = Annotated[str | None, Header(description="An ETag: heed Range only if it still holds.")]
+
+
+def _bytes(*media_types: str, errors: tuple[int, ...]) -> dict[str, Any]:
+    content = {media_type: {"schema": {"type": "string", "format": "binary"}} for media_type in media_types}
+    responses: dict[int | str, dict[str, Any]] = {
+        200: {"content": content, "description": "The bytes"},
+        206: {"content": content, "description": "The range asked for"},
+        304: {"description": "Not Modified: as the ETag in If-None-Match says"},
+        **problems(*errors),
+    }
+    return {"response_class": Response, "responses": responses}
+
+
+@router.get("/jobs/{job_id}/artifacts", responses=problems(404, 422))
+def list_artifacts(job_id: JobId, services: ServicesDep) -> schemas.ArtifactList:
+    """The files of a job's result; none until it has one."""
+    result = _result(services, job_id)
+    entries = result.entries if result is not None else []
+    here = f"/v1/jobs/{job_id}/artifacts"
+    return schemas.ArtifactList(data=[schemas.Artifact(**entry.model_dump(), href=f"{here}/{entry.name}") for entry in entries])
+
+
+_ARTIFACT = _bytes("application/octet-stream", "image/png", "application/json", errors=(404, 416, 422))
+
+
+@router.head("/jobs/{job_id}/artifacts/{name}", operation_id="head_artifact", **_ARTIFACT)
+@router.get("/jobs/{job_id}/artifacts/{name}", operation_id="get_artifact", **_ARTIFACT)
+def get_artifact(
+    job_id: JobId,
+    name: ArtifactName,
+    request: Request,
+    services: ServicesDep,
+    if_none_match: IfNoneMatch = None,  # noqa: ARG001
+    range: Range = None,  # noqa: ARG001
+    if_range: IfRange = None,  # noqa: ARG001
+) -> Response:
+    """An artifact. Its ETag is its SHA-256, so that a download is safely continued with Range and If-Range."""
+    result = _result(services, job_id)
+    found = result.find(name) if result is not None else None
+    if found is None:
+        raise NotFoundError(f"job {job_id} has no artifact {name!r}" + ("" if result is not None else ": it has no result yet"))
+    entry, path = found
+    body = Body(path, size=entry.size, sha256=entry.sha256, media_type=entry.media_type, filename=entry.name)
+    return body.response(request)
+
+
+_CONVERTERS: dict[Format, tuple[str, Callable[[SyntheticSet], bytes]]] = {
+    "safetensors": ("application/octet-stream", SyntheticSet.to_safetensors_bytes),
+    "npz": ("application/octet-stream", SyntheticSet.to_npz_bytes),
+    "zip": ("application/zip", SyntheticSet.to_zip_bytes),
+}
+
+_SYNTHETIC = _bytes("application/octet-stream", "application/zip", errors=(404, 416, 422, 503))
+
+
+@router.head("/jobs/{job_id}/synthetic", operation_id="head_synthetic", **_SYNTHETIC)
+@router.get("/jobs/{job_id}/synthetic", operation_id="get_synthetic", **_SYNTHETIC)
+def get_synthetic(
+    job_id: JobId,
+    request: Request,
+    services: ServicesDep,
+    format: Annotated[Format, Query(description="zip: an image folder of PNGs.")] = "safetensors",
+) -> Response:
+    """The synthetic set: the job's result, or what its latest checkpoint yields while there is none."""
+    media_type, convert = _CONVERTERS[format]
+    content = convert(_synthetic_set(services, job_id))
+    return Body.of(content, media_type=media_type, filename=f"{job_id}.{format}").response(request)
+
+
+_PREVIEW = _bytes("image/png", errors=(404, 416, 422, 503))
+
+
+@router.head("/jobs/{job_id}/preview.png", operation_id="head_preview", **_PREVIEW)
+@router.get("/jobs/{job_id}/preview.png", operation_id="get_preview", **_PREVIEW)
+def get_preview(job_id: JobId, request: Request, services: ServicesDep) -> Response:
+    """The synthetic set as a grid of images, a row a class."""
+    content = _synthetic_set(services, job_id).preview_png()
+    return Body.of(content, media_type="image/png", filename=f"{job_id}.png").response(request)
+
+
+def _result(services: Services, job_id: str) -> Result | None:
+    with services.database.read() as session:
+        attempts = jobs.get(session, job_id).attempt
+    return result_of(services.settings.job_dir(job_id), attempts)
+
+
+def _synthetic_set(services: Services, job_id: str) -> SyntheticSet:
+    with services.database.read() as session:
+        job = jobs.get(session, job_id)
+    try:
+        synthetic = synthetic_set(services.settings.job_dir(job_id), job.attempt, JobSpec.model_validate(job.spec))
+    except SyntheticSetError as error:
+        raise UnavailableError(str(error)) from error
+    if synthetic is None:
+        raise NotFoundError(f"job {job_id} has no synthetic set yet: it has written no checkpoint")
+    return synthetic
