@@ -21,11 +21,11 @@ from numpy.typing import NDArray
 from PIL import Image
 from safetensors import SafetensorError, safe_open
 
+from cafe_core import preview
 from cafe_core.config import CondenseSpec, DatasetInfo
 from cafe_core.data.image_folder import is_ignored
 from cafe_core.errors import DiskFullError, SyntheticSetError
 from cafe_core.jobdir import write_atomically
-from cafe_core.preview import grid_png
 from cafe_core.synthetic_files import npy_bytes, read_npz, read_safetensors, safetensors_bytes, zip_bytes
 
 _DTYPES: dict[str, np.dtype[Any]] = {
@@ -70,7 +70,11 @@ class SyntheticSet:
 
     def pixels(self) -> NDArray[np.uint8]:
         """(K·ipc, C, H, W) uint8: denormalised, clipped to [0, 1], as levels 0..255."""
-        scaled = self.images * self.std[:, None, None] + self.mean[:, None, None]
+        return self._denormalised(self.images)
+
+    def _denormalised(self, images: NDArray[np.float32]) -> NDArray[np.uint8]:
+        """images: (..., C, H, W)."""
+        scaled = images * self.std[:, None, None] + self.mean[:, None, None]
         levels: NDArray[np.uint8] = np.rint(np.clip(scaled, 0, 1) * 255).astype(np.uint8)
         return levels
 
@@ -122,9 +126,11 @@ class SyntheticSet:
         return zip_bytes(entries)
 
     def preview_png(self) -> bytes:
-        """A picture of the set, a row a class; see `preview.grid_png` for its bounds."""
-        pixels = self.pixels()
-        return grid_png(pixels.reshape(len(self.class_names), self.ipc, *pixels.shape[1:]))
+        """A picture of the set, a row a class, denormalised and clipped; bounds: see `preview.shown`."""
+        classes = len(self.class_names)
+        rows, columns = preview.shown(classes, self.ipc, *self.images.shape[2:])
+        by_class = self.images.reshape(classes, self.ipc, *self.images.shape[1:])
+        return preview.grid_png(self._denormalised(by_class[:rows, :columns]), classes, self.ipc)
 
     def _arrays(self) -> dict[str, NDArray[Any]]:
         return {name: getattr(self, name) for name in _DTYPES}

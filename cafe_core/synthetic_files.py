@@ -101,9 +101,9 @@ def _check_names(found: Iterable[str], wanted: Iterable[str], what: str) -> None
 
 
 def npy_bytes(array: NDArray[Any]) -> bytes:
-    """An .npy file."""
+    """An .npy file, in C order whatever the array's."""
     buffer = io.BytesIO()
-    np.lib.format.write_array(buffer, array, allow_pickle=False)
+    np.lib.format.write_array(buffer, np.asarray(array, order="C"), allow_pickle=False)
     return buffer.getvalue()
 
 
