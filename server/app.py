@@ -15,16 +15,16 @@ from server.changes import Changes
 from server.cluster_view import ClusterView
 from server.database import Database
 from server.deps import Services
+from server.ray_api import RayApi
 from server.reconciler import Reconciler
 from server.routes import artifacts, datasets, jobs, system
 from server.settings import Settings
-from workers.client import RayClient
 
 VERSION = "0.1.0"
 
 
-def create_app(settings: Settings, *, ray_address: str, ray_token: str | None) -> FastAPI:
-    """The API of one data directory and one Ray cluster, whose dashboard is at `ray_address`."""
+def create_app(settings: Settings, ray: RayApi) -> FastAPI:
+    """The API of one data directory and one Ray cluster. It closes `ray` when it ends."""
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -33,17 +33,16 @@ def create_app(settings: Settings, *, ray_address: str, ray_token: str | None) -
             directory.mkdir(parents=True, exist_ok=True)
         changes = Changes()
         database = Database(settings.database_url)
-        async with RayClient(ray_address, ray_token) as ray:
-            reconciler = Reconciler(database, ray, settings, changes)
-            app.state.services = Services(settings, database, ray, ClusterView(ray), changes, reconciler)
-            reconciling = asyncio.create_task(reconciler.run(), name="reconciler")
-            try:
-                yield
-            finally:
-                reconciling.cancel()
-                with contextlib.suppress(asyncio.CancelledError):
-                    await reconciling
-                database.close()
+        reconciler = Reconciler(database, ray, settings, changes)
+        app.state.services = Services(settings, database, ray, ClusterView(ray), changes, reconciler)
+        reconciling = asyncio.create_task(reconciler.run(), name="reconciler")
+        try:
+            yield
+        finally:
+            reconciling.cancel()
+            await asyncio.gather(reconciling, return_exceptions=True)
+            await ray.close()
+            database.close()
 
     app = FastAPI(
         title="CAFE as a service",

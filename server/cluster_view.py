@@ -5,7 +5,8 @@ from __future__ import annotations
 import time
 
 from server.errors import UnavailableError
-from workers.client import RayClient, RayCluster, RayError
+from server.ray_api import RayApi
+from workers.client import RayCluster, RayError
 
 FRESH_S = 2.0
 
@@ -13,7 +14,7 @@ FRESH_S = 2.0
 class ClusterView:
     """What `ray` says of its cluster, remembered."""
 
-    def __init__(self, ray: RayClient) -> None:
+    def __init__(self, ray: RayApi) -> None:
         self._ray = ray
         self._seen: RayCluster | None = None
         self._seen_at = float("-inf")

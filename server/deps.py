@@ -10,9 +10,9 @@ from fastapi import Depends, Path, Request
 from server.changes import Changes
 from server.cluster_view import ClusterView
 from server.database import Database
+from server.ray_api import RayApi
 from server.reconciler import Reconciler
 from server.settings import Settings
-from workers.client import RayClient
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class Services:
 
     settings: Settings
     database: Database
-    ray: RayClient
+    ray: RayApi
     cluster: ClusterView
     changes: Changes
     reconciler: Reconciler

@@ -25,6 +25,8 @@ import httpx
 
 READY_WITHIN_S = 120.0
 STOP_WITHIN_S = 10.0
+PARENT = Path("/tmp")
+DIRECTORY_PREFIX = "cafe-ray-"
 JOB_STOP_WAIT_S = 20
 """Between Ray's SIGTERM and SIGKILL to a driver: time to end its workers and write a last event."""
 
@@ -53,7 +55,8 @@ class EmbeddedRay:
         self.address = ""
 
     def __enter__(self) -> EmbeddedRay:
-        self._directory = Path(tempfile.mkdtemp(prefix="cafe-ray-", dir="/tmp"))
+        _remove_left_over()
+        self._directory = Path(tempfile.mkdtemp(prefix=f"{DIRECTORY_PREFIX}{os.getpid()}-", dir=PARENT))
         try:
             self._start()
             self._wait_until_ready()
@@ -99,6 +102,7 @@ class EmbeddedRay:
             "RAY_USAGE_STATS_ENABLED": "0",
             # Named after where it is the default: Ray then takes 127.0.0.1 for the node's address, so all ports are loopback's.
             "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+            "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",  # nobody is left to drain for
             "RAY_JOB_STOP_WAIT_TIME_S": str(JOB_STOP_WAIT_S),
             # Ports of metrics that are fixed otherwise, so that a second Ray would find them taken.
             "AUTOSCALER_METRIC_PORT": str(_free_ports(1)[0]),
@@ -152,6 +156,14 @@ def _end_session(session: int) -> None:
                 fields = (entry / "stat").read_text().rpartition(")")[2].split()
                 if int(fields[3]) == session and fields[0] != "Z":
                     os.kill(int(entry.name), signal.SIGKILL)
+
+
+def _remove_left_over() -> None:
+    """Remove the directories of servers of this user that were killed before they could."""
+    for directory in PARENT.glob(f"{DIRECTORY_PREFIX}[0-9]*-*"):
+        owner = directory.name.removeprefix(DIRECTORY_PREFIX).split("-")[0]
+        if directory.stat().st_uid == os.getuid() and not Path("/proc", owner).exists():
+            shutil.rmtree(directory, ignore_errors=True)
 
 
 def _free_ports(count: int) -> list[int]:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 from typing import Any
@@ -29,6 +30,7 @@ from workers.client import RayError
 log = logging.getLogger(__name__)
 
 PROBLEM = "application/problem+json"
+_NAMES_A_FIELD = re.compile(r"([a-z_]+(?:\.[a-z0-9_]+)*): ")
 
 
 class ApiError(Exception):
@@ -108,13 +110,19 @@ def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
 
 def field_errors(errors: Sequence[Any], *, outer: int = 0) -> list[FieldError]:
     """Pydantic's errors; `outer` leading parts of each location are left out (`body`, `query`, …)."""
-    return [
-        FieldError(
-            loc=".".join(str(part) for part in error["loc"][outer:]),
-            msg="unknown field" if error["type"] == "extra_forbidden" else str(error["msg"]).removeprefix("Value error, "),
-        )
-        for error in errors
-    ]
+    found = []
+    for error in errors:
+        loc = ".".join(str(part) for part in error["loc"][outer:])
+        msg = "unknown field" if error["type"] == "extra_forbidden" else str(error["msg"]).removeprefix("Value error, ")
+        found.append(_field_error(msg, loc))
+    return found
+
+
+def _field_error(message: str, loc: str) -> FieldError:
+    """`message` may itself name a field, below `loc` or instead of it: `network.norm: …`."""
+    if named := _NAMES_A_FIELD.match(message):
+        return FieldError(loc=named[1], msg=message[named.end() :])
+    return FieldError(loc=loc, msg=message)
 
 
 def install(app: FastAPI) -> None:
@@ -156,9 +164,6 @@ def spec_refusal(error: ValueError | SpecError | DatasetError) -> RefusedSpecErr
     """What `resolve` and `describe` raise, as the answer. A ValueError's message starts with the field's path."""
     if isinstance(error, ValidationError):
         return RefusedSpecError(field_errors(error.errors()))
-    if isinstance(error, SpecError) and error.loc:
-        return RefusedSpecError.of(error.loc, error.message.removeprefix(f"{error.loc}: "))
-    if isinstance(error, DatasetError):
-        return RefusedSpecError.of("dataset", error.message)
-    loc, separator, msg = str(error).partition(": ")
-    return RefusedSpecError.of(loc, msg) if separator and " " not in loc else RefusedSpecError.of("", str(error))
+    if isinstance(error, SpecError):
+        return RefusedSpecError([_field_error(error.message, error.loc)])
+    return RefusedSpecError([_field_error(str(error), "dataset" if isinstance(error, DatasetError) else "")])

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from sqlalchemy.orm import Session
 
@@ -26,9 +26,10 @@ from server.database import Attempt, Database, Job
 from server.errors import NotFoundError
 from server.policy import Act, Decision, Facts, decide
 from server.progress import DriverEvent, whole_lines
+from server.ray_api import RayApi
 from server.settings import Settings
 from server.states import ENDED, Status
-from workers.client import RayError, RayJob, RayRefusedError
+from workers.client import RayError, RayRefusedError
 
 log = logging.getLogger(__name__)
 
@@ -43,15 +44,6 @@ REFUSALS_ALLOWED = 5
 LAST_WORDS_GRACE_S = 30.0
 """How long a driver may live on after its last event."""
 CHUNK_BYTES = 8 << 20
-
-
-class Ray(Protocol):
-    """What is needed of :class:`workers.client.RayClient`, which says what each does."""
-
-    async def submit(self, job_dir: Path, job_id: str, attempt: int, *, python: str) -> None: ...
-    async def job(self, job_id: str, attempt: int) -> RayJob | None: ...
-    async def stop(self, job_id: str, attempt: int) -> None: ...
-    async def logs(self, job_id: str, attempt: int) -> str | None: ...
 
 
 def log_file(attempt: AttemptDir) -> Path:
@@ -73,7 +65,7 @@ class _Seen:
 class JobKeeper:
     """Looks after one job, from wherever it is to its end."""
 
-    def __init__(self, job_id: str, database: Database, ray: Ray, settings: Settings, changes: Changes) -> None:
+    def __init__(self, job_id: str, database: Database, ray: RayApi, settings: Settings, changes: Changes) -> None:
         self._job_id = job_id
         self._database = database
         self._ray = ray

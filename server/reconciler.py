@@ -14,7 +14,8 @@ import logging
 from server import jobs
 from server.changes import Changes
 from server.database import Database
-from server.job_keeper import JobKeeper, Ray
+from server.job_keeper import JobKeeper
+from server.ray_api import RayApi
 from server.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -26,7 +27,7 @@ LOOK_EVERY_S = 5.0
 class Reconciler:
     """Runs while :meth:`run` does. Belongs to the event loop it is made in."""
 
-    def __init__(self, database: Database, ray: Ray, settings: Settings, changes: Changes) -> None:
+    def __init__(self, database: Database, ray: RayApi, settings: Settings, changes: Changes) -> None:
         self._database = database
         self._ray = ray
         self._settings = settings

@@ -13,6 +13,7 @@ import uvicorn
 from server.app import create_app
 from server.embedded_ray import EmbeddedRay
 from server.settings import Settings
+from workers.client import RayClient
 
 
 def run_server(settings: Settings, host: str, port: int) -> None:
@@ -25,7 +26,7 @@ def run_server(settings: Settings, host: str, port: int) -> None:
             ray = stack.enter_context(EmbeddedRay(num_cpus=settings.num_cpus))
             address, token = ray.address, ray.token
             click.echo(f"Ray's dashboard: {address} (it asks for the token in {ray.token_file})", err=True)
-        app = create_app(settings, ray_address=address, ray_token=token)
+        app = create_app(settings, RayClient(address, token))
         uvicorn.run(app, host=host, port=port, log_level="info", access_log=False, timeout_graceful_shutdown=5)
 
 

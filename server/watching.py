@@ -66,7 +66,8 @@ def describe(type_: str, data: dict[str, Any]) -> str | None:
         case "restart":
             return f"  workers restarted ({data.get('restarts')}): {data.get('reason')}"
         case "iteration":
-            numbers = [f"loss {data['loss']:.4g}"] if data.get("loss") is not None else []
+            loss = data.get("loss", data.get("feature_loss"))
+            numbers = [f"loss {loss:.4g}"] if loss is not None else []
             if data.get("query_accuracy") is not None:
                 numbers.append(f"query accuracy {data['query_accuracy']:.3f}")
             return _progress("iteration", data["iteration"], data["total"], numbers, data.get("eta_s"))

@@ -1,0 +1,66 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from server.policy import Act, Facts, decide
+from server.states import Status
+from workers.client import RayJob, RayJobState
+
+PENDING, RUNNING = RayJob(RayJobState.PENDING, ""), RayJob(RayJobState.RUNNING, "")
+STOPPED, SUCCEEDED = RayJob(RayJobState.STOPPED, ""), RayJob(RayJobState.SUCCEEDED, "", 0)
+KILLED = RayJob(RayJobState.FAILED, "Job entrypoint command failed with exit code -9", -9)
+LOST_NODE = RayJob(RayJobState.FAILED, "The node died.\nmore")
+FINISHED: dict[str, Any] = {"type": "finished", "result": {}}
+DISK_FULL: dict[str, Any] = {"type": "failed", "error": {"code": "disk_full", "message": "no space", "retryable": True}}
+CANCELLED: dict[str, Any] = {"type": "cancelled"}
+
+
+def facts(status: str, ray: RayJob | None, **more: Any) -> Facts:
+    return Facts(**({"status": Status(status), "submitted": True, "ray": ray} | more))
+
+
+@pytest.mark.parametrize(
+    ("known", "act", "status", "code"),
+    [
+        (facts("starting", None, submitted=False), Act.SUBMIT, None, None),
+        (facts("starting", PENDING, submitted=False), Act.WAIT, None, None),  # adopted after a crash of the server
+        (facts("starting", PENDING), Act.WAIT, None, None),
+        (facts("running", RUNNING), Act.WAIT, None, None),
+        (facts("running", RUNNING, last_words=FINISHED, has_result=True), Act.WAIT, None, None),  # it lets go of its workers
+        (facts("running", SUCCEEDED, last_words=FINISHED, has_result=True), Act.END, "succeeded", None),
+        (facts("starting", SUCCEEDED, last_words=FINISHED, has_result=True), Act.END, "succeeded", None),
+        (facts("running", KILLED, has_result=True), Act.END, "succeeded", None),  # killed after its manifest
+        (facts("running", None, has_result=True), Act.END, "succeeded", None),
+        (facts("running", KILLED, last_words=DISK_FULL), Act.END, "failed", "disk_full"),
+        (facts("running", KILLED), Act.END, "failed", "driver_died"),
+        (facts("running", LOST_NODE), Act.END, "failed", "driver_died"),
+        (facts("running", SUCCEEDED, last_words=FINISHED), Act.END, "failed", "driver_died"),  # its files are gone
+        (facts("running", STOPPED), Act.END, "failed", "stopped"),
+        (facts("running", STOPPED, last_words=CANCELLED), Act.END, "failed", "stopped"),
+        (facts("running", None), Act.END, "failed", "ray_lost"),
+        (facts("running", None, last_words=DISK_FULL), Act.END, "failed", "disk_full"),
+        (facts("cancelling", RUNNING), Act.STOP, None, None),
+        (facts("cancelling", PENDING, submitted=False), Act.STOP, None, None),
+        (facts("cancelling", RUNNING, stop_asked=True), Act.WAIT, None, None),
+        (facts("cancelling", STOPPED, stop_asked=True), Act.END, "cancelled", None),
+        (facts("cancelling", SUCCEEDED, has_result=True), Act.END, "cancelled", None),
+        (facts("cancelling", None, submitted=False), Act.END, "cancelled", None),
+    ],
+)
+def test_decide(known: Facts, act: Act, status: str | None, code: str | None) -> None:
+    decision = decide(known)
+    assert decision.act is act
+    assert decision.status == status
+    assert (decision.error or {}).get("code") == code
+
+
+def test_a_failure_without_a_word_says_what_ray_knows() -> None:
+    killed, lost = decide(facts("running", KILLED)).error, decide(facts("running", LOST_NODE)).error
+    assert killed is not None
+    assert lost is not None
+    assert killed["retryable"] is True
+    assert "exit code -9" in killed["message"]
+    assert "The node died." in lost["message"]
+    assert "more" not in lost["message"].partition("its logs")[0]

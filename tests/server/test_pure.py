@@ -1,0 +1,182 @@
+"""Small pure functions: events, capacity, ranges, settings, words."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from cafe_core.config import ResourcesSpec
+from server.capacity import memory_per_worker, too_large, workers_on
+from server.database import new_id
+from server.errors import RangeError
+from server.http_cache import byte_range, matches
+from server.progress import Changes, DriverEvent, changes_of, whole_lines
+from server.settings import Settings
+from server.watching import describe, duration
+from workers.client import RayCluster, RayNode, entrypoint, parse_cluster
+
+GIB = 1 << 30
+
+
+@pytest.mark.parametrize(
+    ("chunk", "lines", "size"),
+    [(b"", [], 0), (b"a", [], 0), (b"a\n", [b"a"], 2), (b"a\nb", [b"a"], 2), (b"a\nb\n", [b"a", b"b"], 4)],
+)
+def test_whole_lines(chunk: bytes, lines: list[bytes], size: int) -> None:
+    assert whole_lines(chunk) == (lines, size)
+
+
+@pytest.mark.parametrize(
+    ("type_", "data", "changes"),
+    [
+        ("phase", {"phase": "preparing"}, Changes(phase="preparing")),
+        ("phase", {"phase": "condensing"}, Changes(phase="condensing", computing=True)),
+        ("iteration", {"iteration": 3, "total": 9, "eta_s": 1.5}, Changes(done=3, total=9, eta_s=1.5)),
+        ("evaluated", {"done": 1, "total": 2, "eta_s": None}, Changes(done=1, total=2)),
+        ("checkpoint", {"iteration": 3}, Changes()),
+        ("something new", {}, Changes()),
+    ],
+)
+def test_changes_of(type_: str, data: dict[str, Any], changes: Changes) -> None:
+    assert changes_of(DriverEvent("2026-01-01T00:00:00Z", type_, data)) == changes
+
+
+@pytest.mark.parametrize("line", [b"", b"[]", b"{", b'{"type": "phase"}', b'{"time": 1, "type": "phase"}', b"\xff"])
+def test_what_is_no_event_is_refused(line: bytes) -> None:
+    with pytest.raises(ValueError, match=r"."):
+        DriverEvent.parse(line)
+
+
+def node(cpus: float, gpus: float = 0, *, memory: int = 16 * GIB, gpu_memory: int | None = None) -> RayNode:
+    return RayNode("n", "10.0.0.1", False, cpus, gpus, cpus, gpus, memory, gpu_memory)
+
+
+def resources(workers: int = 1, cpus: int = 1, gpus: float = 0) -> ResourcesSpec:
+    return ResourcesSpec(workers=workers, cpus_per_worker=cpus, gpus_per_worker=gpus)
+
+
+@pytest.mark.parametrize(
+    ("of", "wanted", "count"),
+    [
+        (node(4), resources(cpus=1), 4),
+        (node(4), resources(cpus=3), 1),
+        (node(2), resources(cpus=4), 0),
+        (node(8, 2), resources(gpus=1), 2),
+        (node(8, 2), resources(gpus=0.5), 4),
+        (node(8, 2), resources(gpus=0.4), 4),  # two on each: 0.2 of each GPU is left over
+        (node(8, 2), resources(gpus=1 / 3), 6),
+        (node(3, 2), resources(gpus=0.25), 3),
+        (node(8, 0), resources(gpus=1), 0),
+    ],
+)
+def test_workers_on_a_node(of: RayNode, wanted: ResourcesSpec, count: int) -> None:
+    assert workers_on(of, wanted) == count
+
+
+def test_a_job_that_no_cluster_of_this_size_can_hold_is_refused_with_the_numbers() -> None:
+    cluster = RayCluster("2", [node(2), node(3, 1)])
+    assert too_large(resources(5), cluster) is None
+    assert too_large(resources(6), cluster) == (
+        "6 workers of 1 CPU each, but the cluster (2 nodes, 5 CPUs, 1 GPUs in all) can hold at most 5 of them"
+    )
+    assert "2 workers of 1 CPU and 1 GPU each" in (too_large(resources(2, gpus=1), cluster) or "")
+    assert "at most 1 " in (too_large(resources(2, cpus=3), cluster) or "")  # 5 CPUs, but on two nodes
+
+
+@pytest.mark.parametrize(
+    ("wanted", "nodes", "size"),
+    [
+        (resources(1), [node(4)], 16 * GIB),
+        (resources(4), [node(4)], 4 * GIB),
+        (resources(2), [node(4), node(4)], 16 * GIB),
+        (resources(3), [node(4), node(4)], 8 * GIB),
+        (resources(1), [node(4), node(4, memory=2 * GIB)], 2 * GIB),
+        (resources(1, gpus=1), [node(4, 1, gpu_memory=80 * GIB), node(64)], 80 * GIB),
+        (resources(1, gpus=0.5), [node(4, 1, gpu_memory=80 * GIB)], 40 * GIB),
+    ],
+)
+def test_memory_per_worker(wanted: ResourcesSpec, nodes: list[RayNode], size: int) -> None:
+    assert memory_per_worker(wanted, RayCluster("2", nodes)) == size
+
+
+@pytest.mark.parametrize(
+    ("header", "part"),
+    [
+        (None, None), ("bytes=0-", (0, 10)), ("bytes=0-0", (0, 1)), ("bytes=3-5", (3, 6)), ("bytes=3-99", (3, 10)),
+        ("bytes=-4", (6, 10)), ("bytes=-99", (0, 10)), ("bytes=9-", (9, 10)),
+        ("bytes=5-3", None), ("bytes=a-b", None), ("bytes=-", None), ("bytes=", None), ("lines=0-1", None),
+        ("bytes=0-1,3-4", None), ("bytes=--1", None), ("bytes=²-3", None), ("bytes=0-" + "9" * 5000, None),
+    ],
+)  # fmt: skip
+def test_byte_range(header: str | None, part: tuple[int, int] | None) -> None:
+    assert byte_range(header, 10) == part
+
+
+@pytest.mark.parametrize(("header", "size"), [("bytes=10-", 10), ("bytes=10-12", 10), ("bytes=-0", 10), ("bytes=0-", 0)])
+def test_a_range_outside_the_file_is_refused_with_its_size(header: str, size: int) -> None:
+    with pytest.raises(RangeError) as refused:
+        byte_range(header, size)
+    assert (refused.value.headers or {})["Content-Range"] == f"bytes */{size}"
+
+
+@pytest.mark.parametrize(
+    ("header", "same"),
+    [(None, False), ('"a"', True), ('W/"a"', True), ('"b", "a"', True), ("*", True), ('"b"', False), ("a", False)],
+)
+def test_if_none_match(header: str | None, same: bool) -> None:
+    assert matches(header, '"a"') is same
+
+
+def test_settings_come_from_the_environment_and_the_command_line(tmp_path: Path) -> None:
+    token = tmp_path / "token"
+    token.write_text("from-file\n")
+    environ = {"CAFE_DATA_DIR": str(tmp_path / "env"), "CAFE_MAX_RESTARTS": "7", "RAY_AUTH_TOKEN_PATH": str(token)}
+    settings = Settings.load(environ, data_dir=tmp_path / "option", ray_address=None)
+    assert settings.data_dir == tmp_path / "option"
+    assert settings.max_restarts == 7
+    assert settings.ray_token is not None
+    assert settings.ray_token.get_secret_value() == "from-file"
+    assert "from-file" not in repr(settings)
+    assert settings.roots.uploads == tmp_path / "option" / "uploads"
+    with pytest.raises(ValidationError, match="max_restarts"):
+        Settings.load({"CAFE_MAX_RESTARTS": "-1"})
+
+
+def test_ids_are_random_base32() -> None:
+    ids = {new_id("job") for _ in range(100)}
+    assert len(ids) == 100
+    assert all(len(i) == 20 and i.startswith("job_") and set(i[4:]) <= set("abcdefghijklmnopqrstuvwxyz234567") for i in ids)
+
+
+def test_the_entrypoint_is_quoted() -> None:
+    assert entrypoint(Path("/data of mine/jobs/job_a"), 2, "python3") == (
+        "python3 -m workers run --job-dir '/data of mine/jobs/job_a' --attempt 2"
+    )
+
+
+def test_parse_cluster_leaves_out_dead_nodes_and_subtracts_what_is_used() -> None:
+    def entry(node_id: str, state: str) -> dict[str, Any]:
+        raylet = {"nodeId": node_id, "state": state, "isHeadNode": True, "resourcesTotal": {"CPU": 8.0, "GPU": 2.0}}
+        gpus = [{"name": "H100", "memoryTotal": 81559}, {"name": "H100", "memoryTotal": 81000}]
+        return {"ip": "10.0.0.1", "mem": [64 * GIB, 0, 0.0, 0], "gpus": gpus, "raylet": raylet}
+
+    cluster = parse_cluster("2.60.0", [entry("a", "ALIVE"), entry("b", "DEAD")], {"a": {"CPU": [3.0, 8.0]}})
+    assert [n.id for n in cluster.nodes] == ["a"]
+    (alive,) = cluster.nodes
+    assert (alive.cpus_free, alive.gpus_free, alive.gpu_memory_bytes) == (5.0, 2.0, 81000 << 20)
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(0.4, "0 s"), (59, "59 s"), (200, "3 min 20 s"), (7500, "2 h 5 min")])
+def test_duration(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
+
+
+def test_events_in_words() -> None:
+    iteration = {"iteration": 5, "total": 10, "feature_loss": 12.5, "query_accuracy": 0.5, "eta_s": 61}
+    assert describe("iteration", iteration) == "  ████████████············ iteration 5/10  loss 12.5  query accuracy 0.500  1 min 1 s left"
+    assert describe("status", {"status": "failed", "error": {"message": "disk full"}}) == "failed: disk full"
+    assert describe("phase", {"phase": "waiting_for_resources"}) == "  waiting for resources"
+    assert describe("unknown", {}) is None
