@@ -17,7 +17,7 @@ from typing import Literal, Protocol
 import numpy as np
 
 from cafe_core.data.class_store import Images, Labels, chunk_length
-from cafe_core.data.pixels import decode
+from cafe_core.data.pixels import decode, decoded_shape
 from cafe_core.errors import DatasetError, SpecError
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
@@ -169,7 +169,9 @@ class ImageFolderSource:
         self.class_counts = [len(names) for names in self._train]
         self.test_count = len(self._test)
         self._first = self._train[0][0]
-        self.shape: tuple[int, int, int] = self._decode(self._first).shape
+        self.shape = decoded_shape(
+            files.read(self._first), f"{files.label}: {self._first}", image_size=image_size, channels=channels
+        )
 
     def train(self, k: int) -> Iterator[Images]:
         """Raises DatasetError at the first image that cannot be decoded or does not match the others."""

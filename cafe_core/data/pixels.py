@@ -37,22 +37,34 @@ def decode(data: bytes, where: str, *, image_size: int | None, channels: Literal
 
     where: how an error names the image. Raises DatasetError for what cannot be decoded, is too large or too small.
     """
-    image = _load(data, where)
+    image = _open(data, where)
+    if image_size is None:
+        check_side(where, image.height, image.width)  # by the header: what is too large is not decoded
+    try:
+        image.load()
+        ImageOps.exif_transpose(image, in_place=True)
+    except _DECODING_ERRORS as error:
+        raise DatasetError(f"{where} cannot be decoded ({error}); replace or remove it") from error
     image = _convert(image, channels or natural_channels(image.mode, where))
-    array = _to_array(_fit(image, image_size))
-    check_side(where, array.shape[1], array.shape[2])
-    return array
+    return _to_array(_fit(image, image_size))
 
 
-def _load(data: bytes, where: str) -> Image.Image:
+def decoded_shape(data: bytes, where: str, *, image_size: int | None, channels: Literal[1, 3] | None) -> tuple[int, int, int]:
+    """The (C, H, W) that :func:`decode` gives, from the header alone where the image would be large. Raises as it does."""
+    if image_size is None:  # then it is small, and the camera's orientation counts
+        c, h, w = decode(data, where, image_size=image_size, channels=channels).shape
+        return c, h, w
+    return channels or natural_channels(_open(data, where).mode, where), image_size, image_size
+
+
+def _open(data: bytes, where: str) -> Image.Image:
+    """The image, its header read and its pixels not yet."""
     if not data:
         raise DatasetError(f"{where} is empty; remove it or put the image there")
     try:
         image = Image.open(io.BytesIO(data), formats=_FORMATS)
         if image.width * image.height > _MAX_PIXELS:
             raise Image.DecompressionBombError(f"it has {image.width}×{image.height} pixels")
-        image.load()
-        ImageOps.exif_transpose(image, in_place=True)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise DatasetError(f"{where} is too large: {error}; at most {_MAX_PIXELS} pixels are decoded") from error
     except UnidentifiedImageError as error:

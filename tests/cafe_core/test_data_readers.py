@@ -210,6 +210,21 @@ def test_arrays_are_converted_as_files_are(size: int | None, channels: Any) -> N
     np.testing.assert_array_equal(pixels.fit_batch(np.asarray(image)[None, None], size, channels)[0], from_file)
 
 
+@pytest.mark.parametrize("size", [None, 8])
+@pytest.mark.parametrize("channels", [None, 1, 3])
+@pytest.mark.parametrize("image", [_picture("L", (9, 6)), _picture("RGBA", (6, 9))], ids=["grey", "colour"])
+def test_the_shape_is_known_before_decoding(image: Image.Image, size: int | None, channels: Any) -> None:
+    data, how = _encoded(image), {"image_size": size, "channels": channels}
+    assert pixels.decoded_shape(data, "x", **how) == pixels.decode(data, "x", **how).shape
+
+
+def test_a_large_image_is_not_decoded_to_learn_its_shape() -> None:
+    torn = _encoded(Image.new("L", (4000, 4000)))[:200]  # the header is there, the pixels are not
+    assert pixels.decoded_shape(torn, "x", image_size=32, channels=None) == (1, 32, 32)
+    with pytest.raises(DatasetError, match="4000×4000 pixels"):
+        pixels.decoded_shape(torn, "x", image_size=None, channels=None)
+
+
 # -- folders that cannot be read: (what is done to the good folder, what the error must say)
 
 
