@@ -1,0 +1,342 @@
+from __future__ import annotations
+
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+
+from server.settings import Settings
+from tests.server.conftest import SPEC, Api, FakeRay, driver_of, running
+
+PROBLEM = "application/problem+json"
+
+
+def refused(response: Any, status: int = 422) -> dict[str, str]:
+    """{loc: msg} of a refusal."""
+    assert response.status_code == status, response.text
+    assert response.headers["content-type"] == PROBLEM
+    problem = response.json()
+    assert problem["status"] == status
+    assert problem["title"]
+    return {error["loc"]: error["msg"] for error in problem.get("errors", [])}
+
+
+def test_submit(api: Api) -> None:
+    response = api.post("/v1/jobs", json=SPEC | {"name": "n", "labels": {"team": "a"}})
+    job = response.json()
+    assert response.status_code == 201
+    assert response.headers["location"] == f"/v1/jobs/{job['id']}" == job["links"]["self"]
+    assert job["kind"] == "condense"
+    assert (job["name"], job["labels"], job["status"], job["attempt"]) == ("n", {"team": "a"}, "queued", 1)
+    assert job["progress"] == {"done": 0, "total": 10, "eta_s": None}
+    assert (job["result"], job["error"], job["started_at"], job["finished_at"]) == (None, None, None, None)
+    assert job["spec"]["method"]["max_outer"] == 1  # resolved
+    assert job["spec"]["resources"] == {"workers": 1, "gpus_per_worker": 0.0, "cpus_per_worker": 1}
+    assert "evaluation" not in job["spec"]
+    assert job["created_at"].endswith("Z")
+
+
+@pytest.mark.parametrize(
+    ("change", "loc", "msg"),
+    [
+        ({"ipc": 0}, "ipc", "greater than or equal to 1"),
+        ({"surprise": 1}, "surprise", "unknown field"),
+        ({"method": {"betta": 1}}, "method.betta", "unknown field"),
+        ({"kind": "bake"}, "kind", "condense"),
+        ({"dataset": {"name": "digits", "id": "ds_a"}}, "dataset", "exactly one"),
+        ({"dataset": {"path": "../secret"}}, "dataset.path", "dataset root"),
+        ({"dataset": {"path": "nowhere"}}, "dataset.path", "nowhere"),
+        ({"dataset": {"id": "ds_unknown"}}, "dataset", "never uploaded"),
+        ({"network": {"norm": "batch"}}, "network.norm", "batch statistics"),
+        ({"method": {"layers": [9]}}, "method.layers", "must be increasing"),
+        ({"resources": {"workers": 11}}, "resources.workers", "10 classes"),
+        ({"resources": {"workers": 5}}, "resources", "at most 4"),
+        ({"resources": {"gpus_per_worker": 1}}, "resources", "0 GPUs"),
+        ({"ipc": 10000, "network": {"width": 4096, "depth": 1}}, "resources", "GiB"),
+        ({"method": {"image_lr": float("inf")}}, "method.image_lr", "finite"),
+    ],
+)
+def test_what_cannot_run_is_refused_naming_the_field(api: Api, change: dict[str, Any], loc: str, msg: str) -> None:
+    import json
+
+    errors = refused(api.post("/v1/jobs", content=json.dumps(SPEC | change), headers={"Content-Type": "application/json"}))
+    assert msg in errors[loc]
+    assert api.get("/v1/jobs").json()["data"] == []
+
+
+@pytest.mark.parametrize(
+    ("body", "status"), [(b"{", 422), (b"", 422), (b"[]", 422), (b'"a"', 422), (b"\xff", 400), (b'{"ipc":' + b"1" * 5000 + b"}", 400)]
+)
+def test_a_body_that_is_no_spec_is_refused(api: Api, body: bytes, status: int) -> None:
+    refused(api.post("/v1/jobs", content=body, headers={"Content-Type": "application/json"}), status)
+
+
+def test_what_utf8_cannot_say_is_refused_not_a_crash(api: Api) -> None:
+    body = b'{"kind": "condense", "dataset": {"name": "digits"}, "ipc": 1, "\\ud800": 1, "name": "\\ud800"}'
+    refused(api.post("/v1/jobs", content=body, headers={"Content-Type": "application/json"}))
+
+
+def test_dry_run_resolves_and_stores_nothing(api: Api) -> None:
+    response = api.post("/v1/jobs?dry_run=true", json=SPEC)
+    assert response.status_code == 200
+    answer = response.json()
+    assert answer["spec"]["method"]["query_per_class"] == 256
+    assert answer["dataset"]["class_names"] == [str(digit) for digit in range(10)]
+    assert 0 < answer["estimates"]["memory_bytes"] < answer["estimates"]["available_memory_bytes"] == 8 << 30
+    assert api.get("/v1/jobs").json()["data"] == []
+
+
+def test_an_idempotency_key_makes_one_job(api: Api) -> None:
+    headers = {"Idempotency-Key": "k1"}
+    with ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(lambda _: api.post("/v1/jobs", json=SPEC, headers=headers), range(8)))
+    assert sorted(answer.status_code for answer in answers) == [200] * 7 + [201]
+    assert len({answer.json()["id"] for answer in answers}) == 1
+    assert len(api.get("/v1/jobs").json()["data"]) == 1
+    assert "another body" in refused(api.post("/v1/jobs", json=SPEC | {"seed": 1}, headers=headers))["Idempotency-Key"]
+    assert api.post("/v1/jobs", json=SPEC, headers={"Idempotency-Key": "k2"}).status_code == 201
+
+
+def test_a_key_of_a_refused_spec_stays_free(api: Api) -> None:
+    refused(api.post("/v1/jobs", json=SPEC | {"ipc": 0}, headers={"Idempotency-Key": "k"}))
+    refused(api.post("/v1/jobs", json=SPEC | {"resources": {"workers": 9}}, headers={"Idempotency-Key": "k"}))
+    assert api.post("/v1/jobs", json=SPEC, headers={"Idempotency-Key": "k"}).status_code == 201
+
+
+def test_list_is_paged_newest_first_and_filtered(api: Api, ray: FakeRay) -> None:
+    ray.down = True  # nothing moves on
+    ray.cpus = 4
+    api.get("/v1/jobs")
+    made = []
+    ray.down = False
+    for i in range(5):
+        made.append(api.make(name=str(i), labels={"even": str(i % 2 == 0), "odd=": "x"})["id"])
+    first = api.get("/v1/jobs", params={"limit": 2}).json()
+    second = api.get("/v1/jobs", params={"limit": 2, "cursor": first["next_cursor"]}).json()
+    api.make(name="later")  # does not shift the pages
+    third = api.get("/v1/jobs", params={"limit": 2, "cursor": second["next_cursor"]}).json()
+    listed = [job["id"] for page in (first, second, third) for job in page["data"]]
+    assert listed == made[::-1]
+    assert third["next_cursor"] is None
+
+    def names(**params: Any) -> list[str]:
+        return [job["name"] for job in api.get("/v1/jobs", params=params).json()["data"]]
+
+    assert names(label="even=True") == ["4", "2", "0"]
+    assert names(label=["even=True", "odd"]) == []
+    assert names(label="even") == ["4", "3", "2", "1", "0"]
+    assert names(kind="sweep") == []
+    assert names(status="succeeded") == []
+    assert "later" in names(kind="condense")
+
+
+@pytest.mark.parametrize("cursor", ["!", "abc", "djE6LTE", "djE6OTk5OTk5OTk5OTk5OTk5OTk5OTk5", "é"])
+def test_a_made_up_cursor_is_refused(api: Api, cursor: str) -> None:
+    assert "cursor" in refused(api.get("/v1/jobs", params={"cursor": cursor}))
+
+
+@pytest.mark.parametrize("params", [{"limit": 0}, {"limit": 501}, {"status": "done"}])
+def test_bad_filters_are_refused(api: Api, params: dict[str, Any]) -> None:
+    assert set(refused(api.get("/v1/jobs", params=params))) == set(params)
+
+
+def test_etag(api: Api, ray: FakeRay, settings: Settings) -> None:
+    job_id = api.make()["id"]
+    api.await_job(job_id, lambda job: job["status"] == "starting" and ray.submissions != [])
+    time.sleep(0.3)
+    response = api.get(f"/v1/jobs/{job_id}")
+    etag = response.headers["etag"]
+    assert etag.startswith('"')
+    again = api.get(f"/v1/jobs/{job_id}", headers={"If-None-Match": etag})
+    assert (again.status_code, again.content, again.headers["etag"]) == (304, b"", etag)
+    with driver_of(settings, job_id) as report:
+        report("iteration", iteration=1, total=10)
+    api.await_job(job_id, lambda job: job["progress"]["done"] == 1)
+    assert api.get(f"/v1/jobs/{job_id}", headers={"If-None-Match": etag}).status_code == 200
+
+
+def test_wait_answers_early_on_a_change_and_holds_up_nobody(api: Api, ray: FakeRay, settings: Settings) -> None:
+    job_id = api.make()["id"]
+    api.await_job(job_id, lambda _: ray.submissions != [])
+    time.sleep(0.3)
+    etag = api.get(f"/v1/jobs/{job_id}").headers["etag"]
+
+    def wait() -> tuple[float, int]:
+        started = time.monotonic()
+        answer = api.get(f"/v1/jobs/{job_id}", params={"wait": 20}, headers={"If-None-Match": etag})
+        return time.monotonic() - started, answer.status_code
+
+    with ThreadPoolExecutor(60) as pool:
+        waiting = [pool.submit(wait) for _ in range(60)]  # more than the server has threads
+        time.sleep(0.5)
+        started = time.monotonic()
+        assert api.get("/healthz").status_code == 200
+        assert api.get("/v1/jobs").status_code == 200
+        assert time.monotonic() - started < 2
+        with driver_of(settings, job_id) as report:
+            report("phase", phase="preparing")
+        answers = [each.result() for each in waiting]
+    assert {status for _, status in answers} == {200}
+    assert max(seconds for seconds, _ in answers) < 10
+
+
+def test_wait_times_out_with_the_job_or_304(api: Api, ray: FakeRay) -> None:
+    job_id = api.make()["id"]
+    api.await_job(job_id, lambda _: ray.submissions != [])
+    time.sleep(0.3)
+    etag = api.get(f"/v1/jobs/{job_id}").headers["etag"]
+    started = time.monotonic()
+    assert api.get(f"/v1/jobs/{job_id}", params={"wait": 0.3}).status_code == 200
+    assert api.get(f"/v1/jobs/{job_id}", params={"wait": 0.3}, headers={"If-None-Match": etag}).status_code == 304
+    assert 0.6 <= time.monotonic() - started < 5
+    assert "wait" in refused(api.get(f"/v1/jobs/{job_id}", params={"wait": 31}))
+
+
+def test_cancel_resume_delete(api: Api, ray: FakeRay, settings: Settings) -> None:
+    job_id = api.make()["id"]
+    api.await_job(job_id, lambda _: ray.submissions != [])
+    refused(api.delete(f"/v1/jobs/{job_id}"), 409)
+    refused(api.post(f"/v1/jobs/{job_id}/resume"), 409)
+    assert api.post(f"/v1/jobs/{job_id}/cancel").status_code == 202
+    api.await_status(job_id, "cancelled")
+    again = api.post(f"/v1/jobs/{job_id}/cancel")
+    assert (again.status_code, again.json()["status"]) == (200, "cancelled")
+    assert ray.stops == [(job_id, 1)]
+
+    resumed = api.post(f"/v1/jobs/{job_id}/resume")
+    assert resumed.status_code == 202
+    assert (resumed.json()["attempt"], resumed.json()["status"]) == (2, "queued")
+    api.await_job(job_id, lambda _: (job_id, 2) in ray.submissions)
+    api.post(f"/v1/jobs/{job_id}/cancel")
+    api.await_status(job_id, "cancelled")
+
+    assert settings.job_dir(job_id).path.exists()
+    assert api.delete(f"/v1/jobs/{job_id}").status_code == 204
+    assert not settings.job_dir(job_id).path.exists()
+    for path in ("", "/events", "/logs", "/artifacts", "/synthetic", "/preview.png"):
+        refused(api.get(f"/v1/jobs/{job_id}{path}"), 404)
+    refused(api.delete(f"/v1/jobs/{job_id}"), 404)
+    assert ray.jobs == {}
+
+
+def test_a_queued_job_is_cancelled_at_once(settings: Settings, ray: FakeRay) -> None:
+    with running(settings.model_copy(update={"max_active_jobs": 1}), ray) as api:
+        first, second = api.make()["id"], api.make()["id"]
+        api.await_job(first, lambda _: ray.submissions != [])
+        answer = api.post(f"/v1/jobs/{second}/cancel")
+        assert (answer.status_code, answer.json()["status"]) == (202, "cancelled")
+        assert ray.submissions == [(first, 1)]
+
+
+def test_events_are_numbered_and_paged(api: Api, ray: FakeRay, settings: Settings) -> None:
+    job_id = api.make()["id"]
+    with driver_of(settings, job_id) as report:
+        report("phase", phase="condensing")
+        for i in range(1, 6):
+            report("iteration", iteration=i, total=10)
+    api.await_job(job_id, lambda job: job["progress"]["done"] == 5)
+    first = api.get(f"/v1/jobs/{job_id}/events", params={"limit": 4}).json()
+    rest = api.get(f"/v1/jobs/{job_id}/events", params={"after": first["next_after"]}).json()
+    events = first["data"] + rest["data"]
+    assert [event["id"] for event in events] == list(range(1, 10))
+    assert [event["type"] for event in events] == ["status", "status", "phase", "status"] + ["iteration"] * 5
+    assert [event["data"]["status"] for event in events if event["type"] == "status"] == ["queued", "starting", "running"]
+    assert events[-1]["data"] == {"iteration": 5, "total": 10}
+    assert api.get(f"/v1/jobs/{job_id}/events", params={"after": 9}).json() == {"data": [], "next_after": 9}
+    assert ray.submissions == [(job_id, 1)]
+
+
+def test_logs(api: Api, ray: FakeRay) -> None:
+    job_id = api.make()["id"]
+    api.await_job(job_id, lambda _: ray.submissions != [])
+    response = api.get(f"/v1/jobs/{job_id}/logs")
+    assert response.headers["content-type"].startswith("text/plain")
+    assert response.text == "one\ntwo\nthree\n"
+    assert api.get(f"/v1/jobs/{job_id}/logs", params={"tail": 1, "attempt": 1}).text == "three\n"
+    refused(api.get(f"/v1/jobs/{job_id}/logs", params={"attempt": 2}), 404)
+    ray.down = True
+    refused(api.get(f"/v1/jobs/{job_id}/logs"), 503)
+    ray.down = False
+    api.post(f"/v1/jobs/{job_id}/cancel")
+    api.await_status(job_id, "cancelled")
+    ray.jobs.clear()  # Ray was started anew
+    assert api.get(f"/v1/jobs/{job_id}/logs").text == "one\ntwo\nthree\n"
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [("GET", "/nowhere", 404), ("GET", "/v1/jobs/job_a", 404), ("PUT", "/v1/jobs", 405), ("GET", "/v1/jobs/a/cancel", 405)],
+)
+def test_every_error_is_a_problem(api: Api, method: str, path: str, status: int) -> None:
+    response = api.request(method, path)
+    refused(response, status)
+    if status == 405:
+        assert response.headers["allow"]
+
+
+def test_without_ray_what_is_known_is_served(settings: Settings) -> None:
+    ray = FakeRay()
+    ray.down = True
+    with running(settings, ray) as api:
+        assert api.get("/healthz").json() == {"status": "ok"}
+        refused(api.get("/readyz"), 503)
+        refused(api.get("/v1/cluster"), 503)
+        unavailable = api.post("/v1/jobs", json=SPEC)
+        refused(unavailable, 503)
+        assert unavailable.headers["retry-after"]
+        ray.down = False
+        assert api.get("/readyz").status_code == 200
+        cluster = api.get("/v1/cluster").json()
+        assert cluster["cpus"] == {"total": 4.0, "free": 4.0}
+        assert cluster["nodes"][0]["memory_bytes"] == 8 << 30
+        ray.down = True
+        time.sleep(2.1)
+        job = api.make()  # the cluster's size is remembered
+        time.sleep(0.5)
+        assert api.job(job["id"])["status"] == "starting"
+        ray.down = False
+        api.await_job(job["id"], lambda _: ray.submissions == [(job["id"], 1)])
+
+
+def test_openapi_documents_every_status_and_refers_to_what_is_there(api: Api) -> None:
+    schema = api.get("/openapi.json").json()
+    assert api.get("/docs").status_code == 200
+    components = schema["components"]["schemas"]
+    references = set()
+
+    def collect(value: Any) -> None:
+        if isinstance(value, dict):
+            if "$ref" in value:
+                references.add(value["$ref"].removeprefix("#/components/schemas/"))
+            for item in value.values():
+                collect(item)
+        elif isinstance(value, list):
+            for item in value:
+                collect(item)
+
+    collect(schema)
+    assert references <= set(components)
+    assert "HTTPValidationError" not in components
+    for path, operations in schema["paths"].items():
+        for method, operation in operations.items():
+            for status, response in operation["responses"].items():
+                if status.startswith(("4", "5")):
+                    assert list(response["content"]) == [PROBLEM], (path, method, status)
+    assert {"200", "201", "422", "503"} <= set(schema["paths"]["/v1/jobs"]["post"]["responses"])
+
+
+def test_many_threads_change_one_job_without_losing_a_change(api: Api, ray: FakeRay) -> None:
+    job_id = api.make()["id"]
+    api.await_job(job_id, lambda _: ray.submissions != [])
+    codes: list[int] = []
+    threads = [threading.Thread(target=lambda: codes.append(api.post(f"/v1/jobs/{job_id}/cancel").status_code)) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert set(codes) <= {200, 202}
+    api.await_status(job_id, "cancelled")
+    events = api.get(f"/v1/jobs/{job_id}/events").json()["data"]
+    assert [event["data"]["status"] for event in events].count("cancelling") == 1
