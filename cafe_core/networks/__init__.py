@@ -4,6 +4,6 @@ convnet (width, depth, normalisation, activation, pooling), mlp, lenet, alexnet,
 """
 
 from cafe_core.networks.build import build_network, init_network
-from cafe_core.networks.feature_network import FeatureNetwork, batch_mean
+from cafe_core.networks.feature_network import FeatureNetwork
 
-__all__ = ["FeatureNetwork", "batch_mean", "build_network", "init_network"]
+__all__ = ["FeatureNetwork", "build_network", "init_network"]

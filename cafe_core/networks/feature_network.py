@@ -71,17 +71,6 @@ class FeatureNetwork(nn.Module):
         return maps
 
 
-def batch_mean(feature_map: Tensor) -> Tensor:
-    """Mean over the batch, (n, C, H, W) → (C, H, W).
-
-    `feature_map.mean(0)` in the map's memory order: of a channels-last map torch's own is 15 times slower on a CPU
-    (6.9 ms against 0.46 ms for 16×128×32×32 on one AMD EPYC core, torch 2.14).
-    """
-    if feature_map.is_contiguous():
-        return feature_map.mean(0)
-    return feature_map.permute(0, 2, 3, 1).mean(0).permute(2, 0, 1)
-
-
 def _prefer_channels_last(x: Tensor) -> Tensor:
     """The same images, laid out so that CPU convolutions are fastest; the layout carries through the network.
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cafe_core.config import NetworkSpec, aligned_map_count
-from cafe_core.networks import FeatureNetwork, batch_mean, init_network
+from cafe_core.networks import FeatureNetwork, init_network
 from cafe_core.networks.layers import InstanceNorm
 
 NAMES = ["convnet", "mlp", "lenet", "alexnet", "vgg11", "resnet18"]
@@ -20,21 +20,20 @@ def images(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Te
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
 
 
-@pytest.mark.parametrize("channels", [1, 3])
-@pytest.mark.parametrize("side", [8, 16, 28, 32, 48, 64])
+@pytest.mark.parametrize(("side", "channels"), [(8, 1), (8, 3), (16, 3), (28, 1), (28, 3), (32, 3), (48, 1), (64, 3)])
 @pytest.mark.parametrize("name", NAMES)
 def test_every_network_takes_every_size(name: str, side: int, channels: int) -> None:
     spec = NetworkSpec(name=name)  # type: ignore[arg-type]
     network = init_network(spec, (channels, side, side), 7, seed=1)
-    x = images(3, channels, side, side)
+    x = images(2, channels, side, side)
     with torch.inference_mode():
         maps = network.features(x)
         logits = network(x)
         assert torch.equal(network.classify(maps[-1]), logits)
     assert len(maps) == aligned_map_count(spec)
     assert [tuple(m.shape[1:]) for m in maps] == list(network.map_shapes)
-    assert maps[-1].flatten(1).shape == (3, network.feature_dim)
-    assert logits.shape == (3, 7)
+    assert maps[-1].flatten(1).shape == (2, network.feature_dim)
+    assert logits.shape == (2, 7)
     for feature_map in maps:  # the images are told apart: no layer has become a constant
         assert feature_map.std(0).max() > 1e-3
 
@@ -260,12 +259,6 @@ def test_init_is_reproducible_and_leaves_the_global_generator_alone() -> None:
     assert torch.equal(torch.get_rng_state(), state)
     assert all(torch.equal(p, q) for p, q in zip(first.parameters(), again.parameters(), strict=True))
     assert not torch.equal(first.classifier.weight, other.classifier.weight)
-
-
-def test_batch_mean_is_the_mean() -> None:
-    for memory_format in (torch.contiguous_format, torch.channels_last):
-        x = images(5, 3, 4, 6, dtype=torch.float64).contiguous(memory_format=memory_format)
-        torch.testing.assert_close(batch_mean(x), x.mean(0), rtol=1e-12, atol=1e-12)
 
 
 def test_a_network_reads_images_of_any_memory_order() -> None:
