@@ -55,7 +55,7 @@ def condense(
     run = Run(spec, store, comm, device, budget or Budget.of(device))
     iteration, shard = run.start(checkpoints)
     method = spec.method
-    progress = Progress(spec.iterations, iteration, report if comm.rank == 0 else _silent)
+    progress = Progress(spec, iteration, report if comm.rank == 0 else _silent)
 
     while iteration < spec.iterations:
         run.model.renew(spec.seed, iteration)  # θ ← fresh random network
@@ -222,9 +222,10 @@ class IterationRecord:
 class Progress:
     """Reports iterations with their duration and the time that is left."""
 
-    def __init__(self, total: int, done: int, report: Report) -> None:
+    def __init__(self, spec: CondenseSpec, done: int, report: Report) -> None:
         self.report = report
-        self._total = total
+        self._total = spec.iterations
+        self._beta = spec.method.beta if spec.method.discrimination else 0.0
         self._first = done
         self._started = self._last = time.monotonic()
 
@@ -232,13 +233,15 @@ class Progress:
         """Report that `iteration` iterations are done. Losses are those of the iteration's last outer step."""
         now = time.monotonic()
         assert record.losses is not None
+        feature_loss, discrimination_loss = float(record.losses.feature), float(record.losses.discrimination)
         mean_seconds = (now - self._started) / (iteration - self._first)
         self.report(
             "iteration",
             iteration=iteration,
             total=self._total,
-            feature_loss=float(record.losses.feature),
-            discrimination_loss=float(record.losses.discrimination),
+            loss=feature_loss + self._beta * discrimination_loss,
+            feature_loss=feature_loss,
+            discrimination_loss=discrimination_loss,
             query_accuracy=record.query_accuracy,
             outer_steps=record.outer_steps,
             inner_epochs=record.inner_epochs,

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import math
 import re
+from itertools import pairwise
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
@@ -27,8 +28,6 @@ Augmentation = Literal["none", "dsa", "crop_scale_rotate"]
 Precision = Literal["float64", "float32", "bfloat16"]
 
 DEFAULT_PRESET: Preset = "paper"
-#: Feature maps a user can align, by network kind: `layers` counts them from the input, 0-based.
-#: A ConvNet of depth d has d + 1 (each block's activation before pooling, and the last pooling's output).
 MAX_IMAGE_SIDE = 512
 
 
@@ -292,7 +291,7 @@ _DC_LOOPS = ((1, 1, 1), (10, 10, 50), (20, 20, 25), (30, 30, 20), (40, 40, 15), 
 
 def dc_loops(ipc: int) -> tuple[int, int]:
     """(max_outer, max_inner) for an ipc: DC's table, linear between its entries, constant past its end."""
-    for (ipc_a, outer_a, inner_a), (ipc_b, outer_b, inner_b) in zip(_DC_LOOPS, _DC_LOOPS[1:], strict=False):
+    for (ipc_a, outer_a, inner_a), (ipc_b, outer_b, inner_b) in pairwise(_DC_LOOPS):
         if ipc_a <= ipc < ipc_b:
             t = (ipc - ipc_a) / (ipc_b - ipc_a)
             return round(outer_a + t * (outer_b - outer_a)), round(inner_a + t * (inner_b - inner_a))
@@ -376,7 +375,6 @@ def resolve(spec: CondenseSpec, dataset: DatasetInfo, *, cluster_gpus: float = 0
         evaluation = evaluation.model_copy(update={"networks": [n.resolved() for n in evaluation.networks]})
     return spec.model_copy(
         update={
-            "dataset": spec.dataset.model_copy(update={"image_size": spec.dataset.image_size, "channels": dataset.channels}),
             "method": resolve_method(spec.method, ipc=spec.ipc, num_classes=k, network=network),
             "network": network,
             "resources": resources,

@@ -14,7 +14,7 @@ Shape = tuple[int, int, int]
 
 RUNTIME_BYTES = 500 << 20
 """A worker before it holds anything of the job: Python, torch and Ray (about 450 MB resident, measured)."""
-GRAPH_BYTES_CPU = 512 << 20
+GRAPH_BYTES_CPU = 256 << 20
 """What feature maps in flight may take on a CPU, whatever K and N (cafe_core.model.Budget)."""
 
 _BODY_PARAMETERS = {"lenet": 55_000, "alexnet": 1_900_000, "vgg11": 9_300_000, "resnet18": 11_200_000}

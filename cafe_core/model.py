@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from cafe_core.config import CondenseSpec, DatasetInfo
+from cafe_core.estimate import GRAPH_BYTES_CPU
 from cafe_core.networks import init_network
 from cafe_core.sampling import counter_seed
 
@@ -78,7 +79,7 @@ class Budget:
         if device.type == "cuda":
             memory = torch.cuda.get_device_properties(device).total_memory
             return cls(memory // 8, memory // 4)
-        return cls(32 << 20, 512 << 20)
+        return cls(32 << 20, GRAPH_BYTES_CPU)
 
     def images_per_chunk(self, model: Model) -> int:
         """Real images to take at once, at least 1."""

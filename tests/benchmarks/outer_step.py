@@ -1,0 +1,91 @@
+"""The outer step against the straightforward one: K = 10, N = 64, ipc = 10, ConvNet-3, 32×32 colour."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+from tempfile import TemporaryDirectory
+
+import torch
+from torch import Tensor
+
+from cafe_core.condense import Run
+from cafe_core.data.class_store import ClassStore
+from cafe_core.distributed import Comm
+from cafe_core.model import Budget
+from tests.benchmarks.figures import Figure
+from tests.benchmarks.straightforward import ConvNet3, outer_step
+from tests.cafe_core.made_data import make_spec, make_store
+
+K, N, IPC = 10, 64, 10
+CPU = torch.device("cpu")
+METHOD = {"batch_real": N}
+
+
+def make_run(store: ClassStore, checkpoints: Path, **fields: object) -> tuple[Run, Callable[[], Tensor]]:
+    """A run and what takes its outer step number 0, without moving S: returns ∂L/∂S."""
+    spec = make_spec(store, ipc=IPC, method=METHOD, network={}, **fields)
+    run = Run(spec, store, Comm.single(), CPU, Budget.of(CPU))
+    _, shard = run.start(checkpoints)
+    run.model.renew(spec.seed, 0)
+
+    def step() -> Tensor:
+        return run._step.gradient(shard, run._sample("real", N, 0, 0), K * N, None)[0]
+
+    return run, step
+
+
+def straightforward_step(run: Run) -> Callable[[], Tensor]:
+    """The same step, with the same network, synthetic and real images."""
+    network = ConvNet3(3, K)
+    network.load_state_dict(dict(zip(network.state_dict(), run.model.network.state_dict().values(), strict=True)))
+    rows = run._sample("real", N, 0, 0)
+    with TemporaryDirectory() as nowhere:
+        images = run.start(Path(nowhere))[1].images
+
+    def step() -> Tensor:
+        real = [run.real.batch(k, rows.indices[k]) for k in range(K)]
+        synthetic = [images[k * IPC : (k + 1) * IPC].clone().requires_grad_() for k in range(K)]
+        network.zero_grad()
+        outer_step(network, synthetic, real, run.spec.method.layer_weights, run.spec.method.beta)
+        return torch.cat([s.grad for s in synthetic if s.grad is not None])
+
+    return step
+
+
+def seconds(step: Callable[[], Tensor], repeats: int) -> float:
+    """Median time of a step, after one to warm up."""
+    step()
+    times = []
+    for _ in range(repeats):
+        started = time.perf_counter()
+        step()
+        times.append(time.perf_counter() - started)
+    return median(times)
+
+
+def measure(repeats: int = 5) -> list[Figure]:
+    """Times in seconds, and how many times faster than the straightforward step."""
+    torch.set_num_threads(2)
+    figures = []
+    with TemporaryDirectory() as directory:
+        path = Path(directory)
+        store = make_store(path / "store", [200] * K, side=32, channels=3)
+        run, eager = make_run(store, path / "eager", precision="float32")
+        naive = straightforward_step(run)
+        difference = float(((eager() - naive()).abs().max() / naive().abs().max()).item())
+        figures.append(Figure("outer step: largest difference from the straightforward one", difference, "of the largest gradient", "≤ 1e-4"))
+        base = seconds(naive, repeats)
+        figures.append(Figure("outer step, straightforward", base, "s"))
+        for name, target, fields in (
+            ("eager float32", "≥ 3", {"precision": "float32"}),
+            ("compiled float32", None, {"precision": "float32", "compile": True}),
+            ("compiled bfloat16", "≥ 6", {"precision": "bfloat16", "compile": True}),
+        ):
+            _, step = make_run(store, path / name, **fields)
+            taken = seconds(step, repeats)
+            figures.append(Figure(f"outer step, {name}", taken, "s"))
+            figures.append(Figure(f"outer step, {name}: speed-up", base / taken, "×", target))
+    return figures

@@ -1,0 +1,76 @@
+"""The service: how soon a job's first step comes, and what it costs over the same job in one process."""
+
+from __future__ import annotations
+
+import multiprocessing
+import time
+from datetime import datetime
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from cafe_core.jobdir import DataRoots
+from server.api_client import ApiClient
+from server.demo import running_server
+from tests.benchmarks.figures import Figure
+
+SPEC = {
+    "kind": "condense",
+    "dataset": {"name": "digits"},
+    "ipc": 10,
+    "iterations": 60,
+    "method": {"batch_real": 128, "max_outer": 1},
+    "resources": {"workers": 1, "gpus_per_worker": 0},
+}
+
+
+def _by_service(api: ApiClient) -> tuple[float, float]:
+    """(seconds from POST to the end of the first outer step, seconds from there to the last)."""
+    posted = time.time()
+    job = api.submit(SPEC)
+    ends = [
+        datetime.fromisoformat(event["time"]).timestamp() for event in api.follow(job["id"]) if event["type"] == "iteration"
+    ]
+    return ends[0] - posted, ends[-1] - ends[0]
+
+
+def _in_process(queue: Any, directory: Path) -> None:
+    """The same by `cafe run`: puts the seconds from the first outer step to the last into the queue."""
+    from cafe_core import local
+
+    roots = DataRoots(datasets=directory, uploads=directory, downloads=directory, cache=directory / "cache")
+    ends: list[float] = []
+
+    def report(type: str, **_: Any) -> None:
+        if type == "iteration":
+            ends.append(time.time())
+
+    local.run(SPEC, directory / "out", roots, report)
+    queue.put(ends[-1] - ends[0])
+
+
+def measure() -> list[Figure]:
+    """Two rounds each, in turn, after a first job that makes the class store; the better round counts."""
+    with TemporaryDirectory() as name:
+        directory = Path(name)
+        context = multiprocessing.get_context("spawn")
+        first_steps, service, process = [], [], []
+        with running_server(directory / "server") as url:
+            api = ApiClient(url)
+            _by_service(api)
+            for turn in range(2):
+                first_step, taken = _by_service(api)
+                first_steps.append(first_step)
+                service.append(taken)
+                queue = context.Queue()
+                child = context.Process(target=_in_process, args=(queue, directory / f"run {turn}"))
+                child.start()
+                process.append(queue.get(timeout=600))
+                child.join()
+            api.close()
+    return [
+        Figure("warm service: POST to the end of the first outer step", min(first_steps), "s", "≤ 8"),
+        Figure("59 iterations by the service", min(service), "s"),
+        Figure("59 iterations by `cafe run`", min(process), "s"),
+        Figure("service overhead beyond start-up", 100 * (min(service) / min(process) - 1), "%", "≤ 5"),
+    ]
