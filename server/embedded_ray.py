@@ -49,14 +49,15 @@ class EmbeddedRay:
     def __init__(self, *, num_cpus: int | None = None) -> None:
         self._num_cpus = num_cpus
         self._process: subprocess.Popen[bytes] | None = None
-        self._directory = Path()
+        self.directory = Path()
+        """Its session, logs and token."""
         self.token = secrets.token_hex(32)
         self.token_file = Path()
         self.address = ""
 
     def __enter__(self) -> EmbeddedRay:
         _remove_left_over()
-        self._directory = Path(tempfile.mkdtemp(prefix=f"{DIRECTORY_PREFIX}{os.getpid()}-", dir=PARENT))
+        self.directory = Path(tempfile.mkdtemp(prefix=f"{DIRECTORY_PREFIX}{os.getpid()}-", dir=PARENT))
         try:
             self._start()
             self._wait_until_ready()
@@ -65,11 +66,17 @@ class EmbeddedRay:
             raise
         return self
 
+    @property
+    def pid(self) -> int:
+        """The process that the others were started by; also the id of their session."""
+        assert self._process is not None
+        return self._process.pid
+
     def __exit__(self, *exc_info: object) -> None:
         self.close()
 
     def _start(self) -> None:
-        self.token_file = self._directory / "token"
+        self.token_file = self.directory / "token"
         self.token_file.touch(mode=0o600)
         self.token_file.write_text(self.token, encoding="utf-8")
         port, client_port = _free_ports(2)
@@ -79,11 +86,11 @@ class EmbeddedRay:
             *("--node-ip-address", "127.0.0.1", "--port", "0", "--min-worker-port", "0", "--max-worker-port", "0"),
             *("--include-dashboard", "true", "--dashboard-host", "127.0.0.1", "--dashboard-port", str(port)),
             *("--dashboard-agent-listen-port", "0", "--ray-client-server-port", str(client_port)),
-            *("--include-log-monitor", "false", "--log-color", "false", "--temp-dir", str(self._directory / "ray")),
+            *("--include-log-monitor", "false", "--log-color", "false", "--temp-dir", str(self.directory / "ray")),
         ]
         if self._num_cpus is not None:
             command += ["--num-cpus", str(self._num_cpus)]
-        with (self._directory / "output").open("wb") as output:
+        with (self.directory / "output").open("wb") as output:
             self._process = subprocess.Popen(
                 [sys.executable, "-c", _UNTIL_PARENT_DIES, str(os.getpid()), *command],
                 env=self._environment(),
@@ -128,7 +135,7 @@ class EmbeddedRay:
         raise EmbeddedRayError(f"the local Ray was not ready within {READY_WITHIN_S:g} s:\n{self._output()}")
 
     def _output(self) -> str:
-        return (self._directory / "output").read_text(encoding="utf-8", errors="replace")[-4000:]
+        return (self.directory / "output").read_text(encoding="utf-8", errors="replace")[-4000:]
 
     def close(self) -> None:
         """End what was started, and remove its directory. Safe to call twice."""
@@ -142,7 +149,7 @@ class EmbeddedRay:
                 self._process.wait()
             _end_session(session)
             self._process = None
-        shutil.rmtree(self._directory, ignore_errors=True)
+        shutil.rmtree(self.directory, ignore_errors=True)
 
 
 def _end_session(session: int) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -59,15 +60,14 @@ def test_submit(api: Api) -> None:
     ],
 )
 def test_what_cannot_run_is_refused_naming_the_field(api: Api, change: dict[str, Any], loc: str, msg: str) -> None:
-    import json
-
     errors = refused(api.post("/v1/jobs", content=json.dumps(SPEC | change), headers={"Content-Type": "application/json"}))
     assert msg in errors[loc]
     assert api.get("/v1/jobs").json()["data"] == []
 
 
 @pytest.mark.parametrize(
-    ("body", "status"), [(b"{", 422), (b"", 422), (b"[]", 422), (b'"a"', 422), (b"\xff", 400), (b'{"ipc":' + b"1" * 5000 + b"}", 400)]
+    ("body", "status"),
+    [(b"{", 422), (b"", 422), (b"[]", 422), (b'"a"', 422), (b"\xff", 400), (b'{"ipc":' + b"1" * 5000 + b"}", 400)],
 )
 def test_a_body_that_is_no_spec_is_refused(api: Api, body: bytes, status: int) -> None:
     refused(api.post("/v1/jobs", content=body, headers={"Content-Type": "application/json"}), status)

@@ -176,7 +176,10 @@ def test_duration(seconds: float, text: str) -> None:
 
 def test_events_in_words() -> None:
     iteration = {"iteration": 5, "total": 10, "feature_loss": 12.5, "query_accuracy": 0.5, "eta_s": 61}
-    assert describe("iteration", iteration) == "  ████████████············ iteration 5/10  loss 12.5  query accuracy 0.500  1 min 1 s left"
+    assert (
+        describe("iteration", iteration)
+        == "  ████████████············ iteration 5/10  loss 12.5  query accuracy 0.500  1 min 1 s left"
+    )
     assert describe("status", {"status": "failed", "error": {"message": "disk full"}}) == "failed: disk full"
     assert describe("phase", {"phase": "waiting_for_resources"}) == "  waiting for resources"
     assert describe("unknown", {}) is None

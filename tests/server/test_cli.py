@@ -1,0 +1,149 @@
+from __future__ import annotations
+
+import json
+import socket
+import threading
+from pathlib import Path
+
+import pytest
+import yaml
+from click.testing import CliRunner, Result
+
+from cafe_core.job import write_manifest
+from server.cli import main
+from server.settings import Settings
+from tests.server.conftest import SPEC, Api, FakeRay, attempt_dir, driver_of
+from workers.client import RayJob, RayJobState
+
+
+def cafe(api: Api, *arguments: str) -> Result:
+    """`cafe ARGUMENTS` against the server."""
+    return CliRunner(env={"CAFE_URL": str(api.base_url)}).invoke(main, list(arguments), catch_exceptions=False)
+
+
+@pytest.fixture
+def spec_file(tmp_path: Path) -> str:
+    path = tmp_path / "spec.yaml"
+    path.write_text(yaml.safe_dump(SPEC | {"name": "from yaml"}))
+    return str(path)
+
+
+def finish(api: Api, ray: FakeRay, settings: Settings, job_id: str) -> None:
+    """What driver and Ray do when a job succeeds."""
+    api.await_job(job_id, lambda _: (job_id, 1) in ray.submissions)
+    directory = attempt_dir(settings, job_id)
+    directory.artifacts.mkdir(parents=True)
+    directory.result_file.write_text('{"images": 10}')
+    write_manifest(directory)
+    with driver_of(settings, job_id) as report:
+        report("phase", phase="condensing")
+        report("iteration", iteration=10, total=10, feature_loss=1.5, query_accuracy=0.5, eta_s=0)
+        report("finished", result={"images": 10})
+    ray.jobs[job_id, 1] = RayJob(RayJobState.SUCCEEDED, "", 0)
+
+
+def test_submit_status_list_watch_download(api: Api, ray: FakeRay, settings: Settings, spec_file: str, tmp_path: Path) -> None:
+    submitted = cafe(api, "submit", spec_file)
+    assert submitted.exit_code == 0, submitted.stderr
+    job_id = submitted.stdout.strip()
+    assert json.loads(cafe(api, "status", job_id).stdout)["name"] == "from yaml"
+    assert job_id in cafe(api, "list", "--status", api.job(job_id)["status"]).stdout
+    assert cafe(api, "list", "--label", "a=b").stdout == ""
+
+    finish(api, ray, settings, job_id)
+    watched = cafe(api, "watch", job_id)
+    assert watched.exit_code == 0
+    assert "iteration 10/10  loss 1.5  query accuracy 0.500" in watched.stderr
+    assert "succeeded" in watched.stderr
+    assert json.loads(watched.stdout) == {"images": 10}
+    assert cafe(api, "logs", job_id, "--tail", "1").stdout == "three\n"
+
+    out = tmp_path / "out"
+    downloaded = cafe(api, "download", job_id, "--out", str(out))
+    assert downloaded.stdout.splitlines() == [str(out / "result.json")]
+    assert (out / "result.json").read_text() == '{"images": 10}'
+    assert [path.name for path in out.iterdir()] == ["result.json"]
+
+
+def test_submit_and_wait_follows_a_job_to_its_failure(api: Api, ray: FakeRay, settings: Settings, spec_file: str) -> None:
+    results: list[Result] = []
+    thread = threading.Thread(target=lambda: results.append(cafe(api, "submit", spec_file, "--wait")))
+    thread.start()
+    while not ray.submissions:
+        assert thread.is_alive()
+    (job_id, _), *_ = ray.submissions
+    with driver_of(settings, job_id) as report:
+        report("phase", phase="preparing")
+        report("failed", error={"code": "disk_full", "message": "no space on the disk", "retryable": True})
+    ray.jobs[job_id, 1] = RayJob(RayJobState.FAILED, "", 1)
+    thread.join(30)
+    assert results[0].exit_code == 1
+    assert "no space on the disk" in results[0].stderr
+
+
+def test_cancel_and_resume(api: Api, ray: FakeRay) -> None:
+    job_id = api.make()["id"]
+    api.await_job(job_id, lambda _: ray.submissions != [])
+    assert cafe(api, "cancel", job_id).stdout == "cancelling\n"
+    api.await_status(job_id, "cancelled")
+    assert cafe(api, "resume", job_id).stdout == "queued\n"
+    refused = cafe(api, "resume", job_id)
+    assert refused.exit_code == 2
+    assert "only failed and cancelled jobs" in refused.stderr
+
+
+@pytest.mark.parametrize(
+    ("content", "messages"),
+    [
+        ('{"dataset": {"name": "digits"}, "ipc": 0, "surprise": 1}', ["ipc: Input should be", "surprise: unknown field"]),
+        ('{"dataset": {"name": "digits"}, "ipc": 1, "resources": {"workers": 9}}', ["resources: 9 workers", "at most 4"]),
+        ("{", ["not JSON"]),
+        ("[]", ["a spec is a mapping"]),
+    ],
+)
+def test_a_refused_spec_says_each_field_and_exits_with_2(api: Api, tmp_path: Path, content: str, messages: list[str]) -> None:
+    path = tmp_path / "spec.json"
+    path.write_text(content)
+    result = cafe(api, "submit", str(path))
+    assert result.exit_code == 2
+    for message in messages:
+        assert message in result.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [("submit", "no-such-file.json"), ("frobnicate",), ("status",), ("status", "job_unknown"), ("list", "--limit", "0")],
+)
+def test_wrong_usage_exits_with_2(api: Api, arguments: tuple[str, ...]) -> None:
+    assert cafe(api, *arguments).exit_code == 2
+
+
+def test_a_server_that_cannot_be_reached_exits_with_3(spec_file: str) -> None:
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))  # bound, not listening: refused
+        url = f"http://127.0.0.1:{closed.getsockname()[1]}"
+        for arguments in (["submit", spec_file], ["list"], ["status", "job_a"]):
+            result = CliRunner().invoke(main, ["--url", url, *arguments])
+            assert result.exit_code == 3
+            assert url in result.stderr
+
+
+def test_a_server_without_ray_exits_with_3(api: Api, ray: FakeRay, spec_file: str) -> None:
+    ray.down = True
+    assert cafe(api, "submit", spec_file).exit_code == 3
+
+
+def test_run_without_a_server(tmp_path: Path) -> None:
+    spec = tmp_path / "spec.json"
+    spec.write_text(json.dumps(SPEC | {"iterations": 2, "method": {"batch_real": 8}}))
+    arguments = ["run", str(spec), "--out", str(tmp_path / "out"), "--data-dir", str(tmp_path / "data")]
+    result = CliRunner().invoke(main, arguments, catch_exceptions=False)
+    assert result.exit_code == 0, result.stderr
+    assert json.loads(result.stdout)["images"] == 10
+    assert "iteration 2/2" in result.stderr
+    assert any((tmp_path / "out").rglob("synthetic.safetensors"))
+
+    spec.write_text(json.dumps(SPEC | {"resources": {"workers": 11}}))
+    refused = CliRunner().invoke(main, arguments)
+    assert refused.exit_code == 2
+    assert "resources.workers: 11 workers for 10 classes" in refused.stderr

@@ -1,0 +1,104 @@
+from __future__ import annotations
+
+import io
+import zipfile
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from server.settings import Settings
+from tests.server.conftest import Api, FakeRay, running
+
+
+def npz(**arrays: object) -> bytes:
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays)  # type: ignore[arg-type]
+    return buffer.getvalue()
+
+
+def image_zip(files: dict[str, bytes]) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for name, content in files.items():
+            archive.writestr(name, content)
+    return buffer.getvalue()
+
+
+def png(level: int, side: int = 8) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("L", (side, side), level).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+LABELS = np.array([0, 1, 0, 1])
+ARRAYS = npz(images=np.zeros((4, 8, 8), dtype=np.uint8), labels=LABELS)
+FOLDER = image_zip({f"train/{name}/{i}.png": png(i) for name in ("cat", "dog") for i in range(3)})
+
+
+def test_built_in_datasets_are_listed(api: Api) -> None:
+    listed = {dataset["id"]: dataset for dataset in api.get("/v1/datasets").json()["data"]}
+    assert set(listed) == {"digits", "mnist", "fashion_mnist", "svhn", "cifar10", "cifar100"}
+    assert listed["digits"]["source"] == "builtin"
+    assert listed["digits"]["info"]["test_count"] == 360
+    assert api.get("/v1/datasets/digits").json() == listed["digits"]
+    assert api.delete("/v1/datasets/digits").status_code == 409
+    assert api.get("/v1/datasets/ds_nowhere").status_code == 404
+    assert api.delete("/v1/datasets/ds_nowhere").status_code == 404
+
+
+@pytest.mark.parametrize(("filename", "content", "classes"), [("mine.npz", ARRAYS, 2), ("C:\\pets\\My Pets.ZIP", FOLDER, 2)])
+def test_upload_use_and_delete(api: Api, ray: FakeRay, settings: Settings, filename: str, content: bytes, classes: int) -> None:
+    response = api.post("/v1/datasets", files={"file": (filename, content)})
+    assert response.status_code == 201, response.text
+    dataset = response.json()
+    assert dataset["name"] == filename.rpartition("\\")[2]
+    assert (dataset["source"], dataset["size"]) == ("uploaded", len(content))
+    assert len(dataset["info"]["class_names"]) == classes
+    assert api.get(f"/v1/datasets/{dataset['id']}").json() == dataset
+    assert api.get("/v1/datasets").json()["data"][-1] == dataset
+
+    job = api.make(dataset={"id": dataset["id"]})
+    api.await_job(job["id"], lambda _: ray.submissions != [])
+    assert api.delete(f"/v1/datasets/{dataset['id']}").status_code == 409
+    api.post(f"/v1/jobs/{job['id']}/cancel")
+    api.await_status(job["id"], "cancelled")
+    assert api.delete(f"/v1/datasets/{dataset['id']}").status_code == 204
+    assert list(settings.roots.uploads.iterdir()) == []
+    assert api.get(f"/v1/datasets/{dataset['id']}").status_code == 404
+
+
+@pytest.mark.parametrize(
+    ("filename", "content"),
+    [
+        ("a.tar", b"x"),
+        ("", b"x"),
+        ("a.zip", b"no archive"),
+        ("a.npz", b"no archive"),
+        ("a.zip", image_zip({"readme.txt": b""})),
+        ("a.npz", npz(images=np.zeros((4, 8, 8)), labels=LABELS)),  # float
+        ("a.npz", npz(images=np.zeros((4, 8, 8), dtype=np.uint8))),
+        ("a.npz", npz(images=np.zeros((4, 8, 8), dtype=np.uint8), labels=np.array([{}, {}, {}, {}], dtype=object))),
+    ],
+)
+def test_what_is_no_dataset_is_refused_and_not_kept(api: Api, settings: Settings, filename: str, content: bytes) -> None:
+    response = api.post("/v1/datasets", files={"file": (filename, content)})
+    assert response.status_code == 422
+    problem = response.json()
+    assert problem["errors"][0]["loc"] in ("file", "dataset", "")
+    assert problem["errors"][0]["msg"]
+    assert list(settings.roots.uploads.iterdir()) == []
+    assert len(api.get("/v1/datasets").json()["data"]) == 6
+
+
+def test_a_name_can_be_given(api: Api) -> None:
+    response = api.post("/v1/datasets", files={"file": ("a.npz", ARRAYS)}, data={"name": "Pets"})
+    assert response.json()["name"] == "Pets"
+
+
+def test_an_upload_may_not_be_too_large(settings: Settings, ray: FakeRay) -> None:
+    with running(settings.model_copy(update={"max_upload_bytes": 100}), ray) as api:
+        response = api.post("/v1/datasets", files={"file": ("a.npz", ARRAYS)})
+        assert response.status_code == 413
+        assert "100 bytes" in response.json()["detail"]
+        assert list(settings.roots.uploads.iterdir()) == []

@@ -1,0 +1,194 @@
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+import pytest
+
+import server.job_keeper
+from cafe_core.jobdir import JobFile
+from server.settings import Settings
+from tests.server.conftest import Api, FakeRay, attempt_dir, driver_of, running
+from workers.client import RayJob, RayJobState
+
+
+def submitted(api: Api, ray: FakeRay, **fields: object) -> str:
+    """A job that Ray runs."""
+    job_id: str = api.make(**fields)["id"]
+    api.await_job(job_id, lambda _: (job_id, 1) in ray.submissions)
+    return job_id
+
+
+def publish(settings: Settings, job_id: str, attempt: int = 1) -> None:
+    """What a driver leaves when it has finished."""
+    directory = attempt_dir(settings, job_id, attempt)
+    directory.artifacts.mkdir(parents=True)
+    directory.result_file.write_text('{"images": 10}')
+    directory.manifest_file.write_text('{"artifacts": []}')
+
+
+def test_a_job_goes_its_way(api: Api, ray: FakeRay, settings: Settings) -> None:
+    job_id = submitted(api, ray)
+    file = JobFile.model_validate_json(settings.job_dir(job_id).job_file.read_bytes())
+    assert (file.job_id, file.max_restarts, file.spec.iterations) == (job_id, 3, 10)
+    assert "null" not in settings.job_dir(job_id).job_file.read_text()
+    with driver_of(settings, job_id) as report:
+        report("phase", phase="waiting_for_resources")
+        assert api.await_job(job_id, lambda j: j["phase"] == "waiting_for_resources")["status"] == "starting"
+        report("phase", phase="condensing")
+        assert api.await_job(job_id, lambda j: j["phase"] == "condensing")["status"] == "running"
+        report("iteration", iteration=10, total=10, eta_s=0.0)
+        report("phase", phase="evaluating")
+        report("evaluated", network="convnet", accuracy=50.0, done=1, total=4, eta_s=9.0)
+        job = api.await_job(job_id, lambda j: j["phase"] == "evaluating" and j["progress"]["total"] == 4)
+        assert job["progress"] == {"done": 1, "total": 4, "eta_s": 9.0}
+        publish(settings, job_id)
+        report("finished", result={"images": 10})
+    time.sleep(0.5)
+    assert api.job(job_id)["status"] == "running"  # its driver has yet to let go of its workers
+    ray.jobs[job_id, 1] = RayJob(RayJobState.SUCCEEDED, "", 0)
+    job = api.await_status(job_id, "succeeded")
+    assert job["result"] == {"images": 10}
+    assert job["created_at"] < job["started_at"] < job["finished_at"]
+    assert (job["phase"], job["error"], job["progress"]["eta_s"]) == (None, None, None)
+
+
+def test_a_line_is_taken_when_it_is_whole(api: Api, ray: FakeRay, settings: Settings) -> None:
+    job_id = submitted(api, ray)
+    path = attempt_dir(settings, job_id).events_file
+    path.parent.mkdir(parents=True)
+    line = json.dumps({"time": "2026-01-01T00:00:00Z", "type": "iteration", "iteration": 1, "total": 10}) + "\n"
+    with path.open("w") as file:
+        file.write("no event at all\n" + line + line[:20])  # as a full disk may leave it, then a half
+        file.flush()
+        api.await_job(job_id, lambda j: j["progress"]["done"] == 1)
+        time.sleep(0.4)
+        file.write(line[20:].replace('"iteration": 1', '"iteration": 2'))
+        file.flush()
+        api.await_job(job_id, lambda j: j["progress"]["done"] == 2)
+    events = api.get(f"/v1/jobs/{job_id}/events").json()["data"]
+    assert [e["data"]["iteration"] for e in events if e["type"] == "iteration"] == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("ended", "last_word", "code"),
+    [
+        (RayJob(RayJobState.FAILED, "killed", -9), None, "driver_died"),
+        (RayJob(RayJobState.FAILED, "", 1), {"code": "disk_full", "message": "no space", "retryable": True}, "disk_full"),
+        (None, None, "ray_lost"),
+    ],
+)
+def test_a_job_fails_with_the_reason(
+    api: Api, ray: FakeRay, settings: Settings, ended: RayJob | None, last_word: dict[str, object] | None, code: str
+) -> None:
+    job_id = submitted(api, ray)
+    if last_word is not None:
+        with driver_of(settings, job_id) as report:
+            report("failed", error=last_word)
+    if ended is None:
+        ray.jobs.clear()
+    else:
+        ray.jobs[job_id, 1] = ended
+    error = api.await_status(job_id, "failed")["error"]
+    assert (error["code"], error["retryable"]) == (code, True)
+
+    assert api.post(f"/v1/jobs/{job_id}/resume").json()["error"] is None
+    api.await_job(job_id, lambda _: (job_id, 2) in ray.submissions)
+    with driver_of(settings, job_id, 2) as report:
+        report("phase", phase="condensing")
+    api.await_status(job_id, "running")
+    publish(settings, job_id, 2)
+    ray.jobs[job_id, 2] = RayJob(RayJobState.SUCCEEDED, "", 0)
+    assert api.await_status(job_id, "succeeded")["attempt"] == 2
+
+
+def test_a_server_that_starts_again_goes_on(settings: Settings, ray: FakeRay) -> None:
+    with running(settings, ray) as api:
+        job_id = submitted(api, ray)
+        with driver_of(settings, job_id) as report:
+            report("phase", phase="condensing")
+        api.await_status(job_id, "running")
+    with driver_of(settings, job_id) as report:
+        report("iteration", iteration=7, total=10)  # while no server was there
+    with running(settings, ray) as api:
+        api.await_job(job_id, lambda j: j["progress"]["done"] == 7)
+        publish(settings, job_id)
+        ray.jobs[job_id, 1] = RayJob(RayJobState.SUCCEEDED, "", 0)
+        api.await_status(job_id, "succeeded")
+        events = api.get(f"/v1/jobs/{job_id}/events").json()["data"]
+    assert [e["type"] for e in events].count("phase") == 1
+    assert ray.submissions == [(job_id, 1)]
+
+
+def test_a_submission_whose_answer_was_lost_is_adopted(settings: Settings, ray: FakeRay, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The server dies between Ray's taking a job and its own noting that: the next one submits nothing twice."""
+    with monkeypatch.context() as patched, running(settings, ray) as api:
+        patched.setattr(server.job_keeper.JobKeeper, "_note_submitted", lambda _: (_ for _ in ()).throw(SystemError("killed")))
+        job_id = submitted(api, ray)
+    with running(settings, ray) as api:
+        api.await_job(job_id, lambda _: True)
+        time.sleep(0.5)
+        assert api.job(job_id)["status"] == "starting"
+        ray.jobs.clear()
+        assert api.await_status(job_id, "failed")["error"]["code"] == "ray_lost"  # so it was known as submitted
+    assert ray.submissions == [(job_id, 1)]
+
+
+def test_a_cancel_that_a_server_did_not_live_to_see_through(settings: Settings, ray: FakeRay) -> None:
+    ray.stops_at_once = False
+    with running(settings, ray) as api:
+        job_id = submitted(api, ray)
+        api.post(f"/v1/jobs/{job_id}/cancel")
+        api.await_job(job_id, lambda _: ray.stops != [])
+        assert api.job(job_id)["status"] == "cancelling"
+    ray.stops_at_once = True
+    with running(settings, ray) as api:
+        api.await_status(job_id, "cancelled")
+    assert ray.stops == [(job_id, 1)] * 2
+
+
+def test_cancel_while_ray_cannot_be_reached(api: Api, ray: FakeRay) -> None:
+    job_id = submitted(api, ray)
+    ray.down = True
+    assert api.post(f"/v1/jobs/{job_id}/cancel").json()["status"] == "cancelling"
+    time.sleep(0.5)
+    assert api.job(job_id)["status"] == "cancelling"
+    ray.down = False
+    api.await_status(job_id, "cancelled")
+
+
+def test_ray_that_refuses_a_job_for_good(api: Api, ray: FakeRay, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server.job_keeper, "RAY_EVERY_S", 0.05)
+    ray.refuse = True
+    error = api.await_status(api.make()["id"], "failed")["error"]
+    assert error["code"] == "submission_failed"
+    assert "no agent" in error["message"]
+
+
+def test_a_driver_that_lingers_after_its_last_word_is_stopped(
+    api: Api, ray: FakeRay, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server.job_keeper, "LAST_WORDS_GRACE_S", 0.2)
+    job_id = submitted(api, ray)
+    publish(settings, job_id)
+    with driver_of(settings, job_id) as report:
+        report("finished", result={"images": 10})
+    api.await_status(job_id, "succeeded")
+    assert ray.stops == [(job_id, 1)]
+
+
+def test_no_more_jobs_than_allowed_have_a_driver(settings: Settings, ray: FakeRay) -> None:
+    with running(settings.model_copy(update={"max_active_jobs": 2}), ray) as api:
+        made = [api.make()["id"] for _ in range(4)]
+        api.await_job(made[1], lambda _: len(ray.submissions) == 2)
+        time.sleep(0.4)
+        assert [api.job(job_id)["status"] for job_id in made] == ["starting", "starting", "queued", "queued"]
+        ray.jobs[made[0], 1] = RayJob(RayJobState.FAILED, "", 1)
+        api.await_status(made[2], "starting")
+        assert api.job(made[3])["status"] == "queued"
+
+
+def test_job_files_are_whole_and_the_database_is_in_wal_mode(api: Api, ray: FakeRay, settings: Settings) -> None:
+    submitted(api, ray)
+    assert Path(f"{settings.database_url.removeprefix('sqlite:///')}-wal").exists()
