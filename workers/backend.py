@@ -55,14 +55,16 @@ class RayBackend:
 
     def condense(self, report: Report) -> None:
         """Run the condensation, on every worker its class shard. Raises CafeError."""
-        work = CondenseShard(self._job.spec, self._store, self._directory.checkpoints, self._job.collective_timeout_s)
-        while failures := self.run_together(work, report):
+        self.run(CondenseShard(self._job.spec, self._store, self._directory.checkpoints, self._job.collective_timeout_s), report)
+
+    def run(self, work: Work, report: Report) -> None:
+        """Do `work` on every worker at once; when one is lost, again with a new gang, as often as the job allows."""
+        while failures := self._run_once(work, report):
             self._recover(failures)
 
-    def run_together(self, work: Work, report: Report) -> list[Failure]:
-        """Do `work` on every worker of a standing gang at once; returns what failed, nothing when all returned."""
-        gang = self._standing_gang(report)
-        report("phase", phase="condensing")
+    def _run_once(self, work: Work, report: Report) -> list[Failure]:
+        """What failed of it; nothing when all returned."""
+        gang = self._standing_gang(report, then="condensing")
         for worker in gang.workers:
             gang.begin(worker, work)
         working = {worker.rank for worker in gang.workers}
@@ -79,7 +81,8 @@ class RayBackend:
                     first_failure = first_failure or time.monotonic()
                     failures.append(seen)
             if decisive(failures) or (failures and time.monotonic() - first_failure > CAUSE_WAIT_S):
-                break
+                # NCCL ends the process of a rank that waits in vain: the one it waited for is to be named too.
+                return failures + [seen for seen in gang.watch(0, SUSPECT_SILENCE_S) if isinstance(seen, Failure)]
         return failures
 
     def evaluate(
@@ -95,13 +98,16 @@ class RayBackend:
                     busy[worker.rank] = waiting.popleft()
                     gang.begin(worker, TrainNetwork(busy[worker.rank], self._job.spec, self._store, synthetic))
             self._interruption.check()
+            failures = []
             for seen in gang.watch(WATCH_S, self._job.collective_timeout_s):
                 match seen:
                     case Returned(rank, accuracy):
                         yield busy.pop(rank), accuracy
                     case Failure(rank):
                         waiting.appendleft(busy.pop(rank))
-                        self._lose(gang, seen, report)
+                        failures.append(seen)
+            if failures:
+                self._lose(gang, failures, report)
 
     def close(self) -> None:
         """End the gang and give its resources back. Again is harmless."""
@@ -113,16 +119,16 @@ class RayBackend:
                 self._reservation.release()
                 self._reservation = None
 
-    def _lose(self, gang: Gang, failure: Failure, report: Report) -> None:
-        """Go on evaluating without the worker that failed; without any left, with a new gang."""
-        decision = decide([failure], restarts=self._restarts, max_restarts=self._job.max_restarts)
+    def _lose(self, gang: Gang, failures: Sequence[Failure], report: Report) -> None:
+        """Go on evaluating without the workers that failed; without any left, with a new gang."""
+        if len(failures) == len(gang.workers):
+            self._recover(failures)
+            return
+        decision = decide(failures, restarts=self._restarts, max_restarts=self._job.max_restarts)
         if isinstance(decision, GiveUp):
             raise decision.error
-        if len(gang.workers) == 1:
-            self._recover([failure])
-            return
         with self._interruption.shielded():
-            gang.dismiss(failure.rank)
+            gang.dismiss({failure.rank for failure in failures})
         self._restarts += 1
         report("restart", reason=decision.reason, restarts=self._restarts, workers=len(gang.workers))
 
@@ -136,8 +142,8 @@ class RayBackend:
         self._restarts += 1
         self._restart_reason = decision.reason
 
-    def _standing_gang(self, report: Report, then: str | None = None) -> Gang:
-        """The gang that stands, or a new one, after as many tries as the job allows; `then` names the phase to go back to."""
+    def _standing_gang(self, report: Report, then: str) -> Gang:
+        """The gang that stands, or a new one, after as many tries as the job allows; `then` names the phase that follows."""
         if self._gang is not None:
             return self._gang
         while True:
@@ -146,8 +152,7 @@ class RayBackend:
             except GangFailedError as error:
                 self._recover(error.failures)
             else:
-                if then is not None:
-                    report("phase", phase=then)
+                report("phase", phase=then)
                 return gang
 
     def _start_gang(self, report: Report) -> Gang:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import ray
-from ray.exceptions import ActorUnavailableError, RayActorError
+from ray.exceptions import ActorUnavailableError, RayActorError, RayTaskError
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
@@ -22,8 +22,8 @@ from cafe_core.sharding import class_shard
 from workers.cluster import bundle_of, nodes
 from workers.interruption import Interruption
 from workers.policy import Failure, Kind
-from workers.processes import end_everywhere
-from workers.shard_worker import Answer, Done, Identity, Raised, Seat, ShardWorker, Work
+from workers.processes import Process, end_everywhere
+from workers.shard_worker import Answer, Device, Done, Raised, Seat, ShardWorker, Work
 
 log = logging.getLogger(__name__)
 
@@ -85,7 +85,8 @@ class Worker:
     rank: int
     actor: Any
     """Its handle. Ray's types do not know an actor's methods."""
-    identity: Identity | None = None
+    process: Process | None = None
+    device: Device | None = None
     host: str = ""
     poll: ray.ObjectRef[Answer] | None = None
     """The poll that waits for an answer, while work runs."""
@@ -122,14 +123,17 @@ class Gang:
         """
         with interruption.shielded():
             self._create_actors()
-        identities = self._first_answers([worker.actor.identify.remote() for worker in self.workers], interruption)
+        processes = self._first_answers([worker.actor.process.remote() for worker in self.workers], interruption)
         hosts = {node.id: node.ip for node in nodes()}
-        for worker, identity in zip(self.workers, identities, strict=True):
-            worker.identity = identity
-            worker.host = hosts[identity.process.node_id]
+        for worker, process in zip(self.workers, processes, strict=True):
+            worker.process = process
+            worker.host = hosts[process.node_id]
         root = self.workers[0]
         [port] = self._first_answers([root.actor.free_port.remote(root.host)], interruption)
         self.address = f"{root.host}:{port}"
+        devices = self._first_answers([worker.actor.prepare.remote(self._imports) for worker in self.workers], interruption)
+        for worker, device in zip(self.workers, devices, strict=True):
+            worker.device = device
 
     def _create_actors(self) -> None:
         resources = self._reservation.resources
@@ -143,7 +147,7 @@ class Gang:
                 max_restarts=0,
                 scheduling_strategy=bundle,
             )
-            actor = actor_class.remote(title, resources.cpus_per_worker, bool(resources.gpus_per_worker), self._imports)
+            actor = actor_class.remote(title, resources.cpus_per_worker, bool(resources.gpus_per_worker))
             self.workers.append(Worker(rank, actor))
 
     def _first_answers(self, answers: list[Any], interruption: Interruption) -> list[Any]:
@@ -158,6 +162,9 @@ class Gang:
                     ray.get(answer)
                 except RayActorError as error:
                     raise GangFailedError([_death(answers.index(answer), error)]) from error
+                except RayTaskError as error:
+                    reason = f"could not start: {type(error.cause).__name__}: {error.cause}"
+                    raise GangFailedError([Failure(answers.index(answer), Kind.BROKEN, reason)]) from error
             if waiting and time.monotonic() > deadline:
                 silent = f"did not start within {START_TIMEOUT_S:.0f} s"
                 raise GangFailedError([Failure(answers.index(answer), Kind.HUNG, silent) for answer in waiting])
@@ -167,14 +174,15 @@ class Gang:
         """The workers as the `workers` event tells of them."""
         described = []
         for worker in self.workers:
-            assert worker.identity is not None
+            assert worker.process is not None
+            assert worker.device is not None
             described.append(
                 {
                     "rank": worker.rank,
-                    "pid": worker.identity.process.pid,
-                    "node_id": worker.identity.process.node_id,
+                    "pid": worker.process.pid,
+                    "node_id": worker.process.node_id,
                     "node_ip": worker.host,
-                    "device": worker.identity.device,
+                    "device": worker.device.description,
                     "classes": list(class_shard(num_classes, worker.rank, self.world)),
                 }
             )
@@ -182,10 +190,10 @@ class Gang:
 
     def begin(self, worker: Worker, work: Work) -> None:
         """Give `worker` something to do; :meth:`watch` tells how it goes."""
-        assert worker.identity is not None
+        assert worker.device is not None
         assert worker.poll is None
         threads = self._reservation.resources.cpus_per_worker
-        seat = Seat(worker.rank, self.world, self.address, worker.host, worker.identity.torch_device, threads)
+        seat = Seat(worker.rank, self.world, self.address, worker.host, worker.device.name, threads)
         worker.expect(worker.actor.begin.remote(work, seat))
 
     def watch(self, wait_s: float, silence_s: float) -> list[Observation]:
@@ -194,6 +202,8 @@ class Gang:
         silence_s: a worker whose answer is overdue for longer counts as hung.
         """
         polls = {worker.poll: worker for worker in self.workers if worker.poll is not None}
+        if not polls:
+            return []
         ready, _ = ray.wait(list(polls), num_returns=1, timeout=wait_s)
         ready, waiting = ray.wait(list(polls), num_returns=len(polls), timeout=0)
         seen: list[Observation] = []
@@ -225,10 +235,10 @@ class Gang:
                 seen.append(Failure(worker.rank, Kind.PEER_LOST if peer_lost else Kind.BROKEN, summary))
         return seen
 
-    def dismiss(self, rank: int) -> None:
-        """End one worker, for certain, and go on with the others."""
-        _end([worker for worker in self.workers if worker.rank == rank])
-        self.workers = [worker for worker in self.workers if worker.rank != rank]
+    def dismiss(self, ranks: set[int]) -> None:
+        """End some workers, for certain, and go on with the others."""
+        _end([worker for worker in self.workers if worker.rank in ranks])
+        self.workers = [worker for worker in self.workers if worker.rank not in ranks]
 
     def stop(self) -> None:
         """End all workers, for certain. Again is harmless."""
@@ -239,7 +249,7 @@ class Gang:
 def _end(workers: Sequence[Worker]) -> None:
     for worker in workers:
         ray.kill(worker.actor)
-    end_everywhere([worker.identity.process for worker in workers if worker.identity is not None])
+    end_everywhere([worker.process for worker in workers if worker.process is not None])
 
 
 def _death(rank: int, error: RayActorError) -> Failure:

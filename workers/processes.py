@@ -95,7 +95,8 @@ def end_everywhere(processes: Iterable[Process]) -> None:
     remaining = end_here(by_node.get(here, []))
     for node, answer in elsewhere.items():
         try:
-            remaining += ray.get(answer, timeout=2 * KILL_TIMEOUT_S)
+            left: list[Process] = ray.get(answer, timeout=2 * KILL_TIMEOUT_S)
+            remaining += left
         except RayError:
             if any(alive.id == node for alive in nodes()):
                 raise

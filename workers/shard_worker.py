@@ -74,30 +74,26 @@ class Answer:
 
 
 @dataclass(frozen=True)
-class Identity:
-    """Where a worker runs. device is for people, torch_device for torch."""
+class Device:
+    """What a worker computes on."""
 
-    process: Process
-    device: str
-    torch_device: str
+    name: str
+    """For torch.device."""
+    description: str
+    """For people."""
 
 
 class ShardWorker:
     """Rank `rank` of a gang. Its methods are called one at a time, by the driver."""
 
-    def __init__(self, title: str, threads: int, use_gpu: bool, imports: Sequence[str]) -> None:
-        """Takes its time: it imports what the work will need, so that no work waits for it.
-
-        threads: CPU threads of one operation. The order in which sums are taken depends on it, and so do results.
-        """
+    def __init__(self, title: str, threads: int, use_gpu: bool) -> None:
+        """threads: CPU threads of one operation. The order in which sums are taken depends on it, and so do results."""
         self._title = title
         self._threads = threads
         self._use_gpu = use_gpu
         for library in ("OMP", "MKL", "OPENBLAS"):
             os.environ[f"{library}_NUM_THREADS"] = str(threads)
         logging.basicConfig(level=logging.INFO, format="%(message)s")
-        for module in imports:
-            importlib.import_module(module)
         self._changed = threading.Condition()
         self._records: list[tuple[str, dict[str, Any]]] = []
         self._outcome: Done | Raised | None = None
@@ -105,16 +101,20 @@ class ShardWorker:
     def __repr__(self) -> str:
         return self._title  # Ray's dashboard and log lines show it
 
-    def identify(self) -> Identity:
-        """Who and where this worker is; answered when its imports are done."""
-        device, torch_device = "cpu", "cpu"
-        if self._use_gpu:
-            import torch
+    def process(self) -> Process:
+        """This worker's process: asked first of all, so that it can be ended whatever happens next."""
+        return Process.current()
 
-            # Ray shows each worker its own GPUs only, so the one it uses is number 0.
-            torch_device = "cuda:0"
-            device = f"cuda:{','.join(map(str, ray.get_gpu_ids()))} {torch.cuda.get_device_name(0)}"
-        return Identity(Process.current(), device, torch_device)
+    def prepare(self, imports: Sequence[str]) -> Device:
+        """Import what the work will need: seconds, for torch, that no work then waits for."""
+        for module in imports:
+            importlib.import_module(module)
+        if not self._use_gpu:
+            return Device("cpu", "cpu")
+        import torch
+
+        # Ray shows each worker its own GPUs only, so the one it uses is number 0.
+        return Device("cuda:0", f"cuda:{','.join(map(str, ray.get_gpu_ids()))} {torch.cuda.get_device_name(0)}")
 
     def free_port(self, host: str) -> int:
         """A port that is free on `host`, this worker's address."""
@@ -145,10 +145,10 @@ class ShardWorker:
                 sys.modules["torch"].set_num_threads(self._threads)  # OpenMP keeps this number per thread
             outcome = Done(work(seat, self._report))
         except CafeError as error:
-            log.exception("%s: the work ended with an error", self._title)
+            log.exception("the work ended with an error")
             outcome = Raised(str(error), peer_lost=False, error=error)
         except Exception as error:
-            log.exception("%s: the work ended with an exception", self._title)
+            log.exception("the work ended with an exception")
             summary = traceback.format_exception_only(error)[-1].strip()
             outcome = Raised(summary, peer_lost=is_peer_loss(error), error=None)
         with self._changed:

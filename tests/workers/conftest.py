@@ -14,8 +14,9 @@ ROOT = Path(__file__).parents[2]
 # what Ray does on a laptop's operating system, and the only way to have all its ports on loopback.
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
-os.environ["PYTHONPATH"] = str(ROOT)
+os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
 
+import psutil  # noqa: E402
 import ray  # noqa: E402
 from ray.util.placement_group import placement_group_table  # noqa: E402
 
@@ -30,8 +31,14 @@ def cluster() -> Iterator[str]:
     ray.shutdown()
 
 
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where all jobs keep their class stores."""
+    return tmp_path_factory.mktemp("cache")
+
+
 @pytest.fixture
-def leaves_nothing(cluster: str) -> Iterator[None]:
+def leaves_nothing(cluster: str) -> Iterator[None]:  # noqa: ARG001
     """Checks that, soon after the test, all CPUs are free again, with no placement group and no worker left."""
     yield
     deadline = time.monotonic() + 20
@@ -48,13 +55,13 @@ def leftovers() -> list[str]:
 
 
 def actor_processes() -> list[str]:
-    """Processes of ShardWorkers on this machine: Ray titles them ray::ShardWorker… or after the actor's name."""
+    """Processes of workers in this cluster, which are all descendants of this process: Ray titles them after the actor."""
     found = []
-    for entry in Path("/proc").glob("[0-9]*"):
+    for process in psutil.Process().children(recursive=True):
         try:
-            title = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
-        except (FileNotFoundError, ProcessLookupError):
+            title = " ".join(process.cmdline())
+        except (psutil.NoSuchProcess, psutil.ZombieProcess):
             continue
         if title.startswith("ray::") and ("ShardWorker" in title or "/shard " in title):
-            found.append(f"{entry.name} {title}")
+            found.append(f"{process.pid} {title}")
     return found

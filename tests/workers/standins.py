@@ -29,30 +29,32 @@ class Greet:
 class Refuse:
     """Rank 1 finds a NaN."""
 
-    def __call__(self, seat: Seat, report: Report) -> None:
+    def __call__(self, seat: Seat, report: Report) -> None:  # noqa: ARG002
         if seat.rank == 1:
             raise NonFiniteLossError("the loss became nan in iteration 3")
-        time.sleep(60)
 
 
 @dataclass(frozen=True)
 class Stumble:
     """Rank 0 has a bug."""
 
-    def __call__(self, seat: Seat, report: Report) -> None:
+    def __call__(self, seat: Seat, report: Report) -> None:  # noqa: ARG002
         if seat.rank == 0:
             raise ValueError("a bug")
-        time.sleep(60)
 
 
 @dataclass(frozen=True)
 class SumForever:
-    """All ranks meet in collectives until one is lost. Where `trouble` is given, rank 1 does it to itself, once."""
+    """All ranks meet in `steps` collectives; at the fourth, rank 1 of the first gang gets into trouble."""
 
     timeout_s: float
-    once: Path | None = None
-    trouble: signal.Signals | None = None
     steps: int = 1_000_000
+    once: Path | None = None
+    """A file that remembers the trouble: it comes once."""
+    trouble: signal.Signals | None = None
+    """What rank 1 does to its process. Without, and with `once`: it stays away from the collective."""
+    until_alone: bool = False
+    """Goes on as long as there is another rank."""
 
     def __call__(self, seat: Seat, report: Report) -> Any:
         import torch
@@ -67,13 +69,18 @@ class SumForever:
             timeout_s=self.timeout_s,
             host=seat.host,
         )
-        for step in range(self.steps):
+        step = 0
+        while step < self.steps or (self.until_alone and seat.world > 1):
             comm.all_reduce(torch.ones(3))
             if seat.rank == 0 and step in (0, 3):
                 report("step", step=step)
-            if step == 3 and seat.rank == 1 and self.trouble is not None and self.once is not None and not self.once.exists():
+            if step == 3 and seat.rank == 1 and self.once is not None and not self.once.exists():
                 self.once.touch()
-                os.kill(os.getpid(), self.trouble)
+                if self.trouble is None:
+                    time.sleep(120)
+                else:
+                    os.kill(os.getpid(), self.trouble)
             time.sleep(0.01)
+            step += 1
         comm.close()
         return seat.world

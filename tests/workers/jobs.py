@@ -1,0 +1,114 @@
+"""Small jobs for the driver, and the driver as Ray runs it: a process of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cafe_core.config import CondenseSpec, resolve
+from cafe_core.data import sources
+from cafe_core.data.class_store import ClassStore
+from cafe_core.jobdir import DataRoots, JobDir, JobFile, write_atomically
+from tests.workers.conftest import ROOT
+
+
+def spec(**changes: Any) -> dict[str, Any]:
+    """A condensation of the digits that takes a few seconds."""
+    return {
+        "dataset": {"name": "digits"},
+        "ipc": 1,
+        "iterations": 12,
+        "checkpoint_every": 3,
+        "network": {"width": 8, "depth": 2},
+        "method": {"batch_real": 32, "max_outer": 4, "max_inner": 4},
+        "resources": {"workers": 2, "gpus_per_worker": 0},
+        "evaluation": {"networks": [{"width": 8, "depth": 2}], "repeats": 6, "epochs": 10},
+    } | changes
+
+
+def create(path: Path, cache: Path, *, timeout_s: float = 60, max_restarts: int = 3, **changes: Any) -> JobDir:
+    """A job's directory as the server makes it."""
+    roots = DataRoots(datasets=path / "datasets", uploads=path / "uploads", downloads=path / "downloads", cache=cache)
+    sent = CondenseSpec.model_validate(spec(**changes))
+    resolved = resolve(sent, ClassStore.open(sources.prepare(sent.dataset, roots)).info)
+    sources.prepare(resolved.dataset, roots)
+    job = JobFile(job_id=path.name, spec=resolved, roots=roots, collective_timeout_s=timeout_s, max_restarts=max_restarts)
+    write_atomically(path / "job.json", job.model_dump_json(exclude_none=True).encode())
+    return JobDir(path)
+
+
+@dataclass
+class Driver:
+    """A driver that runs."""
+
+    process: subprocess.Popen[bytes]
+    directory: JobDir
+    attempt: int
+    log: Path
+
+    def events(self, type: str | None = None) -> list[dict[str, Any]]:
+        """Its events so far."""
+        path = self.directory.attempt(self.attempt).events_file
+        lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+        events = [json.loads(line) for line in lines if line.endswith("\n")]
+        return [event for event in events if type is None or event["type"] == type]
+
+    def phases(self) -> list[str]:
+        return [event["phase"] for event in self.events("phase")]
+
+    def pids(self) -> list[int]:
+        """Of the gang that started last."""
+        return [worker["pid"] for worker in self.events("workers")[-1]["workers"]]
+
+    def wait_for(self, condition: Callable[[], Any], within_s: float = 60) -> None:
+        deadline = time.monotonic() + within_s
+        while not condition():
+            assert self.process.poll() is None, f"ended with {self.process.returncode}: {self.log.read_text()[-4000:]}"
+            assert time.monotonic() < deadline, self.log.read_text()[-4000:]
+            time.sleep(0.02)
+
+    def wait_for_iterations(self, count: int) -> None:
+        self.wait_for(lambda: len(self.events("iteration")) >= count)
+
+    def ends_with(self, exit_code: int, within_s: float = 120) -> dict[str, Any]:
+        """Its last event."""
+        assert self.process.wait(within_s) == exit_code, self.log.read_text()[-4000:]
+        return self.events()[-1]
+
+    def succeeds(self) -> bytes:
+        """The synthetic file's bytes."""
+        assert self.ends_with(0)["type"] == "finished"
+        assert self.directory.attempt(self.attempt).manifest_file.exists()
+        return self.directory.attempt(self.attempt).synthetic_file.read_bytes()
+
+
+@contextmanager
+def driving(directory: JobDir, cluster: str, attempt: int = 1) -> Iterator[Driver]:
+    """`python -m workers run` on `cluster`, ended for certain."""
+    log = directory.path / f"driver-{attempt}.log"
+    command = [sys.executable, "-m", "workers", "run", "--job-dir", str(directory.path), "--attempt", str(attempt)]
+    environment = os.environ | {"RAY_ADDRESS": cluster}
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            command, cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+        )
+        try:
+            yield Driver(process, directory, attempt, log)
+        finally:
+            process.kill()
+            process.wait()
+
+
+def forget_stores(directory: JobDir) -> None:
+    """Give a job a cache of its own that is still empty."""
+    job = JobFile.model_validate_json(directory.job_file.read_bytes())
+    job = job.model_copy(update={"roots": job.roots.model_copy(update={"cache": directory.path / "cache"})})
+    write_atomically(directory.job_file, job.model_dump_json(exclude_none=True).encode())

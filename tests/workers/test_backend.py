@@ -1,0 +1,136 @@
+"""What the backend does about lost workers, with work that stands in for a condensation."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ray._private.node import Node
+from ray._private.parameter import RayParams
+
+from cafe_core.config import DatasetInfo, ResourcesSpec
+from cafe_core.jobdir import JobFile
+from tests.workers import jobs
+from tests.workers.standins import SumForever
+from workers import backend as backend_module
+from workers.backend import RayBackend
+from workers.cluster import capacity
+from workers.interruption import Interruption
+
+pytestmark = pytest.mark.usefixtures("leaves_nothing")
+
+
+class Events(list[tuple[str, dict[str, Any]]]):
+    """A report that remembers."""
+
+    def __call__(self, type: str, **data: Any) -> None:
+        self.append((type, data))
+
+    def of(self, type: str) -> list[dict[str, Any]]:
+        return [data for t, data in self if t == type]
+
+
+def backend(tmp_path: Path, cache: Path, **changes: Any) -> RayBackend:
+    directory = jobs.create(tmp_path / "job", cache, **changes)
+    job = JobFile.model_validate_json(directory.job_file.read_bytes())
+    return RayBackend(job, directory, 1, DatasetInfo.model_validate(INFO), tmp_path, Interruption())
+
+
+INFO = {
+    "name": "letters",
+    "class_names": ["a", "b", "c"],
+    "class_counts": [1, 1, 1],
+    "test_count": 0,
+    "channels": 1,
+    "height": 8,
+    "width": 8,
+    "mean": [0],
+    "std": [1],
+}
+
+
+@pytest.mark.parametrize(
+    ("trouble", "reason"), [(signal.SIGKILL, "worker 1 died"), (signal.SIGSTOP, "worker 1 has not answered")]
+)
+def test_a_gang_that_lost_a_worker_starts_again(
+    trouble: signal.Signals,
+    reason: str,
+    cache: Path,
+    tmp_path: Path,
+) -> None:
+    events = Events()
+    with closing(backend(tmp_path, cache, timeout_s=3)) as held:
+        held.run(SumForever(timeout_s=3, once=tmp_path / "once", trouble=trouble, steps=10), events)
+    [restart] = events.of("restart")
+    assert restart["reason"].startswith(reason)
+    assert (restart["restarts"], restart["workers"]) == (1, 2)
+    assert [data["phase"] for data in events.of("phase")] == ["waiting_for_resources", "starting_workers", "condensing"] * 2
+    assert len(events.of("workers")) == 2
+
+
+def test_a_worker_that_answers_but_does_not_come_to_the_collective_is_a_loss_too(
+    cache: Path,
+    tmp_path: Path,
+) -> None:
+    events = Events()
+    with closing(backend(tmp_path, cache, timeout_s=2)) as held:
+        held.run(SumForever(timeout_s=2, once=tmp_path / "once", steps=10), events)
+    [restart] = events.of("restart")
+    assert restart["reason"].startswith("worker 0")  # all that is known: rank 0 waited in vain
+    assert restart["workers"] == 2
+
+
+@contextmanager
+def second_node(cluster: str, cpus: int) -> Iterator[Node]:
+    """Another node of the cluster, on this machine."""
+    facts = RayParams(
+        gcs_address=cluster,
+        num_cpus=cpus,
+        num_gpus=0,
+        object_store_memory=100 * 2**20,
+        node_ip_address="127.0.0.1",
+        min_worker_port=0,
+        max_worker_port=0,
+    )
+    node = Node(facts, head=False, shutdown_at_exit=False, spawn_reaper=False)
+    try:
+        wait_for(lambda: capacity(ResourcesSpec(gpus_per_worker=0)) == 4 + cpus)
+        yield node
+    finally:
+        node.kill_all_processes(check_alive=False, allow_graceful=False)
+        wait_for(lambda: capacity(ResourcesSpec(gpus_per_worker=0)) == 4)
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def test_a_gang_starts_again_with_fewer_workers_when_a_node_is_gone(
+    cluster: str, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(backend_module, "SHRINK_AFTER_S", 1.0)
+    events = Events()
+    resources = {"workers": 2, "gpus_per_worker": 0, "cpus_per_worker": 3}  # the first node's 4 CPUs hold one such worker
+    with second_node(cluster, cpus=3) as node, closing(backend(tmp_path, cache, resources=resources)) as held:
+
+        def lose_the_node() -> None:
+            wait_for(lambda: bool(events.of("step")))
+            node.kill_all_processes(check_alive=False, allow_graceful=False)
+
+        saboteur = threading.Thread(target=lose_the_node)
+        saboteur.start()
+        held.run(SumForever(timeout_s=60, until_alone=True, steps=10), events)
+        saboteur.join()
+    [restart] = events.of("restart")
+    assert restart["workers"] == 1
+    assert [len(data["workers"]) for data in events.of("workers")] == [2, 1]
+    assert events.of("workers")[1]["workers"][0]["classes"] == [0, 1, 2]

@@ -1,0 +1,188 @@
+"""The driver as Ray runs it, on a real cluster: what a job survives, and that nothing of it remains."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from datetime import datetime
+from pathlib import Path
+
+import pytest
+
+from cafe_core.jobdir import JobDir
+from tests.workers import jobs
+from tests.workers.conftest import actor_processes
+from tests.workers.jobs import driving
+
+pytestmark = pytest.mark.usefixtures("leaves_nothing")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(cluster: str, cache: Path, tmp_path_factory: pytest.TempPathFactory) -> JobDir:
+    """A job of two workers that nothing happened to, with an evaluation."""
+    directory = jobs.create(tmp_path_factory.mktemp("jobs") / "job_undisturbed", cache)
+    with driving(directory, cluster) as driver:
+        driver.succeeds()
+    return directory
+
+
+@pytest.fixture
+def same_bytes(undisturbed: JobDir) -> bytes:
+    return undisturbed.attempt(1).synthetic_file.read_bytes()
+
+
+def accuracies(directory: JobDir) -> list[float]:
+    result = json.loads(directory.attempt(1).result_file.read_text())
+    found: list[float] = result["evaluation"]["networks"][0]["accuracies"]
+    return found
+
+
+def test_an_undisturbed_job_tells_its_way(undisturbed: JobDir) -> None:
+    events = [json.loads(line) for line in undisturbed.attempt(1).events_file.read_text().splitlines()]
+    phases = ["preparing", "waiting_for_resources", "starting_workers", "condensing", "evaluating", "publishing"]
+    assert [event["phase"] for event in events if event["type"] == "phase"] == phases
+    [workers] = [event["workers"] for event in events if event["type"] == "workers"]
+    assert [worker["rank"] for worker in workers] == [0, 1]
+    assert [worker["classes"] for worker in workers] == [list(range(5)), list(range(5, 10))]
+    assert {worker["device"] for worker in workers} == {"cpu"}
+    assert len({worker["pid"] for worker in workers}) == 2
+    assert [event["iteration"] for event in events if event["type"] == "iteration"] == list(range(1, 13))
+    assert [event["done"] for event in events if event["type"] == "evaluated"] == list(range(1, 7))
+    assert events[-1]["type"] == "finished"
+    assert len(accuracies(undisturbed)) == 6
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_killed_worker_changes_nothing(rank: int, cluster: str, cache: Path, tmp_path: Path, same_bytes: bytes) -> None:
+    with driving(jobs.create(tmp_path / "job_killed", cache), cluster) as driver:
+        driver.wait_for_iterations(5)
+        before = driver.pids()
+        os.kill(before[rank], signal.SIGKILL)
+        assert driver.succeeds() == same_bytes
+        [restart] = driver.events("restart")
+        assert (restart["reason"], restart["restarts"], restart["workers"]) == (f"worker {rank} died", 1, 2)
+        assert not set(before) & set(driver.pids())
+        iterations = [event["iteration"] for event in driver.events("iteration")]
+        # From the last checkpoint, which is one of every three iterations, not from the start.
+        assert set(iterations) == set(range(1, 13))
+        assert iterations.count(1) == 1
+
+
+def test_a_frozen_worker_is_noticed_and_changes_nothing(cluster: str, cache: Path, tmp_path: Path, same_bytes: bytes) -> None:
+    timeout_s = 5.0
+    with driving(jobs.create(tmp_path / "job_frozen", cache, timeout_s=timeout_s), cluster) as driver:
+        driver.wait_for_iterations(5)
+        frozen = driver.pids()[1]
+        os.kill(frozen, signal.SIGSTOP)
+        frozen_at = time.time()
+        assert driver.succeeds() == same_bytes
+        [restart] = driver.events("restart")
+        assert restart["reason"].startswith("worker 1 has not answered")
+        # The collective's timeout, the moment in which its cause is looked for, and the end of the old gang.
+        assert datetime.fromisoformat(restart["time"]).timestamp() - frozen_at < timeout_s + 5
+        with pytest.raises(ProcessLookupError):
+            os.kill(frozen, 0)
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_a_killed_driver_leaves_nothing_and_the_next_attempt_changes_nothing(
+    frozen: bool, cluster: str, cache: Path, tmp_path: Path, same_bytes: bytes
+) -> None:
+    directory = jobs.create(tmp_path / "job_driver", cache)
+    with driving(directory, cluster) as driver:
+        driver.wait_for_iterations(5)
+        if frozen:
+            os.kill(driver.pids()[1], signal.SIGSTOP)
+        driver.process.kill()
+        driver.process.wait()
+        killed_at = time.monotonic()
+        while actor_processes():
+            assert time.monotonic() - killed_at < 15, actor_processes()
+            time.sleep(0.05)
+        done = len(driver.events("iteration"))
+    with driving(directory, cluster, attempt=2) as second:
+        assert second.succeeds() == same_bytes
+        first_iteration = second.events("iteration")[0]["iteration"]
+        assert 1 < first_iteration <= done + 1
+        assert not second.events("restart")
+
+
+@pytest.mark.parametrize("phase", ["preparing", "waiting_for_resources", "starting_workers", "condensing", "evaluating"])
+@pytest.mark.parametrize("number", [signal.SIGTERM])
+def test_cancelling_in_any_phase_leaves_nothing(
+    phase: str, number: signal.Signals, cluster: str, cache: Path, tmp_path: Path
+) -> None:
+    resources = {"workers": 2, "gpus_per_worker": 0, "cpus_per_worker": 99 if phase == "waiting_for_resources" else 1}
+    directory = jobs.create(
+        tmp_path / "job_cancelled", cache, resources=resources, evaluation=jobs.spec()["evaluation"] | {"repeats": 1000}
+    )
+    if phase == "preparing":
+        jobs.forget_stores(directory)
+    with driving(directory, cluster) as driver:
+        driver.wait_for(lambda: phase in driver.phases())
+        if phase == "condensing":
+            driver.wait_for_iterations(1)
+        os.killpg(driver.process.pid, number)  # as Ray stops a job
+        signalled_at = time.monotonic()
+        assert driver.ends_with(128 + number)["type"] == "cancelled"
+        assert time.monotonic() - signalled_at < 3, "Ray would have killed it"
+        assert driver.phases()[-1] == phase
+        # A process that had not yet said who it is ends with the driver, a moment later.
+        assert phase == "starting_workers" or not actor_processes()
+    assert not directory.attempt(1).manifest_file.exists()
+
+
+def test_cancelling_while_publishing_finishes_or_cancels(cluster: str, cache: Path, tmp_path: Path) -> None:
+    with driving(jobs.create(tmp_path / "job_late", cache, iterations=1), cluster) as driver:
+        driver.wait_for(lambda: "publishing" in driver.phases())
+        driver.process.terminate()
+        exit_code = driver.process.wait(60)
+        assert {0: "finished", 143: "cancelled"}[exit_code] == driver.events()[-1]["type"]
+        assert exit_code == 143 or driver.directory.attempt(1).manifest_file.exists()
+
+
+def test_a_loss_that_is_not_finite_fails_the_job_at_once(cluster: str, cache: Path, tmp_path: Path) -> None:
+    directory = jobs.create(tmp_path / "job_nan", cache, method=jobs.spec()["method"] | {"image_lr": 1e30})
+    with driving(directory, cluster) as driver:
+        failed = driver.ends_with(1)
+        assert failed["type"] == "failed"
+        assert failed["error"]["code"] == "non_finite_loss"
+        assert "iteration" in failed["error"]["message"]
+        assert not driver.events("restart")
+    assert list(directory.checkpoints.glob("*.safetensors"))
+
+
+def test_workers_lost_too_often_fail_the_job_retryably(cluster: str, cache: Path, tmp_path: Path) -> None:
+    directory = jobs.create(tmp_path / "job_lost", cache, max_restarts=1, iterations=10_000)
+    with driving(directory, cluster) as driver:
+        for gang in (1, 2):
+            driver.wait_for(lambda gang=gang: len(driver.events("workers")) == gang)
+            os.kill(driver.pids()[0], signal.SIGKILL)
+        failed = driver.ends_with(1)
+        assert (failed["error"]["code"], failed["error"]["retryable"]) == ("worker_lost", True)
+        assert len(driver.events("restart")) == 1
+
+
+def test_a_worker_killed_while_evaluating_changes_no_accuracy(
+    cluster: str, cache: Path, tmp_path: Path, undisturbed: JobDir
+) -> None:
+    directory = jobs.create(tmp_path / "job_evaluating", cache)
+    with driving(directory, cluster) as driver:
+        driver.wait_for(lambda: "evaluating" in driver.phases())
+        os.kill(driver.pids()[1], signal.SIGKILL)
+        driver.succeeds()
+        [restart] = driver.events("restart")
+        assert (restart["reason"], restart["workers"]) == ("worker 1 died", 1)
+    assert accuracies(directory) == accuracies(undisturbed)
+
+
+def test_a_job_file_that_cannot_be_read_is_a_failed_attempt(cluster: str, tmp_path: Path) -> None:
+    directory = JobDir(tmp_path / "job_broken")
+    directory.path.mkdir()
+    directory.job_file.write_text('{"job_id": "job_broken"}')
+    with driving(directory, cluster) as driver:
+        failed = driver.ends_with(1)
+        assert failed["error"]["code"] == "internal"
+        assert "spec" in failed["error"]["message"]

@@ -1,0 +1,57 @@
+"""Signals become one KeyboardInterrupt, at a moment of the code's choosing."""
+
+from __future__ import annotations
+
+import signal
+
+import pytest
+
+from workers.interruption import Interruption
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_interrupts_once(number: signal.Signals) -> None:
+    with Interruption() as interruption:
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(number)
+        signal.raise_signal(number)  # does not disturb the cleaning up
+        assert interruption.signal == number
+        with pytest.raises(KeyboardInterrupt):
+            interruption.check()
+
+
+def test_a_shield_holds_a_signal_back_until_its_end() -> None:
+    steps = []
+
+    def shielded(interruption: Interruption) -> None:
+        with interruption.shielded():
+            with interruption.shielded():
+                signal.raise_signal(signal.SIGTERM)
+            steps.append("inside the outer shield")
+        steps.append("after it")
+
+    with Interruption() as interruption:
+        with pytest.raises(KeyboardInterrupt):
+            shielded(interruption)
+        assert steps == ["inside the outer shield"]
+        with interruption.shielded():
+            pass  # what was interrupted already is not interrupted again
+
+
+def test_a_shield_lets_an_error_through() -> None:
+    with Interruption() as interruption, pytest.raises(ValueError, match="inside"), interruption.shielded():
+        raise ValueError("inside")
+
+
+def test_nothing_interrupts_what_is_disarmed() -> None:
+    with Interruption() as interruption:
+        interruption.disarm()
+        signal.raise_signal(signal.SIGTERM)
+        assert interruption.signal is None
+
+
+def test_signals_are_given_back() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with Interruption():
+        assert signal.getsignal(signal.SIGTERM) != before
+    assert signal.getsignal(signal.SIGTERM) == before
