@@ -112,6 +112,7 @@ class Run:
             self.info.num_classes,
             self._images_per_chunk,
             budget.classes_per_chunk(self.model, spec.ipc),
+            budget.keeps_graph(self.model, spec.ipc, len(self.classes)),
         )
 
     def start(self, checkpoints: Path) -> tuple[int, SyntheticShard]:

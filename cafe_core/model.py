@@ -69,9 +69,9 @@ class Budget:
     """Bytes that feature maps in flight may take, whatever the number of classes."""
 
     forward_bytes: int
-    """Maps of real and query images, which need no graph."""
+    """Maps of the images that go through the network at once, without a graph or to make one."""
     graph_bytes: int
-    """Maps of the synthetic images, held for the backward pass, and the real class means."""
+    """Graphs of the synthetic images, held for the backward pass, and the real class means."""
 
     @classmethod
     def of(cls, device: torch.device) -> Budget:
@@ -82,15 +82,19 @@ class Budget:
         return cls(32 << 20, GRAPH_BYTES_CPU)
 
     def images_per_chunk(self, model: Model) -> int:
-        """Real images to take at once, at least 1."""
+        """Images to take at once, at least 1."""
         return max(1, self.forward_bytes // (2 * _map_bytes(model)))
 
     def classes_per_chunk(self, model: Model, ipc: int) -> int:
-        """Classes whose synthetic graph is held at once, at least 1.
+        """Classes whose synthetic images are taken at once, at least 1."""
+        return max(1, min(self.images_per_chunk(model), self.graph_bytes // (3 * _map_bytes(model))) // ipc)
 
-        Per image a graph keeps about three times the maps (inputs of convolution, norm and activation); per class come two means.
+    def keeps_graph(self, model: Model, ipc: int, classes: int) -> bool:
+        """Whether the graphs of all `classes` may be held at once.
+
+        A graph keeps about three times an image's maps (inputs of convolution, norm and activation); per class come two means.
         """
-        return max(1, self.graph_bytes // ((3 * ipc + 2) * _map_bytes(model)))
+        return classes * (3 * ipc + 2) * _map_bytes(model) <= self.graph_bytes
 
 
 def _map_bytes(model: Model) -> int:

@@ -55,7 +55,8 @@ class StepLosses:
 class OuterStep:
     """What stays the same over the outer steps of a run.
 
-    images_per_chunk bounds the real images in flight, classes_per_chunk the classes whose synthetic graph is held.
+    images_per_chunk bounds the real images in flight, classes_per_chunk the classes whose synthetic images go through the
+    network at once, and keep_graph says whether the graphs of all these chunks may be held.
     """
 
     method: MethodSpec
@@ -65,6 +66,7 @@ class OuterStep:
     num_classes: int
     images_per_chunk: int
     classes_per_chunk: int
+    keep_graph: bool
 
     def gradient(self, shard: SyntheticShard, rows: Rows, total: int, draws: Draws | None) -> tuple[Tensor, StepLosses]:
         """∂L/∂S for this shard: (k·ipc, C, H, W), and the losses over all shards.
@@ -72,59 +74,61 @@ class OuterStep:
         rows: the real images T_k of the shard's classes. total: N', real images of all classes and ranks.
         draws: one augmentation per class of the shard, shared by its real and synthetic images.
 
-        Where the shard's synthetic graph exceeds its budget, it is made anew for each chunk of classes instead
-        of being kept: the same numbers for more work and less memory.
+        Where the shard's synthetic graphs exceed their budget, each is made anew when it is needed instead of being kept:
+        the same numbers for more work and less memory.
         """
-        method, comm = self.method, self.comm
+        method, comm, ipc = self.method, self.comm, shard.ipc
         images = shard.images.detach().requires_grad_()
-        chunks = [
-            range(a, min(a + self.classes_per_chunk, len(shard.classes)))
-            for a in range(0, len(shard.classes), self.classes_per_chunk)
-        ]
-        keep_graph = len(chunks) == 1
+        classes, size = len(shard.classes), self.classes_per_chunk
+        chunks = [range(first, min(first + size, classes)) for first in range(0, classes, size)]
 
-        def synthetic_means(chunk: range) -> list[Tensor]:  # f̄ˢ: a (k, C, H, W) per map
-            mine = images[chunk.start * shard.ipc : chunk.stop * shard.ipc]
+        def make_means(chunk: range) -> list[Tensor]:  # f̄ˢ: a (k, C, H, W) per map
+            mine = images[chunk.start * ipc : chunk.stop * ipc]
             if draws is not None:
-                mine = apply(mine, draws[torch.arange(chunk.start, chunk.stop).repeat_interleave(shard.ipc)])
-            return [_segment_sums(m, [shard.ipc] * len(chunk), images.dtype) / shard.ipc for m in self.features(mine)]
+                mine = apply(mine, draws[torch.arange(chunk.start, chunk.stop).repeat_interleave(ipc)])
+            return [_segment_sums(m, [ipc] * len(chunk), images.dtype) / ipc for m in self.features(mine)]
+
+        kept = {chunk: make_means(chunk) for chunk in chunks} if self.keep_graph else {}
+
+        def synthetic_means(chunk: range) -> list[Tensor]:
+            return kept[chunk] if chunk in kept else make_means(chunk)
 
         # 1. The class centres, from all ranks.
-        kept = synthetic_means(chunks[0]) if keep_graph else []
         centres = None
         if method.discrimination:
             with torch.no_grad():
-                own = (
-                    kept[-1].flatten(1) if keep_graph else torch.cat([synthetic_means(chunk)[-1].flatten(1) for chunk in chunks])
-                )
+                own = torch.cat([synthetic_means(chunk)[-1].flatten(1) for chunk in chunks])
             centres = comm.gather_rows(own.detach(), shard.classes.start, self.num_classes)  # C: (K, D)
 
         # 2. Real statistics, and what is local: L_f and this rank's share of L_d and of G = ∂L_d/∂C.
         feature_loss = images.new_zeros(())
         discrimination_loss = images.new_zeros(())
-        centre_gradient = None if centres is None else torch.zeros_like(centres)
-        alignment = images.new_zeros(())
+        G = None if centres is None else torch.zeros_like(centres)
+        alignments: dict[range, Tensor] = {}
         for chunk in chunks:
             chunk_rows = Rows(rows.classes[chunk.start : chunk.stop], rows.indices[chunk.start : chunk.stop])
             real_means, loss, share = self._real_statistics(chunk_rows, chunk.start, centres, total, draws)
-            means = kept if keep_graph else synthetic_means(chunk)
+            means = synthetic_means(chunk)
             alignment = losses.feature_alignment(means[: len(method.layers)], real_means, method.layer_weights)
-            if not keep_graph:
-                alignment.backward()  # type: ignore[no-untyped-call]
+            if chunk in kept:
+                alignments[chunk] = alignment  # one walk back through the kept graph, with both terms
+            else:
+                torch.autograd.backward(alignment)
             feature_loss += alignment.detach()
             discrimination_loss += loss
-            if centre_gradient is not None and share is not None:
-                centre_gradient += share
+            if G is not None and share is not None:
+                G += share
 
         # 3. The aggregated gradient of the shared statistics, and back into the images.
-        if centre_gradient is not None:
-            G = comm.all_reduce(centre_gradient)[shard.classes.start : shard.classes.stop]  # Σ_r G_r, own rows: (k, D)
+        if G is not None:
+            own_G = comm.all_reduce(G)[shard.classes.start : shard.classes.stop]  # Σ_r G_r, own rows: (k, D)
             for chunk in chunks:
-                c = (kept if keep_graph else synthetic_means(chunk))[-1].flatten(1)
-                surrogate = method.beta * losses.centre_surrogate(c, G[chunk.start : chunk.stop])
-                (surrogate + alignment if keep_graph else surrogate).backward()  # type: ignore[no-untyped-call]
-        elif keep_graph:
-            alignment.backward()  # type: ignore[no-untyped-call]
+                c = synthetic_means(chunk)[-1].flatten(1)
+                surrogate = method.beta * losses.centre_surrogate(c, own_G[chunk.start : chunk.stop])
+                torch.autograd.backward(surrogate + alignments.pop(chunk, 0))
+                kept.pop(chunk, None)
+        for alignment in alignments.values():
+            torch.autograd.backward(alignment)
 
         feature_loss, discrimination_loss = comm.all_reduce(torch.stack([feature_loss, discrimination_loss])).unbind()
         assert images.grad is not None

@@ -194,7 +194,10 @@ class RayClient:
 
 
 def parse_cluster(version: str, summary: list[dict[str, Any]], usage_by_node: dict[str, dict[str, list[float]]]) -> RayCluster:
-    """The living nodes of `/nodes?view=summary` with what `/api/cluster_status` says is in use ({node: {CPU: [used, total]}})."""
+    """The living nodes of `/nodes?view=summary` with what `/api/cluster_status` says is in use ({node: {CPU: [used, total]}}).
+
+    A node that has just joined has not measured itself yet: then its memory is what Ray hands out of it.
+    """
     nodes = []
     for entry in summary:
         raylet = entry["raylet"]
@@ -207,13 +210,13 @@ def parse_cluster(version: str, summary: list[dict[str, Any]], usage_by_node: di
         nodes.append(
             RayNode(
                 id=raylet["nodeId"],
-                ip=entry["ip"],
+                ip=raylet["nodeManagerAddress"],
                 is_head=bool(raylet.get("isHeadNode")),
                 cpus=total.get("CPU", 0.0),
                 gpus=total.get("GPU", 0.0),
                 cpus_free=total.get("CPU", 0.0) - used.get("CPU", [0.0])[0],
                 gpus_free=total.get("GPU", 0.0) - used.get("GPU", [0.0])[0],
-                memory_bytes=int(entry["mem"][0]),
+                memory_bytes=int(entry["mem"][0] if "mem" in entry else total.get("memory", 0)),
                 gpu_memory_bytes=min(mebibytes) * 2**20 if mebibytes else None,
                 gpu_names=[gpu.get("name", "GPU") for gpu in gpus],
             )

@@ -26,7 +26,7 @@ METHOD = {"batch_real": N}
 
 def make_run(store: ClassStore, checkpoints: Path, **fields: object) -> tuple[Run, Callable[[], Tensor]]:
     """A run and what takes its outer step number 0, without moving S: returns ∂L/∂S."""
-    spec = make_spec(store, ipc=IPC, method=METHOD, network={}, **fields)
+    spec = make_spec(store, ipc=IPC, network={}, **{"method": METHOD, **fields})
     run = Run(spec, store, Comm.single(), CPU, Budget.of(CPU))
     _, shard = run.start(checkpoints)
     run.model.renew(spec.seed, 0)

@@ -10,7 +10,9 @@ from cafe_core.config import CondenseSpec, resolve
 from cafe_core.data.class_store import ArraySource, ClassStore, build
 
 
-def make_store(path: Path, counts: list[int], *, side: int = 8, channels: int = 1, test_count: int = 20, seed: int = 0) -> ClassStore:
+def make_store(
+    path: Path, counts: list[int], *, side: int = 8, channels: int = 1, test_count: int = 20, seed: int = 0
+) -> ClassStore:
     """Classes of `counts` images: a blob per class at its own place, with noise."""
     random = np.random.default_rng(seed)
     K = len(counts)

@@ -39,7 +39,13 @@ def run(loop: Loop, accuracies: list[float]) -> tuple[int, StopReason | None]:
     ],
 )
 def test_stop_rules(
-    case: str, bound: int, window: int, threshold: float, rule: StopReason, accuracies: list[float], expected: tuple[int, StopReason | None]
+    case: str,
+    bound: int,
+    window: int,
+    threshold: float,
+    rule: StopReason,
+    accuracies: list[float],
+    expected: tuple[int, StopReason | None],
 ) -> None:
     assert run(Loop(bound, window, threshold, rule), accuracies) == expected, case
 
@@ -57,7 +63,9 @@ def test_every_loop_is_bounded(accuracies: list[float], bound: int, window: int,
     assert steps <= bound
 
 
-@pytest.mark.parametrize(("bound", "window", "needed"), [(10, 10, False), (11, 10, True), (1, 10, False), (50, 10, True), (50, 0, False)])
+@pytest.mark.parametrize(
+    ("bound", "window", "needed"), [(10, 10, False), (11, 10, True), (1, 10, False), (50, 10, True), (50, 0, False)]
+)
 def test_queries_are_made_only_where_they_can_matter(bound: int, window: int, needed: bool) -> None:
     assert Loop(bound, window, 0.05, "moved").needs_queries is needed
 

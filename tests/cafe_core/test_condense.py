@@ -13,7 +13,6 @@ from cafe_core.checkpoint import checkpoint_files, latest_checkpoint
 from cafe_core.condense import condense
 from cafe_core.config import CondenseSpec
 from cafe_core.data.class_store import ClassStore
-from cafe_core.distributed import Comm
 from cafe_core.errors import CheckpointError, NonFiniteLossError
 from tests.cafe_core.gangs import run_gang
 from tests.cafe_core.made_data import make_spec, make_store
@@ -37,7 +36,9 @@ def seven(tmp_path_factory: pytest.TempPathFactory) -> ClassStore:
     return make_store(tmp_path_factory.mktemp("store") / "seven", [2, 40, 11, 3, 25, 1, 18], channels=3)
 
 
-def synthetic(spec: CondenseSpec, store: ClassStore, path: Path, world: int, events: list[dict[str, Any]] | None = None) -> torch.Tensor:
+def synthetic(
+    spec: CondenseSpec, store: ClassStore, path: Path, world: int, events: list[dict[str, Any]] | None = None
+) -> torch.Tensor:
     def report(type: str, **data: Any) -> None:
         if events is not None:
             events.append({"type": type, **data})

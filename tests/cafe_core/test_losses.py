@@ -42,7 +42,9 @@ def test_discrimination_and_its_gradient_follow_from_the_softmax() -> None:
         for k in range(2):
             for d in range(2):
                 gradient[k][d] += (p[k] - (k == label)) * features[d] / 3
-    value, G = losses.discrimination(*(torch.tensor(v, dtype=torch.float64) for v in (F,)), torch.tensor(y), torch.tensor(C, dtype=torch.float64), 3)
+    value, G = losses.discrimination(
+        *(torch.tensor(v, dtype=torch.float64) for v in (F,)), torch.tensor(y), torch.tensor(C, dtype=torch.float64), 3
+    )
     assert value.item() == pytest.approx(loss, rel=RTOL)
     torch.testing.assert_close(G, torch.tensor(gradient, dtype=torch.float64), rtol=RTOL, atol=0)
 
@@ -87,7 +89,11 @@ def test_total_loss_and_gradient_by_hand_for_a_linear_network(preset: str, weigh
     onehot[range(K * N), y] = 1
     G = (p - onehot).T @ F / (K * N)
     expected = torch.stack(
-        [sum(2 * w / ipc * (s - t)[k] @ a for w, s, t, a in zip(weights, means_s, means_t, A, strict=True)) + beta / ipc * G[k] @ A[-1] for k in range(K)]
+        [
+            sum(2 * w / ipc * (s - t)[k] @ a for w, s, t, a in zip(weights, means_s, means_t, A, strict=True))
+            + beta / ipc * G[k] @ A[-1]
+            for k in range(K)
+        ]
     )
 
     # The implementation.

@@ -64,7 +64,9 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> ClassStore:
     ],
     ids=lambda m: ",".join(f"{k}={v}" for k, v in m.items()) or "whole",
 )
-def test_gradient_is_that_of_the_paper_loss(store: ClassStore, tmp_path: Path, preset: str, budget: Budget, method: dict[str, object]) -> None:
+def test_gradient_is_that_of_the_paper_loss(
+    store: ClassStore, tmp_path: Path, preset: str, budget: Budget, method: dict[str, object]
+) -> None:
     spec = make_spec(store, method={"preset": preset, "batch_real": 8, **method})
     run = Run(spec, store, Comm.single(), CPU, budget)
     _, shard = run.start(tmp_path)
@@ -78,7 +80,9 @@ def test_gradient_is_that_of_the_paper_loss(store: ClassStore, tmp_path: Path, p
 
 @pytest.mark.parametrize("world", [1, 3])
 @pytest.mark.parametrize("discrimination", [True, False])
-def test_an_outer_step_sends_two_K_D_numbers_and_a_constant(store: ClassStore, tmp_path: Path, world: int, discrimination: bool) -> None:
+def test_an_outer_step_sends_2kd_numbers_and_a_constant(
+    store: ClassStore, tmp_path: Path, world: int, discrimination: bool
+) -> None:
     def numbers_of_a_step(ipc: int, batch_real: int) -> list[int]:
         spec = make_spec(store, ipc=ipc, method={"batch_real": batch_real, "discrimination": discrimination})
 

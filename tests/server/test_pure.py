@@ -159,14 +159,17 @@ def test_the_entrypoint_is_quoted() -> None:
 
 def test_parse_cluster_leaves_out_dead_nodes_and_subtracts_what_is_used() -> None:
     def entry(node_id: str, state: str) -> dict[str, Any]:
-        raylet = {"nodeId": node_id, "state": state, "isHeadNode": True, "resourcesTotal": {"CPU": 8.0, "GPU": 2.0}}
+        total = {"CPU": 8.0, "GPU": 2.0, "memory": 40.0 * GIB}
+        raylet = {"nodeId": node_id, "state": state, "nodeManagerAddress": "10.0.0.1", "resourcesTotal": total}
+        if node_id == "new":
+            return {"raylet": raylet}
         gpus = [{"name": "H100", "memoryTotal": 81559}, {"name": "H100", "memoryTotal": 81000}]
-        return {"ip": "10.0.0.1", "mem": [64 * GIB, 0, 0.0, 0], "gpus": gpus, "raylet": raylet}
+        return {"mem": [64 * GIB, 0, 0.0, 0], "gpus": gpus, "raylet": raylet}
 
-    cluster = parse_cluster("2.60.0", [entry("a", "ALIVE"), entry("b", "DEAD")], {"a": {"CPU": [3.0, 8.0]}})
-    assert [n.id for n in cluster.nodes] == ["a"]
-    (alive,) = cluster.nodes
-    assert (alive.cpus_free, alive.gpus_free, alive.gpu_memory_bytes) == (5.0, 2.0, 81000 << 20)
+    cluster = parse_cluster("2.60.0", [entry("a", "ALIVE"), entry("b", "DEAD"), entry("new", "ALIVE")], {"a": {"CPU": [3.0, 8.0]}})
+    a, new = cluster.nodes
+    assert (a.id, a.cpus_free, a.gpus_free, a.gpu_memory_bytes, a.memory_bytes) == ("a", 5.0, 2.0, 81000 << 20, 64 * GIB)
+    assert (new.id, new.cpus_free, new.gpu_memory_bytes, new.memory_bytes) == ("new", 8.0, None, 40 * GIB)
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(0.4, "0 s"), (59, "59 s"), (200, "3 min 20 s"), (7500, "2 h 5 min")])
