@@ -17,7 +17,7 @@ RUNTIME_BYTES = 500 << 20
 GRAPH_BYTES_CPU = 256 << 20
 """What feature maps in flight may take on a CPU, whatever K and N (cafe_core.model.Budget)."""
 
-_BODY_PARAMETERS = {"lenet": 55_000, "alexnet": 1_900_000, "vgg11": 9_300_000, "resnet18": 11_200_000}
+_BODY_PARAMETERS = {"alexnet": 1_900_000, "vgg11": 9_300_000, "resnet18": 11_200_000}
 
 
 @dataclass(frozen=True)
@@ -104,6 +104,10 @@ def parameter_count(network: NetworkSpec, shape: Shape, num_classes: int) -> int
         return spec.width * (9 * channels + 3) + (spec.depth - 1) * spec.width * (9 * spec.width + 3) + classifier
     if spec.name == "mlp":
         return spec.width * (prod(shape) + 1) + spec.width * (spec.width + 1) + classifier
+    if spec.name == "lenet":
+        second = map_shapes(spec, shape)[1]
+        flat = second[0] * prod(_halved(second[1:]))
+        return 6 * (25 * channels + 1) + 16 * (25 * 6 + 1) + 120 * (flat + 1) + 84 * (120 + 1) + classifier
     return _BODY_PARAMETERS[spec.name] + classifier
 
 

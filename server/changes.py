@@ -3,9 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+
+async def wait_until_set(event: asyncio.Event, seconds: float) -> None:
+    """Returns when `event` is set, or after `seconds`.
+
+    Not asyncio.wait_for: before Python 3.12 it loses a cancellation that comes together with the event.
+    """
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            await event.wait()
 
 
 class Changes:

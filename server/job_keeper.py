@@ -6,7 +6,6 @@ What to do is decided in :mod:`server.policy`, from facts; here they are gathere
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import logging
 import time
@@ -21,7 +20,7 @@ from sqlalchemy.orm import Session
 from cafe_core.config import JobSpec
 from cafe_core.jobdir import AttemptDir, JobFile, utc_now, write_atomically
 from server import jobs
-from server.changes import Changes
+from server.changes import Changes, wait_until_set
 from server.database import Attempt, Database, Job
 from server.errors import NotFoundError
 from server.policy import Act, Decision, Facts, decide
@@ -94,8 +93,7 @@ class JobKeeper:
                     except RayError as error:
                         log.warning("job %s: %s", self._job_id, error)
                         await asyncio.sleep(RAY_EVERY_S)
-                with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(changed.wait(), FILES_EVERY_S)
+                await wait_until_set(changed, FILES_EVERY_S)
 
     async def _step(self, seen: _Seen) -> bool:
         """Ask Ray, decide, act. True when the job has ended. Raises RayError."""

@@ -8,11 +8,10 @@ goes on when it starts again.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 
 from server import jobs
-from server.changes import Changes
+from server.changes import Changes, wait_until_set
 from server.database import Database
 from server.job_keeper import JobKeeper
 from server.ray_api import RayApi
@@ -48,8 +47,7 @@ class Reconciler:
                 for job_id in await asyncio.to_thread(self._to_look_after):
                     if job_id not in self._tasks:
                         self._tasks[job_id] = asyncio.create_task(self._look_after(job_id), name=f"reconcile {job_id}")
-                with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._woken.wait(), LOOK_EVERY_S)
+                await wait_until_set(self._woken, LOOK_EVERY_S)
         finally:
             tasks = list(self._tasks.values())
             for task in tasks:

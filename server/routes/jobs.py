@@ -13,6 +13,7 @@ from starlette.concurrency import run_in_threadpool
 
 from cafe_core.config import JobSpec
 from server import database, jobs, present, schemas
+from server.changes import wait_until_set
 from server.deps import JobId, Services, ServicesDep
 from server.errors import UnavailableError, problems
 from server.http_cache import matches, not_modified
@@ -132,8 +133,7 @@ async def _changed_from(seen: str, job_id: str, request: Request, services: Serv
             left = deadline - asyncio.get_running_loop().time()
             if not matches(seen, present.job_etag(job)) or left <= 0 or await request.is_disconnected():
                 return job
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(changed.wait(), left)
+            await wait_until_set(changed, left)
 
 
 def _get(services: Services, job_id: str) -> database.Job:

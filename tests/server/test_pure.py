@@ -166,7 +166,9 @@ def test_parse_cluster_leaves_out_dead_nodes_and_subtracts_what_is_used() -> Non
         gpus = [{"name": "H100", "memoryTotal": 81559}, {"name": "H100", "memoryTotal": 81000}]
         return {"mem": [64 * GIB, 0, 0.0, 0], "gpus": gpus, "raylet": raylet}
 
-    cluster = parse_cluster("2.60.0", [entry("a", "ALIVE"), entry("b", "DEAD"), entry("new", "ALIVE")], {"a": {"CPU": [3.0, 8.0]}})
+    cluster = parse_cluster(
+        "2.60.0", [entry("a", "ALIVE"), entry("b", "DEAD"), entry("new", "ALIVE")], {"a": {"CPU": [3.0, 8.0]}}
+    )
     a, new = cluster.nodes
     assert (a.id, a.cpus_free, a.gpus_free, a.gpu_memory_bytes, a.memory_bytes) == ("a", 5.0, 2.0, 81000 << 20, 64 * GIB)
     assert (new.id, new.cpus_free, new.gpu_memory_bytes, new.memory_bytes) == ("new", 8.0, None, 40 * GIB)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import threading
 import time
 from pathlib import Path
 
@@ -187,6 +188,28 @@ def test_no_more_jobs_than_allowed_have_a_driver(settings: Settings, ray: FakeRa
         ray.jobs[made[0], 1] = RayJob(RayJobState.FAILED, "", 1)
         api.await_status(made[2], "starting")
         assert api.job(made[3])["status"] == "queued"
+
+
+def test_a_server_stops_amid_a_stream_of_events(settings: Settings, ray: FakeRay) -> None:
+    """Many times over: a cancellation must not be lost when an event comes with it."""
+    with running(settings, ray) as api:
+        job_id = submitted(api, ray)
+    ended = threading.Event()
+
+    def write() -> None:
+        with driver_of(settings, job_id) as report:
+            while not ended.wait(0.001):
+                report("iteration", iteration=1, total=10)
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    try:
+        for _ in range(10):
+            with running(settings, ray) as api:
+                api.await_job(job_id, lambda j: j["progress"]["done"] == 1)
+    finally:
+        ended.set()
+        writer.join()
 
 
 def test_job_files_are_whole_and_the_database_is_in_wal_mode(api: Api, ray: FakeRay, settings: Settings) -> None:

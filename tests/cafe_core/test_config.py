@@ -1,0 +1,159 @@
+"""The job spec: presets, what each default resolves to, and what is refused with which field named."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from cafe_core.config import CondenseSpec, DatasetInfo, MethodSpec, NetworkSpec, dc_loops, image_lr_at, resolve, resolve_method
+
+
+def info(classes: int = 10, test_count: int = 100) -> DatasetInfo:
+    return DatasetInfo(
+        name="made",
+        class_names=[f"class {k}" for k in range(classes)],
+        class_counts=[100] * classes,
+        test_count=test_count,
+        channels=3,
+        height=32,
+        width=32,
+        mean=[0.5] * 3,
+        std=[0.25] * 3,
+    )
+
+
+def spec(**fields: Any) -> CondenseSpec:
+    return CondenseSpec.model_validate({"dataset": {"name": "digits"}, "ipc": 10, **fields})
+
+
+def method(preset: str, **fields: Any) -> MethodSpec:
+    return resolve_method(
+        MethodSpec.model_validate({"preset": preset, **fields}), ipc=10, num_classes=10, network=NetworkSpec().resolved()
+    )
+
+
+def test_paper_preset_is_the_papers() -> None:
+    m = method("paper")
+    assert (m.beta, m.layer_weights, m.layers) == (1.0, [1.0] * 4, [0, 1, 2, 3])
+    assert (m.lambda_1, m.lambda_2, m.gamma, m.max_outer, m.max_inner) == (0.05, 0.05, 10, 10, 50)
+    assert (m.batch_real, m.batch_train, m.query_per_class, m.query_carry) == (256, 256, 256, False)
+    assert (m.image_lr, m.image_momentum, m.image_milestones, m.network_lr) == (0.1, 0.5, [1200, 1400, 1800], 0.01)
+
+
+def test_reference_preset_is_what_the_released_code_does() -> None:
+    m = method("reference")
+    assert (m.beta, m.layer_weights) == (pytest.approx(25.6), [0.1, 0.1, 1.0, 2.0])
+    assert (m.lambda_1, m.lambda_2, m.gamma) == (0.04, 0.03, 10)
+    assert (m.query_per_class, m.query_carry, m.image_milestones) == (128, True, [1200, 1600, 1800])
+
+
+def test_what_depends_on_other_fields_follows_them() -> None:
+    assert method("reference", batch_real=64).beta == pytest.approx(0.01 * 10 * 64)
+    assert method("paper", batch_real=64).query_per_class == 64
+    assert method("reference", layers=[1, 3]).layer_weights == [0.1, 2.0]
+    assert method("reference", beta=3.0, gamma=5).beta == 3.0
+    mlp = resolve_method(MethodSpec(preset="reference"), ipc=1, num_classes=10, network=NetworkSpec(name="mlp"))
+    assert mlp.layer_weights == [1.0, 2.0]
+
+
+@pytest.mark.parametrize(
+    ("ipc", "loops"),
+    [
+        (1, (1, 1)),
+        (10, (10, 50)),
+        (15, (15, 38)),
+        (20, (20, 25)),
+        (30, (30, 20)),
+        (40, (40, 15)),
+        (50, (50, 10)),
+        (500, (50, 10)),
+    ],
+)
+def test_loops_of_the_paper_preset(ipc: int, loops: tuple[int, int]) -> None:
+    assert dc_loops(ipc) == loops
+
+
+def test_image_lr_is_halved_at_each_milestone() -> None:
+    m = method("paper", image_milestones=[2, 4])
+    assert [image_lr_at(m, i) for i in range(6)] == pytest.approx([0.1, 0.1, 0.05, 0.05, 0.025, 0.025])
+
+
+def test_a_resolved_spec_stands_for_itself() -> None:
+    resolved = resolve(spec(evaluation={"networks": [{"name": "mlp"}, {"name": "convnet", "depth": 2}]}), info(), cluster_gpus=2)
+    assert resolved.resources.gpus_per_worker == 1
+    assert resolve(spec(), info()).resources.gpus_per_worker == 0
+    dumped = resolved.model_dump_json(exclude_none=True)
+    assert CondenseSpec.model_validate_json(dumped) == resolved
+    assert resolve(resolved, info()) == resolved
+
+
+@pytest.mark.parametrize(
+    ("fields", "loc"),
+    [
+        ({"ipc": 0}, ("ipc",)),
+        ({"iterations": -1}, ("iterations",)),
+        ({"iterations": 1_000_001}, ("iterations",)),
+        ({"seed": 2**63}, ("seed",)),
+        ({"no_such_field": 1}, ("no_such_field",)),
+        ({"method": {"bta": 1}}, ("method", "bta")),
+        ({"method": {"beta": -1}}, ("method", "beta")),
+        ({"method": {"beta": float("nan")}}, ("method", "beta")),
+        ({"method": {"beta": None}}, ("method", "beta")),
+        ({"method": {"name": "dm"}}, ("method", "name")),
+        ({"method": {"layer_weights": []}}, ("method", "layer_weights")),
+        ({"method": {"image_momentum": 1}}, ("method", "image_momentum")),
+        ({"network": {"name": "mlp", "depth": 2}}, ("network",)),
+        ({"network": {"norm": "batch"}}, ()),
+        ({"dataset": {}}, ("dataset",)),
+        ({"dataset": {"name": "digits", "path": "x"}}, ("dataset",)),
+        ({"dataset": {"name": "imagenet"}}, ("dataset", "name")),
+        ({"dataset": {"path": "a\x00b"}}, ("dataset",)),
+        ({"dataset": {"id": "../x"}}, ("dataset", "id")),
+        ({"resources": {"workers": 0}}, ("resources", "workers")),
+        ({"name": "two\nlines"}, ("name",)),
+        ({"labels": {"k": 1}}, ("labels", "k")),
+        ({"precision": "float16"}, ("precision",)),
+        ({"evaluation": {"networks": []}}, ("evaluation", "networks")),
+    ],
+)
+def test_refused_fields_are_named(fields: dict[str, Any], loc: tuple[str, ...]) -> None:
+    with pytest.raises(ValidationError) as refused:
+        spec(**fields)
+    assert refused.value.errors()[0]["loc"] == loc
+
+
+@pytest.mark.parametrize(
+    ("fields", "dataset", "message"),
+    [
+        ({"resources": {"workers": 11}}, info(), "resources.workers: 11 workers for 10 classes"),
+        ({}, info(classes=1), "dataset: made has 1 class"),
+        ({"evaluation": {}}, info(test_count=0), "evaluation: the dataset has no test images"),
+        ({"method": {"layers": [0, 4]}}, info(), "method.layers: .* below 4"),
+        ({"method": {"layers": [1, 0]}}, info(), "method.layers: .* increasing"),
+        ({"method": {"layer_weights": [1, 2]}}, info(), "method.layer_weights: 2 weights for 4 aligned maps"),
+    ],
+)
+def test_what_does_not_fit_the_data_is_refused(fields: dict[str, Any], dataset: DatasetInfo, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        resolve(spec(**fields), dataset)
+
+
+def test_every_field_is_documented() -> None:
+    schema = CondenseSpec.model_json_schema()
+    models = [schema, *schema["$defs"].values()]
+    undocumented = [
+        f"{model['title']}.{name}"
+        for model in models
+        for name, field in model.get("properties", {}).items()
+        if not field.get("description")
+    ]
+    assert undocumented == []
+
+
+def test_the_spec_needs_no_torch() -> None:
+    code = "import sys, cafe_core.config, cafe_core.estimate, cafe_core.synthetic; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
