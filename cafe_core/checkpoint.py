@@ -57,7 +57,8 @@ def save_checkpoint(directory: Path, checkpoint: Checkpoint, spec: CondenseSpec)
     except OSError as error:
         kind = DiskFullError if error.errno in (errno.ENOSPC, errno.EDQUOT) else CheckpointError
         raise kind(
-            f"checkpoint of iteration {checkpoint.iteration} could not be written to {path}: {error.strerror}; earlier checkpoints are intact"
+            f"checkpoint of iteration {checkpoint.iteration} could not be written to {path}: {error.strerror}; "
+            "earlier checkpoints are intact"
         ) from error
     for old in checkpoint_files(directory)[KEPT:]:
         old.unlink(missing_ok=True)

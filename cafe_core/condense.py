@@ -132,7 +132,7 @@ class Run:
         return 0, shard
 
     def _initial_images(self, k: int) -> Tensor:
-        """S_k of iteration 0: (ipc, C, H, W), standard normal noise or real images (again from the start where a class has too few)."""
+        """S_k of iteration 0: (ipc, C, H, W), standard normal noise or real images, repeated where a class has too few."""
         ipc, draws = self.spec.ipc, generator(self.spec.seed, "init", k)
         if self.spec.method.init == "real":
             chosen = choose(draws, self.real.count(k), ipc)

@@ -80,7 +80,7 @@ class NetworkSpec(_Model):
     depth: int = _resolved_later(ge=1, le=8)
     """Blocks of the convnet, default 3."""
     norm: Literal["none", "instance", "batch", "layer", "group"] = _resolved_later()
-    """Normalisation (convnet, alexnet, vgg11, resnet18), default instance (alexnet: none). `batch` only where networks are evaluated."""
+    """Normalisation (all but mlp and lenet), default instance (alexnet: none). `batch` only where networks are evaluated."""
     activation: Literal["relu", "leaky_relu", "sigmoid"] = _resolved_later()
     """Activation (convnet), default relu."""
     pooling: Literal["none", "max", "avg"] = _resolved_later()
@@ -139,15 +139,21 @@ class MethodSpec(_Model):
     bilevel: Literal["dynamic", "fixed"] = "dynamic"
     """`dynamic`: Algorithm 1's stop rules; `fixed`: always max_outer and max_inner."""
     lambda_1: float = _resolved_later(ge=0, le=1)
-    """λ1: the outer loop ends when the last γ query accuracies span less. With 1280 query images sampling noise alone spans about 0.04."""
+    """λ1: the outer loop ends when the last γ query accuracies span less.
+
+    With 1280 query images the sampling noise of a window of 10 alone spans about 0.04: λ sits near it."""
     lambda_2: float = _resolved_later(ge=0, le=1)
-    """λ2: the inner loop ends when the last γ query accuracies span more. Near the noise too: see lambda_1 and query_per_class."""
+    """λ2: the inner loop ends when the last γ query accuracies span more. Near the noise too: see lambda_1."""
     gamma: int = _resolved_later(ge=1, le=1000)
     """γ: length of both queues."""
     max_outer: int = _resolved_later(ge=1, le=100_000)
-    """Bound on outer steps per iteration. paper: DC's, by ipc (1→1, 10→10, 20→20, 30→30, 40→40, 50→50); reference: a generous 100."""
+    """Bound on outer steps per iteration.
+
+    paper: DC's, by ipc (1→1, 10→10, 20→20, 30→30, 40→40, 50→50); reference: a generous 100."""
     max_inner: int = _resolved_later(ge=0, le=100_000)
-    """Bound on inner epochs per outer step. paper: DC's, by ipc (1→1, 10→50, 20→25, 30→20, 40→15, 50→10); reference: a generous 500."""
+    """Bound on inner epochs per outer step.
+
+    paper: DC's, by ipc (1→1, 10→50, 20→25, 30→20, 40→15, 50→10); reference: a generous 500."""
     batch_real: int = _resolved_later(ge=1, le=65536)
     """N, real images per class and outer step. A smaller class uses all it has."""
     batch_train: int = _resolved_later(ge=1, le=65536)

@@ -35,8 +35,11 @@ class LocalBackend:
         condense(self._spec, store, Comm.single(), self._device, checkpoints=self._directory.checkpoints, report=report)
 
     def evaluate(
-        self, tasks: Sequence[EvaluationTask], synthetic: Path, report: Report
-    ) -> Iterator[tuple[EvaluationTask, float]]:  # noqa: ARG002
+        self,
+        tasks: Sequence[EvaluationTask],
+        synthetic: Path,
+        report: Report,  # noqa: ARG002
+    ) -> Iterator[tuple[EvaluationTask, float]]:
         """See :class:`cafe_core.job.Backend`."""
         for task in tasks:
             yield task, run_task(task, self._spec, self._store, synthetic, self._device)

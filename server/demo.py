@@ -60,7 +60,7 @@ def running_server(data_dir: Path) -> Iterator[str]:
     """`cafe serve` as a process of its own; yields its URL."""
     data_dir.mkdir(parents=True, exist_ok=True)
     log_path = data_dir / "server.log"
-    command = [Path(sys.executable).with_name("cafe"), "serve", "--port", "0", "--data-dir", data_dir]
+    command = [str(Path(sys.executable).with_name("cafe")), "serve", "--port", "0", "--data-dir", str(data_dir)]
     with log_path.open("w") as log, subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT) as server:
         try:
             yield _url(server, log_path)

@@ -26,7 +26,8 @@ class Figure:
 
 def machine() -> dict[str, object]:
     """What the figures depend on."""
-    cpu = next((line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line), "")
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    cpu = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), "")
     return {
         "cpu": cpu,
         "cores": os.cpu_count(),

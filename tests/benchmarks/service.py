@@ -28,9 +28,7 @@ def _by_service(api: ApiClient) -> tuple[float, float]:
     """(seconds from POST to the end of the first outer step, seconds from there to the last)."""
     posted = time.time()
     job = api.submit(SPEC)
-    ends = [
-        datetime.fromisoformat(event["time"]).timestamp() for event in api.follow(job["id"]) if event["type"] == "iteration"
-    ]
+    ends = [datetime.fromisoformat(event["time"]).timestamp() for event in api.follow(job["id"]) if event["type"] == "iteration"]
     return ends[0] - posted, ends[-1] - ends[0]
 
 

@@ -17,7 +17,8 @@ class ConvNet3(nn.Module):
     def __init__(self, channels: int, num_classes: int) -> None:
         super().__init__()
         self.blocks = nn.ModuleList(
-            nn.Sequential(nn.Conv2d(channels if i == 0 else 128, 128, 3, padding=1), nn.GroupNorm(128, 128), nn.ReLU()) for i in range(3)
+            nn.Sequential(nn.Conv2d(inputs, 128, 3, padding=1), nn.GroupNorm(128, 128), nn.ReLU())
+            for inputs in (channels, 128, 128)
         )
         self.pool = nn.AvgPool2d(2)
         self.classifier = nn.Linear(128 * 4 * 4, num_classes)
