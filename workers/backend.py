@@ -70,9 +70,14 @@ class RayBackend:
         working = {worker.rank for worker in gang.workers}
         failures: list[Failure] = []
         first_failure = 0.0
-        while working:
+        last_look = False
+        while working and not last_look:
             self._interruption.check()
-            for seen in gang.watch(WATCH_S, SUSPECT_SILENCE_S if failures else self._job.collective_timeout_s):
+            # A last look even when a cause is known: NCCL ends the process of a rank that waits in vain, and the one
+            # that it waited for is to be named too.
+            last_look = decisive(failures) or (bool(failures) and time.monotonic() - first_failure > CAUSE_WAIT_S)
+            silence_s = SUSPECT_SILENCE_S if failures else self._job.collective_timeout_s
+            for seen in gang.watch(0 if last_look else WATCH_S, silence_s):
                 if isinstance(seen, Reported):
                     report(seen.type, **seen.data)
                     continue
@@ -80,9 +85,6 @@ class RayBackend:
                 if isinstance(seen, Failure):
                     first_failure = first_failure or time.monotonic()
                     failures.append(seen)
-            if decisive(failures) or (failures and time.monotonic() - first_failure > CAUSE_WAIT_S):
-                # NCCL ends the process of a rank that waits in vain: the one it waited for is to be named too.
-                return failures + [seen for seen in gang.watch(0, SUSPECT_SILENCE_S) if isinstance(seen, Failure)]
         return failures
 
     def evaluate(
