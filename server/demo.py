@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -34,6 +35,7 @@ START_TIMEOUT_S = 120
 )
 def main(out: Path) -> None:
     """Condense the built-in digits and compare them with random real ones."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # what was started is stopped, however the demo ends
     started = time.monotonic()
     with TemporaryDirectory(prefix="cafe-demo-") as data_dir, running_server(Path(data_dir)) as url:
         click.echo(f"API {url}/docs after {duration(time.monotonic() - started)}")

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 from pydantic import ValidationError
 
 from cafe_core.config import CondenseSpec, DatasetInfo, MethodSpec, NetworkSpec, dc_loops, image_lr_at, resolve, resolve_method
+from cafe_core.spec_reference import markdown
 
 
 def info(classes: int = 10, test_count: int = 100) -> DatasetInfo:
@@ -157,3 +159,8 @@ def test_every_field_is_documented() -> None:
 def test_the_spec_needs_no_torch() -> None:
     code = "import sys, cafe_core.config, cafe_core.estimate, cafe_core.synthetic; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_the_documentation_of_the_spec_is_current() -> None:
+    documented = (Path(__file__).parents[2] / "docs" / "spec.md").read_text(encoding="utf-8")
+    assert documented == markdown(), "run: python -m cafe_core.spec_reference > docs/spec.md"

@@ -1,0 +1,73 @@
+"""docs/spec.md, made from the job spec's own descriptions: `python -m cafe_core.spec_reference > docs/spec.md`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from cafe_core.config import CondenseSpec
+
+
+def markdown() -> str:
+    """Every field of a job spec: a table per object, in the order of the spec."""
+    schema = CondenseSpec.model_json_schema()
+    parts = [
+        "# Job specs",
+        "Made by `python -m cafe_core.spec_reference` from `cafe_core/config.py`; do not edit.",
+        "Unknown fields are refused. A default of *resolved* follows from the preset, from ipc or from the data: POST with "
+        "`?dry_run=true` shows it.",
+        _section(schema),
+        *(_section(definition) for definition in schema["$defs"].values()),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _section(definition: dict[str, Any]) -> str:
+    required = definition.get("required", [])
+    rows = [
+        f"| `{name}` | {_type(field)} | {_default(name, field, required)} | {' '.join(field['description'].split())} |"
+        for name, field in definition["properties"].items()
+    ]
+    title = definition["title"].removesuffix("Spec")
+    table = "\n".join(["| field | type | default | meaning |", "|---|---|---|---|", *rows])
+    return f"## {title}\n\n{' '.join(definition['description'].split())}\n\n{table}"
+
+
+def _type(field: dict[str, Any]) -> str:
+    """A JSON schema in a few words."""
+    if "anyOf" in field:
+        return " or ".join(_type(option) for option in field["anyOf"] if option.get("type") != "null")
+    if "$ref" in field:
+        title = field["$ref"].rsplit("/", 1)[1].removesuffix("Spec")
+        return f"[{title}](#{title.lower()})"
+    if "const" in field:
+        return f"`{field['const']}`"
+    if "enum" in field:
+        return " · ".join(f"`{value}`" for value in field["enum"])
+    if field["type"] == "array":
+        return f"list of {_type(field['items'])}"
+    if field["type"] == "object":
+        return "text → text"
+    return {"integer": "whole number", "number": "number", "string": "text", "boolean": "true or false"}[field["type"]] + _bounds(
+        field
+    )
+
+
+def _bounds(field: dict[str, Any]) -> str:
+    signs = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
+    bounds = [f"{sign} {field[key]:g}" if field[key] < 1e15 else f"{sign} 2⁶³" for key, sign in signs.items() if key in field]
+    return f" {', '.join(bounds)}" if bounds else ""
+
+
+def _default(name: str, field: dict[str, Any], required: list[str]) -> str:
+    if name in required:
+        return "**required**"
+    if "default" not in field:
+        return "*resolved*"
+    value = field["default"]
+    if value is None or isinstance(value, dict | list):
+        return "" if not value else "its defaults"
+    return f"`{str(value).lower() if isinstance(value, bool) else value}`"
+
+
+if __name__ == "__main__":
+    print(markdown(), end="")
