@@ -1,0 +1,128 @@
+"""A whole job in one process: what it leaves, and going on after it was broken off in any phase."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from cafe_core import local
+from cafe_core.errors import CafeError, DatasetError
+from cafe_core.jobdir import DataRoots, JobDir
+from cafe_core.synthetic import SyntheticSet
+
+SPEC = {
+    "kind": "condense",
+    "dataset": {"path": "own.npz"},
+    "ipc": 2,
+    "iterations": 4,
+    "method": {"batch_real": 4, "max_outer": 1},
+    "network": {"width": 4, "depth": 1},
+    "checkpoint_every": 1,
+    "evaluation": {
+        "networks": [{"name": "mlp", "width": 4}, {"name": "lenet"}],
+        "repeats": 2,
+        "epochs": 2,
+        "baselines": ["random"],
+    },
+}
+
+
+class BrokenOffError(Exception):
+    pass
+
+
+@pytest.fixture
+def roots(tmp_path: Path) -> DataRoots:
+    """A dataset root with own.npz: three classes of grey 8×8 images."""
+    save_images(tmp_path / "datasets" / "own.npz", seed=0)
+    return DataRoots(datasets=tmp_path / "datasets", uploads=tmp_path / "u", downloads=tmp_path / "d", cache=tmp_path / "c")
+
+
+def save_images(path: Path, seed: int) -> None:
+    path.parent.mkdir(exist_ok=True)
+    random = np.random.default_rng(seed)
+    arrays = {"images": random.integers(0, 255, (15, 8, 8), dtype=np.uint8), "labels": np.arange(15) % 3}
+    arrays |= {"test_images": arrays["images"][:6], "test_labels": arrays["labels"][:6]}
+    np.savez(path, **arrays)
+
+
+def silent(type: str, **data: Any) -> None:
+    pass
+
+
+def test_what_a_job_leaves(tmp_path: Path, roots: DataRoots) -> None:
+    events: list[str] = []
+    result = local.run(SPEC, tmp_path / "out", roots, lambda type, **data: events.append(data.get("phase", type)))
+    assert [e for e in events if e in ("preparing", "condensing", "evaluating", "publishing")] == [
+        "preparing",
+        "condensing",
+        "evaluating",
+        "publishing",
+    ]
+    assert (events.count("iteration"), events.count("evaluated")) == (4, 8)
+    for rows in (result["evaluation"]["networks"], result["evaluation"]["baselines"]["random"]["networks"]):
+        assert [(row["name"], row["n"], len(row["accuracies"])) for row in rows] == [("mlp", 2, 2), ("lenet", 2, 2)]
+        assert all(0 <= accuracy <= 100 for row in rows for accuracy in row["accuracies"])
+
+    artifacts = JobDir(tmp_path / "out").attempt(1)
+    manifest = json.loads(artifacts.manifest_file.read_text())["artifacts"]
+    assert [entry["name"] for entry in manifest] == ["preview.png", "result.json", "synthetic.safetensors"]
+    for entry in manifest:
+        content = (artifacts.artifacts / entry["name"]).read_bytes()
+        assert (len(content), hashlib.sha256(content).hexdigest()) == (entry["size"], entry["sha256"])
+    synthetic = SyntheticSet.load(artifacts.synthetic_file)
+    assert synthetic.images.shape == (6, 1, 8, 8)
+    assert synthetic.labels.tolist() == [0, 0, 1, 1, 2, 2]
+    assert synthetic.iteration == 4
+    assert synthetic.spec["method"]["beta"] == 1.0  # resolved: every default written out
+
+
+@pytest.mark.parametrize(
+    ("event", "count"), [("iteration", 1), ("iteration", 3), ("checkpoint", 2), ("evaluated", 1), ("evaluated", 7)]
+)
+def test_a_job_that_is_broken_off_goes_on(tmp_path: Path, roots: DataRoots, event: str, count: int) -> None:
+    undisturbed = local.run(SPEC, tmp_path / "undisturbed", roots, silent)
+    seen: list[str] = []
+
+    def break_off(type: str, **_: Any) -> None:
+        seen.append(type)
+        if seen.count(event) == count:
+            raise BrokenOffError
+
+    with pytest.raises(BrokenOffError):
+        local.run(SPEC, tmp_path / "out", roots, break_off)
+    before = seen.count("evaluated")
+    with (tmp_path / "out" / "evaluation.jsonl").open("a") as log:
+        log.write('{"set": "torn by a cra')  # as a killed process leaves it
+    seen.clear()
+    resumed = local.run(SPEC, tmp_path / "out", roots, lambda type, **_: seen.append(type))
+    assert seen.count("evaluated") == 8 - before  # no network is trained twice
+    assert resumed["evaluation"] == undisturbed["evaluation"]
+    files = [JobDir(tmp_path / name).attempt(1).synthetic_file.read_bytes() for name in ("undisturbed", "out")]
+    assert files[0] == files[1]
+
+
+def test_data_that_changed_between_attempts_is_refused(tmp_path: Path, roots: DataRoots) -> None:
+    local.run(SPEC, tmp_path / "out", roots, silent)
+    save_images(roots.datasets / "own.npz", seed=1)
+    with pytest.raises(DatasetError, match="has changed since the job's first attempt"):
+        local.run(SPEC, tmp_path / "out", roots, silent)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"ipc": 0}, "ipc"),
+        ({"dataset": {"path": "absent.npz"}}, "absent.npz"),
+        ({"dataset": {"path": "../own.npz"}}, "dataset root"),
+    ],
+)
+def test_what_is_refused_leaves_nothing(tmp_path: Path, roots: DataRoots, fields: dict[str, Any], message: str) -> None:
+    with pytest.raises((ValueError, CafeError), match=message):
+        local.run({**SPEC, **fields}, tmp_path / "out", roots, silent)
+    assert not (tmp_path / "out").exists()
