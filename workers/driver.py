@@ -28,9 +28,10 @@ def run_attempt(job_dir: Path, attempt: int) -> int:
     """Run attempt number `attempt` of the job in `job_dir` on the Ray cluster at RAY_ADDRESS; returns the exit code."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     directory = JobDir(job_dir)
-    with closing(EventLog(directory.attempt(attempt).events_file)) as events, Interruption() as interruption:
+    # The connection to Ray is left last, after the event: Ray kills a driver that it stops after 3 s.
+    with closing(EventLog(directory.attempt(attempt).events_file)) as events, Interruption() as interruption, ExitStack() as held:
         try:
-            result = _run(directory, attempt, events, interruption)
+            result = _run(directory, attempt, events, interruption, held)
         except KeyboardInterrupt:
             log.info("cancelled")
             events("cancelled")
@@ -47,19 +48,19 @@ def run_attempt(job_dir: Path, attempt: int) -> int:
         return 0
 
 
-def _run(directory: JobDir, attempt: int, events: EventLog, interruption: Interruption) -> dict[str, Any]:
+def _run(directory: JobDir, attempt: int, events: EventLog, interruption: Interruption, held: ExitStack) -> dict[str, Any]:
+    """The job's phases; `held` gets what is to be let go of at the very end."""
     job = JobFile.model_validate_json(directory.job_file.read_bytes())
-    with ExitStack() as held:
 
-        def make_backend(info: DatasetInfo, store: Path) -> Backend:
-            held.callback(_connect(interruption))
-            from workers.backend import RayBackend
+    def make_backend(info: DatasetInfo, store: Path) -> Backend:
+        held.callback(_connect(interruption))
+        from workers.backend import RayBackend
 
-            return held.enter_context(closing(RayBackend(job, directory, attempt, info, store, interruption)))
+        return held.enter_context(closing(RayBackend(job, directory, attempt, info, store, interruption)))
 
-        result = run_job(job, directory, attempt, make_backend, events)
-        interruption.disarm()  # the result is there: too late to cancel
-        return result
+    result = run_job(job, directory, attempt, make_backend, events)
+    interruption.disarm()  # the result is there: too late to cancel
+    return result
 
 
 def _connect(interruption: Interruption) -> Callable[[], None]:
