@@ -182,9 +182,15 @@ class ResourcesSpec(_Model):
     workers: Annotated[int, Field(ge=1, le=4096)] = 1
     """Class shards, one actor each. At most the number of classes."""
     gpus_per_worker: Annotated[float, Field(ge=0, le=1)] = _resolved_later()
-    """GPUs of each worker: 1, or 0 for the CPU, or a fraction to share one. Default: 1 where the cluster has GPUs, else 0."""
+    """GPUs of each worker: 1, 0 for the CPU, or for a single worker a fraction. Default: 1 where the cluster has GPUs, else 0."""
     cpus_per_worker: Annotated[int, Field(ge=1, le=256)] = 1
     """CPU cores of each worker, and its number of threads."""
+
+    @model_validator(mode="after")
+    def _one_rank_per_gpu(self) -> ResourcesSpec:
+        if self.workers > 1 and self.gpus_per_worker is not None and 0 < self.gpus_per_worker < 1:
+            raise ValueError("gpus_per_worker: several workers need a whole GPU each (NCCL takes one rank per GPU), or 0")
+        return self
 
 
 class EvaluationSpec(_Model):

@@ -6,6 +6,7 @@ step communicates is measured, not assumed. A gang of one makes the same calls, 
 
 from __future__ import annotations
 
+import socket
 from datetime import timedelta
 from typing import Any
 
@@ -42,9 +43,16 @@ class Comm:
         if world == 1:
             return cls.single()
         timeout = timedelta(seconds=timeout_s)
-        store_host, store_port = address.removeprefix("tcp://").rsplit(":", 1)
+        store_host, store_port = address.rsplit(":", 1)
+        listener = socket.create_server((store_host, int(store_port))) if rank == 0 else None
         store = dist.TCPStore(  # type: ignore[attr-defined]
-            store_host, int(store_port), world, is_master=rank == 0, timeout=timeout
+            store_host,
+            int(store_port),
+            world,
+            is_master=rank == 0,
+            timeout=timeout,
+            # A socket of ours: left to itself the store listens on all of the machine's interfaces.
+            master_listen_fd=listener.detach() if listener is not None else None,
         )
         return cls(rank, world, _process_group(store, rank, world, device, timeout, host))
 

@@ -116,6 +116,7 @@ def test_a_resolved_spec_stands_for_itself() -> None:
         ({"dataset": {"path": "a\x00b"}}, ("dataset",)),
         ({"dataset": {"id": "../x"}}, ("dataset", "id")),
         ({"resources": {"workers": 0}}, ("resources", "workers")),
+        ({"resources": {"workers": 2, "gpus_per_worker": 0.5}}, ("resources",)),
         ({"name": "two\nlines"}, ("name",)),
         ({"labels": {"k": 1}}, ("labels", "k")),
         ({"precision": "float16"}, ("precision",)),
