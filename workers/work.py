@@ -53,6 +53,7 @@ class TrainNetwork:
 
     def __call__(self, seat: Seat, report: Report) -> float:  # noqa: ARG002
         import torch
+
         from cafe_core.evaluate import run_task
 
         return run_task(self.task, self.spec, self.store, self.synthetic, torch.device(seat.device))
