@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -22,6 +23,8 @@ from server.settings import Settings
 
 VERSION = "0.1.0"
 
+log = logging.getLogger(__name__)
+
 
 def create_app(settings: Settings, ray: RayApi) -> FastAPI:
     """The API of one data directory and one Ray cluster. It closes `ray` when it ends."""
@@ -36,6 +39,7 @@ def create_app(settings: Settings, ray: RayApi) -> FastAPI:
         reconciler = Reconciler(database, ray, settings, changes)
         app.state.services = Services(settings, database, ray, ClusterView(ray), changes, reconciler)
         reconciling = asyncio.create_task(reconciler.run(), name="reconciler")
+        reconciling.add_done_callback(_log_failure)
         try:
             yield
         finally:
@@ -65,3 +69,9 @@ def create_app(settings: Settings, ray: RayApi) -> FastAPI:
 
     app.openapi = openapi  # type: ignore[method-assign]  # FastAPI's documented way to extend the schema
     return app
+
+
+def _log_failure(task: asyncio.Task[None]) -> None:
+    """Say at once that a task meant to run to the server's end has failed; /readyz says so as well."""
+    if not task.cancelled() and (error := task.exception()) is not None:
+        log.critical("%s has failed: jobs are no longer looked after", task.get_name(), exc_info=error)

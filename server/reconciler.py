@@ -34,25 +34,38 @@ class Reconciler:
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._woken = asyncio.Event()
         self._loop = asyncio.get_running_loop()
+        self._ended = False
+
+    @property
+    def ended(self) -> bool:
+        """Whether :meth:`run` has returned or failed: then no job is looked after any more."""
+        return self._ended
 
     def wake(self) -> None:
         """Look for jobs to look after now, e.g. after a POST. Any thread may call it."""
         self._loop.call_soon_threadsafe(self._woken.set)
 
     async def run(self) -> None:
-        """Look after jobs until cancelled. A job that cannot be looked after is logged and tried again."""
+        """Look after jobs until cancelled. What cannot be done now (the database is locked) is logged and tried again."""
         try:
             while True:
                 self._woken.clear()
-                for job_id in await asyncio.to_thread(self._to_look_after):
-                    if job_id not in self._tasks:
-                        self._tasks[job_id] = asyncio.create_task(self._look_after(job_id), name=f"reconcile {job_id}")
+                try:
+                    await self._start_keepers()
+                except Exception:
+                    log.exception("jobs could not be looked for; trying again within %g s", LOOK_EVERY_S)
                 await wait_until_set(self._woken, LOOK_EVERY_S)
         finally:
+            self._ended = True
             tasks = list(self._tasks.values())
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _start_keepers(self) -> None:
+        for job_id in await asyncio.to_thread(self._to_look_after):
+            if job_id not in self._tasks:
+                self._tasks[job_id] = asyncio.create_task(self._look_after(job_id), name=f"reconcile {job_id}")
 
     def _to_look_after(self) -> list[str]:
         with self._database.read() as session:

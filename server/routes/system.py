@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 
 from fastapi import APIRouter
-from sqlalchemy import text
+from sqlalchemy import select
+from sqlalchemy.exc import SQLAlchemyError
 
-from server import schemas
+from server import database, schemas
 from server.deps import Services, ServicesDep
 from server.errors import UnavailableError, problems
 from workers.client import RayError
@@ -50,11 +51,15 @@ async def healthz() -> schemas.Health:
 
 @health_router.get("/readyz", responses=problems(503))
 async def readyz(services: ServicesDep) -> schemas.Health:
-    """Whether jobs can be taken and run: the database and Ray answer."""
+    """Whether jobs can be taken and run: they are looked after, and the database and Ray answer."""
+    if services.reconciler.ended:
+        raise UnavailableError("jobs are no longer looked after; the server's log says why: start it again")
     try:
         async with asyncio.timeout(READY_WITHIN_S):
             await asyncio.to_thread(_query, services)
             ready = await services.ray.ready()
+    except SQLAlchemyError as error:
+        raise UnavailableError(f"the database does not answer: {error}") from error
     except (RayError, TimeoutError) as error:
         raise UnavailableError(str(error) or f"no answer within {READY_WITHIN_S:g} s") from error
     if not ready:
@@ -64,4 +69,4 @@ async def readyz(services: ServicesDep) -> schemas.Health:
 
 def _query(services: Services) -> None:
     with services.database.read() as session:
-        session.execute(text("SELECT 1"))
+        session.scalar(select(database.Job.number).limit(1))  # of a table: SQLite answers SELECT 1 without its file

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import sqlite3
 import threading
 import time
 from pathlib import Path
@@ -8,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import server.job_keeper
+import server.reconciler
 from cafe_core.jobdir import JobFile
 from server.settings import Settings
 from tests.server.conftest import Api, FakeRay, attempt_dir, driver_of, running
@@ -210,6 +212,46 @@ def test_a_server_stops_amid_a_stream_of_events(settings: Settings, ray: FakeRay
     finally:
         ended.set()
         writer.join()
+
+
+def rename_table(settings: Settings, old: str, new: str) -> None:
+    """As from outside: every query of the table fails until it has its name back."""
+    connection = sqlite3.connect(settings.database_url.removeprefix("sqlite:///"), timeout=10)
+    connection.execute(f"ALTER TABLE {old} RENAME TO {new}")
+    connection.close()
+
+
+def test_an_ailing_database_makes_the_server_unready_and_ends_nothing(
+    api: Api, ray: FakeRay, settings: Settings, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(server.reconciler, "LOOK_EVERY_S", 0.05)
+    submitted(api, ray)  # from here on the reconciler looks often
+    rename_table(settings, "jobs", "elsewhere")
+    deadline = time.monotonic() + 20
+    while "jobs could not be looked for" not in caplog.text:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    unready = api.get("/readyz")
+    assert (unready.status_code, unready.headers["content-type"]) == (503, "application/problem+json")
+    assert "no such table" in unready.json()["detail"]
+    assert api.get("/healthz").status_code == 200
+    rename_table(settings, "elsewhere", "jobs")
+    assert api.get("/readyz").status_code == 200
+    submitted(api, ray)
+
+
+def test_a_server_that_no_longer_looks_after_jobs_is_not_ready(
+    settings: Settings, ray: FakeRay, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def broken(*_: object) -> None:
+        raise SystemError("a bug")
+
+    monkeypatch.setattr(server.reconciler, "wait_until_set", broken)
+    with running(settings, ray) as api:
+        unready = api.get("/readyz")
+        assert unready.status_code == 503
+        assert "no longer looked after" in unready.json()["detail"]
+    assert "reconciler has failed" in caplog.text
 
 
 def test_job_files_are_whole_and_the_database_is_in_wal_mode(api: Api, ray: FakeRay, settings: Settings) -> None:
