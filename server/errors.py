@@ -23,6 +23,7 @@ from fastapi.exceptions import RequestValidationError
 from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 
+from cafe_core.config import DatasetSpec, JobSpec
 from cafe_core.errors import DatasetError, SpecError
 from server.schemas import FieldError, Problem
 from workers.client import RayError
@@ -30,7 +31,8 @@ from workers.client import RayError
 log = logging.getLogger(__name__)
 
 PROBLEM = "application/problem+json"
-_NAMES_A_FIELD = re.compile(r"([a-z_]+(?:\.[a-z0-9_]+)*): ")
+_NAMES_A_FIELD = re.compile(rf"((?:{'|'.join(JobSpec.model_fields)})(?:\.[a-z0-9_]+)*): ")
+_NAMES_A_DATASET_FIELD = re.compile(rf"(dataset\.(?:{'|'.join(DatasetSpec.model_fields)})): ")
 
 
 class ApiError(Exception):
@@ -114,13 +116,13 @@ def field_errors(errors: Sequence[Any], *, outer: int = 0) -> list[FieldError]:
     for error in errors:
         loc = ".".join(str(part) for part in error["loc"][outer:])
         msg = "unknown field" if error["type"] == "extra_forbidden" else str(error["msg"]).removeprefix("Value error, ")
-        found.append(_field_error(msg, loc))
+        found.append(_field_error(msg, loc, _NAMES_A_FIELD) if error["type"] == "value_error" else FieldError(loc=loc, msg=msg))
     return found
 
 
-def _field_error(message: str, loc: str) -> FieldError:
-    """`message` may itself name a field, below `loc` or instead of it: `network.norm: …`."""
-    if named := _NAMES_A_FIELD.match(message):
+def _field_error(message: str, loc: str, names_a_field: re.Pattern[str]) -> FieldError:
+    """`message` may itself start with a field's path, which then stands instead of `loc`: `network.norm: …`."""
+    if named := names_a_field.match(message):
         return FieldError(loc=named[1], msg=message[named.end() :])
     return FieldError(loc=loc, msg=message)
 
@@ -161,9 +163,17 @@ def document(schema: dict[str, Any]) -> dict[str, Any]:
 
 
 def spec_refusal(error: ValueError | SpecError | DatasetError) -> RefusedSpecError:
-    """What `resolve` and `describe` raise, as the answer. A ValueError's message starts with the field's path."""
-    if isinstance(error, ValidationError):
-        return RefusedSpecError(field_errors(error.errors()))
-    if isinstance(error, SpecError):
-        return RefusedSpecError([_field_error(error.message, error.loc)])
-    return RefusedSpecError([_field_error(str(error), "dataset" if isinstance(error, DatasetError) else "")])
+    """What `resolve` and `describe` raise, as the answer.
+
+    The message of `resolve`'s ValueError starts with the field's path. That of a DatasetError mostly starts with a path
+    of the user's, which may look like one, so that of a dataset's own fields only is taken for a field.
+    """
+    match error:
+        case ValidationError():
+            return RefusedSpecError(field_errors(error.errors()))
+        case SpecError():
+            return RefusedSpecError.of(error.loc, error.message)
+        case DatasetError():
+            return RefusedSpecError([_field_error(error.message, "dataset", _NAMES_A_DATASET_FIELD)])
+        case _:
+            return RefusedSpecError([_field_error(str(error), "", _NAMES_A_FIELD)])

@@ -32,8 +32,11 @@ def plan(spec: JobSpec, roots: DataRoots, cluster: RayCluster) -> Plan:
     """The job that `spec` asks for. Raises RefusedSpecError, which names the field and says why."""
     try:
         dataset = catalog.describe(spec.dataset, roots)
+    except (SpecError, DatasetError) as error:
+        raise spec_refusal(error) from error
+    try:
         resolved = resolve(spec, dataset, cluster_gpus=cluster.gpus)
-    except (SpecError, DatasetError, ValueError) as error:
+    except ValueError as error:
         raise spec_refusal(error) from error
     if reason := too_large(resolved.resources, cluster):
         raise RefusedSpecError.of("resources", reason)

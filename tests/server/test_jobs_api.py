@@ -50,6 +50,10 @@ def test_submit(api: Api) -> None:
         ({"dataset": {"path": "../secret"}}, "dataset.path", "dataset root"),
         ({"dataset": {"path": "nowhere"}}, "dataset.path", "nowhere"),
         ({"dataset": {"id": "ds_unknown"}}, "dataset", "never uploaded"),
+        ({"dataset": {"path": "ipc"}}, "dataset", "ipc: class 'a' has no images"),
+        ({"dataset": {"path": "dataset.zip"}}, "dataset", "dataset.zip is not a readable .zip"),
+        ({"dataset": {"path": "leads_out"}}, "dataset.path", "leads_out: train/a is a link"),
+        ({"resources": {"workers": 2, "gpus_per_worker": 0.5}}, "resources", "gpus_per_worker: several workers"),
         ({"network": {"norm": "batch"}}, "network.norm", "batch statistics"),
         ({"method": {"layers": [9]}}, "method.layers", "must be increasing"),
         ({"resources": {"workers": 11}}, "resources.workers", "10 classes"),
@@ -59,7 +63,14 @@ def test_submit(api: Api) -> None:
         ({"method": {"image_lr": float("inf")}}, "method.image_lr", "finite"),
     ],
 )
-def test_what_cannot_run_is_refused_naming_the_field(api: Api, change: dict[str, Any], loc: str, msg: str) -> None:
+def test_what_cannot_run_is_refused_naming_the_field(
+    api: Api, settings: Settings, change: dict[str, Any], loc: str, msg: str
+) -> None:
+    own = settings.roots.datasets  # of names that look like fields
+    (own / "ipc" / "train" / "a").mkdir(parents=True)
+    (own / "dataset.zip").write_bytes(b"no archive")
+    (own / "leads_out" / "train").mkdir(parents=True)
+    (own / "leads_out" / "train" / "a").symlink_to("/etc")
     errors = refused(api.post("/v1/jobs", content=json.dumps(SPEC | change), headers={"Content-Type": "application/json"}))
     assert msg in errors[loc]
     assert api.get("/v1/jobs").json()["data"] == []
