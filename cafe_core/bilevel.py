@@ -33,13 +33,8 @@ class Loop:
     steps: int = 0
     _accuracies: deque[float] = field(default_factory=deque)
 
-    @property
-    def needs_queries(self) -> bool:
-        """Whether the rule can end the loop before its bound does; if not, no query can change the run."""
-        return 0 < self.window < self.bound
-
     def ends_after(self, accuracy: float | None) -> StopReason | None:
-        """Record one step and its query accuracy (None where :attr:`needs_queries` is false); why the loop ends, or None."""
+        """Record one step and its query accuracy (None where :func:`needed_queries` says so); why the loop ends, or None."""
         self.steps += 1
         if accuracy is not None and self.window > 0:
             self._accuracies.append(accuracy)
@@ -50,6 +45,17 @@ class Loop:
                 if span < self.threshold if self.reason == "converged" else span > self.threshold:
                     return self.reason
         return "bound" if self.steps >= self.bound else None
+
+
+def needed_queries(max_outer: int, max_inner: int, window: int, carry: bool) -> tuple[bool, bool]:
+    """Whether the outer and the inner loop's query checks can change a run; the others need not be made.
+
+    A rule can only end a loop before its bound does where the window fills earlier. With `carry` (see QueryAverage)
+    each check enters into all later ones, of either loop.
+    """
+    outer = 0 < window < max_outer
+    inner = 0 < window < max_inner and max_outer > 1  # after the last outer step there is no inner loop
+    return (outer or inner, outer or inner) if carry else (outer, inner)
 
 
 @dataclass

@@ -6,9 +6,10 @@ all there is; and it is keyed by class, so a run resumes on any number of worker
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
+import logging
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +19,9 @@ from torch import Tensor
 
 from cafe_core.config import CondenseSpec
 from cafe_core.errors import CheckpointError, DiskFullError
-from cafe_core.jobdir import write_atomically
+from cafe_core.jobdir import checkpoint_files, write_atomically
+
+log = logging.getLogger(__name__)
 
 KEPT = 2
 """Checkpoints kept: the newest, and the one before it should the newest turn out damaged."""
@@ -39,27 +42,21 @@ def spec_digest(spec: CondenseSpec) -> str:
     return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
 
 
-def checkpoint_files(directory: Path) -> list[Path]:
-    """The checkpoints in `directory`, newest first."""
-    return sorted(directory.glob("checkpoint-*.safetensors"), reverse=True)
-
-
 def save_checkpoint(directory: Path, checkpoint: Checkpoint, spec: CondenseSpec) -> Path:
     """Write beside, move into place, then drop all but the newest two.
 
     Raises DiskFullError where there is no space and CheckpointError for another failure; older checkpoints are intact.
     """
-    path = directory / f"checkpoint-{checkpoint.iteration:08d}.safetensors"
+    path = _path(directory, checkpoint.iteration)
     metadata = {"iteration": str(checkpoint.iteration), "spec_digest": spec_digest(spec)}
     tensors = {"images": checkpoint.images.cpu().contiguous(), "momentum": checkpoint.momentum.cpu().contiguous()}
+    failed = f"the checkpoint of iteration {checkpoint.iteration} could not be written; earlier checkpoints are intact"
     try:
         write_atomically(path, save(tensors, metadata))
+    except DiskFullError as error:
+        raise DiskFullError(f"{failed}: {error}") from error
     except OSError as error:
-        kind = DiskFullError if error.errno in (errno.ENOSPC, errno.EDQUOT) else CheckpointError
-        raise kind(
-            f"checkpoint of iteration {checkpoint.iteration} could not be written to {path}: {error.strerror}; "
-            "earlier checkpoints are intact"
-        ) from error
+        raise CheckpointError(f"{failed}: {path}: {error.strerror}") from error
     for old in checkpoint_files(directory)[KEPT:]:
         old.unlink(missing_ok=True)
     return path
@@ -73,18 +70,38 @@ def latest_checkpoint(directory: Path, spec: CondenseSpec) -> Checkpoint | None:
     files = checkpoint_files(directory)
     for path in files:
         try:
-            with safe_open(path, framework="pt") as file:
-                metadata = file.metadata()
-                checkpoint = Checkpoint(
-                    file.get_tensor("images").clone(),  # off the memory map: the file may change or go
-                    file.get_tensor("momentum").clone(),
-                    int(metadata["iteration"]),
-                )
+            return _read(path, spec)
         except (SafetensorError, OSError, KeyError):
-            continue  # torn by a failing disk: the one before it serves
-        if metadata["spec_digest"] != spec_digest(spec):
-            raise CheckpointError(f"{path} belongs to a run with another dataset, seed, method, network, ipc or precision")
-        return checkpoint
+            log.warning("%s cannot be read; the checkpoint before it serves", path, exc_info=True)
     if files:
         raise CheckpointError(f"none of the checkpoints in {directory} can be read")
     return None
+
+
+def read_checkpoint(directory: Path, iteration: int, spec: CondenseSpec, *, wait_s: float = 60.0) -> Checkpoint:
+    """The checkpoint of `iteration`, which another machine has seen: a shared file system may show it here a while later.
+
+    Raises CheckpointError when it does not come within wait_s, cannot be read or belongs to a run with other settings.
+    """
+    path = _path(directory, iteration)
+    deadline = time.monotonic() + wait_s
+    while not path.exists() and time.monotonic() < deadline:
+        time.sleep(0.2)
+    try:
+        return _read(path, spec)
+    except (SafetensorError, OSError, KeyError) as error:
+        raise CheckpointError(f"rank 0 goes on from {path}, which this worker cannot read: {error}") from error
+
+
+def _path(directory: Path, iteration: int) -> Path:
+    return directory / f"checkpoint-{iteration:08d}.safetensors"
+
+
+def _read(path: Path, spec: CondenseSpec) -> Checkpoint:
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata()
+        if metadata["spec_digest"] != spec_digest(spec):
+            raise CheckpointError(f"{path} belongs to a run with another dataset, seed, method, network, ipc or precision")
+        # Cloned off the memory map: the file may change or go.
+        images, momentum = (file.get_tensor(name).clone() for name in ("images", "momentum"))
+        return Checkpoint(images, momentum, int(metadata["iteration"]))

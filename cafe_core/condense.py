@@ -20,18 +20,20 @@ import torch
 from torch import Tensor
 
 from cafe_core import augment
-from cafe_core.bilevel import Loop, QueryAverage
-from cafe_core.checkpoint import Checkpoint, latest_checkpoint, save_checkpoint
+from cafe_core.bilevel import Loop, QueryAverage, needed_queries
+from cafe_core.checkpoint import Checkpoint, latest_checkpoint, read_checkpoint, save_checkpoint
 from cafe_core.config import CondenseSpec, DatasetInfo, image_lr_at
 from cafe_core.data.class_store import ClassStore
 from cafe_core.distributed import Comm
-from cafe_core.errors import NonFiniteLossError
+from cafe_core.errors import CheckpointError, NonFiniteLossError
 from cafe_core.inner_loop import query_accuracy, train_epoch
 from cafe_core.model import Budget, Model
 from cafe_core.outer_step import OuterStep, StepLosses, SyntheticShard
 from cafe_core.real_images import RealImages, Rows
 from cafe_core.sampling import choose, generator
 from cafe_core.sharding import class_shard
+
+LAST_CHECKPOINT_INTACT = "the last checkpoint is intact. A smaller method.image_lr or method.network_lr usually helps"
 
 Report = Callable[..., None]
 """report(type, **data): what happened, see cafe_core.jobdir for where it goes."""
@@ -52,22 +54,23 @@ def condense(
     Rank 0 writes checkpoints, the last one always, and reports `iteration` and `checkpoint` events.
     Raises NonFiniteLossError when the loss does, CheckpointError when a checkpoint cannot be read or written.
     """
-    run = Run(spec, store, comm, device, budget or Budget.of(device))
+    run = Run(spec, store, comm, device, budget or Budget.of(device, spec.resources.gpus_per_worker))
     iteration, shard = run.start(checkpoints)
     method = spec.method
+    window = method.gamma if method.bilevel == "dynamic" else 0
+    queries_outer, queries_inner = needed_queries(method.max_outer, method.max_inner, window, method.query_carry)
     progress = Progress(spec, iteration, report if comm.rank == 0 else _silent)
 
     while iteration < spec.iterations:
         run.model.renew(spec.seed, iteration)  # θ ← fresh random network
         record = IterationRecord()
         query = QueryAverage(run.info.num_classes, method.query_carry)
-        window = method.gamma if method.bilevel == "dynamic" else 0
         outer_loop = Loop(method.max_outer, window, method.lambda_1, "converged")
         stop_outer = None
         while stop_outer is None:
             outer = outer_loop.steps
             record.losses = run.update_images(shard, iteration, outer)  # S ← S − step on L (Eq. 5)
-            accuracy = run.query(query, iteration, outer, 0) if outer_loop.needs_queries else None
+            accuracy = run.query(query, iteration, outer, 0) if queries_outer else None
             stop_outer = outer_loop.ends_after(accuracy)
             record.outer(accuracy, stop_outer)
             if stop_outer is not None:
@@ -78,7 +81,7 @@ def condense(
             while stop_inner is None:
                 inner = inner_loop.steps
                 run.update_network(shard, iteration, outer, inner)  # θ ← one epoch of SGD on S (Eq. 6)
-                accuracy = run.query(query, iteration, outer, inner + 1) if inner_loop.needs_queries else None
+                accuracy = run.query(query, iteration, outer, inner + 1) if queries_inner else None
                 stop_inner = inner_loop.ends_after(accuracy)
                 record.inner(accuracy, stop_inner)
 
@@ -120,7 +123,14 @@ class Run:
 
         A run without a checkpoint writes the initial one, so that there is always something to resume and to download.
         """
-        checkpoint = latest_checkpoint(checkpoints, self.spec)
+        checkpoint = latest_checkpoint(checkpoints, self.spec) if self.comm.rank == 0 else None
+        # Rank 0 decides where all go on: a file system that is shared may show each machine another newest checkpoint.
+        found = torch.tensor(0 if checkpoint is None else checkpoint.iteration + 1, device=self.device)
+        iteration = int(self.comm.all_reduce(found)) - 1
+        if iteration > self.spec.iterations:
+            raise CheckpointError(f"iterations: {self.spec.iterations} are wanted, and {iteration} were done by an earlier run")
+        if checkpoint is None and iteration >= 0:
+            checkpoint = read_checkpoint(checkpoints, iteration, self.spec)
         if checkpoint is not None:
             own = slice(self.classes.start * self.spec.ipc, self.classes.stop * self.spec.ipc)
             images = checkpoint.images[own].to(self.device, self.dtype)
@@ -154,7 +164,7 @@ class Run:
             raise NonFiniteLossError(
                 f"the loss became {loss} in iteration {iteration + 1}, outer step {outer + 1} "
                 f"(feature alignment {float(step_losses.feature):.4g}, discrimination {float(step_losses.discrimination):.4g}); "
-                "the last checkpoint is intact. A smaller method.image_lr or method.network_lr usually helps"
+                + LAST_CHECKPOINT_INTACT
             )
         shard.step(gradient, lr=image_lr_at(method, iteration), momentum=method.image_momentum)
         return step_losses
@@ -175,7 +185,13 @@ class Run:
         return average.update(query_accuracy(self.model, self.real, self.comm, rows, self._images_per_chunk))
 
     def save(self, checkpoints: Path, shard: SyntheticShard, iteration: int) -> Path | None:
-        """Gather S and its momentum on rank 0, which writes them; the path there, None elsewhere."""
+        """Gather S and its momentum on rank 0, which writes them; the path there, None elsewhere.
+
+        Raises NonFiniteLossError, on every rank, where the last step has made them infinite: nothing is written then.
+        """
+        finite = shard.images.isfinite().all() & shard.momentum.isfinite().all()
+        if self.comm.all_reduce((~finite).long()):
+            raise NonFiniteLossError(f"the synthetic images became infinite in iteration {iteration}; {LAST_CHECKPOINT_INTACT}")
         sizes = [
             len(class_shard(self.info.num_classes, rank, self.comm.world)) * self.spec.ipc for rank in range(self.comm.world)
         ]

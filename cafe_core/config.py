@@ -19,7 +19,7 @@ import re
 from itertools import pairwise
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
 Preset = Literal["paper", "reference"]
 DatasetName = Literal["digits", "mnist", "fashion_mnist", "svhn", "cifar10", "cifar100"]
@@ -128,11 +128,11 @@ class MethodSpec(_Model):
     """The condensation method (Wang et al., CVPR 2022)."""
     preset: Preset = DEFAULT_PRESET
     """`paper`: the paper's settings; `reference`: what the authors' released code does."""
-    beta: float = _resolved_later(ge=0)
+    beta: float = _resolved_later(ge=0, le=1e30)
     """β of Eq. 4, on the *mean* cross-entropy. paper 1; reference 0.01·K·N (that code sums instead of averaging)."""
-    layer_weights: Annotated[list[Annotated[float, Field(ge=0)]], Field(min_length=1)] = _resolved_later()
+    layer_weights: Annotated[list[Annotated[float, Field(ge=0, le=1e30)]], Field(min_length=1, max_length=64)] = _resolved_later()
     """w_l, one per aligned map, early → late. paper all 1; reference 0.1 …, 1, 2."""
-    layers: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)] = _resolved_later()
+    layers: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1, max_length=64)] = _resolved_later()
     """Which feature maps are aligned, 0-based from the input (Tables 3 and 4, which count from the output). Default: all."""
     discrimination: bool = True
     """Whether the discrimination loss (Eq. 2–3) is part of the loss."""
@@ -162,13 +162,13 @@ class MethodSpec(_Model):
     """Query images per class at each check. paper N; reference 128. Query checks dominate a run's time."""
     query_carry: bool = _resolved_later()
     """Carry a_t = mean_t + a_{t-1}/K between checks, as the reference's never-reset accumulator does."""
-    image_lr: float = _resolved_later(gt=0)
+    image_lr: float = _resolved_later(gt=0, le=1e30)
     """Learning rate of the synthetic images."""
     image_momentum: float = _resolved_later(ge=0, lt=1)
     """Momentum of the synthetic images."""
-    image_milestones: list[Annotated[int, Field(ge=0)]] = _resolved_later()
+    image_milestones: list[Annotated[int, Field(ge=0)]] = _resolved_later(max_length=1000)
     """Iterations at which image_lr is halved. paper 1200, 1400, 1800; reference 1200, 1600, 1800."""
-    network_lr: float = _resolved_later(gt=0)
+    network_lr: float = _resolved_later(gt=0, le=1e30)
     """Learning rate of the network in the inner loop (plain SGD)."""
     init: Literal["noise", "real"] = "noise"
     """Synthetic images start as Gaussian noise or as real images."""
@@ -207,11 +207,17 @@ class EvaluationSpec(_Model):
     """Epochs per network. paper 300; reference 600, or 1000 with augmentation."""
     augment: Augmentation = "none"
     """Augmentation while training. `crop_scale_rotate` is what the reference does for MNIST."""
-    baselines: list[Literal["random"]] = []
+    baselines: Annotated[list[Literal["random"]], Field(max_length=1)] = []
     """Also evaluate the same number of random real images per class, with the same networks."""
 
 
-_LABEL = Annotated[str, StringConstraints(max_length=128)]
+def _printable(text: str) -> str:
+    if re.search(r"[\x00-\x1f\x7f]", text):
+        raise ValueError("control characters are not allowed")
+    return text
+
+
+_LABEL = Annotated[str, StringConstraints(max_length=128), AfterValidator(_printable)]
 
 
 class CondenseSpec(_Model):
@@ -219,7 +225,7 @@ class CondenseSpec(_Model):
 
     kind: Literal["condense"] = "condense"
     """The kind of job."""
-    name: Annotated[str, StringConstraints(max_length=128)] | None = None
+    name: _LABEL | None = None
     """A name for people."""
     labels: Annotated[dict[_LABEL, _LABEL], Field(max_length=64)] = {}
     """Key-value pairs to find the job by."""
@@ -245,13 +251,6 @@ class CondenseSpec(_Model):
     """Iterations between checkpoints."""
     evaluation: EvaluationSpec | None = None
     """Evaluate the synthetic set at the end."""
-
-    @field_validator("name")
-    @classmethod
-    def _printable(cls, name: str | None) -> str | None:
-        if name is not None and re.search(r"[\x00-\x1f\x7f]", name):
-            raise ValueError("name holds control characters")
-        return name
 
     @model_validator(mode="after")
     def _condensable(self) -> CondenseSpec:

@@ -14,8 +14,12 @@ Shape = tuple[int, int, int]
 
 RUNTIME_BYTES = 500 << 20
 """A worker before it holds anything of the job: Python, torch and Ray (about 450 MB resident, measured)."""
+EVALUATION_BATCH = 256
 GRAPH_BYTES_CPU = 256 << 20
 """What feature maps in flight may take on a CPU, whatever K and N (cafe_core.model.Budget)."""
+
+GRAPH_FACTOR = {"convnet": 3, "mlp": 3, "lenet": 3, "alexnet": 3, "vgg11": 4, "resnet18": 10}
+"""What a graph holds for the backward pass, in units of the aligned maps (measured at most 2.2, 1.6, 3.2 and 9.6)."""
 
 _BODY_PARAMETERS = {"alexnet": 1_900_000, "vgg11": 9_300_000, "resnet18": 11_200_000}
 
@@ -31,7 +35,7 @@ class Estimate:
     statistics_bytes: int
     """Class centres, their gradient, and the real class means."""
     network_bytes: int
-    """θ, its gradient, and the inner loop's activations."""
+    """θ, its gradient, and the inner loop's activations; or those of the largest network of the evaluation."""
     features_bytes: int
     """Feature maps in flight: bounded whatever the number of classes, but at least one image's."""
     numbers_per_outer_step: int
@@ -55,8 +59,10 @@ def estimate(spec: CondenseSpec, info: DatasetInfo) -> Estimate:
     images = 3 * classes * spec.ipc * C_H_W * itemsize
     statistics = (3 * K * D + classes * map_numbers) * itemsize
     minibatch = min(spec.method.batch_train, K * spec.ipc)
-    network = (3 * parameter_count(spec.network, info.shape, K) + 3 * minibatch * map_numbers) * itemsize
-    features = max(GRAPH_BYTES_CPU, 3 * spec.ipc * map_numbers * itemsize)
+    network = _training_bytes(spec.network, info, minibatch) * itemsize // 4
+    for trained in spec.evaluation.networks if spec.evaluation else []:
+        network = max(network, _training_bytes(trained, info, min(EVALUATION_BATCH, K * spec.ipc)))
+    features = max(GRAPH_BYTES_CPU, GRAPH_FACTOR[spec.network.name] * spec.ipc * map_numbers * itemsize)
     gathered = 4 * K * spec.ipc * C_H_W * itemsize  # rank 0 collects all images and momenta for a checkpoint, and packs them
     return Estimate(
         memory_bytes=RUNTIME_BYTES + images + statistics + network + features + gathered,
@@ -67,6 +73,12 @@ def estimate(spec: CondenseSpec, info: DatasetInfo) -> Estimate:
         numbers_per_outer_step=2 * K * D if spec.method.discrimination else 0,
         download_bytes=K * spec.ipc * (C_H_W * 4 + 8),
     )
+
+
+def _training_bytes(network: NetworkSpec, info: DatasetInfo, batch: int) -> int:
+    """float32: weights, gradients, momenta, and the graph of a minibatch."""
+    maps = sum(prod(m) for m in map_shapes(network, info.shape))
+    return 4 * (3 * parameter_count(network, info.shape, info.num_classes) + GRAPH_FACTOR[network.name] * batch * maps)
 
 
 def map_shapes(network: NetworkSpec, shape: Shape) -> list[Shape]:

@@ -14,6 +14,7 @@ from torch import Tensor
 from cafe_core.augment import apply, draw
 from cafe_core.config import CondenseSpec, EvaluationSpec, NetworkSpec
 from cafe_core.data.class_store import ClassStore
+from cafe_core.estimate import EVALUATION_BATCH
 from cafe_core.job import EvaluationTask
 from cafe_core.networks import FeatureNetwork, init_network
 from cafe_core.sampling import choose, counter_seed, generator
@@ -23,7 +24,6 @@ from cafe_core.synthetic import SyntheticSet
 _LR = 0.01
 _MOMENTUM = 0.9
 _WEIGHT_DECAY = 5e-4
-_BATCH = 256
 
 _TEST_CHUNK = {"cpu": 32, "cuda": 1024}
 """Images per forward pass. On CPUs more than about 32 only push the feature maps out of the cache."""
@@ -109,7 +109,7 @@ def _train(
         if evaluation.augment != "none":
             draws = draw(evaluation.augment, count, shape, is_digits, generator(seed, "evaluation augmentation", epoch))
             epoch_images = apply(images, draws)
-        for batch in torch.split(order, _BATCH):
+        for batch in torch.split(order, EVALUATION_BATCH):
             loss = F.cross_entropy(network(epoch_images[batch]), labels[batch])
             optimizer.zero_grad()
             torch.autograd.backward(loss)

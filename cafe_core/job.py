@@ -12,7 +12,6 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -20,8 +19,8 @@ from cafe_core.config import CondenseSpec, DatasetInfo, EvaluationSpec
 from cafe_core.data import sources
 from cafe_core.data.class_store import ClassStore
 from cafe_core.errors import CheckpointError, DatasetError
-from cafe_core.jobdir import AttemptDir, JobDir, JobFile, write_atomically
-from cafe_core.synthetic import SyntheticSet, from_checkpoint
+from cafe_core.jobdir import AttemptDir, JobDir, JobFile, disk_full_named, write_atomically
+from cafe_core.synthetic import SyntheticSet, from_checkpoint, versions
 
 Report = Callable[..., None]
 """report(type, **data), for the event log."""
@@ -65,6 +64,7 @@ def run_job(
     """
     started = time.monotonic()
     artifacts = directory.attempt(attempt)
+    artifacts.manifest_file.unlink(missing_ok=True)  # of an earlier run into the same directory: until the end there is no result
     report("phase", phase="preparing")
     store_path = sources.prepare(job.spec.dataset, job.roots)
     info = ClassStore.open(store_path).info
@@ -101,16 +101,11 @@ def run_job(
 
 def latest_synthetic_set(directory: JobDir, spec: CondenseSpec) -> SyntheticSet | None:
     """The synthetic set of the newest checkpoint, or None before the first."""
-    files = sorted(directory.checkpoints.glob("checkpoint-*.safetensors"), reverse=True)
+    files = directory.checkpoint_files()
     if not files:
         return None
     info = DatasetInfo.model_validate_json(directory.dataset_file.read_bytes())
     return from_checkpoint(files[0], info, spec)
-
-
-def versions() -> dict[str, str]:
-    """Versions of what computes a result."""
-    return {package: version(package) for package in ("cafe-service", "torch", "numpy")}
 
 
 def write_manifest(attempt: AttemptDir) -> None:
@@ -147,8 +142,9 @@ def _evaluate(spec: EvaluationSpec, backend: Backend, directory: JobDir, synthet
     with directory.evaluation_file.open("a", encoding="utf-8") as log:
         for task, accuracy in backend.evaluate(remaining, synthetic, report):
             accuracies[task] = accuracy
-            log.write(json.dumps({"set": evaluated_set, "task": asdict(task), "accuracy": accuracy}) + "\n")
-            log.flush()
+            with disk_full_named(directory.evaluation_file):
+                log.write(json.dumps({"set": evaluated_set, "task": asdict(task), "accuracy": accuracy}) + "\n")
+                log.flush()
             seconds_each = (time.monotonic() - started) / (len(accuracies) - earlier)
             report(
                 "evaluated",

@@ -16,8 +16,11 @@ An attempt has a result when, and only when, its manifest.json is there. No torc
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -26,6 +29,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from cafe_core.config import CondenseSpec
+from cafe_core.errors import DiskFullError
 
 
 def utc_now() -> str:
@@ -33,18 +37,39 @@ def utc_now() -> str:
     return datetime.now(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
 
 
+@contextmanager
+def disk_full_named(path: Path) -> Iterator[None]:
+    """A full disk met within is raised as DiskFullError, which says where."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise DiskFullError(f"{path} could not be written: {error.strerror}") from error
+
+
 def write_atomically(path: Path, content: bytes) -> None:
-    """Write beside, flush to disk, move into place: a reader sees the old file or the new one, whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Write beside, flush to disk, move into place: a reader sees the old file or the new one, whole.
+
+    Raises DiskFullError where there is no space, OSError for another failure; nothing is left beside then.
+    """
     beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with beside.open("wb") as file:
+        with disk_full_named(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            file = beside.open("wb")
+        with disk_full_named(path), file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
         beside.replace(path)
     finally:
         beside.unlink(missing_ok=True)
+
+
+def checkpoint_files(directory: Path) -> list[Path]:
+    """The checkpoints in `directory`, newest first."""
+    return sorted(directory.glob("checkpoint-*.safetensors"), reverse=True)
 
 
 class DataRoots(BaseModel):
@@ -95,6 +120,10 @@ class JobDir:
     def checkpoints(self) -> Path:
         return self.path / "checkpoints"
 
+    def checkpoint_files(self) -> list[Path]:
+        """The checkpoints, newest first."""
+        return checkpoint_files(self.checkpoints)
+
     @property
     def evaluation_file(self) -> Path:
         return self.path / "evaluation.jsonl"
@@ -136,17 +165,40 @@ class AttemptDir:
 
 
 class EventLog:
-    """Appends events to a file, one JSON object a line, each flushed as it happens."""
+    """Appends events to a file, one JSON object a line, each flushed as it happens.
+
+    A few blocks of the disk are kept in reserve, so that the event that says that the disk is full finds room.
+    """
+
+    _RESERVE_BYTES = 16 << 10
 
     def __init__(self, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = path.open("a", encoding="utf-8")
+        """Raises DiskFullError where there is no space."""
+        self._path = path
+        self._reserve = path.with_name(f".{path.name}.reserve")
+        with disk_full_named(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._reserve.write_bytes(bytes(self._RESERVE_BYTES))
+            self._file = path.open("ab", buffering=0)
 
     def __call__(self, type: str, **data: Any) -> None:
-        """Append `{"time", "type", **data}`. NaN is refused: events are JSON."""
-        self._file.write(json.dumps({"time": utc_now(), "type": type, **data}, allow_nan=False) + "\n")
-        self._file.flush()
+        """Append `{"time", "type", **data}`. NaN is refused: events are JSON.
+
+        Raises DiskFullError where there is no space. The next event can then use the reserve.
+        """
+        line = json.dumps({"time": utc_now(), "type": type, **data}, allow_nan=False).encode() + b"\n"
+        start = self._file.tell()
+        try:
+            with disk_full_named(self._path):
+                if self._file.write(line) != len(line):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except DiskFullError:
+            self._file.truncate(start)  # no torn line
+            self._file.seek(start)
+            self._reserve.unlink(missing_ok=True)
+            raise
 
     def close(self) -> None:
         """Close the file."""
         self._file.close()
+        self._reserve.unlink(missing_ok=True)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from cafe_core.config import CondenseSpec, DatasetInfo
-from cafe_core.estimate import GRAPH_BYTES_CPU
+from cafe_core.estimate import GRAPH_BYTES_CPU, GRAPH_FACTOR
 from cafe_core.networks import init_network
 from cafe_core.sampling import counter_seed
 
@@ -29,8 +29,11 @@ class Model:
         self.dtype = dtype
         self.network = init_network(spec.network, info.shape, info.num_classes, 0).to(device, dtype)
         last = len(self.network.map_shapes) - 1
-        self._layers = [*spec.method.layers, *([] if last in spec.method.layers else [last])]
+        self._layers = list(spec.method.layers)
+        if spec.method.discrimination and last not in self._layers:
+            self._layers.append(last)  # for the centres
         self._compiled = torch.compile(self.network.features, dynamic=False) if spec.compile else None
+        self.graph_factor = GRAPH_FACTOR[spec.network.name]
         self._autocast = spec.precision == "bfloat16"
 
     def renew(self, seed: int, iteration: int) -> None:
@@ -41,7 +44,7 @@ class Model:
         self.network.load_state_dict(fresh.state_dict())
 
     def features(self, images: Tensor) -> Iterable[Tensor]:
-        """The aligned maps, early → late; then, where it is not the last of them, the map that gives the centres.
+        """The aligned maps, early → late; then, for the discrimination loss, the last map where it is not among them.
 
         No weight gets a gradient. Each map is computed when it is asked for, so that a caller who reduces it at once holds
         one at a time, and on a CPU finds it in the caches; not so when compiled or under autocast, where all come together.
@@ -74,10 +77,10 @@ class Budget:
     """Graphs of the synthetic images, held for the backward pass, and the real class means."""
 
     @classmethod
-    def of(cls, device: torch.device) -> Budget:
-        """GPU: an eighth and a quarter of its memory. CPU: few images at a time, which stay in the caches."""
+    def of(cls, device: torch.device, share: float = 1.0) -> Budget:
+        """GPU: an eighth and a quarter of the memory of this worker's share. CPU: few images, which stay in the caches."""
         if device.type == "cuda":
-            memory = torch.cuda.get_device_properties(device).total_memory
+            memory = int(share * torch.cuda.get_device_properties(device).total_memory)
             return cls(memory // 8, memory // 4)
         return cls(32 << 20, GRAPH_BYTES_CPU)
 
@@ -87,14 +90,11 @@ class Budget:
 
     def classes_per_chunk(self, model: Model, ipc: int) -> int:
         """Classes whose synthetic images are taken at once, at least 1."""
-        return max(1, min(self.images_per_chunk(model), self.graph_bytes // (3 * _map_bytes(model))) // ipc)
+        return max(1, min(self.images_per_chunk(model), self.graph_bytes // (model.graph_factor * _map_bytes(model))) // ipc)
 
     def keeps_graph(self, model: Model, ipc: int, classes: int) -> bool:
-        """Whether the graphs of all `classes` may be held at once.
-
-        A graph keeps about three times an image's maps (inputs of convolution, norm and activation); per class come two means.
-        """
-        return classes * (3 * ipc + 2) * _map_bytes(model) <= self.graph_bytes
+        """Whether the graphs of all `classes` may be held at once. Per class come the means of two sides."""
+        return classes * (model.graph_factor * ipc + 2) * _map_bytes(model) <= self.graph_bytes
 
 
 def _map_bytes(model: Model) -> int:

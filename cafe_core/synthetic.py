@@ -7,7 +7,6 @@ Metadata, each a JSON text:  class_names, dataset, spec, iteration, versions.
 
 from __future__ import annotations
 
-import errno
 import io
 import json
 import re
@@ -24,7 +23,7 @@ from safetensors import SafetensorError, safe_open
 from cafe_core import preview
 from cafe_core.config import CondenseSpec, DatasetInfo
 from cafe_core.data.image_folder import is_ignored
-from cafe_core.errors import DiskFullError, SyntheticSetError
+from cafe_core.errors import SyntheticSetError
 from cafe_core.jobdir import write_atomically
 from cafe_core.synthetic_files import npy_bytes, read_npz, read_safetensors, safetensors_bytes, zip_bytes
 
@@ -97,12 +96,7 @@ class SyntheticSet:
 
     def save(self, path: Path) -> None:
         """Write a .safetensors file, atomically. Raises DiskFullError."""
-        try:
-            write_atomically(path, self.to_safetensors_bytes())
-        except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                raise DiskFullError(f"{path} could not be written: {error.strerror}; checkpoints are intact") from error
-            raise
+        write_atomically(path, self.to_safetensors_bytes())
 
     def to_safetensors_bytes(self) -> bytes:
         """The .safetensors file; equal sets give equal bytes."""
@@ -163,9 +157,9 @@ def from_checkpoint(path: Path, info: DatasetInfo, spec: CondenseSpec) -> Synthe
         std=np.array(info.std, dtype=np.float32),
         class_names=info.class_names,
         dataset={"name": info.name, "is_digits": info.is_digits},
-        spec=spec.model_dump(mode="json"),
+        spec=spec.model_dump(mode="json", exclude_none=True),
         iteration=iteration,
-        versions=_versions(),
+        versions=versions(),
     )
 
 
@@ -187,7 +181,7 @@ def folder_names(class_names: list[str]) -> list[str]:
     return names
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
     """Of the installed ones among the packages that decide a result."""
     found = {}
     for package in ("cafe-service", "torch", "numpy"):

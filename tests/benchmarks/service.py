@@ -43,7 +43,7 @@ def _in_process(queue: Any, directory: Path) -> None:
         if type == "iteration":
             ends.append(time.time())
 
-    local.run(SPEC, directory / "out", roots, report)
+    local.prepare(SPEC, directory / "out", roots).run(report)
     queue.put(ends[-1] - ends[0])
 
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cafe_core.bilevel import Loop, QueryAverage, StopReason
+from cafe_core.bilevel import Loop, QueryAverage, StopReason, needed_queries
 
 
 def run(loop: Loop, accuracies: list[float]) -> tuple[int, StopReason | None]:
@@ -64,10 +64,21 @@ def test_every_loop_is_bounded(accuracies: list[float], bound: int, window: int,
 
 
 @pytest.mark.parametrize(
-    ("bound", "window", "needed"), [(10, 10, False), (11, 10, True), (1, 10, False), (50, 10, True), (50, 0, False)]
+    ("max_outer", "max_inner", "window", "carry", "needed"),
+    [
+        (11, 50, 10, False, (True, True)),
+        (10, 50, 10, False, (False, True)),  # a window that fills with the last step decides nothing
+        (50, 10, 10, False, (True, False)),
+        (1, 50, 10, False, (False, False)),  # there is no inner loop after the last outer step
+        (10, 50, 0, False, (False, False)),  # fixed loops
+        (10, 50, 10, True, (True, True)),  # the outer checks enter into the inner loop's accuracies
+        (1, 50, 10, True, (False, False)),
+    ],
 )
-def test_queries_are_made_only_where_they_can_matter(bound: int, window: int, needed: bool) -> None:
-    assert Loop(bound, window, 0.05, "moved").needs_queries is needed
+def test_queries_are_made_only_where_they_can_matter(
+    max_outer: int, max_inner: int, window: int, carry: bool, needed: tuple[bool, bool]
+) -> None:
+    assert needed_queries(max_outer, max_inner, window, carry) == needed
 
 
 def test_query_average() -> None:

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import math
+import shutil
+import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from cafe_core.checkpoint import checkpoint_files, latest_checkpoint
+from cafe_core.checkpoint import latest_checkpoint
 from cafe_core.condense import condense
 from cafe_core.config import CondenseSpec
 from cafe_core.data.class_store import ClassStore
 from cafe_core.errors import CheckpointError, NonFiniteLossError
+from cafe_core.jobdir import checkpoint_files
 from tests.cafe_core.gangs import run_gang
 from tests.cafe_core.made_data import make_spec, make_store
 
@@ -84,6 +87,39 @@ def test_a_run_that_is_broken_off_goes_on(seven: ClassStore, tmp_path: Path, fir
     if first == then:
         assert torch.equal(resumed, whole)  # the same bytes
     torch.testing.assert_close(resumed, whole, rtol=0, atol=1e-9)
+
+
+def test_ranks_go_on_from_the_checkpoint_that_rank_0_sees(seven: ClassStore, tmp_path: Path) -> None:
+    """A shared file system may show a file to one machine later than to another."""
+    whole = synthetic(make_spec(seven, iterations=5, method=METHOD), seven, tmp_path / "whole", 2)
+    for view, iterations in (("rank 0", 4), ("rank 1", 2)):
+        synthetic(make_spec(seven, iterations=iterations, method=METHOD), seven, tmp_path / view, 2)
+    newest = checkpoint_files(tmp_path / "rank 0")[0]
+    appears = threading.Timer(1.0, lambda: shutil.copy(newest, tmp_path / "rank 1"))
+    appears.start()
+    spec = make_spec(seven, iterations=5, method=METHOD)
+    run_gang(2, lambda comm: condense(spec, seven, comm, CPU, checkpoints=tmp_path / f"rank {comm.rank}", report=_silent))
+    appears.join()
+    resumed = latest_checkpoint(tmp_path / "rank 0", spec)
+    assert resumed is not None
+    assert torch.equal(resumed.images, whole)
+
+
+def test_images_that_became_infinite_are_not_saved(seven: ClassStore, tmp_path: Path) -> None:
+    spec = make_spec(seven, iterations=1, precision="float32", method={**METHOD, "max_outer": 1, "image_lr": 1e30, "beta": 1e12})
+    with pytest.raises(NonFiniteLossError, match="iteration 1"):
+        synthetic(spec, seven, tmp_path, 2)
+    assert [path.name for path in checkpoint_files(tmp_path)] == ["checkpoint-00000000.safetensors"]
+
+
+def test_more_iterations_done_than_wanted_are_refused(seven: ClassStore, tmp_path: Path) -> None:
+    synthetic(make_spec(seven, iterations=3), seven, tmp_path, 1)
+    with pytest.raises(CheckpointError, match="iterations: 2 are wanted, and 3 were done"):
+        synthetic(make_spec(seven, iterations=2), seven, tmp_path, 1)
+
+
+def _silent(type: str, **data: Any) -> None:
+    pass
 
 
 def test_queries_stop_every_rank_at_the_same_step_and_are_reported(seven: ClassStore, tmp_path: Path) -> None:

@@ -5,49 +5,105 @@ from __future__ import annotations
 import os
 import subprocess
 from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from cafe_core.checkpoint import Checkpoint, checkpoint_files, latest_checkpoint, save_checkpoint
+from cafe_core import local
+from cafe_core.checkpoint import Checkpoint, latest_checkpoint, save_checkpoint
 from cafe_core.errors import DiskFullError
+from cafe_core.jobdir import DataRoots, EventLog, checkpoint_files
 from tests.cafe_core.made_data import make_spec, make_store
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 256 KiB."""
+@contextmanager
+def small_disk(path: Path, kibibytes: int) -> Iterator[Path]:
+    """A file system of its own at `path`."""
     if os.geteuid() != 0:
         pytest.skip("only root can mount a file system")
-    path = tmp_path / "disk"
     path.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=256k", "none", path], capture_output=True, text=True, check=False
-    )
+    command = ["mount", "-t", "tmpfs", "-o", f"size={kibibytes}k", "none", path]
+    mounted = subprocess.run(command, capture_output=True, text=True, check=False)
     if mounted.returncode:
         pytest.skip(f"this machine mounts nothing: {mounted.stderr.strip()}")
-    yield path
-    subprocess.run(["umount", path], check=True)
+    try:
+        yield path
+    finally:
+        subprocess.run(["umount", path], check=True)
 
 
-def test_a_full_disk_is_named_and_leaves_the_last_checkpoint_whole(small_disk: Path, tmp_path: Path) -> None:
+def test_a_full_disk_is_named_and_leaves_the_last_checkpoint_whole(tmp_path: Path) -> None:
+    with small_disk(tmp_path / "disk", 256) as disk:
+        fill_with_checkpoints(disk, tmp_path)
+
+
+def fill_with_checkpoints(disk: Path, tmp_path: Path) -> None:
     spec = make_spec(make_store(tmp_path / "store", [4] * 10), ipc=10)
     images = torch.randn(100, 1, 8, 8, dtype=torch.float64)  # 51 kB, and as much of momentum
 
     def save(iteration: int) -> None:
-        save_checkpoint(small_disk, Checkpoint(images + iteration, images, iteration), spec)
+        save_checkpoint(disk, Checkpoint(images + iteration, images, iteration), spec)
 
     save(1)
     save(2)  # 205 kB of 262
-    with pytest.raises(DiskFullError, match=r"iteration 3 .*No space left on device.*earlier checkpoints are intact"):
+    with pytest.raises(DiskFullError, match=r"iteration 3 .*earlier checkpoints are intact.*No space left on device"):
         save(3)
-    kept = latest_checkpoint(small_disk, spec)
+    kept = latest_checkpoint(disk, spec)
     assert kept is not None
     assert kept.iteration == 2
     assert torch.equal(kept.images, images + 2)
-    assert sorted(path.name for path in small_disk.iterdir()) == sorted(path.name for path in checkpoint_files(small_disk))
+    assert sorted(path.name for path in disk.iterdir()) == sorted(path.name for path in checkpoint_files(disk))
 
-    checkpoint_files(small_disk)[-1].unlink()
+    checkpoint_files(disk)[-1].unlink()
     save(3)  # with room again it goes on
-    assert latest_checkpoint(small_disk, spec).iteration == 3  # type: ignore[union-attr]
+    assert latest_checkpoint(disk, spec).iteration == 3  # type: ignore[union-attr]
+
+
+def test_a_job_fails_with_that_reason_and_goes_on_when_there_is_room(tmp_path: Path) -> None:
+    roots = DataRoots(datasets=tmp_path, uploads=tmp_path, downloads=tmp_path, cache=tmp_path / "cache")
+    spec = {
+        "dataset": {"name": "digits"},
+        "ipc": 20,  # 51 kB of images, as much of momentum
+        "iterations": 4,
+        "checkpoint_every": 1,
+        "method": {"batch_real": 4, "max_outer": 1},
+        "network": {"width": 4, "depth": 1},
+    }
+
+    def silent(type: str, **data: Any) -> None:
+        pass
+
+    undisturbed = local.prepare(spec, tmp_path / "undisturbed", roots)
+    undisturbed.run(silent)
+    with small_disk(tmp_path / "disk", 280) as disk:
+        job = local.prepare(spec, disk, roots)
+        with pytest.raises(DiskFullError, match="the checkpoint of iteration 2 could not be written"):
+            job.run(silent)
+        assert [path.name for path in job.directory.checkpoint_files()] == [
+            "checkpoint-00000001.safetensors",
+            "checkpoint-00000000.safetensors",
+        ]
+        subprocess.run(["mount", "-o", "remount,size=1m", disk], check=True)
+        job.run(silent)
+        files = [each.directory.attempt(1).synthetic_file.read_bytes() for each in (job, undisturbed)]
+        assert files[0] == files[1]
+
+
+def test_the_event_that_says_so_finds_room(tmp_path: Path) -> None:
+    with small_disk(tmp_path / "disk", 64) as disk, closing(EventLog(disk / "events.jsonl")) as events:
+        events("phase", phase="condensing")
+        (disk / "everything else").write_bytes(bytes(40 << 10))
+
+        def fill_up() -> None:
+            for _ in range(10_000):
+                events("iteration", iteration=1)
+
+        with pytest.raises(DiskFullError, match=r"events\.jsonl"):
+            fill_up()
+        events("failed", error=DiskFullError("the disk is full").as_dict())
+        lines = (disk / "events.jsonl").read_text().splitlines()
+        assert '"disk_full"' in lines[-1]
+        assert all(line.endswith("}") for line in lines)

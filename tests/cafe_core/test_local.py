@@ -57,7 +57,7 @@ def silent(type: str, **data: Any) -> None:
 
 def test_what_a_job_leaves(tmp_path: Path, roots: DataRoots) -> None:
     events: list[str] = []
-    result = local.run(SPEC, tmp_path / "out", roots, lambda type, **data: events.append(data.get("phase", type)))
+    result = local.prepare(SPEC, tmp_path / "out", roots).run(lambda type, **data: events.append(data.get("phase", type)))
     assert [e for e in events if e in ("preparing", "condensing", "evaluating", "publishing")] == [
         "preparing",
         "condensing",
@@ -86,7 +86,7 @@ def test_what_a_job_leaves(tmp_path: Path, roots: DataRoots) -> None:
     ("event", "count"), [("iteration", 1), ("iteration", 3), ("checkpoint", 2), ("evaluated", 1), ("evaluated", 7)]
 )
 def test_a_job_that_is_broken_off_goes_on(tmp_path: Path, roots: DataRoots, event: str, count: int) -> None:
-    undisturbed = local.run(SPEC, tmp_path / "undisturbed", roots, silent)
+    undisturbed = local.prepare(SPEC, tmp_path / "undisturbed", roots).run(silent)
     seen: list[str] = []
 
     def break_off(type: str, **_: Any) -> None:
@@ -95,12 +95,12 @@ def test_a_job_that_is_broken_off_goes_on(tmp_path: Path, roots: DataRoots, even
             raise BrokenOffError
 
     with pytest.raises(BrokenOffError):
-        local.run(SPEC, tmp_path / "out", roots, break_off)
+        local.prepare(SPEC, tmp_path / "out", roots).run(break_off)
     before = seen.count("evaluated")
     with (tmp_path / "out" / "evaluation.jsonl").open("a") as log:
         log.write('{"set": "torn by a cra')  # as a killed process leaves it
     seen.clear()
-    resumed = local.run(SPEC, tmp_path / "out", roots, lambda type, **_: seen.append(type))
+    resumed = local.prepare(SPEC, tmp_path / "out", roots).run(lambda type, **_: seen.append(type))
     assert seen.count("evaluated") == 8 - before  # no network is trained twice
     assert resumed["evaluation"] == undisturbed["evaluation"]
     files = [JobDir(tmp_path / name).attempt(1).synthetic_file.read_bytes() for name in ("undisturbed", "out")]
@@ -108,10 +108,10 @@ def test_a_job_that_is_broken_off_goes_on(tmp_path: Path, roots: DataRoots, even
 
 
 def test_data_that_changed_between_attempts_is_refused(tmp_path: Path, roots: DataRoots) -> None:
-    local.run(SPEC, tmp_path / "out", roots, silent)
+    local.prepare(SPEC, tmp_path / "out", roots).run(silent)
     save_images(roots.datasets / "own.npz", seed=1)
     with pytest.raises(DatasetError, match="has changed since the job's first attempt"):
-        local.run(SPEC, tmp_path / "out", roots, silent)
+        local.prepare(SPEC, tmp_path / "out", roots).run(silent)
 
 
 @pytest.mark.parametrize(
@@ -124,5 +124,5 @@ def test_data_that_changed_between_attempts_is_refused(tmp_path: Path, roots: Da
 )
 def test_what_is_refused_leaves_nothing(tmp_path: Path, roots: DataRoots, fields: dict[str, Any], message: str) -> None:
     with pytest.raises((ValueError, CafeError), match=message):
-        local.run({**SPEC, **fields}, tmp_path / "out", roots, silent)
+        local.prepare({**SPEC, **fields}, tmp_path / "out", roots).run(silent)
     assert not (tmp_path / "out").exists()

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import errno
 import io
 import json
-import os
 import zipfile
 from dataclasses import replace
 from pathlib import Path
@@ -17,11 +15,10 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
-from cafe_core import synthetic
 from cafe_core.config import CondenseSpec, DatasetInfo, DatasetSpec, resolve
 from cafe_core.data.catalog import BUILTIN
 from cafe_core.data.sources import open_store
-from cafe_core.errors import DiskFullError, SyntheticSetError
+from cafe_core.errors import SyntheticSetError
 from cafe_core.jobdir import DataRoots
 from cafe_core.synthetic import SyntheticSet, folder_names, from_checkpoint
 
@@ -99,16 +96,6 @@ def test_the_arrays_are_aligned_in_the_file() -> None:
     for name, entry in header.items():
         if name != "__metadata__":
             assert (8 + length + entry["data_offsets"][0]) % (8 if entry["dtype"] == "I64" else 4) == 0
-
-
-@pytest.mark.parametrize(("code", "seen"), [(errno.ENOSPC, DiskFullError), (errno.EACCES, PermissionError)])
-def test_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, seen: type[Exception]) -> None:
-    def fail(path: Path, _content: bytes) -> None:
-        raise OSError(code, os.strerror(code), str(path))
-
-    monkeypatch.setattr(synthetic, "write_atomically", fail)
-    with pytest.raises(seen):
-        _set().save(tmp_path / "s.safetensors")
 
 
 # -- pictures
