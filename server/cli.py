@@ -17,7 +17,7 @@ from pydantic import ValidationError
 from cafe_core.errors import CafeError, DatasetError, SpecError
 from server.api_client import ApiClient, RefusedError, UnreachableError
 from server.errors import spec_refusal
-from server.settings import Settings
+from server.settings import RayTokenError, Settings
 from server.watching import FAILED_STATUSES, Display
 
 DEFAULT_URL = "http://127.0.0.1:8000"
@@ -69,15 +69,33 @@ def _data_options(command: Any) -> Any:
 
 
 def _load_spec(path: Path) -> dict[str, Any]:
-    """A spec from JSON or YAML. Raises click.UsageError when it is neither."""
-    text = path.read_text(encoding="utf-8")
+    """A spec from JSON or YAML. Raises click.UsageError when it is neither, or holds what JSON cannot say."""
+    kind, parse = ("JSON", json.loads) if path.suffix == ".json" else ("YAML", yaml.safe_load)
     try:
-        spec = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
-    except (ValueError, yaml.YAMLError) as error:
-        raise click.UsageError(f"{path}: not {'JSON' if path.suffix == '.json' else 'YAML'}: {error}") from error
+        spec = parse(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise click.UsageError(f"{path} cannot be read: {error.strerror}") from error
+    except (ValueError, RecursionError, yaml.YAMLError) as error:
+        raise click.UsageError(f"{path}: not {kind}: {error}") from error
     if not isinstance(spec, dict):
         raise click.UsageError(f"{path}: a spec is a mapping of fields")
+    for field, value in spec.items():
+        try:
+            json.dumps({field: value}, allow_nan=False)
+        except (TypeError, ValueError, RecursionError) as error:  # YAML knows dates, .nan and references to itself
+            raise click.UsageError(f"{path}: {field}: {error}; a spec holds what JSON can say") from error
     return spec
+
+
+def _load_settings(*, connects_to_ray: bool, **options: Any) -> Settings:
+    """What the environment says, overridden by `options`. Raises click.UsageError naming the setting."""
+    try:
+        return Settings.load(with_ray_token=connects_to_ray, **options)
+    except ValidationError as error:
+        said = [f"{e['loc'][0]} (CAFE_{str(e['loc'][0]).upper()}): {e['msg']}" for e in error.errors()]
+        raise click.UsageError("; ".join(said)) from error
+    except RayTokenError as error:
+        raise click.UsageError(str(error)) from error
 
 
 _SPEC = click.argument("spec", type=click.Path(exists=True, dir_okay=False, path_type=Path))
@@ -93,10 +111,7 @@ _SPEC = click.argument("spec", type=click.Path(exists=True, dir_okay=False, path
 @click.option("--collective-timeout", "collective_timeout_s", type=float, help="Seconds to wait for a worker. [default: 300]")
 def serve(host: str, port: int, **options: Any) -> None:
     """Run the API. Without --ray-address it starts a local Ray, and stops it at exit."""
-    try:
-        settings = Settings.load(**options)
-    except ValidationError as error:
-        raise click.UsageError("; ".join(f"{e['loc'][0]}: {e['msg']}" for e in error.errors())) from error
+    settings = _load_settings(connects_to_ray=True, **options)
     from server.serve import run_server
 
     run_server(settings, host, port)
@@ -199,15 +214,17 @@ def download(api: ApiClient, job_id: str, out: Path | None) -> None:
 def run(spec: Path, out: Path, **options: Any) -> None:
     """Run the job in SPEC in this process, on one device, without Ray or a server."""
     sent = _load_spec(spec)
-    settings = Settings.load(**options)
+    settings = _load_settings(connects_to_ray=False, **options)
     from cafe_core import local  # torch takes seconds to import: only this command needs it
 
+    try:
+        job = local.prepare(sent, out, settings.roots)
+    except (SpecError, DatasetError, ValueError) as error:
+        refused = spec_refusal(error)
+        raise RefusedError(422, refused.detail, [e.model_dump() for e in refused.errors or []]) from error
     with Display(tty=sys.stderr.isatty()) as display:
         try:
-            result = local.run(sent, out, settings.roots, display.report)
-        except (SpecError, DatasetError, ValueError) as error:
-            refused = spec_refusal(error)
-            raise RefusedError(422, refused.detail, [e.model_dump() for e in refused.errors or []]) from error
+            result = job.run(display.report)
         except CafeError as error:
             display.report("failed", error=error.as_dict())
             raise SystemExit(EXIT_FAILED) from error

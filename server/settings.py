@@ -13,6 +13,10 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr
 from cafe_core.jobdir import DataRoots, JobDir
 
 
+class RayTokenError(Exception):
+    """The file that Ray's token is said to be in cannot be read."""
+
+
 class Settings(BaseModel):
     """Each field is read from `CAFE_<FIELD>`, e.g. CAFE_DATA_DIR."""
 
@@ -42,10 +46,13 @@ class Settings(BaseModel):
     """The largest dataset that can be uploaded."""
 
     @classmethod
-    def load(cls, environ: Mapping[str, str] = os.environ, **overrides: Any) -> Settings:
-        """From `environ`; an override that is not None wins. Raises pydantic.ValidationError naming the field."""
+    def load(cls, environ: Mapping[str, str] = os.environ, *, with_ray_token: bool = True, **overrides: Any) -> Settings:
+        """From `environ`; an override that is not None wins. Ray's token is looked for only `with_ray_token`.
+
+        Raises pydantic.ValidationError naming the field, RayTokenError where the token's file cannot be read.
+        """
         values: dict[str, Any] = {name: environ[key] for name in cls.model_fields if (key := f"CAFE_{name.upper()}") in environ}
-        if "ray_token" not in values and (token := ray_token_from(environ)):
+        if with_ray_token and "ray_token" not in values and (token := ray_token_from(environ)):
             values["ray_token"] = token
         values |= {name: value for name, value in overrides.items() if value is not None}
         return cls.model_validate(values)
@@ -72,9 +79,16 @@ class Settings(BaseModel):
 
 
 def ray_token_from(environ: Mapping[str, str]) -> str | None:
-    """Ray's token where Ray itself looks for it in the environment: RAY_AUTH_TOKEN, then the file RAY_AUTH_TOKEN_PATH."""
+    """Ray's token where Ray itself looks for it in the environment: RAY_AUTH_TOKEN, then the file RAY_AUTH_TOKEN_PATH.
+
+    Raises RayTokenError when that file cannot be read.
+    """
     if token := environ.get("RAY_AUTH_TOKEN"):
         return token.strip()
     if path := environ.get("RAY_AUTH_TOKEN_PATH"):
-        return Path(path).read_text(encoding="utf-8").strip()
+        try:
+            return Path(path).read_text(encoding="utf-8").strip()
+        except (OSError, UnicodeDecodeError) as error:
+            why = error.strerror if isinstance(error, OSError) else "not UTF-8"
+            raise RayTokenError(f"RAY_AUTH_TOKEN_PATH: {path} cannot be read: {why}; correct or unset it") from error
     return None

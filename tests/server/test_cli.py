@@ -9,6 +9,8 @@ import pytest
 import yaml
 from click.testing import CliRunner, Result
 
+from cafe_core import local
+from cafe_core.errors import DatasetError, DiskFullError
 from cafe_core.job import write_manifest
 from server.cli import main
 from server.settings import Settings
@@ -111,6 +113,42 @@ def test_a_refused_spec_says_each_field_and_exits_with_2(api: Api, tmp_path: Pat
 
 
 @pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("spec.yaml", b"name: caf\xe9\n", "spec.yaml: not YAML"),
+        ("spec.json", b'{"name": "caf\xe9"}', "spec.json: not JSON"),
+        ("spec.yaml", b"ipc: 1\nmethod: {beta: .nan}\n", "method: Out of range float values"),
+        ("spec.json", b'{"method": {"beta": Infinity}}', "method: Out of range float values"),
+        ("spec.yaml", b"labels: {day: 2026-11-22}\n", "labels: Object of type date"),
+        ("spec.yaml", b"labels: &a {self: *a}\n", "labels: Circular reference"),
+        ("spec.json", b"[" * 100_000, "spec.json: not JSON"),
+    ],
+)
+@pytest.mark.parametrize("command", [["submit"], ["run", "--out", "out"]])
+def test_what_json_cannot_say_is_no_spec(tmp_path: Path, command: list[str], name: str, content: bytes, message: str) -> None:
+    path = tmp_path / name
+    path.write_bytes(content)
+    result = CliRunner().invoke(main, [*command, str(path)], catch_exceptions=False)
+    assert result.exit_code == 2
+    assert message in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("environ", "command", "message"),
+    [
+        ({"CAFE_NUM_CPUS": "x"}, ["serve"], "num_cpus (CAFE_NUM_CPUS): Input should be"),
+        ({"CAFE_NUM_CPUS": "x"}, ["run", "SPEC", "--out", "out"], "num_cpus (CAFE_NUM_CPUS): Input should be"),
+        ({"RAY_AUTH_TOKEN_PATH": "/no/such"}, ["serve"], "RAY_AUTH_TOKEN_PATH: /no/such cannot be read"),
+    ],
+)
+def test_a_wrong_setting_is_named(spec_file: str, environ: dict[str, str], command: list[str], message: str) -> None:
+    arguments = [spec_file if argument == "SPEC" else argument for argument in command]
+    result = CliRunner(env=environ).invoke(main, arguments, catch_exceptions=False)
+    assert result.exit_code == 2
+    assert message in result.stderr
+
+
+@pytest.mark.parametrize(
     "arguments",
     [("submit", "no-such-file.json"), ("frobnicate",), ("status",), ("status", "job_unknown"), ("list", "--limit", "0")],
 )
@@ -137,7 +175,8 @@ def test_run_without_a_server(tmp_path: Path) -> None:
     spec = tmp_path / "spec.json"
     spec.write_text(json.dumps(SPEC | {"iterations": 2, "method": {"batch_real": 8}}))
     arguments = ["run", str(spec), "--out", str(tmp_path / "out"), "--data-dir", str(tmp_path / "data")]
-    result = CliRunner().invoke(main, arguments, catch_exceptions=False)
+    without_ray = {"RAY_AUTH_TOKEN_PATH": "/no/such"}
+    result = CliRunner(env=without_ray).invoke(main, arguments, catch_exceptions=False)
     assert result.exit_code == 0, result.stderr
     assert json.loads(result.stdout)["images"] == 10
     assert "iteration 2/2" in result.stderr
@@ -147,3 +186,24 @@ def test_run_without_a_server(tmp_path: Path) -> None:
     refused = CliRunner().invoke(main, arguments)
     assert refused.exit_code == 2
     assert "resources.workers: 11 workers for 10 classes" in refused.stderr
+
+
+@pytest.mark.parametrize(
+    ("raised", "shown"),
+    [(ValueError("shapes differ"), ValueError), (DiskFullError("no space"), SystemExit), (DatasetError("changed"), SystemExit)],
+)
+def test_what_ends_a_run_is_no_refusal(
+    tmp_path: Path, spec_file: str, monkeypatch: pytest.MonkeyPatch, raised: Exception, shown: type[BaseException]
+) -> None:
+    """A failure amid the job exits with 1; what is no CafeError is a bug, and shows where it was."""
+
+    def fail(*_: object) -> None:
+        raise raised
+
+    monkeypatch.setattr(local, "run_job", fail)
+    arguments = ["run", spec_file, "--out", str(tmp_path / "out"), "--data-dir", str(tmp_path / "data")]
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == 1
+    assert type(result.exception) is shown
+    if shown is SystemExit:
+        assert f"failed: {raised}" in result.stderr

@@ -14,7 +14,7 @@ from server.database import new_id
 from server.errors import RangeError
 from server.http_cache import byte_range, matches
 from server.progress import Changes, DriverEvent, changes_of, whole_lines
-from server.settings import Settings
+from server.settings import RayTokenError, Settings
 from server.watching import describe, duration
 from workers.client import RayCluster, RayNode, entrypoint, parse_cluster
 
@@ -143,6 +143,10 @@ def test_settings_come_from_the_environment_and_the_command_line(tmp_path: Path)
     assert settings.roots.uploads == tmp_path / "option" / "uploads"
     with pytest.raises(ValidationError, match="max_restarts"):
         Settings.load({"CAFE_MAX_RESTARTS": "-1"})
+    absent = {"RAY_AUTH_TOKEN_PATH": str(tmp_path / "absent")}
+    with pytest.raises(RayTokenError, match="absent cannot be read: No such file"):
+        Settings.load(absent)
+    assert Settings.load(absent, with_ray_token=False).ray_token is None
 
 
 def test_ids_are_random_base32() -> None:
