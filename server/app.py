@@ -10,8 +10,10 @@ from typing import Any
 
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
+from starlette.types import Scope
 
 from server import errors
+from server.body_limit import FORM_BYTES, MAX_BODY_BYTES, BodyLimit
 from server.changes import Changes
 from server.cluster_view import ClusterView
 from server.database import Database
@@ -55,6 +57,12 @@ def create_app(settings: Settings, ray: RayApi) -> FastAPI:
         lifespan=lifespan,
     )
     errors.install(app)
+
+    def body_limit(scope: Scope) -> int:
+        uploading = (scope["method"], scope["path"]) == ("POST", "/v1/datasets")
+        return settings.max_upload_bytes + FORM_BYTES if uploading else MAX_BODY_BYTES
+
+    app.add_middleware(BodyLimit, limit_of=body_limit)
     app.include_router(jobs.router, prefix="/v1")
     app.include_router(artifacts.router, prefix="/v1")
     app.include_router(datasets.router, prefix="/v1")

@@ -35,7 +35,7 @@ TEXT: dict[int | str, dict[str, Any]] = {200: {"content": {"text/plain": {"schem
     response_model=schemas.Job,
     responses={
         200: {"model": schemas.Job | schemas.DryRun, "description": "The job this key made before; or a dry run's outcome"},
-        **problems(400, 422, 503),
+        **problems(400, 413, 422, 503),
     },
 )
 async def submit(

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import io
+import json
 import zipfile
+from http.client import HTTPConnection
 
 import numpy as np
 import pytest
@@ -33,6 +35,7 @@ def png(level: int, side: int = 8) -> bytes:
 
 LABELS = np.array([0, 1, 0, 1])
 ARRAYS = npz(images=np.zeros((4, 8, 8), dtype=np.uint8), labels=LABELS)
+FORM_HEAD = b'--x\r\nContent-Disposition: form-data; name="file"; filename="a.npz"\r\n\r\n'
 FOLDER = image_zip({f"train/{name}/{i}.png": png(i) for name in ("cat", "dog") for i in range(3)})
 
 
@@ -102,3 +105,30 @@ def test_an_upload_may_not_be_too_large(settings: Settings, ray: FakeRay) -> Non
         assert response.status_code == 413
         assert "100 bytes" in response.json()["detail"]
         assert list(settings.roots.uploads.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("path", "content_type"), [("/v1/jobs", "application/json"), ("/v1/datasets", "multipart/form-data; boundary=x")]
+)
+@pytest.mark.parametrize("announced", [True, False])
+def test_a_body_is_refused_before_it_has_arrived(
+    settings: Settings, ray: FakeRay, path: str, content_type: str, announced: bool
+) -> None:
+    """At its Content-Length, or where it has none at the first byte too many: neither body is ever sent to its end."""
+    with running(settings.model_copy(update={"max_upload_bytes": 1 << 20}), ray) as api:
+        connection = HTTPConnection(api.base_url.host, api.base_url.port, timeout=20)
+        connection.putrequest("POST", path)
+        connection.putheader("Content-Type", content_type)
+        if announced:
+            connection.putheader("Content-Length", str(1 << 40))
+            connection.endheaders()
+        else:
+            connection.putheader("Transfer-Encoding", "chunked")
+            connection.endheaders()
+            for chunk in (FORM_HEAD, *[bytes(1 << 16)] * 18):
+                connection.send(b"%x\r\n%s\r\n" % (len(chunk), chunk))
+        response = connection.getresponse()
+        problem = json.loads(response.read())
+        connection.close()
+    assert (response.status, response.headers["content-type"]) == (413, "application/problem+json")
+    assert "bytes, which this server takes here" in problem["detail"]

@@ -335,7 +335,7 @@ def test_openapi_documents_every_status_and_refers_to_what_is_there(api: Api) ->
             for status, response in operation["responses"].items():
                 if status.startswith(("4", "5")):
                     assert list(response["content"]) == [PROBLEM], (path, method, status)
-    assert {"200", "201", "422", "503"} <= set(schema["paths"]["/v1/jobs"]["post"]["responses"])
+    assert {"200", "201", "413", "422", "503"} <= set(schema["paths"]["/v1/jobs"]["post"]["responses"])
 
 
 def test_many_threads_change_one_job_without_losing_a_change(api: Api, ray: FakeRay) -> None:
