@@ -10,18 +10,21 @@ from typing import Any
 
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
+from sqlalchemy import select
 from starlette.types import Scope
 
 from server import errors
 from server.body_limit import FORM_BYTES, MAX_BODY_BYTES, BodyLimit
 from server.changes import Changes
 from server.cluster_view import ClusterView
-from server.database import Database
+from server.database import Database, Dataset, Job
 from server.deps import Services
 from server.ray_api import RayApi
 from server.reconciler import Reconciler
+from server.removal import finish_removals
 from server.routes import artifacts, datasets, jobs, system
 from server.settings import Settings
+from server.uploads import finish_removals_of_uploads
 
 VERSION = "0.1.0"
 
@@ -38,6 +41,7 @@ def create_app(settings: Settings, ray: RayApi) -> FastAPI:
             directory.mkdir(parents=True, exist_ok=True)
         changes = Changes()
         database = Database(settings.database_url)
+        _finish_removals(database, settings)
         reconciler = Reconciler(database, ray, settings, changes)
         app.state.services = Services(settings, database, ray, ClusterView(ray), changes, reconciler)
         reconciling = asyncio.create_task(reconciler.run(), name="reconciler")
@@ -77,6 +81,14 @@ def create_app(settings: Settings, ray: RayApi) -> FastAPI:
 
     app.openapi = openapi  # type: ignore[method-assign]  # FastAPI's documented way to extend the schema
     return app
+
+
+def _finish_removals(database: Database, settings: Settings) -> None:
+    """Bring to an end what a server that died was deleting."""
+    with database.read() as session:
+        known_jobs, known_datasets = set(session.scalars(select(Job.id))), set(session.scalars(select(Dataset.id)))
+    finish_removals(settings.data_dir / "jobs", known_jobs)
+    finish_removals_of_uploads(settings.roots, known_datasets)
 
 
 def _log_failure(task: asyncio.Task[None]) -> None:

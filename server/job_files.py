@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -64,7 +63,7 @@ def synthetic_set(directory: JobDir, attempts: int, spec: JobSpec) -> SyntheticS
     damage: Exception | None = None
     # A running driver removes old checkpoints: one that is listed may be gone when it is opened, with a newer one there.
     for _ in range(2):
-        for path in sorted(directory.checkpoints.glob("checkpoint-*.safetensors"), reverse=True):
+        for path in directory.checkpoint_files():
             try:
                 info = DatasetInfo.model_validate_json(directory.dataset_file.read_bytes())
                 return from_checkpoint(path, info, spec)
@@ -73,12 +72,3 @@ def synthetic_set(directory: JobDir, attempts: int, spec: JobSpec) -> SyntheticS
     if damage is not None:
         raise SyntheticSetError(f"no checkpoint of the job can be read: {damage}") from damage
     return None
-
-
-def remove_job_dir(directory: JobDir) -> None:
-    """Remove all files of a job, if there are any. Moved away first, so that nobody sees a job's half."""
-    doomed = directory.path.with_name(f".deleted-{directory.path.name}")
-    if directory.path.exists():
-        directory.path.rename(doomed)
-    if doomed.exists():
-        shutil.rmtree(doomed)

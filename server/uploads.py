@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import shutil
+from collections.abc import Callable, Collection
+from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
@@ -15,6 +19,7 @@ from cafe_core.errors import DatasetError, SpecError
 from cafe_core.jobdir import DataRoots
 from server.database import Dataset, new_id
 from server.errors import RefusedSpecError, TooLargeError
+from server.removal import ASIDE, finish_removals, removal_of
 from server.settings import Settings
 
 CHUNK_BYTES = 1 << 20
@@ -46,11 +51,38 @@ def store_upload(file: UploadFile, name: str | None, settings: Settings) -> Data
     )
 
 
-def remove_upload(roots: DataRoots, dataset_id: str) -> None:
-    """Remove an upload's files, if there are any."""
-    directory = roots.uploads / dataset_id
-    if directory.exists():
-        shutil.rmtree(directory)
+def discard_upload(roots: DataRoots, dataset_id: str) -> None:
+    """Remove the files of an upload that did not come into the database."""
+    shutil.rmtree(roots.uploads / dataset_id)
+
+
+def removal_of_upload(roots: DataRoots, dataset_id: str) -> AbstractContextManager[Callable[[], None]]:
+    """See :func:`server.removal.removal_of`: of an upload's files and of the class stores made from them."""
+    return removal_of(roots.uploads / dataset_id, partial(_clear, roots))
+
+
+def finish_removals_of_uploads(roots: DataRoots, known: Collection[str]) -> None:
+    """See :func:`server.removal.finish_removals`."""
+    finish_removals(roots.uploads, known, partial(_clear, roots))
+
+
+def _clear(roots: DataRoots, aside: Path) -> None:
+    _remove_class_stores(roots, aside.name.removeprefix(ASIDE))
+    shutil.rmtree(aside)
+
+
+def _remove_class_stores(roots: DataRoots, dataset_id: str) -> None:
+    """Remove what `cafe_core.data.sources` has made of an upload that is no longer there: no new store can be made.
+
+    Each under its lock, as whoever builds it holds that until it is done.
+    """
+    for lock in roots.cache.glob(f"{dataset_id}-{'[0-9a-f]' * 24}.lock"):
+        with lock.open("w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            for made in (roots.cache / lock.stem, *roots.cache.glob(f".{lock.stem}.*.tmp")):
+                if made.exists():
+                    shutil.rmtree(made)
+            lock.unlink()
 
 
 def _copy(source: BinaryIO, path: Path, limit: int) -> tuple[int, str]:
@@ -70,9 +102,15 @@ def _checked(dataset_id: str, roots: DataRoots) -> DatasetInfo | None:
     """The dataset's facts; None where a spec must say `image_size` or `channels` first. Raises RefusedSpecError."""
     try:
         return catalog.describe(DatasetSpec(id=dataset_id), roots)
-    except SpecError as error:
-        if error.loc in ("dataset.image_size", "dataset.channels"):
+    except (SpecError, DatasetError) as error:
+        if _readable(DatasetSpec(id=dataset_id, image_size=32, channels=1), roots):
             return None
-        raise RefusedSpecError.of("file", error.message) from error
-    except DatasetError as error:
         raise RefusedSpecError.of("file", error.message.replace(dataset_id, "the upload")) from error
+
+
+def _readable(spec: DatasetSpec, roots: DataRoots) -> bool:
+    try:
+        catalog.describe(spec, roots)
+    except (SpecError, DatasetError):
+        return False
+    return True

@@ -13,7 +13,7 @@ from cafe_core.data import catalog
 from server import database, jobs, present, schemas
 from server.deps import Services, ServicesDep
 from server.errors import ConflictError, NotFoundError, problems
-from server.uploads import remove_upload, store_upload
+from server.uploads import discard_upload, removal_of_upload, store_upload
 
 router = APIRouter(tags=["datasets"])
 
@@ -43,7 +43,7 @@ async def upload(
     try:
         await run_in_threadpool(_add, services, row)
     except BaseException:
-        remove_upload(services.settings.roots, row.id)
+        discard_upload(services.settings.roots, row.id)
         raise
     return present.dataset(row)
 
@@ -67,17 +67,18 @@ def get_dataset(dataset_id: DatasetId, services: ServicesDep) -> schemas.Dataset
 
 @router.delete("/datasets/{dataset_id}", status_code=204, responses=problems(404, 409, 422))
 def delete_dataset(dataset_id: DatasetId, services: ServicesDep) -> None:
-    """Delete an uploaded dataset. Results made from it stay."""
+    """Delete an uploaded dataset, and the copies of its images that jobs were given. Results made from it stay."""
     if _builtin(dataset_id) is not None:
         raise ConflictError(f"{dataset_id} is built in and cannot be deleted")
-    with services.database.write() as session:
+    with removal_of_upload(services.settings.roots, dataset_id) as set_aside, services.database.write() as session:
         row = session.scalar(select(database.Dataset).where(database.Dataset.id == dataset_id))
         if row is None:
             raise NotFoundError(f"there is no dataset {dataset_id!r}")
         if dataset_id in jobs.datasets_in_use(session):
             raise ConflictError(f"a job that has not ended uses {dataset_id}; cancel it first")
         session.delete(row)
-    remove_upload(services.settings.roots, dataset_id)
+        session.flush()
+        set_aside()
 
 
 def _builtin(dataset_id: str) -> DatasetInfo | None:

@@ -17,9 +17,9 @@ from server.changes import wait_until_set
 from server.deps import JobId, Services, ServicesDep
 from server.errors import UnavailableError, problems
 from server.http_cache import matches, not_modified
-from server.job_files import remove_job_dir
 from server.job_keeper import log_file
 from server.planning import Plan, plan
+from server.removal import removal_of
 from server.states import ENDED, Status
 from workers.client import RayError
 
@@ -177,10 +177,11 @@ async def delete(job_id: JobId, services: ServicesDep) -> None:
 
 
 def _delete(services: Services, job_id: str) -> int:
-    with services.database.write() as session:
+    with removal_of(services.settings.job_dir(job_id).path) as set_aside, services.database.write() as session:
         job = jobs.get(session, job_id, lock=True)
         jobs.delete(session, job)
-    remove_job_dir(services.settings.job_dir(job_id))
+        session.flush()
+        set_aside()
     return job.attempt
 
 

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from server.settings import Settings
-from tests.server.conftest import Api, FakeRay, running
+from tests.server.conftest import SPEC, Api, FakeRay, running
 
 
 def npz(**arrays: object) -> bytes:
@@ -92,6 +92,15 @@ def test_what_is_no_dataset_is_refused_and_not_kept(api: Api, settings: Settings
     assert problem["errors"][0]["msg"]
     assert list(settings.roots.uploads.iterdir()) == []
     assert len(api.get("/v1/datasets").json()["data"]) == 6
+
+
+def test_images_that_a_spec_must_resize_are_kept(api: Api) -> None:
+    large = image_zip({f"train/{name}/{i}.png": png(i, side=600) for name in ("cat", "dog") for i in range(3)})
+    dataset = api.post("/v1/datasets", files={"file": ("large.zip", large)}).json()
+    assert dataset["info"] is None
+    refused = api.post("/v1/jobs", json=SPEC | {"dataset": {"id": dataset["id"]}})
+    assert "set dataset.image_size" in refused.json()["errors"][0]["msg"]
+    assert api.make(dataset={"id": dataset["id"], "image_size": 8})["status"] == "queued"
 
 
 def test_a_name_can_be_given(api: Api) -> None:

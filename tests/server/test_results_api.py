@@ -11,10 +11,10 @@ import pytest
 from PIL import Image
 from safetensors.numpy import load, save_file
 
-from cafe_core.config import JobSpec
+from cafe_core.config import DatasetInfo, JobSpec
 from cafe_core.data.catalog import BUILTIN
 from cafe_core.job import write_manifest
-from cafe_core.synthetic import from_checkpoint
+from cafe_core.synthetic import SyntheticSet, from_checkpoint
 from server.settings import Settings
 from tests.server.conftest import Api, FakeRay, attempt_dir, driver_of
 from workers.client import RayJob, RayJobState
@@ -75,6 +75,25 @@ def test_while_it_runs_the_latest_checkpoint_is_served(api: Api, started: str, s
     api.await_status(started, "cancelled")
     assert load(api.get(f"/v1/jobs/{started}/synthetic").content)["images"][0, 0, 0, 0] == np.float32(0.4)
     assert Image.open(io.BytesIO(api.get(f"/v1/jobs/{started}/preview.png").content)).format == "PNG"
+
+
+def test_checkpoints_that_are_replaced_while_they_are_read(
+    api: Api, started: str, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a driver does in between: what was listed is gone when it is opened, and there are newer ones."""
+    listed = [checkpoint(settings, started, iteration) for iteration in (2, 4)]
+
+    def after_rotation(path: Path, info: DatasetInfo, spec: JobSpec) -> SyntheticSet:
+        if path in listed and path.exists():
+            for old in listed:
+                old.unlink()
+            checkpoint(settings, started, 6)
+            checkpoint(settings, started, 8)
+        return from_checkpoint(path, info, spec)
+
+    monkeypatch.setattr("server.job_files.from_checkpoint", after_rotation)
+    arrays = load(api.get(f"/v1/jobs/{started}/synthetic").content)
+    assert arrays["images"][0, 0, 0, 0] == np.float32(0.8)
 
 
 def test_when_no_checkpoint_can_be_read_that_is_said(api: Api, started: str, settings: Settings) -> None:
