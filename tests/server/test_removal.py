@@ -1,0 +1,94 @@
+"""Deleting is all or nothing, whatever fails or dies in between."""
+
+from __future__ import annotations
+
+import shutil
+import sqlite3
+from pathlib import Path
+
+import pytest
+
+from cafe_core.config import DatasetSpec
+from cafe_core.data import sources
+from server.removal import finish_removals, removal_of
+from server.settings import Settings
+from tests.server.conftest import Api, FakeRay, running
+from tests.server.test_datasets_api import ARRAYS
+
+
+def test_a_failed_transaction_leaves_the_directory_where_it_was(tmp_path: Path) -> None:
+    directory = tmp_path / "job_a"
+    directory.mkdir()
+    (directory / "file").write_text("kept")
+
+    def remove() -> None:
+        with removal_of(directory) as set_aside:
+            set_aside()
+            assert not directory.exists()
+            raise sqlite3.OperationalError("disk I/O error")  # as a commit may
+
+    with pytest.raises(sqlite3.OperationalError):
+        remove()
+    assert (directory / "file").read_text() == "kept"
+    with removal_of(directory) as set_aside:
+        set_aside()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_one_that_fails_leaves_another_ones_directory_alone(tmp_path: Path) -> None:
+    (tmp_path / "job_a").mkdir()
+    with removal_of(tmp_path / "job_a") as set_aside:
+        set_aside()
+        with pytest.raises(LookupError), removal_of(tmp_path / "job_a"):
+            raise LookupError("deleted already")
+        assert not (tmp_path / "job_a").exists()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_cannot_be_cleared_now_is_cleared_at_the_next_start(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    def fail(_: Path) -> None:
+        raise PermissionError("not now")
+
+    (tmp_path / "job_a").mkdir()
+    with removal_of(tmp_path / "job_a", fail) as set_aside:
+        set_aside()
+    assert "could not be removed" in caplog.text
+    finish_removals(tmp_path, known=set())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_deletion_that_a_server_died_in_is_finished_or_undone(settings: Settings, ray: FakeRay) -> None:
+    with running(settings, ray) as api:
+        kept, gone = (cancelled(api) for _ in range(2))
+        dataset = api.post("/v1/datasets", files={"file": ("a.npz", ARRAYS)}).json()["id"]
+        assert api.delete(f"/v1/jobs/{gone}").status_code == 204
+    jobs, uploads = settings.data_dir / "jobs", settings.roots.uploads
+    (jobs / kept).rename(jobs / f".deleted-{kept}")  # it died before it committed
+    (uploads / dataset).rename(uploads / f".deleted-{dataset}")
+    (jobs / f".deleted-{gone}").mkdir()  # … and after
+    (uploads / ".deleted-ds_gone").mkdir()
+    with running(settings, ray) as api:
+        assert {path.name for path in jobs.iterdir()} == {kept}
+        assert {path.name for path in uploads.iterdir()} == {dataset}
+        assert api.delete(f"/v1/jobs/{kept}").status_code == 204
+        assert list(jobs.iterdir()) == []
+
+
+def cancelled(api: Api) -> str:
+    job_id: str = api.make()["id"]
+    api.await_job(job_id, lambda job: job["status"] == "starting")
+    api.post(f"/v1/jobs/{job_id}/cancel")
+    api.await_status(job_id, "cancelled")
+    return job_id
+
+
+def test_with_an_upload_go_the_class_stores_made_of_it(api: Api, settings: Settings) -> None:
+    mine, other = (api.post("/v1/datasets", files={"file": ("a.npz", ARRAYS)}).json()["id"] for _ in range(2))
+    roots = settings.roots
+    stores = [sources.prepare(DatasetSpec(id=mine, image_size=size), roots) for size in (None, 4)]
+    kept = sources.prepare(DatasetSpec(id=other), roots)
+    shutil.copytree(kept, roots.cache / f".{stores[0].name}.1.tmp")  # of a killed builder
+    assert len(list(roots.cache.iterdir())) == 3 * 2 + 1  # stores, their locks, what the builder left
+    assert api.delete(f"/v1/datasets/{mine}").status_code == 204
+    assert {path.name for path in roots.cache.iterdir()} == {kept.name, f"{kept.name}.lock"}
+    assert {path.name for path in roots.uploads.iterdir()} == {other}
