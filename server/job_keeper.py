@@ -42,6 +42,8 @@ REFUSALS_ALLOWED = 5
 """Submissions of an attempt that Ray may refuse before the job fails."""
 LAST_WORDS_GRACE_S = 30.0
 """How long a driver may live on after its last event."""
+STOP_EVERY_S = 3.0
+"""How often a driver that was asked to stop, but lives on, is asked again."""
 CHUNK_BYTES = 8 << 20
 
 
@@ -70,7 +72,7 @@ class JobKeeper:
         self._ray = ray
         self._settings = settings
         self._changes = changes
-        self._stop_asked = False
+        self._stop_heard_at = float("-inf")
         self._refusals = 0
         self._last_words_at: float | None = None
 
@@ -105,7 +107,8 @@ class JobKeeper:
                 return True
             seen = latest
         has_result = self._attempt_dir(seen.attempt).manifest_file.exists()
-        decision = decide(Facts(seen.status, seen.submitted, ray_job, seen.last_words, has_result, self._stop_asked))
+        stop_asked = time.monotonic() - self._stop_heard_at < STOP_EVERY_S
+        decision = decide(Facts(seen.status, seen.submitted, ray_job, seen.last_words, has_result, stop_asked))
         match decision.act:
             case Act.SUBMIT:
                 return await self._submit(seen.attempt)
@@ -137,15 +140,17 @@ class JobKeeper:
         return False
 
     async def _stop(self, attempt: int) -> None:
-        await self._ray.stop(self._job_id, attempt)
-        self._stop_asked = True
+        """What Ray has yet to start a supervisor for hears nothing: it is asked again at the next step."""
+        if await self._ray.stop(self._job_id, attempt):
+            self._stop_heard_at = time.monotonic()
 
     async def _stop_if_it_lingers(self, seen: _Seen) -> None:
         """A driver that has said its last word but does not end is stopped: what it holds is needed."""
-        if seen.last_words is None or self._stop_asked:
+        if seen.last_words is None:
             return
-        self._last_words_at = self._last_words_at or time.monotonic()
-        if time.monotonic() - self._last_words_at > LAST_WORDS_GRACE_S:
+        now = time.monotonic()
+        self._last_words_at = self._last_words_at or now
+        if now - self._last_words_at > LAST_WORDS_GRACE_S and now - self._stop_heard_at >= STOP_EVERY_S:
             log.warning("job %s: its driver lives on %g s after its last word; stopping it", self._job_id, LAST_WORDS_GRACE_S)
             await self._stop(seen.attempt)
 

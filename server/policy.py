@@ -28,7 +28,7 @@ class Facts:
     has_result: bool = False
     """Whether its manifest is there."""
     stop_asked: bool = False
-    """Whether Ray was asked to stop it since this server started."""
+    """Whether it was asked to stop a moment ago, and heard it."""
 
 
 class Act(Enum):

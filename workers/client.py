@@ -157,9 +157,13 @@ class RayClient:
         data = response.json()
         return RayJob(RayJobState(data["status"]), data.get("message") or "", data.get("driver_exit_code"))
 
-    async def stop(self, job_id: str, attempt: int) -> None:
-        """Ask Ray to stop an attempt (SIGTERM to its driver). One that has ended or is unknown is left. Raises RayError."""
-        await self._request("POST", f"/api/jobs/{submission_id(job_id, attempt)}/stop", missing_ok=True)
+    async def stop(self, job_id: str, attempt: int) -> bool:
+        """Ask Ray to stop an attempt (SIGTERM to its driver). One that has ended or is unknown is left. Raises RayError.
+
+        False when nothing heard it: the attempt has ended, or Ray has yet to start what is to run its driver; ask again then.
+        """
+        response = await self._request("POST", f"/api/jobs/{submission_id(job_id, attempt)}/stop", missing_ok=True)
+        return response.is_success and bool(response.json()["stopped"])
 
     async def delete(self, job_id: str, attempt: int) -> None:
         """Make Ray forget an ended attempt. An unknown one is left. Raises RayError."""

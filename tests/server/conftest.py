@@ -23,7 +23,10 @@ SPEC = {"kind": "condense", "dataset": {"name": "digits"}, "ipc": 1, "iterations
 
 
 class FakeRay:
-    """Keeps what is submitted; tests move it on. `down` makes it unreachable, `refuse` makes it refuse submissions."""
+    """Keeps what is submitted; tests move it on. `down` makes it unreachable, `refuse` makes it refuse submissions.
+
+    The first `deaf_to_stops` requests to stop a job go unheard, as before Ray has started what is to run its driver.
+    """
 
     address = "http://ray.invalid"
 
@@ -35,6 +38,7 @@ class FakeRay:
         self.down = False
         self.refuse = False
         self.stops_at_once = True
+        self.deaf_to_stops = 0
 
     def _answer(self) -> None:
         if self.down:
@@ -52,11 +56,14 @@ class FakeRay:
         self._answer()
         return self.jobs.get((job_id, attempt))
 
-    async def stop(self, job_id: str, attempt: int) -> None:
+    async def stop(self, job_id: str, attempt: int) -> bool:
         self._answer()
         self.stops.append((job_id, attempt))
+        if len(self.stops) <= self.deaf_to_stops:
+            return False
         if self.stops_at_once:
             self.jobs[job_id, attempt] = RayJob(RayJobState.STOPPED, "")
+        return True
 
     async def delete(self, job_id: str, attempt: int) -> None:
         self._answer()

@@ -145,10 +145,34 @@ def test_a_cancel_that_a_server_did_not_live_to_see_through(settings: Settings, 
         api.post(f"/v1/jobs/{job_id}/cancel")
         api.await_job(job_id, lambda _: ray.stops != [])
         assert api.job(job_id)["status"] == "cancelling"
-    ray.stops_at_once = True
+    ray.stops_at_once, asked = True, len(ray.stops)
     with running(settings, ray) as api:
         api.await_status(job_id, "cancelled")
-    assert ray.stops == [(job_id, 1)] * 2
+    assert ray.stops == [(job_id, 1)] * (asked + 1)
+
+
+def test_a_stop_that_nothing_heard_is_asked_again(api: Api, ray: FakeRay) -> None:
+    ray.deaf_to_stops = 2
+    job_id = submitted(api, ray)
+    api.post(f"/v1/jobs/{job_id}/cancel")
+    api.await_status(job_id, "cancelled")
+    assert ray.stops == [(job_id, 1)] * 3
+
+
+def test_a_driver_that_does_not_stop_is_asked_again_but_not_all_the_time(
+    api: Api, ray: FakeRay, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server.job_keeper, "STOP_EVERY_S", 1.0)
+    monkeypatch.setattr(server.job_keeper, "RAY_SOON_S", 0.01)
+    ray.stops_at_once = False
+    job_id = submitted(api, ray)
+    started = time.monotonic()
+    api.post(f"/v1/jobs/{job_id}/cancel")
+    api.await_job(job_id, lambda _: len(ray.stops) == 2)
+    ray.stops_at_once = True
+    api.await_status(job_id, "cancelled")
+    assert len(ray.stops) == 3
+    assert time.monotonic() - started > 2
 
 
 def test_cancel_while_ray_cannot_be_reached(api: Api, ray: FakeRay) -> None:
