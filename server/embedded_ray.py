@@ -10,6 +10,7 @@ It ends with the server: on `close`, and on the server's death by PR_SET_PDEATHS
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import secrets
 import shutil
@@ -20,6 +21,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import BinaryIO
 
 import httpx
 
@@ -27,6 +29,7 @@ READY_WITHIN_S = 120.0
 STOP_WITHIN_S = 10.0
 PARENT = Path("/tmp")
 DIRECTORY_PREFIX = "cafe-ray-"
+LOCK = "lock"
 JOB_STOP_WAIT_S = 20
 """Between Ray's SIGTERM and SIGKILL to a driver: time to end its workers and write a last event."""
 
@@ -49,6 +52,7 @@ class EmbeddedRay:
     def __init__(self, *, num_cpus: int | None = None) -> None:
         self._num_cpus = num_cpus
         self._process: subprocess.Popen[bytes] | None = None
+        self._lock: BinaryIO | None = None
         self.directory = Path()
         """Its session, logs and token."""
         self.token = secrets.token_hex(32)
@@ -57,7 +61,7 @@ class EmbeddedRay:
 
     def __enter__(self) -> EmbeddedRay:
         _remove_left_over()
-        self.directory = Path(tempfile.mkdtemp(prefix=f"{DIRECTORY_PREFIX}{os.getpid()}-", dir=PARENT))
+        self.directory, self._lock = _new_directory()
         try:
             self._start()
             self._wait_until_ready()
@@ -149,7 +153,10 @@ class EmbeddedRay:
                 self._process.wait()
             _end_session(session)
             self._process = None
-        shutil.rmtree(self.directory, ignore_errors=True)
+        if self._lock is not None:
+            shutil.rmtree(self.directory, ignore_errors=True)
+            self._lock.close()
+            self._lock = None
 
 
 def _end_session(session: int) -> None:
@@ -165,12 +172,31 @@ def _end_session(session: int) -> None:
                     os.kill(int(entry.name), signal.SIGKILL)
 
 
+def _new_directory() -> tuple[Path, BinaryIO]:
+    """A directory of this server's own, and the lock that says so for as long as it is open, that is, the server lives.
+
+    It gets its name when it is locked, so that nobody takes it for left over before.
+    """
+    unnamed = Path(tempfile.mkdtemp(prefix=f".{DIRECTORY_PREFIX}", dir=PARENT))
+    lock = (unnamed / LOCK).open("wb")
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    return unnamed.rename(unnamed.with_name(unnamed.name.removeprefix("."))), lock
+
+
 def _remove_left_over() -> None:
-    """Remove the directories of servers of this user that were killed before they could."""
-    for directory in PARENT.glob(f"{DIRECTORY_PREFIX}[0-9]*-*"):
-        owner = directory.name.removeprefix(DIRECTORY_PREFIX).split("-")[0]
-        if directory.stat().st_uid == os.getuid() and not Path("/proc", owner).exists():
-            shutil.rmtree(directory, ignore_errors=True)
+    """Remove the directories of servers of this user that were killed before they could: nobody holds their locks.
+
+    A lock is known across PID namespaces that share /tmp, as a process id is not. Servers that start at once may meet here.
+    """
+    for directory in PARENT.glob(f"{DIRECTORY_PREFIX}*"):
+        try:
+            if directory.lstat().st_uid != os.getuid():
+                continue
+            with (directory / LOCK).open("rb") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(directory, ignore_errors=True)
+        except (FileNotFoundError, BlockingIOError):
+            continue  # removed by another server just now; or in use
 
 
 def _free_ports(count: int) -> list[int]:
