@@ -1,16 +1,18 @@
-"""The server with a Ray of its own: everything real."""
+"""The server as a process, with real Rays: its own, and one that outlives it."""
 
 from __future__ import annotations
 
-import json
 import os
+import re
 import signal
-import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import httpx
@@ -20,10 +22,58 @@ import pytest
 from server.embedded_ray import EmbeddedRay
 from server.settings import Settings
 from tests.server.conftest import Api, running
-from workers.client import RayClient
+from workers.client import RayClient, submission_id
 
-SMALL = {"iterations": 4, "checkpoint_every": 2, "method": {"batch_real": 8}, "resources": {"workers": 2}}
-LONG = SMALL | {"iterations": 1_000_000, "checkpoint_every": 20}
+JOB = {
+    "iterations": 40,
+    "checkpoint_every": 2,
+    "method": {"batch_real": 32, "max_outer": 4, "max_inner": 4},
+    "resources": {"workers": 2},
+    "evaluation": {"repeats": 1, "epochs": 2},
+}
+ENDLESS = JOB | {"iterations": 1_000_000}
+START_WITHIN_S = 120
+
+pytestmark = pytest.mark.timeout(600)  # two Rays start and end in one test: a minute, several on a machine that is busy otherwise
+
+
+@dataclass
+class Served:
+    """`cafe serve` as a process."""
+
+    process: subprocess.Popen[bytes]
+    api: Api
+    log: Path
+
+    def ended_by(self, how: signal.Signals) -> None:
+        """Send it a signal that ends it."""
+        self.process.send_signal(how)
+        assert self.process.wait(60) in (0, -how)
+        assert "Traceback" not in self.log.read_text()
+
+
+@contextmanager
+def serving(data_dir: Path, *options: str, **environ: str) -> Iterator[Served]:
+    """`cafe serve` on a free port, until the end of the block at the latest."""
+    data_dir.mkdir(exist_ok=True)
+    log = data_dir / f"server-{time.monotonic_ns()}.log"
+    command = [sys.executable, "-c", "from server.cli import main; main()", "serve", "--port", "0", "--data-dir", str(data_dir)]
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [*command, *options], env=os.environ | environ, cwd=Path(__file__).parents[2], stdout=output, stderr=output
+        )
+    try:
+        deadline = time.monotonic() + START_WITHIN_S
+        while (found := re.search(r"running on (http://127\.0\.0\.1:[1-9]\d*)", log.read_text())) is None:
+            assert process.poll() is None, log.read_text()
+            assert time.monotonic() < deadline, log.read_text()
+            time.sleep(0.1)
+        with Api(base_url=found[1], timeout=40) as api:
+            assert api.get("/readyz").json() == {"status": "ok"}
+            yield Served(process, api, log)
+    finally:
+        process.kill()
+        process.wait()
 
 
 @pytest.fixture(scope="module")
@@ -36,6 +86,47 @@ def embedded() -> Iterator[EmbeddedRay]:
 def real(settings: Settings, embedded: EmbeddedRay) -> Iterator[Api]:
     with running(settings, RayClient(embedded.address, embedded.token)) as api:
         yield api
+
+
+@pytest.fixture(scope="module")
+def undisturbed(embedded: EmbeddedRay, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Api, dict[str, Any]]]:
+    """A job that nothing happened to, and its server."""
+    settings = Settings(data_dir=tmp_path_factory.mktemp("undisturbed"))
+    with running(settings, RayClient(embedded.address, embedded.token)) as api:
+        job = api.make(**JOB)
+        yield api, succeeded(api, job["id"])
+
+
+def succeeded(api: Api, job_id: str) -> dict[str, Any]:
+    job = api.await_status(job_id, "succeeded", "failed", timeout_s=200)
+    assert job["status"] == "succeeded", job["error"]
+    return job
+
+
+def amid(api: Api, job_id: str, iterations: int = 5) -> int:
+    """Wait until so many iterations of a job are done; returns how many are."""
+    job = api.await_job(job_id, lambda j: j["progress"]["done"] >= iterations, timeout_s=120)
+    assert (job["status"], job["phase"]) == ("running", "condensing")
+    done: int = job["progress"]["done"]
+    return done
+
+
+def synthetic_file(api: Api, job_id: str) -> bytes:
+    response = api.get(f"/v1/jobs/{job_id}/artifacts/synthetic.safetensors")
+    assert response.status_code == 200
+    return response.content
+
+
+def iterations_of(api: Api, job_id: str, attempt: int) -> list[int]:
+    """The iterations that an attempt has reported."""
+    events = api.get(f"/v1/jobs/{job_id}/events", params={"limit": 1000}).json()["data"]
+    return [event["data"]["iteration"] for event in events if event["type"] == "iteration" and event["attempt"] == attempt]
+
+
+def submissions(ray: EmbeddedRay) -> list[str]:
+    """What Ray was given."""
+    records = httpx.get(f"{ray.address}/api/jobs/", headers={"Authorization": f"Bearer {ray.token}"}).json()
+    return [record["submission_id"] for record in records]
 
 
 def of_session(embedded: EmbeddedRay) -> list[psutil.Process]:
@@ -72,17 +163,17 @@ def test_it_is_bound_to_loopback_and_wants_its_token(embedded: EmbeddedRay) -> N
     assert {address.ip for address in listening} <= {"127.0.0.1", "::ffff:127.0.0.1", "::1"}
 
 
-def test_a_job_from_post_to_download_and_no_token_in_any_record(real: Api, embedded: EmbeddedRay) -> None:
-    cluster = real.get("/v1/cluster").json()
+def test_a_job_from_post_to_download_and_no_token_in_any_record(
+    undisturbed: tuple[Api, dict[str, Any]], embedded: EmbeddedRay
+) -> None:
+    api, job = undisturbed
+    cluster = api.get("/v1/cluster").json()
     assert (cluster["ray_version"], cluster["cpus"]["total"], len(cluster["nodes"])) == ("2.60.0", 2.0, 1)
-    job = real.make(**SMALL, evaluation={"repeats": 1, "epochs": 2})
-    done = real.await_status(job["id"], "succeeded", "failed", timeout_s=200)
-    assert done["status"] == "succeeded", done["error"]
-    assert done["progress"]["done"] == done["progress"]["total"]
-    assert done["result"]["evaluation"]["networks"][0]["n"] == 1
-    names = [artifact["name"] for artifact in real.get(f"/v1/jobs/{job['id']}/artifacts").json()["data"]]
+    assert job["progress"]["done"] == job["progress"]["total"]
+    assert job["result"]["evaluation"]["networks"][0]["n"] == 1
+    names = [artifact["name"] for artifact in api.get(f"/v1/jobs/{job['id']}/artifacts").json()["data"]]
     assert names == ["preview.png", "result.json", "synthetic.safetensors"]
-    assert "Running entrypoint" in real.get(f"/v1/jobs/{job['id']}/logs").text
+    assert "Running entrypoint" in api.get(f"/v1/jobs/{job['id']}/logs").text
 
     records = httpx.get(f"{embedded.address}/api/jobs/", headers={"Authorization": f"Bearer {embedded.token}"}).text
     assert job["id"] in records
@@ -93,49 +184,75 @@ def test_a_job_from_post_to_download_and_no_token_in_any_record(real: Api, embed
         assert embedded.token.encode() not in path.read_bytes()
 
 
-def test_cancel_leaves_no_process_and_a_restarted_server_goes_on(settings: Settings, embedded: EmbeddedRay) -> None:
-    with running(settings, RayClient(embedded.address, embedded.token)) as api:
-        job_id = api.make(**LONG)["id"]
-        api.await_job(job_id, lambda j: j["status"] == "running" and j["progress"]["done"] > 20, timeout_s=200)
-    with running(settings, RayClient(embedded.address, embedded.token)) as api:
-        before = api.job(job_id)["progress"]["done"]
-        api.await_job(job_id, lambda j: j["progress"]["done"] > before + 20, timeout_s=60)
-        assert of_job(job_id) != []
-        assert api.post(f"/v1/jobs/{job_id}/cancel").status_code == 202
-        api.await_status(job_id, "cancelled", timeout_s=60)
-        assert of_job(job_id) == []
-        assert api.get(f"/v1/jobs/{job_id}/synthetic").status_code == 200
-        submissions = httpx.get(f"{embedded.address}/api/jobs/", headers={"Authorization": f"Bearer {embedded.token}"}).json()
-        assert [s["submission_id"] for s in submissions if str(s["submission_id"]).startswith(job_id)] == [f"{job_id}-1"]
+def test_cancel_leaves_no_process(real: Api) -> None:
+    at_once = real.make(**ENDLESS)["id"]
+    assert real.post(f"/v1/jobs/{at_once}/cancel").json()["status"] in ("cancelled", "cancelling")
+    real.await_status(at_once, "cancelled", timeout_s=60)
+    submitted = real.make(**ENDLESS)["id"]
+    real.await_status(submitted, "starting")  # Ray may have it, and may have started nothing for it yet
+    real.post(f"/v1/jobs/{submitted}/cancel")
+    real.await_status(submitted, "cancelled", timeout_s=60)
+    computing = real.make(**ENDLESS)["id"]
+    amid(real, computing)
+    assert of_job(computing) != []
+    assert real.post(f"/v1/jobs/{computing}/cancel").status_code == 202
+    real.await_status(computing, "cancelled", timeout_s=60)
+    assert [line for job_id in (at_once, submitted, computing) for line in of_job(job_id)] == []
+    assert real.get(f"/v1/jobs/{computing}/synthetic").status_code == 200
 
 
-@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
-def test_it_ends_with_the_server_however_that_dies(tmp_path: Path, how: signal.Signals) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, "-c", "from server.cli import main; main()", "serve", "--num-cpus", "1"]
-    environ = os.environ | {"CAFE_DATA_DIR": str(tmp_path / "data"), "PYTHONPATH": str(Path(__file__).parents[2])}
-    with (tmp_path / "output").open("w") as output:
-        server = subprocess.Popen([*command, "--port", str(port)], env=environ, stderr=output)
-    try:
-        deadline = time.monotonic() + 120
-        while not _answers(f"http://127.0.0.1:{port}/readyz"):
-            assert server.poll() is None, (tmp_path / "output").read_text()
-            assert time.monotonic() < deadline
-            time.sleep(0.2)
-        started = psutil.Process(server.pid).children(recursive=True)
-        assert len(started) > 5
-    finally:
-        server.send_signal(how)
-        assert server.wait(60) in (0, -how)
-    _gone, alive = psutil.wait_procs(started, timeout=30)
-    assert [process for process in alive if process.status() != psutil.STATUS_ZOMBIE] == []
-    assert "Traceback" not in (tmp_path / "output").read_text()
+def test_a_job_goes_on_while_its_server_is_killed_and_started_again(
+    tmp_path: Path, embedded: EmbeddedRay, undisturbed: tuple[Api, dict[str, Any]]
+) -> None:
+    ray = {"CAFE_RAY_ADDRESS": embedded.address, "CAFE_RAY_TOKEN": embedded.token}
+    with serving(tmp_path, **ray) as server:
+        job_id = server.api.make(**JOB)["id"]
+        before = amid(server.api, job_id)
+        server.ended_by(signal.SIGKILL)
+    with serving(tmp_path, **ray) as server:
+        assert server.api.job(job_id)["progress"]["done"] >= before
+        job = succeeded(server.api, job_id)
+        assert job["attempt"] == 1
+        assert iterations_of(server.api, job_id, 1) == list(range(1, JOB["iterations"] + 1))
+        assert synthetic_file(server.api, job_id) == synthetic_file(undisturbed[0], undisturbed[1]["id"])
+        assert [each for each in submissions(embedded) if each.startswith(job_id)] == [submission_id(job_id, 1)]
+        server.ended_by(signal.SIGTERM)
+    assert submissions(embedded) != []  # it is not the server's to stop
 
 
-def _answers(url: str) -> bool:
-    try:
-        return json.loads(httpx.get(url).content) == {"status": "ok"}
-    except httpx.TransportError:
-        return False
+def test_a_server_with_its_own_ray_is_killed_and_its_job_resumed(tmp_path: Path, undisturbed: tuple[Api, dict[str, Any]]) -> None:
+    with serving(tmp_path, "--num-cpus", "2") as server:
+        job_id = server.api.make(**JOB)["id"]
+        before = amid(server.api, job_id)
+        started = started_by(server)
+        server.ended_by(signal.SIGKILL)
+    assert still_alive(started) == []
+    assert of_job(job_id) == []
+
+    with serving(tmp_path, "--num-cpus", "2") as server:
+        job = server.api.await_status(job_id, "failed")
+        assert job["error"]["retryable"]
+        assert "Resume" in job["error"]["message"]
+        assert before <= job["progress"]["done"] < JOB["iterations"]
+        assert server.api.get(f"/v1/jobs/{job_id}/synthetic").status_code == 200  # the checkpoint's
+        assert server.api.post(f"/v1/jobs/{job_id}/resume").status_code == 202
+        assert succeeded(server.api, job_id)["attempt"] == 2
+        resumed = iterations_of(server.api, job_id, 2)
+        assert resumed[0] >= before - 1  # checkpoints are two apart
+        assert resumed == list(range(resumed[0], JOB["iterations"] + 1))
+        assert synthetic_file(server.api, job_id) == synthetic_file(undisturbed[0], undisturbed[1]["id"])
+        started = started_by(server)
+        server.ended_by(signal.SIGTERM)
+    assert still_alive(started) == []
+
+
+def started_by(server: Served) -> list[psutil.Process]:
+    processes = psutil.Process(server.process.pid).children(recursive=True)
+    assert len(processes) > 5
+    return processes
+
+
+def still_alive(processes: list[psutil.Process]) -> list[psutil.Process]:
+    """Which of these live on after half a minute."""
+    _gone, alive = psutil.wait_procs(processes, timeout=30)
+    return [process for process in alive if process.status() != psutil.STATUS_ZOMBIE]
