@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import time
+from concurrent.futures import ProcessPoolExecutor
 from datetime import datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -32,8 +33,8 @@ def _by_service(api: ApiClient) -> tuple[float, float]:
     return ends[0] - posted, ends[-1] - ends[0]
 
 
-def _in_process(queue: Any, directory: Path) -> None:
-    """The same by `cafe run`: puts the seconds from the first outer step to the last into the queue."""
+def _in_process(directory: Path) -> float:
+    """The same by `cafe run`: seconds from the first outer step to the last."""
     from cafe_core import local
 
     roots = DataRoots(datasets=directory, uploads=directory, downloads=directory, cache=directory / "cache")
@@ -44,14 +45,13 @@ def _in_process(queue: Any, directory: Path) -> None:
             ends.append(time.time())
 
     local.prepare(SPEC, directory / "out", roots).run(report)
-    queue.put(ends[-1] - ends[0])
+    return ends[-1] - ends[0]
 
 
 def measure() -> list[Figure]:
     """Two rounds each, in turn, after a first job that makes the class store; the better round counts."""
     with TemporaryDirectory() as name:
         directory = Path(name)
-        context = multiprocessing.get_context("spawn")
         first_steps, service, process = [], [], []
         with running_server(directory / "server") as url:
             api = ApiClient(url)
@@ -60,11 +60,8 @@ def measure() -> list[Figure]:
                 first_step, taken = _by_service(api)
                 first_steps.append(first_step)
                 service.append(taken)
-                queue = context.Queue()
-                child = context.Process(target=_in_process, args=(queue, directory / f"run {turn}"))
-                child.start()
-                process.append(queue.get(timeout=600))
-                child.join()
+                with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+                    process.append(pool.submit(_in_process, directory / f"run {turn}").result())
             api.close()
     return [
         Figure("warm service: POST to the end of the first outer step", min(first_steps), "s", "≤ 8"),

@@ -6,9 +6,10 @@ import multiprocessing
 import resource
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -22,10 +23,11 @@ from tests.cafe_core.made_data import make_spec, make_store
 
 CPU = torch.device("cpu")
 STEPS = 6
+T = TypeVar("T")
 
 
-def _steps_per_second(queue: Any, rank: int, world: int, port: int, store: Path, checkpoints: Path) -> None:
-    """One worker of a gang, with one thread: puts (steps/s, numbers sent per step, K·D) into the queue."""
+def _steps_per_second(rank: int, world: int, port: int, store: Path, checkpoints: Path) -> tuple[float, float, int]:
+    """One worker of a gang, with one thread: (steps/s, numbers sent per step, K·D)."""
     torch.set_num_threads(1)
     data = ClassStore.open(store)
     comm = Comm.connect(rank=rank, world=world, address=f"127.0.0.1:{port}", device=CPU, timeout_s=300, host="127.0.0.1")
@@ -39,34 +41,28 @@ def _steps_per_second(queue: Any, rank: int, world: int, port: int, store: Path,
     for outer in range(STEPS):
         run.update_images(shard, 0, outer + 1)
     taken = time.perf_counter() - started
-    queue.put((STEPS / taken, (comm.numbers - sent) / STEPS, data.info.num_classes * run.model.network.feature_dim))
+    numbers = (comm.numbers - sent) / STEPS
     comm.close()
+    return STEPS / taken, numbers, data.info.num_classes * run.model.network.feature_dim
 
 
-def _peak_of_a_step(queue: Any, classes: int, directory: Path) -> None:
-    """Puts the peak of resident memory that one outer step adds, in MiB."""
+def _peak_of_a_step(classes: int, directory: Path) -> float:
+    """MiB that one outer step adds to the peak of resident memory."""
     torch.set_num_threads(2)
-    data = make_store(directory / f"store {classes}", [64] * classes, side=32, channels=3, test_count=0)
+    data = make_store(directory / f"store {classes}", [64] * classes, side=32, channels=3)
     spec = make_spec(data, ipc=10, precision="float32", network={}, method={"batch_real": 64})
     run = Run(spec, data, Comm.single(), CPU, Budget.of(CPU))
     _, shard = run.start(directory / f"checkpoints {classes}")
     run.model.renew(spec.seed, 0)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     run.update_images(shard, 0, 0)
-    queue.put((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
 
 
-def _in_processes(target: Callable[..., None], argument_lists: list[tuple[Any, ...]]) -> list[Any]:
-    """Run `target(queue, *arguments)` in a fresh process each, at the same time; what they put, in no order."""
-    context = multiprocessing.get_context("spawn")
-    queue = context.Queue()
-    processes = [context.Process(target=target, args=(queue, *arguments)) for arguments in argument_lists]
-    for process in processes:
-        process.start()
-    results = [queue.get(timeout=600) for _ in processes]
-    for process in processes:
-        process.join()
-    return results
+def _in_processes(work: Callable[..., T], argument_lists: list[tuple[Any, ...]]) -> list[T]:
+    """work(*arguments) in a fresh process each, at the same time; the results in order."""
+    with ProcessPoolExecutor(len(argument_lists), mp_context=multiprocessing.get_context("spawn")) as pool:
+        return [future.result() for future in [pool.submit(work, *arguments) for arguments in argument_lists]]
 
 
 def measure() -> list[Figure]:
