@@ -32,7 +32,7 @@ from workers.client import RayError, RayRefusedError
 
 log = logging.getLogger(__name__)
 
-FILES_EVERY_S = 0.15
+FILES_EVERY_S = 0.3
 """How often a driver's events are looked for."""
 RAY_EVERY_S = 1.0
 """How often Ray is asked about a job whose driver runs."""

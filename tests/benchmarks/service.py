@@ -49,14 +49,14 @@ def _in_process(directory: Path) -> float:
 
 
 def measure() -> list[Figure]:
-    """Two rounds each, in turn, after a first job that makes the class store; the better round counts."""
+    """Three rounds each, in turn, after a first job that makes the class store; the best round counts."""
     with TemporaryDirectory() as name:
         directory = Path(name)
         first_steps, service, process = [], [], []
         with running_server(directory / "server") as url:
             api = ApiClient(url)
             _by_service(api)
-            for turn in range(2):
+            for turn in range(3):
                 first_step, taken = _by_service(api)
                 first_steps.append(first_step)
                 service.append(taken)
