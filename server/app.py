@@ -10,6 +10,7 @@ from typing import Any
 
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
+from fastapi_offline import FastAPIOffline
 from sqlalchemy import select
 from starlette.types import Scope
 
@@ -54,7 +55,7 @@ def create_app(settings: Settings, ray: RayApi) -> FastAPI:
             await ray.close()
             database.close()
 
-    app = FastAPI(
+    app: FastAPI = FastAPIOffline(  # FastAPI, with the files of /docs served from here: no network is needed to read them
         title="CAFE as a service",
         version=VERSION,
         description="Dataset condensation by aligning features: POST a job, download a tiny synthetic training set.",

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -309,6 +310,15 @@ def test_without_ray_what_is_known_is_served(settings: Settings) -> None:
         assert api.job(job["id"])["status"] == "starting"
         ray.down = False
         api.await_job(job["id"], lambda _: ray.submissions == [(job["id"], 1)])
+
+
+def test_the_documentation_page_needs_no_other_server(api: Api) -> None:
+    page = api.get("/docs").text
+    files = re.findall(r'(?:src|href)="([^"]+)"', page)
+    assert [file for file in files if "://" in file] == []
+    assert len(files) >= 3
+    for file in files:
+        assert api.get(file).status_code == 200
 
 
 def test_openapi_documents_every_status_and_refers_to_what_is_there(api: Api) -> None:
