@@ -54,6 +54,14 @@ def leftovers() -> list[str]:
     return groups + ([f"{taken} CPUs"] if taken else []) + [f"process {name}" for name in actor_processes()]
 
 
+def is_running(pid: int) -> bool:
+    """Whether the process can still do anything: one that has died and waits to be reaped cannot."""
+    try:
+        return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
+
+
 def actor_processes() -> list[str]:
     """Processes of workers in this cluster, which are all descendants of this process: Ray titles them after the actor."""
     found = []
