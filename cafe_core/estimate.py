@@ -5,8 +5,9 @@ Shapes are those of cafe_core.networks, stated as arithmetic; a test holds the t
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
 from math import prod
+
+from pydantic import BaseModel, ConfigDict
 
 from cafe_core.config import CondenseSpec, DatasetInfo, NetworkSpec
 
@@ -24,9 +25,10 @@ GRAPH_FACTOR = {"convnet": 3, "mlp": 3, "lenet": 3, "alexnet": 3, "vgg11": 4, "r
 _BODY_PARAMETERS = {"alexnet": 1_900_000, "vgg11": 9_300_000, "resnet18": 11_200_000}
 
 
-@dataclass(frozen=True)
-class Estimate:
-    """Per worker unless it says otherwise. The largest shard counts."""
+class Estimate(BaseModel):
+    """Bytes per worker unless it says otherwise. The largest shard counts."""
+
+    model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
 
     memory_bytes: int
     """Sum of what follows and of the runtime."""
@@ -42,10 +44,6 @@ class Estimate:
     """Numbers a worker sends to the others: 2·K·D for the shared statistics."""
     download_bytes: int
     """Size of synthetic.safetensors."""
-
-    def as_dict(self) -> dict[str, int]:
-        """As JSON."""
-        return asdict(self)
 
 
 def estimate(spec: CondenseSpec, info: DatasetInfo) -> Estimate:

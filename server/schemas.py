@@ -7,6 +7,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict
 
 from cafe_core.config import DatasetInfo, JobSpec
+from cafe_core.estimate import Estimate
 from server.states import Status
 
 
@@ -93,25 +94,11 @@ class JobPage(_Schema):
     """Ask again with `cursor=` this for the next page; null: there is none."""
 
 
-class Estimates(_Schema):
-    """What a job will take: bytes per worker, unless it says otherwise."""
+class Estimates(Estimate):
+    """What a job will take, beside what there is."""
 
-    memory_bytes: int
-    """All of it together, and the runtime."""
     available_memory_bytes: int
     """What a worker has on this cluster."""
-    synthetic_bytes: int
-    """The synthetic images, their momentum and gradient."""
-    statistics_bytes: int
-    """Class means and centres, and the centres' gradient."""
-    network_bytes: int
-    """The network, its gradient, the inner loop's activations."""
-    features_bytes: int
-    """Feature maps in flight."""
-    numbers_per_outer_step: int
-    """Numbers a worker sends to the others in each outer step."""
-    download_bytes: int
-    """Size of synthetic.safetensors."""
 
 
 class DryRun(_Schema):

@@ -77,7 +77,7 @@ def _create(services: Services, planned: Plan, key: str | None, body_sha256: str
 
 
 def _dry_run(planned: Plan) -> schemas.DryRun:
-    estimates = schemas.Estimates(available_memory_bytes=planned.memory_available, **planned.estimate.as_dict())
+    estimates = schemas.Estimates(available_memory_bytes=planned.memory_available, **planned.estimate.model_dump())
     return schemas.DryRun(spec=planned.spec, estimates=estimates, dataset=planned.dataset)
 
 
