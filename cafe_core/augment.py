@@ -80,17 +80,25 @@ class Draws:
         return self.affine, self.colour, self.cutout
 
 
+UNIFORMS = 4
+"""Numbers in [0, 1) that a draw is made of: the operation, then its up to three parameters."""
+
+
 def draw(strategy: Augmentation, count: int, shape: Shape, is_digits: bool, generator: torch.Generator) -> Draws:
     """`count` independent draws of `strategy` for images of `shape` (C, H, W), as float64 on the CPU.
 
     Row i is the same whatever `count` is. Raises ValueError for a strategy that draws nothing ("none").
     """
+    u = torch.rand(count, UNIFORMS, dtype=torch.float64, generator=generator)
+    return from_uniforms(strategy, u, shape, is_digits)
+
+
+def from_uniforms(strategy: Augmentation, u: Tensor, shape: Shape, is_digits: bool) -> Draws:
+    """The draws that are made of `u`: (n, UNIFORMS) float64, uniform in [0, 1), on the CPU. Raises ValueError as `draw`."""
     if strategy not in _STRATEGIES:
         raise ValueError(f"augment: {strategy!r} is none of {', '.join(_STRATEGIES)}")
     settings = _STRATEGIES[strategy]
     operations = [name for name in settings.operations if not (name == "flip" and is_digits)]
-    # Everything any operation could need, uniform in [0, 1), row by row: the operation, then its up to three parameters.
-    u = torch.rand(count, 4, dtype=torch.float64, generator=generator)
     picked = (u[:, 0] * len(operations)).long()
     rows = {name: picked == index for index, name in enumerate(operations)}
     return Draws(
@@ -151,7 +159,7 @@ def apply(images: Tensor, draws: Draws) -> Tensor:
     grid = F.affine_grid(draws.affine, list(images.shape), align_corners=False)
     images = F.grid_sample(images, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
     if draws.cutout is not None:
-        images = images * _outside(draws.cutout, images)
+        images = cut_out(images, draws.cutout)
     return images
 
 
@@ -163,10 +171,11 @@ def _colour(images: Tensor, colour: Tensor) -> Tensor:
     return torch.lerp(images.mean((1, 2, 3), keepdim=True), images, contrast)
 
 
-def _outside(box: Tensor, images: Tensor) -> Tensor:
-    """(n, 1, H, W): 0 within the box, 1 outside."""
+def cut_out(images: Tensor, box: Tensor) -> Tensor:
+    """`images` (n, C, H, W), 0 within each one's box: (n, 4) as in `Draws.cutout`."""
     top, bottom, left, right = (edge.view(-1, 1) for edge in box.unbind(1))
     y = torch.arange(images.shape[2], device=images.device)
     x = torch.arange(images.shape[3], device=images.device)
     inside_y, inside_x = (y >= top) & (y < bottom), (x >= left) & (x < right)  # (n, H), (n, W)
-    return (~(inside_y[:, None, :, None] & inside_x[:, None, None, :])).to(images.dtype)
+    outside = ~(inside_y[:, None, :, None] & inside_x[:, None, None, :])  # (n, 1, H, W)
+    return images * outside.to(images.dtype)

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from cafe_core.config import CondenseSpec
 from cafe_core.errors import CheckpointError, DiskFullError
-from cafe_core.jobdir import checkpoint_files, write_atomically
+from cafe_core.jobdir import Fence, checkpoint_files, unfenced, write_atomically
 
 log = logging.getLogger(__name__)
 
@@ -39,20 +39,23 @@ class Checkpoint:
 def spec_digest(spec: CondenseSpec) -> str:
     """A hash of what decides a run's numbers. Workers, checkpoints, names and the number of iterations may differ."""
     decisive = spec.model_dump(mode="json", include={"dataset", "ipc", "seed", "method", "network", "precision"})
+    if spec.validation is not None:
+        decisive["held_out"] = spec.validation.fraction  # and nothing else of it: it decides which real images there are
     return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
 
 
-def save_checkpoint(directory: Path, checkpoint: Checkpoint, spec: CondenseSpec) -> Path:
+def save_checkpoint(directory: Path, checkpoint: Checkpoint, spec: CondenseSpec, *, fence: Fence = unfenced) -> Path:
     """Write beside, move into place, then drop all but the newest two.
 
-    Raises DiskFullError where there is no space and CheckpointError for another failure; older checkpoints are intact.
+    Raises what the fence raises, DiskFullError where there is no space and CheckpointError for another failure; older
+    checkpoints are intact.
     """
     path = _path(directory, checkpoint.iteration)
     metadata = {"iteration": str(checkpoint.iteration), "spec_digest": spec_digest(spec)}
     tensors = {"images": checkpoint.images.cpu().contiguous(), "momentum": checkpoint.momentum.cpu().contiguous()}
     failed = f"the checkpoint of iteration {checkpoint.iteration} could not be written; earlier checkpoints are intact"
     try:
-        write_atomically(path, save(tensors, metadata))
+        write_atomically(path, save(tensors, metadata), fence=fence)
     except DiskFullError as error:
         raise DiskFullError(f"{failed}: {error}") from error
     except OSError as error:
@@ -101,7 +104,9 @@ def _read(path: Path, spec: CondenseSpec) -> Checkpoint:
     with safe_open(path, framework="pt") as file:
         metadata = file.metadata()
         if metadata["spec_digest"] != spec_digest(spec):
-            raise CheckpointError(f"{path} belongs to a run with another dataset, seed, method, network, ipc or precision")
+            raise CheckpointError(
+                f"{path} belongs to a run with another dataset, seed, method, network, ipc, precision or validation.fraction"
+            )
         # Cloned off the memory map: the file may change or go.
         images, momentum = (file.get_tensor(name).clone() for name in ("images", "momentum"))
         return Checkpoint(images, momentum, int(metadata["iteration"]))

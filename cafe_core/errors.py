@@ -6,10 +6,12 @@
     ├── SpecError               the spec asks for something impossible: names the field
     ├── DatasetError            the data cannot be used: names the file or class, says why
     ├── SyntheticSetError       a synthetic set's file is damaged or does not fit
+    ├── SweepError              no trial of a sweep came to its end
     ├── NonFiniteLossError      the loss became NaN or infinite: names the iteration
     ├── CheckpointError         a checkpoint cannot be written, or belongs to another spec
     │   └── DiskFullError       … because the disk is full
-    └── WorkerLostError         a worker died or hung, more often than allowed
+    ├── WorkerLostError         a worker died or hung, more often than allowed
+    └── StaleAttemptError       another attempt of the job has taken this one's place
 """
 
 from __future__ import annotations
@@ -57,6 +59,16 @@ class SyntheticSetError(CafeError):
     code = "invalid_synthetic_set"
 
 
+class SweepError(CafeError):
+    """No trial of a sweep came to its end. Retryable if that holds of one of them."""
+
+    code = "sweep"
+
+    def __init__(self, message: str, *, retryable: bool = False) -> None:
+        super().__init__(message)
+        self.retryable = retryable
+
+
 class NonFiniteLossError(CafeError):
     """The loss became NaN or infinite; the last checkpoint is intact."""
 
@@ -81,3 +93,9 @@ class WorkerLostError(CafeError):
 
     code = "worker_lost"
     retryable = True
+
+
+class StaleAttemptError(CafeError):
+    """Another attempt of the job has taken this one's place, or the job was deleted: this one may write nothing any more."""
+
+    code = "stale_attempt"

@@ -9,7 +9,16 @@ from math import prod
 
 from pydantic import BaseModel, ConfigDict
 
-from cafe_core.config import CondenseSpec, DatasetInfo, NetworkSpec
+from cafe_core.config import (
+    BilevelMethod,
+    CafeMethod,
+    CondenseSpec,
+    DatasetInfo,
+    DcMethod,
+    EvaluationSpec,
+    MatchingMethod,
+    NetworkSpec,
+)
 
 Shape = tuple[int, int, int]
 
@@ -21,6 +30,16 @@ GRAPH_BYTES_CPU = 256 << 20
 
 GRAPH_FACTOR = {"convnet": 3, "mlp": 3, "lenet": 3, "alexnet": 3, "vgg11": 4, "resnet18": 10}
 """What a graph holds for the backward pass, in units of the aligned maps (measured at most 2.2, 1.6, 3.2 and 9.6)."""
+
+DOUBLE_GRAPH_FACTOR = {"convnet": 12, "mlp": 49, "lenet": 7, "alexnet": 11, "vgg11": 11, "resnet18": 36}
+"""The same where the gradient of the weights is differentiated (measured at most 11.8, 48.5, 6.8, 10.5, 10.3 and 35.8)."""
+
+WEIGHT_GRADIENTS_HELD = 6
+"""How many gradients of all weights dc holds at most: of both sides, D's in one of them, and what is made on the way (measured
+at most 5.2)."""
+
+FEATURES_HELD = {"herding": 1, "k_center": 1, "kmeans": 3}
+"""How often a method holds a class's features, in float64 (measured with 13861 images and D = 2048: 1.0, 1.0 and 2.9)."""
 
 _BODY_PARAMETERS = {"alexnet": 1_900_000, "vgg11": 9_300_000, "resnet18": 11_200_000}
 
@@ -35,9 +54,10 @@ class Estimate(BaseModel):
     synthetic_bytes: int
     """S, its momentum and its gradient."""
     statistics_bytes: int
-    """Class centres, their gradient, and the real class means."""
+    """Class centres, their gradient, and the real class means; dc: the gradients of the weights; methods that choose real images:
+    the features of the largest class."""
     network_bytes: int
-    """θ, its gradient, and the inner loop's activations; or those of the largest network of the evaluation."""
+    """θ, its gradient and momentum, and the inner loop's activations; or those of the largest network of the evaluation."""
     features_bytes: int
     """Feature maps in flight: bounded whatever the number of classes, but at least one image's."""
     numbers_per_outer_step: int
@@ -51,16 +71,16 @@ def estimate(spec: CondenseSpec, info: DatasetInfo) -> Estimate:
     itemsize = 8 if spec.precision == "float64" else 4
     K, C_H_W = info.num_classes, prod(info.shape)
     classes = -(-K // spec.resources.workers)
-    maps = map_shapes(spec.network, info.shape)
-    D, map_numbers = prod(maps[-1]), sum(prod(m) for m in maps)
+    D = prod(map_shapes(spec.network, info.shape)[-1])
 
     images = 3 * classes * spec.ipc * C_H_W * itemsize
-    statistics = (3 * K * D + classes * map_numbers) * itemsize
-    minibatch = min(spec.method.batch_train, K * spec.ipc)
-    network = _training_bytes(spec.network, info, minibatch) * itemsize // 4
-    for trained in spec.evaluation.networks if spec.evaluation else []:
-        network = max(network, _training_bytes(trained, info, min(EVALUATION_BATCH, K * spec.ipc)))
-    features = max(GRAPH_BYTES_CPU, GRAPH_FACTOR[spec.network.name] * spec.ipc * map_numbers * itemsize)
+    statistics = _statistics_bytes(spec, info, classes, itemsize)
+    trained_on = spec.method.batch_train if isinstance(spec.method, BilevelMethod) else 0
+    network = training_bytes(spec.network, info, min(trained_on, K * spec.ipc)) * itemsize // 4
+    for evaluation in (spec.evaluation, spec.validation.as_evaluation() if spec.validation is not None else None):
+        if evaluation is not None:
+            network = max(network, evaluation_bytes(evaluation, info, K * spec.ipc))
+    features = max(GRAPH_BYTES_CPU, _least_graph_bytes(spec, info, itemsize))
     gathered = 4 * K * spec.ipc * C_H_W * itemsize  # rank 0 collects all images and momenta for a checkpoint, and packs them
     return Estimate(
         memory_bytes=RUNTIME_BYTES + images + statistics + network + features + gathered,
@@ -68,12 +88,44 @@ def estimate(spec: CondenseSpec, info: DatasetInfo) -> Estimate:
         statistics_bytes=statistics,
         network_bytes=network,
         features_bytes=features,
-        numbers_per_outer_step=2 * K * D if spec.method.discrimination else 0,
+        numbers_per_outer_step=2 * K * D if isinstance(spec.method, CafeMethod) and spec.method.discrimination else 0,
         download_bytes=K * spec.ipc * (C_H_W * 4 + 8),
     )
 
 
-def _training_bytes(network: NetworkSpec, info: DatasetInfo, batch: int) -> int:
+def evaluation_bytes(spec: EvaluationSpec, info: DatasetInfo, images: int) -> int:
+    """Training the largest of the networks, one at a time, on `images` images, or on all real ones for that baseline."""
+    count = sum(info.class_counts) if "whole" in spec.baselines else images
+    return max(training_bytes(network, info, min(EVALUATION_BATCH, count)) for network in spec.networks)
+
+
+def _statistics_bytes(spec: CondenseSpec, info: DatasetInfo, classes: int, itemsize: int) -> int:
+    maps = map_shapes(spec.network, info.shape)
+    D = prod(maps[-1])
+    match spec.method:
+        case CafeMethod():
+            return (3 * info.num_classes * D + classes * sum(prod(m) for m in maps)) * itemsize
+        case DcMethod():
+            return WEIGHT_GRADIENTS_HELD * parameter_count(spec.network, info.shape, info.num_classes) * itemsize
+        case MatchingMethod():  # dm: the mean embeddings of both sides
+            return 2 * classes * D * itemsize
+        case chosen:
+            return 8 * FEATURES_HELD.get(chosen.name, 0) * max(info.class_counts) * D
+
+
+def _least_graph_bytes(spec: CondenseSpec, info: DatasetInfo, itemsize: int) -> int:
+    """What must be held at once, however small the chunks are made: a class's synthetic images, or one image."""
+    match spec.method:
+        case DcMethod():
+            factor = DOUBLE_GRAPH_FACTOR[spec.network.name]
+        case MatchingMethod():
+            factor = GRAPH_FACTOR[spec.network.name] * spec.ipc
+        case _:
+            factor = GRAPH_FACTOR[spec.network.name]
+    return factor * sum(prod(m) for m in map_shapes(spec.network, info.shape)) * itemsize
+
+
+def training_bytes(network: NetworkSpec, info: DatasetInfo, batch: int) -> int:
     """float32: weights, gradients, momenta, and the graph of a minibatch."""
     maps = sum(prod(m) for m in map_shapes(network, info.shape))
     return 4 * (3 * parameter_count(network, info.shape, info.num_classes) + GRAPH_FACTOR[network.name] * batch * maps)

@@ -13,8 +13,9 @@ from torch import Tensor
 from cafe_core.augment import Draws, apply
 from cafe_core.distributed import Comm
 from cafe_core.model import Model
-from cafe_core.outer_step import SyntheticShard
 from cafe_core.real_images import RealImages, Rows
+from cafe_core.shared_gradient import shared_gradient
+from cafe_core.synthetic_shard import SyntheticShard
 
 
 def train_epoch(
@@ -26,24 +27,22 @@ def train_epoch(
     in the order of the permutation, or None.
     """
     parameters = list(network.parameters())
+    gradient = shared_gradient(parameters)
+    optimizer = torch.optim.SGD(parameters, lr=lr)
     first_row = shard.classes.start * shard.ipc
     for start in range(0, len(permutation), batch):
         members = permutation[start : start + batch]
         mine = (members >= first_row) & (members < first_row + len(shard.images))
         rows = members[mine]
-        # ∇J = (1/B) Σ_{i∈batch} ∇CE_i = Σ_r (1/B) Σ_{i∈batch∩r} ∇CE_i: sums over owned images, divided by the global B.
+        gradient.zero_()
         if len(rows):
             images = shard.images[(rows - first_row).to(shard.images.device)]
             if draws is not None:
                 images = apply(images, draws[torch.arange(start, start + len(members))[mine]])
-            loss = F.cross_entropy(network(images), (rows // shard.ipc).to(images.device), reduction="sum") / len(members)
-            gradients = torch.autograd.grad(loss, parameters)
-        else:
-            gradients = tuple(torch.zeros_like(p) for p in parameters)
-        flat = comm.all_reduce(torch.cat([g.flatten() for g in gradients]))
-        with torch.no_grad():
-            for parameter, gradient in zip(parameters, flat.split_with_sizes([p.numel() for p in parameters]), strict=True):
-                parameter.sub_(gradient.view_as(parameter), alpha=lr)
+            loss = F.cross_entropy(network(images), (rows // shard.ipc).to(images.device), reduction="sum")
+            torch.autograd.backward(loss / len(members))  # Σ_r (1/B) Σ_{i∈batch∩r} ∇CE_i, B of all ranks
+        comm.all_reduce(gradient)
+        optimizer.step()
 
 
 @torch.no_grad()
@@ -51,7 +50,7 @@ def query_accuracy(network: Model, real: RealImages, comm: Comm, rows: Rows, ima
     """Accuracy (0 … 1) on the query images of all ranks: each counts hits on its own classes, two integers are summed."""
     hits = torch.zeros(2, dtype=torch.int64, device=real.device)
     for chunk in real.chunks(rows, images_per_chunk):
-        labels = torch.tensor([k for k, n in chunk.segments for _ in range(n)], device=real.device)
+        labels = chunk.labels()
         hits[0] += (network(chunk.images).argmax(1) == labels).sum()
         hits[1] += len(labels)
     correct, asked = comm.all_reduce(hits).tolist()

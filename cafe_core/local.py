@@ -2,52 +2,89 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
+from pydantic import ValidationError
 
+from cafe_core.backend import Condensation, Report, TrialOutcome
 from cafe_core.condense import condense
-from cafe_core.config import CondenseSpec, DatasetInfo, resolve
+from cafe_core.config import CondenseSpec, EvaluateSpec, JobSpec, ResourcesSpec, SweepSpec, parse_job_spec
 from cafe_core.data import sources
 from cafe_core.data.class_store import ClassStore
 from cafe_core.distributed import Comm
 from cafe_core.errors import SpecError
-from cafe_core.evaluate import run_task
-from cafe_core.job import EvaluationTask, Report, run_job
+from cafe_core.evaluation.run import train_networks
+from cafe_core.evaluation.tasks import EvaluationSetup, EvaluationTask, chunks
+from cafe_core.fence import AttemptFence
+from cafe_core.job import run_job
 from cafe_core.jobdir import DataRoots, JobDir, JobFile, write_atomically
+from cafe_core.submission import Site, accept
+from cafe_core.sweep import Trial
+from cafe_core.sweep_job import run_trial
+
+ENSEMBLE = 20
+"""Networks that a GPU trains at once."""
 
 
 class LocalBackend:
-    """One worker, which is this process."""
+    """One worker, which is this process. Implements :class:`cafe_core.backend.Backend`."""
 
-    def __init__(self, spec: CondenseSpec, directory: JobDir, store: Path) -> None:
-        self._spec = spec
+    def __init__(self, job: JobFile, directory: JobDir) -> None:
+        self._job = job
         self._directory = directory
-        self._store = store
-        self._device = torch.device("cuda" if spec.resources.gpus_per_worker > 0 else "cpu")
-        torch.set_num_threads(spec.resources.cpus_per_worker)
 
-    def condense(self, report: Report) -> None:
-        """See :class:`cafe_core.job.Backend`."""
+    def condense(self, condensation: Condensation, until: int, report: Report) -> None:
+        """See :class:`cafe_core.backend.Backend`."""
         report("phase", phase="condensing")
-        store = ClassStore.open(self._store)
-        condense(self._spec, store, Comm.single(), self._device, checkpoints=self._directory.checkpoints, report=report)
+        spec = condensation.spec
+        device = _take(spec.resources)
+        store = ClassStore.open(condensation.store)
+        condense(
+            spec,
+            store,
+            Comm.single(),
+            device,
+            checkpoints=condensation.checkpoints,
+            report=report,
+            until=until,
+            fence=condensation.fence,
+        )
 
     def evaluate(
         self,
         tasks: Sequence[EvaluationTask],
-        synthetic: Path,
+        setup: EvaluationSetup,
+        resources: ResourcesSpec,
         report: Report,  # noqa: ARG002
     ) -> Iterator[tuple[EvaluationTask, float]]:
-        """See :class:`cafe_core.job.Backend`."""
-        for task in tasks:
-            yield task, run_task(task, self._spec, self._store, synthetic, self._device)
+        """See :class:`cafe_core.backend.Backend`."""
+        device = _take(resources)
+        for chunk in chunks(tasks, ENSEMBLE):
+            yield from train_networks(chunk, setup, device)
+
+    def run_trials(self, trials: Sequence[Trial], finished: Mapping[int, TrialOutcome], report: Report) -> Iterator[TrialOutcome]:
+        """See :class:`cafe_core.backend.Backend`: one after the other."""
+        fence = AttemptFence.of(self._directory, self._job.attempt)
+        for trial in trials:
+            if trial.number not in finished:
+                report("trial_started", number=trial.number, overrides=trial.overrides)
+                yield run_trial(trial, self._job, self._directory.trial(trial.number), fence, LocalBackend, _unheard)
 
     def close(self) -> None:
         """Nothing is held."""
+
+
+def _take(resources: ResourcesSpec) -> torch.device:
+    torch.set_num_threads(resources.cpus_per_worker)
+    return torch.device("cuda" if resources.gpus_per_worker > 0 else "cpu")
+
+
+def _unheard(_type: str, **_data: Any) -> None:
+    """The trial's own log has it."""
 
 
 @dataclass(frozen=True)
@@ -59,27 +96,75 @@ class LocalJob:
 
     def run(self, report: Report) -> dict[str, Any]:
         """Run it to its end; returns the result. Raises CafeError for a job that failed."""
-
-        def backend(_info: DatasetInfo, store: Path) -> LocalBackend:
-            return LocalBackend(self.job.spec, self.directory, store)
-
-        return run_job(self.job, self.directory, 1, backend, report)
+        return run_job(self.job, self.directory, self.job.attempt, lambda: LocalBackend(self.job, self.directory), report)
 
 
 def prepare(spec: dict[str, Any], out: Path, roots: DataRoots) -> LocalJob:
     """Check a job spec; the job's files will lie in `out`.
 
-    A run that was broken off goes on from its last checkpoint when prepared again with the same spec and `out`.
-    Raises pydantic.ValidationError, ValueError, SpecError or DatasetError for what is refused; nothing is written then.
+    A run that was broken off goes on from its last checkpoint when prepared again with the same spec and `out`. An `out` that
+    another job has left its files in is refused.
+    Raises pydantic.ValidationError, ValueError or SpecError for what is refused; nothing is written then.
     """
-    sent = CondenseSpec.model_validate(spec)
-    info = ClassStore.open(sources.prepare(sent.dataset, roots)).info
-    resolved = resolve(sent, info, cluster_gpus=torch.cuda.device_count())
-    if resolved.resources.gpus_per_worker > 0 and not torch.cuda.is_available():
-        raise SpecError("this machine has no GPU that torch can use; 0 runs on the CPU", loc="resources.gpus_per_worker")
-    one_worker = resolved.resources.model_copy(update={"workers": 1})
-    resolved = resolved.model_copy(update={"resources": one_worker})
+    site = Site(
+        roots=roots,
+        describe=lambda dataset: ClassStore.open(sources.prepare(dataset, roots)).info,
+        set_of_job=_no_jobs,
+        fits=lambda _: 1,
+        gpus=torch.cuda.device_count(),
+    )
+    accepted = accept(parse_job_spec(spec), site)  # as a server would: also the number of workers
+    one_worker = _one_worker(accepted.spec)
+    resources = [c.resources for c in accepted.condensations]
+    if isinstance(accepted.spec, EvaluateSpec):
+        resources.append(accepted.spec.resources)
+    if any(r.gpus_per_worker > 0 for r in resources) and not torch.cuda.is_available():
+        loc = "base.resources.gpus_per_worker" if isinstance(accepted.spec, SweepSpec) else "resources.gpus_per_worker"
+        raise SpecError("this machine has no GPU that torch can use; 0 runs on the CPU", loc=loc)
     directory = JobDir(out)
-    job = JobFile(job_id=out.name or "local", spec=resolved, roots=roots)
+    job = JobFile(job_id=out.name or "local", spec=one_worker, roots=roots)
+    _check_same_job(directory, job)
+    if accepted.judged is not None:
+        accepted.judged.save(directory.input_file)
     write_atomically(directory.job_file, job.model_dump_json(exclude_none=True, indent=2).encode())
     return LocalJob(job, directory)
+
+
+def _check_same_job(directory: JobDir, job: JobFile) -> None:
+    """Raises SpecError where the directory holds the files of another job: its results would pass for this one's."""
+    if not directory.job_file.exists():
+        return
+    try:
+        earlier = JobFile.model_validate_json(directory.job_file.read_bytes())
+    except ValidationError as error:
+        raise SpecError(f"{directory.path} holds a job that cannot be read; choose another directory, or remove it") from error
+    one, other = _decisive(earlier.spec), _decisive(job.spec)
+    changed = [name for name in sorted(one.keys() | other.keys()) if one.get(name) != other.get(name)]
+    if changed:
+        differs = f"{directory.path} holds the files of a job that differs in {', '.join(changed)}"
+        raise SpecError(f"{differs}; choose another directory, or remove it")
+
+
+def _decisive(spec: JobSpec) -> dict[str, Any]:
+    """The fields that decide what a job's files hold.
+
+    Without a validation a condensation goes on to more iterations, and is evaluated otherwise: evaluations are kept by the set
+    that was judged, which has its spec in it.
+    """
+    free = {"name", "labels", "resources"}
+    if isinstance(spec, CondenseSpec) and spec.validation is None:
+        free |= {"iterations", "checkpoint_every", "compile", "evaluation"}
+    return spec.model_dump(mode="json", exclude=free)
+
+
+def _one_worker(spec: JobSpec) -> JobSpec:
+    """The same job by one worker. Raises SpecError for a scheduler that needs several trials at once."""
+    if isinstance(spec, SweepSpec):
+        if spec.scheduler != "fifo":
+            raise SpecError("asha compares trials that run at the same time: submit the sweep to a server", loc="scheduler")
+        return spec.model_copy(update={"base": _one_worker(spec.base)})
+    return spec.model_copy(update={"resources": spec.resources.model_copy(update={"workers": 1})})
+
+
+def _no_jobs(job_id: str) -> NoReturn:
+    raise SpecError(f"{job_id} is a job of a server, and this runs without one: give a path", loc="synthetic.job_id")

@@ -1,4 +1,4 @@
-"""CAFE's losses (Section 3, Eq. 1–4), as pure functions of tensors.
+"""CAFE's losses (Section 3, Eq. 1–4) and DC's, as pure functions of tensors.
 
 Legend::
 
@@ -59,3 +59,25 @@ def centre_surrogate(centres: Tensor, centre_gradient: Tensor) -> Tensor:
     centres: (k, D) with graph. centre_gradient: (k, D).
     """
     return (centres * centre_gradient).sum()
+
+
+MIN_NORM_PRODUCT = 1e-6
+"""What DC's released code adds to ‖a‖·‖b‖ of each cosine: gradients are small, so it counts; and rows may be zero."""
+
+
+def gradient_distance(synthetic: Sequence[Tensor], real: Sequence[Tensor]) -> Tensor:
+    """D = Σ_layers Σ_i (1 − ⟨a_i, b_i⟩ / (‖a_i‖·‖b_i‖)): a layer's gradients, compared output node by output node.
+
+    a_i, b_i are row i of a weight's two gradients, flattened: out × in of a linear layer, out × (in·h·w) of a convolution
+    (the gradient matching loss of Zhao et al., ICLR 2021, https://arxiv.org/abs/2006.05929), C × (H·W) of layer norm. What has
+    one dimension (biases, the affine parameters of instance and group norm) is left to the caller to leave out, as the
+    authors' released code does (github.com/VICO-UoE/DatasetCondensation, `distance_wb`).
+
+    synthetic, real: one tensor a weight, of two dimensions or more. Returns a scalar.
+    """
+    terms = []
+    for g_s, g_t in zip(synthetic, real, strict=True):
+        a, b = g_s.flatten(1), g_t.flatten(1)
+        norms = torch.linalg.vector_norm(a, dim=1) * torch.linalg.vector_norm(b, dim=1)
+        terms.append((1 - (a * b).sum(1) / (norms + MIN_NORM_PRODUCT)).sum())
+    return torch.stack(terms).sum()

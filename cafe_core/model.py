@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from cafe_core.config import CondenseSpec, DatasetInfo
-from cafe_core.estimate import GRAPH_BYTES_CPU, GRAPH_FACTOR
+from cafe_core.estimate import DOUBLE_GRAPH_FACTOR, GRAPH_BYTES_CPU, GRAPH_FACTOR
 from cafe_core.networks import init_network
 from cafe_core.sampling import counter_seed
 
@@ -28,12 +28,9 @@ class Model:
         self.device = device
         self.dtype = dtype
         self.network = init_network(spec.network, info.shape, info.num_classes, 0).to(device, dtype)
-        last = len(self.network.map_shapes) - 1
-        self._layers = list(spec.method.layers)
-        if spec.method.discrimination and last not in self._layers:
-            self._layers.append(last)  # for the centres
         self._compiled = torch.compile(self.network.features, dynamic=False) if spec.compile else None
         self.graph_factor = GRAPH_FACTOR[spec.network.name]
+        self.double_graph_factor = DOUBLE_GRAPH_FACTOR[spec.network.name]
         self._autocast = spec.precision == "bfloat16"
 
     def renew(self, seed: int, iteration: int) -> None:
@@ -43,17 +40,17 @@ class Model:
         )
         self.network.load_state_dict(fresh.state_dict())
 
-    def features(self, images: Tensor) -> Iterable[Tensor]:
-        """The aligned maps, early → late; then, for the discrimination loss, the last map where it is not among them.
+    def features(self, images: Tensor, layers: Sequence[int] | None = None) -> Iterable[Tensor]:
+        """The maps of `layers` (0-based, increasing; None: all), early → late.
 
         No weight gets a gradient. Each map is computed when it is asked for, so that a caller who reduces it at once holds
         one at a time, and on a CPU finds it in the caches; not so when compiled or under autocast, where all come together.
         """
         self.network.requires_grad_(False)
         if self._compiled is None and not self._autocast:
-            return (m for layer, m in self.network.iter_features(images) if layer in self._layers)
+            return (m for layer, m in self.network.iter_features(images) if layers is None or layer in layers)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self._autocast):
-            return (self._compiled or self.network.features)(images, self._layers)
+            return (self._compiled or self.network.features)(images, layers)
 
     def __call__(self, images: Tensor) -> Tensor:
         """Logits (n, K), with a graph to the weights."""
@@ -91,6 +88,10 @@ class Budget:
     def classes_per_chunk(self, model: Model, ipc: int) -> int:
         """Classes whose synthetic images are taken at once, at least 1."""
         return max(1, min(self.images_per_chunk(model), self.graph_bytes // (model.graph_factor * _map_bytes(model))) // ipc)
+
+    def images_per_double_graph(self, model: Model) -> int:
+        """Images to take at once where the gradient of the weights is itself differentiated, at least 1."""
+        return max(1, min(self.images_per_chunk(model), self.graph_bytes // (model.double_graph_factor * _map_bytes(model))))
 
     def keeps_graph(self, model: Model, ipc: int, classes: int) -> bool:
         """Whether the graphs of all `classes` may be held at once. Per class come the means of two sides."""

@@ -1,4 +1,4 @@
-"""One outer step: the gradient of L = L_f + β L_d in this shard's synthetic images, and the images' SGD step.
+"""The gradient of L = L_f + β L_d in this shard's synthetic images: what an outer step of CAFE, and with L_f alone of DM, takes.
 
 The sharded form is exact. L_f is a sum over classes, so it is local. L_d couples all classes, but only through the
 centres C: ∂L_d/∂S_k = (∂c_k/∂S_k)ᵀ G_k with G = ∂L_d/∂C = Σ_r G_r, and G_r needs rank r's real images only. So a step
@@ -11,36 +11,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from cafe_core import losses
 from cafe_core.augment import Draws, apply
-from cafe_core.config import MethodSpec
 from cafe_core.distributed import Comm
+from cafe_core.rank import Rank
 from cafe_core.real_images import RealImages, Rows
+from cafe_core.synthetic_shard import SyntheticShard
 
 FeatureMaps = Callable[[Tensor], Iterable[Tensor]]
 """images (n, C, H, W) → the aligned maps and, last, the map that gives the centres: each (n, C, H, W)."""
-
-
-@dataclass
-class SyntheticShard:
-    """The synthetic images of the classes that one worker owns.
-
-    images, momentum: (k·ipc, C, H, W), ordered by class.
-    """
-
-    classes: range
-    ipc: int
-    images: Tensor
-    momentum: Tensor
-
-    def step(self, gradient: Tensor, *, lr: float, momentum: float) -> None:
-        """SGD with momentum: v ← m·v + g, S ← S − lr·v."""
-        self.momentum.mul_(momentum).add_(gradient)
-        self.images.sub_(self.momentum, alpha=lr)
 
 
 @dataclass(frozen=True)
@@ -59,8 +43,11 @@ class OuterStep:
     network at once, and keep_graph says whether the graphs of all these chunks may be held.
     """
 
-    method: MethodSpec
     features: FeatureMaps
+    weights: Sequence[float]
+    """w_l of each aligned map."""
+    beta: float | None
+    """β; None: without discrimination."""
     real: RealImages
     comm: Comm
     num_classes: int
@@ -68,16 +55,34 @@ class OuterStep:
     classes_per_chunk: int
     keep_graph: bool
 
+    @classmethod
+    def of(cls, rank: Rank, layers: Sequence[int], weights: Sequence[float], beta: float | None) -> OuterStep:
+        """The step of a rank. layers: the maps that are aligned."""
+        model, ipc = rank.model, rank.spec.ipc
+        last = len(model.network.map_shapes) - 1
+        maps = [*layers, last] if beta is not None and last not in layers else list(layers)  # the last one, for the centres
+        return cls(
+            partial(model.features, layers=maps),
+            weights,
+            beta,
+            rank.real,
+            rank.comm,
+            rank.info.num_classes,
+            rank.images_per_chunk,
+            rank.budget.classes_per_chunk(model, ipc),
+            rank.budget.keeps_graph(model, ipc, len(rank.classes)),
+        )
+
     def gradient(self, shard: SyntheticShard, rows: Rows, total: int, draws: Draws | None) -> tuple[Tensor, StepLosses]:
         """∂L/∂S for this shard: (k·ipc, C, H, W), and the losses over all shards.
 
-        rows: the real images T_k of the shard's classes. total: N', real images of all classes and ranks.
+        rows: the real images T_k of the shard's classes. total: N', real images of all classes and ranks (for L_d).
         draws: one augmentation per class of the shard, shared by its real and synthetic images.
 
         Where the shard's synthetic graphs exceed their budget, each is made anew when it is needed instead of being kept:
         the same numbers for more work and less memory.
         """
-        method, comm, ipc = self.method, self.comm, shard.ipc
+        comm, ipc = self.comm, shard.ipc
         images = shard.images.detach().requires_grad_()
         classes, size = len(shard.classes), self.classes_per_chunk
         chunks = [range(first, min(first + size, classes)) for first in range(0, classes, size)]
@@ -88,14 +93,15 @@ class OuterStep:
                 mine = apply(mine, draws[torch.arange(chunk.start, chunk.stop).repeat_interleave(ipc)])
             return [_segment_sums(m, [ipc] * len(chunk), images.dtype) / ipc for m in self.features(mine)]
 
-        kept = {chunk: make_means(chunk) for chunk in chunks} if self.keep_graph else {}
+        # Without discrimination each chunk is needed once only: made, walked back and let go.
+        kept = {chunk: make_means(chunk) for chunk in chunks} if self.keep_graph and self.beta is not None else {}
 
         def synthetic_means(chunk: range) -> list[Tensor]:
             return kept[chunk] if chunk in kept else make_means(chunk)
 
         # 1. The class centres, from all ranks.
         centres = None
-        if method.discrimination:
+        if self.beta is not None:
             with torch.no_grad():
                 own = torch.cat([synthetic_means(chunk)[-1].flatten(1) for chunk in chunks])
             centres = comm.gather_rows(own.detach(), shard.classes.start, self.num_classes)  # C: (K, D)
@@ -109,7 +115,7 @@ class OuterStep:
             chunk_rows = Rows(rows.classes[chunk.start : chunk.stop], rows.indices[chunk.start : chunk.stop])
             real_means, loss, share = self._real_statistics(chunk_rows, chunk.start, centres, total, draws)
             means = synthetic_means(chunk)
-            alignment = losses.feature_alignment(means[: len(method.layers)], real_means, method.layer_weights)
+            alignment = losses.feature_alignment(means[: len(self.weights)], real_means, self.weights)
             if chunk in kept:
                 alignments[chunk] = alignment  # one walk back through the kept graph, with both terms
             else:
@@ -120,15 +126,13 @@ class OuterStep:
                 G += share
 
         # 3. The aggregated gradient of the shared statistics, and back into the images.
-        if G is not None:
+        if G is not None and self.beta is not None:
             own_G = comm.all_reduce(G)[shard.classes.start : shard.classes.stop]  # Σ_r G_r, own rows: (k, D)
             for chunk in chunks:
                 c = synthetic_means(chunk)[-1].flatten(1)
-                surrogate = method.beta * losses.centre_surrogate(c, own_G[chunk.start : chunk.stop])
+                surrogate = self.beta * losses.centre_surrogate(c, own_G[chunk.start : chunk.stop])
                 torch.autograd.backward(surrogate + alignments.pop(chunk, 0))
                 kept.pop(chunk, None)
-        for alignment in alignments.values():
-            torch.autograd.backward(alignment)
 
         feature_loss, discrimination_loss = comm.all_reduce(torch.stack([feature_loss, discrimination_loss])).unbind()
         assert images.grad is not None
@@ -156,14 +160,14 @@ class OuterStep:
             places = [position[k] for k, _ in chunk.segments]
             last = images
             for layer, last in enumerate(self.features(images)):
-                if layer == len(self.method.layers):
+                if layer == len(self.weights):
                     break  # not aligned: it only gives the centres
                 if layer == len(sums):
                     sums.append(torch.zeros(len(counts), *last.shape[1:], dtype=self.real.dtype, device=last.device))
                 sums[layer][places] += _segment_sums(last, sizes, self.real.dtype)
             if centres is not None and gradient is not None:
-                labels = torch.tensor([k for k, _ in chunk.segments]).repeat_interleave(torch.tensor(sizes)).to(images.device)
-                chunk_loss, share = losses.discrimination(last.flatten(1).to(self.real.dtype), labels, centres, total)
+                F = last.flatten(1).to(self.real.dtype)  # (n, D)
+                chunk_loss, share = losses.discrimination(F, chunk.labels(), centres, total)
                 loss += chunk_loss
                 gradient += share
         return [s / _column(counts, s) for s in sums], loss, gradient

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from cafe_core.data.class_store import ClassStore
@@ -30,12 +31,26 @@ class Chunk:
     segments: list[tuple[int, int]]
     """(class, number of images), in order."""
 
+    def labels(self) -> Tensor:
+        """The class of each image: (n,) int64, on the images' device."""
+        classes, sizes = zip(*self.segments, strict=True)
+        return torch.tensor(classes).repeat_interleave(torch.tensor(sizes)).to(self.images.device)
+
 
 class RealImages:
     """uint8 images of the classes a worker owns, sampled, sent to the device and normalised there."""
 
-    def __init__(self, store: ClassStore, classes: Sequence[int], device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(
+        self,
+        store: ClassStore,
+        classes: Sequence[int],
+        device: torch.device,
+        dtype: torch.dtype,
+        kept: Mapping[int, Tensor] | None = None,
+    ) -> None:
+        """kept: positions in the store of the only images of each class that there are to be, (n,) int64. Default: all."""
         self._arrays = {k: store.images(k) for k in classes}
+        self._kept = kept
         self.device = device
         self.dtype = dtype
         shape = (-1, 1, 1)
@@ -45,28 +60,39 @@ class RealImages:
 
     def count(self, k: int) -> int:
         """How many images class k has."""
-        return len(self._arrays[k])
+        return len(self._arrays[k] if self._kept is None else self._kept[k])
 
     def batch(self, k: int, indices: Tensor) -> Tensor:
         """Images `indices` (n,) of class k, normalised: (n, C, H, W) on the device."""
-        raw = torch.from_numpy(np.ascontiguousarray(self._arrays[k][indices.numpy()]))
-        return (raw.to(self.device).to(self.dtype) - self._mean_255) * self._scale
+        return self._normalised(self._pixels(k, indices))
 
     def chunks(self, rows: Rows, images_per_chunk: int) -> Iterator[Chunk]:
         """`rows` in order, at most `images_per_chunk` at a time; a class may span several chunks."""
-        parts: list[Tensor] = []
+        parts: list[NDArray[np.uint8]] = []
         segments: list[tuple[int, int]] = []
         room = images_per_chunk
         for k, indices in zip(rows.classes, rows.indices, strict=True):
             for piece in _pieces(indices, first=room, rest=images_per_chunk):
-                parts.append(self.batch(k, piece))
+                parts.append(self._pixels(k, piece))
                 segments.append((k, len(piece)))
                 room -= len(piece)
                 if room == 0:
-                    yield Chunk(torch.cat(parts), segments)
+                    yield Chunk(self._normalised(np.concatenate(parts)), segments)
                     parts, segments, room = [], [], images_per_chunk
         if parts:
-            yield Chunk(torch.cat(parts), segments)
+            yield Chunk(self._normalised(np.concatenate(parts)), segments)
+
+    def _pixels(self, k: int, indices: Tensor) -> NDArray[np.uint8]:
+        """Images `indices` of class k as they are stored: (n, C, H, W)."""
+        if self._kept is not None:
+            indices = self._kept[k][indices]
+        pixels: NDArray[np.uint8] = self._arrays[k][indices.numpy()]
+        return pixels
+
+    def _normalised(self, pixels: NDArray[np.uint8]) -> Tensor:
+        """One transfer to the device, of however many classes the images are."""
+        raw = torch.from_numpy(np.ascontiguousarray(pixels))
+        return (raw.to(self.device).to(self.dtype) - self._mean_255) * self._scale
 
 
 def _pieces(indices: Tensor, *, first: int, rest: int) -> Iterator[Tensor]:

@@ -6,20 +6,10 @@ how many workers draw, nor on what was drawn before; a run that is resumed has n
 
 from __future__ import annotations
 
-from hashlib import blake2b
-
 import torch
 from torch import Tensor
 
-
-def counter_seed(seed: int, purpose: str, *counters: int) -> int:
-    """A 64-bit seed for the draw at (seed, purpose, counters): blake2b, so that neighbouring counters share nothing.
-
-    torch's CPU generator takes the lower 32 bits: two given draws share their numbers with a chance of 2^-32.
-    """
-    # The purpose is quoted: no purpose can look like another one followed by a counter.
-    address = ",".join([str(int(seed)), repr(purpose), *(str(int(counter)) for counter in counters)])
-    return int.from_bytes(blake2b(address.encode(), digest_size=8).digest(), "little")
+from cafe_core.counters import counter_seed as counter_seed
 
 
 def generator(seed: int, purpose: str, *counters: int) -> torch.Generator:

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 from typing import Any
 
-from cafe_core.config import CondenseSpec
+from pydantic import TypeAdapter
+
+from cafe_core.config import JobSpec
 
 
 def markdown() -> str:
-    """Every field of a job spec: a table per object, in the order of the spec."""
-    schema = CondenseSpec.model_json_schema()
+    """Every field of a job spec: a table per object, the jobs first."""
+    definitions = TypeAdapter(JobSpec).json_schema()["$defs"]
+    jobs = ["CondenseSpec", "EvaluateSpec", "SweepSpec"]
+    names = [*jobs, *(name for name in definitions if name not in jobs)]
     parts = [
         "# Job specs",
         "Made by `python -m cafe_core.spec_reference` from `cafe_core/config.py`; do not edit.",
-        "Unknown fields are refused. A default of *resolved* follows from the preset, from ipc or from the data: POST with "
+        "`kind` says which job it is: [Condense](#condense) (the default), [Evaluate](#evaluate) or [Sweep](#sweep). "
+        "Unknown fields are refused. A default of *resolved* follows from the method, its preset, ipc or the data: POST with "
         "`?dry_run=true` shows it.",
-        _section(schema),
-        *(_section(definition) for definition in schema["$defs"].values()),
+        *(_section(definitions[name]) for name in names),
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -34,8 +38,8 @@ def _section(definition: dict[str, Any]) -> str:
 
 def _type(field: dict[str, Any]) -> str:
     """A JSON schema in a few words."""
-    if "anyOf" in field:
-        return " or ".join(_type(option) for option in field["anyOf"] if option.get("type") != "null")
+    if options := field.get("anyOf", field.get("oneOf")):
+        return " or ".join(_type(option) for option in options if option.get("type") != "null")
     if "$ref" in field:
         title = field["$ref"].rsplit("/", 1)[1].removesuffix("Spec")
         return f"[{title}](#{title.lower()})"
@@ -43,10 +47,12 @@ def _type(field: dict[str, Any]) -> str:
         return f"`{field['const']}`"
     if "enum" in field:
         return " · ".join(f"`{value}`" for value in field["enum"])
+    if "type" not in field:
+        return "anything"
     if field["type"] == "array":
         return f"list of {_type(field['items'])}"
     if field["type"] == "object":
-        return "text → text"
+        return f"text → {_type(field['additionalProperties'])}"
     return {"integer": "whole number", "number": "number", "string": "text", "boolean": "true or false"}[field["type"]] + _bounds(
         field
     )
@@ -54,8 +60,15 @@ def _type(field: dict[str, Any]) -> str:
 
 def _bounds(field: dict[str, Any]) -> str:
     signs = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
-    bounds = [f"{sign} {field[key]:g}" if field[key] < 1e15 else f"{sign} 2⁶³" for key, sign in signs.items() if key in field]
+    bounds = [f"{sign} {_number(field[key])}" for key, sign in signs.items() if key in field]
     return f" {', '.join(bounds)}" if bounds else ""
+
+
+def _number(value: float) -> str:
+    """As people write it: 0.5, 1000000, 2⁶³, 1e30."""
+    if value == 2**63:
+        return "2⁶³"
+    return str(int(value)) if value < 1e15 and value == int(value) else f"{value:g}".replace("e+", "e")
 
 
 def _default(name: str, field: dict[str, Any], required: list[str]) -> str:

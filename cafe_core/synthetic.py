@@ -24,7 +24,7 @@ from cafe_core import preview
 from cafe_core.config import CondenseSpec, DatasetInfo
 from cafe_core.data.image_folder import is_ignored
 from cafe_core.errors import SyntheticSetError
-from cafe_core.jobdir import write_atomically
+from cafe_core.jobdir import Fence, unfenced, write_atomically
 from cafe_core.synthetic_files import npy_bytes, read_npz, read_safetensors, safetensors_bytes, zip_bytes
 
 _DTYPES: dict[str, np.dtype[Any]] = {
@@ -94,9 +94,9 @@ class SyntheticSet:
         except SyntheticSetError as error:
             raise SyntheticSetError(f"{path.name}: {error.message}") from error
 
-    def save(self, path: Path) -> None:
-        """Write a .safetensors file, atomically. Raises DiskFullError."""
-        write_atomically(path, self.to_safetensors_bytes())
+    def save(self, path: Path, *, fence: Fence = unfenced) -> None:
+        """Write a .safetensors file, atomically. Raises DiskFullError, and what the fence raises."""
+        write_atomically(path, self.to_safetensors_bytes(), fence=fence)
 
     def to_safetensors_bytes(self) -> bytes:
         """The .safetensors file; equal sets give equal bytes."""

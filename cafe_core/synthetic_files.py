@@ -8,7 +8,6 @@ from __future__ import annotations
 import io
 import json
 import zipfile
-import zlib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
+from cafe_core.data.archives import READING_ERRORS, open_archive
 from cafe_core.data.npz_file import read_header
 from cafe_core.errors import SyntheticSetError
 
@@ -26,7 +26,6 @@ Content = tuple[dict[str, NDArray[Any]], dict[str, str]]
 _SAFETENSORS_DTYPES = {"<f4": "F32", "<i8": "I64"}
 #: More than any set this service makes; what claims to be larger is not read.
 _MAX_FILE_BYTES = 8 * 2**30
-_NPZ_ERRORS = (zipfile.BadZipFile, OSError, ValueError, EOFError, RuntimeError, NotImplementedError, zlib.error)
 
 
 def safetensors_bytes(arrays: dict[str, NDArray[Any]], metadata: dict[str, str]) -> bytes:
@@ -67,13 +66,13 @@ def read_safetensors(path: Path, array_names: list[str], metadata_names: list[st
 def read_npz(path: Path, array_names: list[str], metadata_names: list[str]) -> Content:
     """The named arrays, and the metadata from arrays of one text each. Raises as read_safetensors does."""
     try:
-        with zipfile.ZipFile(path) as archive:
+        with open_archive(path) as archive:
             sizes = {info.filename.removesuffix(".npy"): info.file_size for info in archive.infolist()}
             _check_names(sizes, [*array_names, *metadata_names], "array")
             if sum(sizes.values()) > _MAX_FILE_BYTES:
                 raise SyntheticSetError(f"unpacks to {sum(sizes.values())} bytes; at most {_MAX_FILE_BYTES} are read")
             read = {name: _read_npy(archive, name) for name in (*array_names, *metadata_names)}
-    except _NPZ_ERRORS as error:
+    except READING_ERRORS as error:
         raise SyntheticSetError(f"not a readable .npz file ({error})") from error
     for name in metadata_names:
         if read[name].dtype.kind != "U" or read[name].ndim != 0:
@@ -90,7 +89,7 @@ def _read_npy(archive: zipfile.ZipFile, name: str) -> NDArray[Any]:
             raise SyntheticSetError(f"array {name} holds pickled Python objects, which are never read")
         if header.nbytes != size - member.tell():
             raise ValueError(f"array {name} is not as long as its shape {header.shape} says")
-        content = member.read()
+        content = member.read(header.nbytes)  # read() would unpack all there is before it cuts
     return np.frombuffer(content, header.dtype).reshape(header.shape, order="F" if header.fortran_order else "C").copy()
 
 

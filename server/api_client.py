@@ -11,17 +11,27 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import httpx
+import httpx_sse
+
+_T = TypeVar("_T")
 
 ENDED = ("succeeded", "failed", "cancelled")
+TRIALS_A_PAGE = 10_000
+"""The server reads all of a job's for each page."""
 PATIENCE_S = 60.0
 """How long following a job outlasts a server that does not answer: it may be restarting."""
+TIMEOUT_S = 60.0
+RECONNECT_S = 0.3
+STREAM_SILENCE_S = 45.0
+"""A stream is given up after so long a silence: the server sends a comment every 15 s."""
 
 
 class ClientError(Exception):
@@ -42,6 +52,10 @@ class RefusedError(ClientError):
         self.errors = errors
 
 
+class _NoStreamError(Exception):
+    """Events do not come as a stream here."""
+
+
 class ApiClient:
     """Requests to the server at `url`. Methods raise ClientError."""
 
@@ -49,7 +63,7 @@ class ApiClient:
         self._url = url
         headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
         try:
-            self._http = httpx.Client(base_url=url, headers=headers, timeout=60)
+            self._http = httpx.Client(base_url=url, headers=headers, timeout=TIMEOUT_S)
         except httpx.InvalidURL as error:
             raise RefusedError(0, f"{url!r} is not a URL: {error}") from error
 
@@ -71,29 +85,110 @@ class ApiClient:
         """A job."""
         return self._get(f"/v1/jobs/{job_id}")
 
-    def jobs(self, status: str | None, labels: tuple[str, ...], limit: int) -> list[dict[str, Any]]:
-        """Jobs, newest first."""
-        query = httpx.QueryParams([*(("label", label) for label in labels), ("limit", str(limit))])
-        page = self._get("/v1/jobs", params=query.set("status", status) if status else query)
-        found: list[dict[str, Any]] = page["data"]
-        return found
+    def jobs(self, status: str | None, kind: str | None, labels: tuple[str, ...], limit: int) -> list[dict[str, Any]]:
+        """Jobs, newest first. As many pages as it takes: one of large jobs has fewer than were asked for."""
+        wanted = [(name, value) for name, value in (("status", status), ("kind", kind)) if value]
+        query = httpx.QueryParams([*wanted, *(("label", label) for label in labels)])
+        found: list[dict[str, Any]] = []
+        while True:
+            page = self._get("/v1/jobs", params=query.set("limit", str(limit - len(found))))
+            found += page["data"]
+            if page["next_cursor"] is None or len(found) >= limit:
+                return found
+            query = query.set("cursor", page["next_cursor"])
 
     def logs(self, job_id: str, attempt: int | None, tail: int | None) -> str:
         """What an attempt printed."""
         params = {name: value for name, value in (("attempt", attempt), ("tail", tail)) if value is not None}
         return self._request("GET", f"/v1/jobs/{job_id}/logs", params=params).text
 
-    def follow(self, job_id: str) -> Iterator[dict[str, Any]]:
-        """The events of a job's current attempt, as they happen, until it ends. Outlasts a restart of the server."""
-        after, etag = 0, ""
-        attempt = self.job(job_id)["attempt"]
+    def trials(self, job_id: str) -> list[dict[str, Any]]:
+        """A job's trials, all of them."""
+        rows: list[dict[str, Any]] = []
+        while (page := self._get(f"/v1/jobs/{job_id}/trials", params={"after": len(rows), "limit": TRIALS_A_PAGE}))["data"]:
+            rows += page["data"]
+        return rows
+
+    def trials_csv(self, job_id: str) -> str:
+        """The same as CSV."""
+        return self._request("GET", f"/v1/jobs/{job_id}/trials", params={"format": "csv"}).text
+
+    def follow(self, job_id: str, attempt: int | None = None) -> Iterator[dict[str, Any]]:
+        """The events of a job from an attempt on (default: the current one), as they happen, until it ends.
+
+        Each comes once, in order. Outlasts restarts of the server. Where no stream comes through, it asks again and again.
+        """
+        first = self.job(job_id)["attempt"] if attempt is None else attempt
+        after, streaming, deadline = 0, True, time.monotonic() + PATIENCE_S
+        while streaming:
+            silent = True
+            try:
+                for event in self._streamed(job_id, after):
+                    silent = False
+                    if event is not None:
+                        after = event["id"]
+                        if event["attempt"] >= first:
+                            yield event
+                if self.job(job_id)["status"] in ENDED and not self._events(job_id, after)["data"]:  # else the server stops
+                    return
+            except _NoStreamError:
+                streaming = False
+            except UnreachableError:
+                if silent and time.monotonic() > deadline:
+                    raise
+                time.sleep(RECONNECT_S)
+            if not silent:
+                deadline = time.monotonic() + PATIENCE_S
+        for event in self._polled(job_id, after):
+            if event["attempt"] >= first:
+                yield event
+
+    def _streamed(self, job_id: str, after: int) -> Iterator[dict[str, Any] | None]:
+        """Events after `after` until the stream ends; None for what says only that the server is there.
+
+        Raises _NoStreamError where something other than a stream comes, or nothing does (a proxy keeps it back).
+        """
+        headers = {"Accept": "text/event-stream", "Last-Event-ID": str(after), "Cache-Control": "no-store"}
+        timeout = httpx.Timeout(TIMEOUT_S, read=STREAM_SILENCE_S)
+        heard = False
+        try:
+            with (
+                self._reached(),
+                self._http.stream("GET", f"/v1/jobs/{job_id}/events", headers=headers, timeout=timeout) as response,
+            ):
+                if response.is_error:
+                    response.read()
+                    if response.status_code == httpx.codes.NOT_ACCEPTABLE:
+                        raise _NoStreamError
+                    self._check(response)
+                if response.status_code == httpx.codes.NO_CONTENT:
+                    return
+                if not response.headers.get("Content-Type", "").startswith("text/event-stream"):
+                    raise _NoStreamError
+                for sent in httpx_sse.EventSource(response).iter_sse():
+                    heard = True
+                    yield json.loads(sent.data) if sent.data else None
+        except UnreachableError as error:
+            if not heard and isinstance(error.__cause__, httpx.ReadTimeout):
+                raise _NoStreamError from error
+            raise
+
+    def _polled(self, job_id: str, after: int) -> Iterator[dict[str, Any]]:
+        etag = ""
         while True:
-            job, etag = self._patiently(lambda: self._changed(job_id, etag))  # noqa: B023
-            while (page := self._patiently(lambda: self._events(job_id, after)))["data"]:  # noqa: B023
-                yield from (event for event in page["data"] if event["attempt"] >= attempt)
+            job, etag = self.patiently(self._changed, job_id, etag)
+            while (page := self.patiently(self._events, job_id, after))["data"]:
+                yield from page["data"]
                 after = page["next_after"]
             if job["status"] in ENDED:
                 return
+
+    def events(self, job_id: str) -> Iterator[dict[str, Any]]:
+        """All events of a job so far, over all its attempts."""
+        after = 0
+        while (page := self._events(job_id, after))["data"]:
+            yield from page["data"]
+            after = page["next_after"]
 
     def _changed(self, job_id: str, etag: str) -> tuple[dict[str, Any], str]:
         """The job once it differs from what had `etag`, and its ETag."""
@@ -107,11 +202,12 @@ class ApiClient:
     def _events(self, job_id: str, after: int) -> dict[str, Any]:
         return self._get(f"/v1/jobs/{job_id}/events", params={"after": after, "limit": 1000})
 
-    def _patiently(self, ask: Any) -> Any:
+    def patiently(self, ask: Callable[..., _T], *arguments: Any) -> _T:
+        """`ask(*arguments)`, asked again for a while when the server does not answer: it may be restarting."""
         deadline = time.monotonic() + PATIENCE_S
         while True:
             try:
-                return ask()
+                return ask(*arguments)
             except UnreachableError:
                 if time.monotonic() > deadline:
                     raise

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import AsyncIterator
+from functools import partial
 from typing import Any
 
 from fastapi import FastAPI
@@ -14,18 +15,32 @@ from fastapi_offline import FastAPIOffline
 from sqlalchemy import select
 from starlette.types import Scope
 
-from server import errors
+from server import access, errors, openapi_links
+from server.access import Gate, KeyRing
 from server.body_limit import FORM_BYTES, MAX_BODY_BYTES, BodyLimit
 from server.changes import Changes
 from server.cluster_view import ClusterView
-from server.database import Database, Dataset, Job
+from server.commit_counts import count_commits
+from server.database import Database
 from server.deps import Services
+from server.event_streams import EventStreams
+from server.inputs import clear_abandoned
+from server.leadership import Leader
+from server.manifests import add_those_of_earlier_versions
+from server.metrics import Metrics
+from server.models import Dataset, Job
+from server.presence import present
 from server.ray_api import RayApi
 from server.reconciler import Reconciler
 from server.removal import finish_removals
-from server.routes import artifacts, datasets, jobs, system
+from server.request_id import RequestId
+from server.request_timeout import RequestTimeout
+from server.routes import artifacts, dashboard, datasets, events, jobs, metrics, system, trials
+from server.scraping import Scraper
 from server.settings import Settings
+from server.tracing import OF_REQUESTS
 from server.uploads import finish_removals_of_uploads
+from server.webhooks import WebhookSender
 
 VERSION = "0.1.0"
 
@@ -34,6 +49,7 @@ log = logging.getLogger(__name__)
 
 def create_app(settings: Settings, ray: RayApi) -> FastAPI:
     """The API of one data directory and one Ray cluster. It closes `ray` when it ends."""
+    counted = Metrics(VERSION)
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -41,17 +57,35 @@ def create_app(settings: Settings, ray: RayApi) -> FastAPI:
         for directory in (settings.data_dir, roots.uploads, roots.cache, roots.downloads):
             directory.mkdir(parents=True, exist_ok=True)
         changes = Changes()
-        database = Database(settings.database_url)
-        _finish_removals(database, settings)
+        database = Database(settings.database)
+        database.migrate()
+        count_commits(database.sessions, counted)
         reconciler = Reconciler(database, ray, settings, changes)
-        app.state.services = Services(settings, database, ray, ClusterView(ray), changes, reconciler)
-        reconciling = asyncio.create_task(reconciler.run(), name="reconciler")
-        reconciling.add_done_callback(_log_failure)
+        leader = Leader(database, settings.data_dir / "reconciler.lock")
+        app.state.services = Services(
+            settings=settings,
+            database=database,
+            ray=ray,
+            cluster=ClusterView(ray, settings),
+            changes=changes,
+            reconciler=reconciler,
+            leader=leader,
+            keys=KeyRing(database, settings),
+            streams=EventStreams(database, changes),
+        )
+        app.state.scraper = Scraper(counted.registry, database, ray, lambda: leader.leads)
+        sender = WebhookSender(database, settings)
+        leading = asyncio.create_task(leader.run(reconciler.run, sender.run), name="reconciler")
+        leading.add_done_callback(_log_failure)
+        following = asyncio.create_task(changes.follow_others(database), name="changes made by other servers")
+        following.add_done_callback(_log_failure)
         try:
-            yield
+            with present(settings.data_dir / "servers.lock", partial(_tidy_up, database, settings)):
+                yield
         finally:
-            reconciling.cancel()
-            await asyncio.gather(reconciling, return_exceptions=True)
+            for task in (following, leading):
+                task.cancel()
+            await asyncio.gather(following, leading, return_exceptions=True)
             await ray.close()
             database.close()
 
@@ -60,36 +94,48 @@ def create_app(settings: Settings, ray: RayApi) -> FastAPI:
         version=VERSION,
         description="Dataset condensation by aligning features: POST a job, download a tiny synthetic training set.",
         lifespan=lifespan,
+        telemetry=OF_REQUESTS,
     )
     errors.install(app)
 
+    def is_upload(scope: Scope) -> bool:
+        return (scope["method"], scope["path"]) == ("POST", "/v1/datasets")
+
     def body_limit(scope: Scope) -> int:
-        uploading = (scope["method"], scope["path"]) == ("POST", "/v1/datasets")
-        return settings.max_upload_bytes + FORM_BYTES if uploading else MAX_BODY_BYTES
+        return access.max_upload_bytes(scope, settings) + FORM_BYTES if is_upload(scope) else MAX_BODY_BYTES
 
     app.add_middleware(BodyLimit, limit_of=body_limit)
+    app.add_middleware(Gate, settings=settings)  # around the one above: no body is read of whom it refuses
+    app.add_middleware(RequestTimeout, timeout_s=settings.request_timeout_s, is_upload=is_upload)
+    app.add_middleware(RequestId, metrics=counted, routes=app.routes)  # outermost: what is refused above has an id, too
     app.include_router(jobs.router, prefix="/v1")
+    app.include_router(events.router, prefix="/v1")
+    app.include_router(trials.router, prefix="/v1")
     app.include_router(artifacts.router, prefix="/v1")
     app.include_router(datasets.router, prefix="/v1")
     app.include_router(system.cluster_router, prefix="/v1")
     app.include_router(system.health_router)
+    app.include_router(dashboard.router)
+    app.include_router(metrics.router)
 
     def openapi() -> dict[str, Any]:
         if not app.openapi_schema:
             schema = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
-            app.openapi_schema = errors.document(schema)
+            app.openapi_schema = openapi_links.link(errors.document(access.document(schema)))
         return app.openapi_schema
 
     app.openapi = openapi  # type: ignore[method-assign]  # FastAPI's documented way to extend the schema
     return app
 
 
-def _finish_removals(database: Database, settings: Settings) -> None:
-    """Bring to an end what a server that died was deleting."""
+def _tidy_up(database: Database, settings: Settings) -> None:
+    """Bring to an end what a server that died was deleting, and take back what it was making."""
     with database.read() as session:
         known_jobs, known_datasets = set(session.scalars(select(Job.id))), set(session.scalars(select(Dataset.id)))
     finish_removals(settings.data_dir / "jobs", known_jobs)
+    clear_abandoned(settings.data_dir / "jobs", known_jobs)
     finish_removals_of_uploads(settings.roots, known_datasets)
+    add_those_of_earlier_versions(database, settings)
 
 
 def _log_failure(task: asyncio.Task[None]) -> None:

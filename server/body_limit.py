@@ -1,4 +1,8 @@
-"""No body larger than its route takes is read to its end, whatever its headers say: 413 instead (ASGI middleware)."""
+"""No body larger than its route takes is read to its end, whatever its headers say: 413 instead (ASGI middleware).
+
+Nor one of JSON with more fields, lists and objects than a spec needs: 422. Reading them holds the event loop, and so every other
+request; most of all where each is an error, as unknown fields are.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +18,8 @@ MAX_BODY_BYTES = 1 << 20
 """Of every request but an upload. A job spec has some kilobytes."""
 FORM_BYTES = 64 << 10
 """What an upload's form may hold besides the file."""
+MAX_PARTS = 10_000
+"""Fields, lists and objects of a JSON body. Numbers and texts in lists need none: each list of a spec has its own."""
 
 
 class BodyLimit:
@@ -37,14 +43,20 @@ class BodyLimit:
         if announced.isdigit() and int(announced) > limit:
             await problem_response(413, detail)(scope, receive, send)
             return
-        received = 0
+        is_json = "json" in Headers(scope=scope).get("content-type", "").lower()
+        received = parts = 0
 
         async def receive_counted() -> Message:
-            nonlocal received
+            nonlocal received, parts
             message = await receive()
-            received += len(message.get("body", b""))
+            body = message.get("body", b"")
+            received += len(body)
             if received > limit:
                 raise HTTPException(413, detail)  # an error like any other to the route that reads, so a problem
+            if is_json:
+                parts += sum(map(body.count, (b":", b"[", b"{")))  # those in texts as well: there are no more than that
+            if parts > MAX_PARTS:
+                raise HTTPException(422, f"the request's body has more than {MAX_PARTS} fields, lists and objects")
             return message
 
         await self._app(scope, receive_counted, send)

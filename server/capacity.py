@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 from cafe_core.config import ResourcesSpec
 from workers.client import RayCluster, RayNode
@@ -19,9 +20,38 @@ def workers_on(node: RayNode, resources: ResourcesSpec) -> int:
     return min(by_cpu, math.floor(node.gpus) * math.floor(1 / resources.gpus_per_worker + 1e-9))
 
 
-def too_large(resources: ResourcesSpec, cluster: RayCluster) -> str | None:
-    """Why the cluster, empty, cannot hold a job's workers, with the numbers; None where it can."""
-    fitting = sum(workers_on(node, resources) for node in cluster.nodes)
+def with_nodes_to_come(cluster: RayCluster, autoscaled: list[RayNode]) -> RayCluster:
+    """The cluster with as many of `autoscaled`, nodes of one size, as are not there yet. Smaller ones and the head are others."""
+    if not autoscaled:
+        return cluster
+    size = autoscaled[0]
+    there = sum(not node.is_head and node.cpus >= size.cpus and node.gpus >= size.gpus for node in cluster.nodes)
+    return replace(cluster, nodes=cluster.nodes + autoscaled[there:])
+
+
+def beside_driver(cluster: RayCluster, resources: ResourcesSpec, driver_cpus: float) -> RayCluster:
+    """The cluster without what a job's driver takes, on the node where it is most in the way of such workers.
+
+    Ray chooses the driver's node before it knows of the workers: a job that fits only beside a well-placed driver may wait for
+    ever. No node is left where none can hold the driver.
+    """
+    if not driver_cpus:
+        return cluster
+    taken = [
+        replace(cluster, nodes=[*cluster.nodes[:at], replace(node, cpus=node.cpus - driver_cpus), *cluster.nodes[at + 1 :]])
+        for at, node in enumerate(cluster.nodes)
+        if node.cpus >= driver_cpus
+    ]
+    return min(taken, key=lambda left: _held(left, resources), default=replace(cluster, nodes=[]))
+
+
+def _held(cluster: RayCluster, resources: ResourcesSpec) -> int:
+    return sum(workers_on(node, resources) for node in cluster.nodes)
+
+
+def too_large(resources: ResourcesSpec, cluster: RayCluster, driver_cpus: float = 0.0) -> str | None:
+    """Why the cluster, otherwise empty, cannot hold a job's workers and driver, with the numbers; None where it can."""
+    fitting = _held(beside_driver(cluster, resources, driver_cpus), resources)
     if fitting >= resources.workers:
         return None
     each = f"{resources.cpus_per_worker} CPU"
@@ -30,7 +60,20 @@ def too_large(resources: ResourcesSpec, cluster: RayCluster) -> str | None:
     return (
         f"{resources.workers} workers of {each} each, but the cluster ({len(cluster.nodes)} nodes, {cluster.cpus:g} CPUs, "
         f"{cluster.gpus:g} GPUs in all) can hold at most {fitting} of them"
+        + (f" beside their driver's {driver_cpus:g} CPU" if driver_cpus else "")
     )
+
+
+def jobs_held(resources: ResourcesSpec, cluster: RayCluster, worker_bytes: int = 0, driver_cpus: float = 0.0) -> int:
+    """How many trials of such workers the cluster, otherwise empty, holds at the same time, beside the driver of their sweep.
+    worker_bytes: of a node's memory, per worker on its CPUs; what is on a GPU has its part of that GPU's."""
+
+    def room(node: RayNode) -> int:
+        workers = workers_on(node, resources)
+        on_cpus = not resources.gpus_per_worker
+        return min(workers, node.memory_bytes // worker_bytes) if worker_bytes and on_cpus else workers
+
+    return sum(map(room, beside_driver(cluster, resources, driver_cpus).nodes)) // resources.workers
 
 
 def memory_per_worker(resources: ResourcesSpec, cluster: RayCluster) -> int:

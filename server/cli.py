@@ -12,16 +12,19 @@ from typing import Any
 
 import click
 import yaml
-from pydantic import ValidationError
 
-from cafe_core.errors import CafeError, DatasetError, SpecError
+from cafe_core.errors import CafeError, SpecError
 from server.api_client import ApiClient, RefusedError, UnreachableError
+from server.cli_options import EXIT_FAILED, EXIT_REFUSED, EXIT_UNREACHABLE, data_options, load_settings
+from server.database import NewerDatabaseError
+from server.db_cli import command as db
 from server.errors import spec_refusal
-from server.settings import RayTokenError, Settings
+from server.keys_cli import command as keys
+from server.reproduce_cli import command as reproduce
+from server.tables import trial_lines
 from server.watching import FAILED_STATUSES, Display
 
 DEFAULT_URL = "http://127.0.0.1:8000"
-EXIT_FAILED, EXIT_REFUSED, EXIT_UNREACHABLE = 1, 2, 3
 
 
 class _Group(click.Group):
@@ -33,6 +36,9 @@ class _Group(click.Group):
         except RefusedError as error:
             _complain(error.detail, error.errors)
             raise SystemExit(EXIT_REFUSED) from None
+        except NewerDatabaseError as error:
+            _complain(str(error))
+            raise SystemExit(EXIT_FAILED) from None
         except UnreachableError as error:
             _complain(str(error))
             raise SystemExit(EXIT_UNREACHABLE) from None
@@ -57,17 +63,6 @@ def main(ctx: click.Context, url: str, api_key: str | None) -> None:
     ctx.call_on_close(ctx.obj.close)
 
 
-def _directory(option: str, text: str) -> Any:
-    return click.option(option, type=click.Path(file_okay=False, path_type=Path), help=text)
-
-
-def _data_options(command: Any) -> Any:
-    """Options of the commands that read datasets themselves."""
-    command = _directory("--torchvision-root", "torchvision's root. [default: downloads in the data directory]")(command)
-    command = _directory("--dataset-root", "Root of `dataset.path`. [default: datasets in the data directory]")(command)
-    return _directory("--data-dir", "Where everything is kept. [default: ./cafe-data]")(command)
-
-
 def _load_spec(path: Path) -> dict[str, Any]:
     """A spec from JSON or YAML. Raises click.UsageError when it is neither, or holds what JSON cannot say."""
     kind, parse = ("JSON", json.loads) if path.suffix == ".json" else ("YAML", yaml.safe_load)
@@ -87,34 +82,26 @@ def _load_spec(path: Path) -> dict[str, Any]:
     return spec
 
 
-def _load_settings(*, connects_to_ray: bool, **options: Any) -> Settings:
-    """What the environment says, overridden by `options`. Raises click.UsageError naming the setting."""
-    try:
-        return Settings.load(with_ray_token=connects_to_ray, **options)
-    except ValidationError as error:
-        said = [f"{e['loc'][0]} (CAFE_{str(e['loc'][0]).upper()}): {e['msg']}" for e in error.errors()]
-        raise click.UsageError("; ".join(said)) from error
-    except RayTokenError as error:
-        raise click.UsageError(str(error)) from error
-
-
 _SPEC = click.argument("spec", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 
 
 @main.command()
 @click.option("--host", default="127.0.0.1", show_default=True, help="The address to listen on.")
 @click.option("--port", default=8000, show_default=True, help="The port to listen on; 0: a free one.")
-@_data_options
+@data_options
 @click.option("--ray-address", help="Ray's dashboard, http://HOST:8265. Without it a local Ray is started.")
 @click.option("--num-cpus", type=click.IntRange(min=1), help="CPUs of the local Ray. [default: the machine's]")
 @click.option("--max-restarts", type=click.IntRange(min=0), help="Restarts of an attempt's workers. [default: 3]")
 @click.option("--collective-timeout", "collective_timeout_s", type=float, help="Seconds to wait for a worker. [default: 300]")
-def serve(host: str, port: int, **options: Any) -> None:
+@click.option(
+    "--share-port", is_flag=True, help="Listen beside servers started with this flag, too: to replace one without a gap."
+)
+def serve(host: str, port: int, share_port: bool, **options: Any) -> None:
     """Run the API. Without --ray-address it starts a local Ray, and stops it at exit."""
-    settings = _load_settings(connects_to_ray=True, **options)
+    settings = load_settings(connects_to_ray=True, **options)
     from server.serve import run_server
 
-    run_server(settings, host, port)
+    run_server(settings, host, port, share_port=share_port)
 
 
 @main.command()
@@ -127,7 +114,7 @@ def submit(api: ApiClient, spec: Path, wait: bool, idempotency_key: str | None) 
     job = api.submit(_load_spec(spec), idempotency_key)
     click.echo(job["id"])
     if wait:
-        _watch(api, job["id"])
+        _watch(api, job["id"], job["attempt"])
 
 
 @main.command()
@@ -146,12 +133,12 @@ def watch(api: ApiClient, job_id: str) -> None:
     _watch(api, job_id)
 
 
-def _watch(api: ApiClient, job_id: str) -> None:
+def _watch(api: ApiClient, job_id: str, attempt: int | None = None) -> None:
     """Exits with EXIT_FAILED unless the job succeeds."""
     with Display(tty=sys.stderr.isatty()) as display:
-        for event in api.follow(job_id):
+        for event in api.follow(job_id, attempt):
             display.show(event)
-    job = api.job(job_id)
+    job = api.patiently(api.job, job_id)
     if job["result"] is not None:
         click.echo(json.dumps(job["result"], indent=2))
     if job["status"] in FAILED_STATUSES:
@@ -170,21 +157,35 @@ def cancel(api: ApiClient, job_id: str) -> None:
 @click.argument("job_id", metavar="ID")
 @click.pass_obj
 def resume(api: ApiClient, job_id: str) -> None:
-    """Go on with a failed or cancelled job, from its last checkpoint."""
+    """Go on with a failed or cancelled job: from its last checkpoint, with what has not been evaluated, with the trials left."""
     click.echo(api.post(f"/v1/jobs/{job_id}/resume")["status"])
 
 
 @main.command("list")
 @click.option("--status", help="Only jobs in this state.")
+@click.option("--kind", type=click.Choice(["condense", "evaluate", "sweep"]), help="Only jobs of this kind.")
 @click.option("--label", multiple=True, metavar="KEY=VALUE", help="Only jobs with this label; may be repeated.")
 @click.option("--limit", type=click.IntRange(1, 500), default=50, show_default=True)
 @click.pass_obj
-def list_(api: ApiClient, status: str | None, label: tuple[str, ...], limit: int) -> None:
+def list_(api: ApiClient, status: str | None, kind: str | None, label: tuple[str, ...], limit: int) -> None:
     """List jobs, newest first."""
-    for job in api.jobs(status, label, limit):
-        progress = job["progress"]
-        done = f"{progress['done']}/{progress['total']}"
-        click.echo(f"{job['id']}  {job['status']:<10} {done:>15}  {job['created_at'][:19]}Z  {job['name'] or ''}".rstrip())
+    for job in api.jobs(status, kind, label, limit):
+        done = f"{job['progress']['done']}/{job['progress']['total']}"
+        line = f"{job['id']}  {job['kind']:<8}  {job['status']:<10} {done:>15}  {job['created_at'][:19]}Z  {job['name'] or ''}"
+        click.echo(line.rstrip())
+
+
+@main.command()
+@click.argument("job_id", metavar="ID")
+@click.option("--csv", "as_csv", is_flag=True, help="As CSV.")
+@click.pass_obj
+def trials(api: ApiClient, job_id: str, as_csv: bool) -> None:
+    """Print a job's trials, also while it runs: the networks of an evaluation, the settings of a sweep."""
+    if as_csv:
+        click.echo(api.trials_csv(job_id), nl=False)
+        return
+    for line in trial_lines(api.trials(job_id)):
+        click.echo(line)
 
 
 @main.command()
@@ -202,7 +203,7 @@ def logs(api: ApiClient, job_id: str, attempt: int | None, tail: int | None) -> 
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Where to. [default: ./ID]")
 @click.pass_obj
 def download(api: ApiClient, job_id: str, out: Path | None) -> None:
-    """Download a job's artifacts; before it has any, the synthetic set of its latest checkpoint."""
+    """Download a job's artifacts; before it has any, the synthetic set that there is by now."""
     for path in api.download(job_id, out or Path(job_id)):
         click.echo(str(path))
 
@@ -210,16 +211,16 @@ def download(api: ApiClient, job_id: str, out: Path | None) -> None:
 @main.command()
 @_SPEC
 @click.option("--out", required=True, type=click.Path(file_okay=False, path_type=Path), help="Where the job's files go.")
-@_data_options
+@data_options
 def run(spec: Path, out: Path, **options: Any) -> None:
     """Run the job in SPEC in this process, on one device, without Ray or a server."""
     sent = _load_spec(spec)
-    settings = _load_settings(connects_to_ray=False, **options)
+    settings = load_settings(connects_to_ray=False, **options)
     from cafe_core import local  # torch takes seconds to import: only this command needs it
 
     try:
         job = local.prepare(sent, out, settings.roots)
-    except (SpecError, DatasetError, ValueError) as error:
+    except (SpecError, ValueError) as error:
         refused = spec_refusal(error)
         raise RefusedError(422, refused.detail, [e.model_dump() for e in refused.errors or []]) from error
     with Display(tty=sys.stderr.isatty()) as display:
@@ -229,3 +230,8 @@ def run(spec: Path, out: Path, **options: Any) -> None:
             display.report("failed", error=error.as_dict())
             raise SystemExit(EXIT_FAILED) from error
     click.echo(json.dumps(result, indent=2))
+
+
+main.add_command(db)
+main.add_command(keys)
+main.add_command(reproduce)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-import time
+from dataclasses import replace
 
+from server.capacity import with_nodes_to_come
 from server.errors import UnavailableError
 from server.ray_api import RayApi
-from workers.client import RayCluster, RayError
+from server.settings import Settings
+from server.shared import Shared
+from workers.client import RayCluster, RayError, RayNode
 
 FRESH_S = 2.0
 
@@ -14,26 +17,34 @@ FRESH_S = 2.0
 class ClusterView:
     """What `ray` says of its cluster, remembered."""
 
-    def __init__(self, ray: RayApi) -> None:
-        self._ray = ray
-        self._seen: RayCluster | None = None
-        self._seen_at = float("-inf")
+    def __init__(self, ray: RayApi, settings: Settings) -> None:
+        self._to_come = _autoscaled(settings)
+        self._seen = Shared(ray.cluster, FRESH_S)
 
     async def now(self) -> RayCluster:
         """The cluster, at most FRESH_S old. Raises RayError."""
-        if self._seen is None or time.monotonic() - self._seen_at > FRESH_S:
-            self._seen = await self._ray.cluster()
-            self._seen_at = time.monotonic()
-        return self._seen
+        return await self._seen.get()
 
     async def capacity(self) -> RayCluster:
-        """The cluster, or how it was last seen when Ray does not answer. Raises UnavailableError when it was never seen."""
+        """What jobs are held against: the cluster with the nodes that its autoscaler may add.
+
+        As it was last seen when Ray does not answer. Raises UnavailableError when it was never seen.
+        """
         try:
             cluster = await self.now()
         except RayError as error:
-            if self._seen is None:
+            if (seen := self._seen.last) is None:
                 raise UnavailableError(f"the cluster's size is not known: {error}") from error
-            return self._seen
+            return with_nodes_to_come(seen, self._to_come)
         if not cluster.nodes:
             raise UnavailableError("the cluster has no node yet; try again in some seconds")
-        return cluster
+        return with_nodes_to_come(cluster, self._to_come)
+
+
+def _autoscaled(settings: Settings) -> list[RayNode]:
+    """The worker nodes that Ray's autoscaler may make, those that it has made already included."""
+    cpus, gpus, memory = settings.autoscaled_node_cpus, settings.autoscaled_node_gpus, settings.autoscaled_node_memory_bytes
+    if cpus is None or memory is None:
+        return []
+    node = RayNode("", "", False, cpus, gpus, cpus, gpus, memory, settings.autoscaled_node_gpu_memory_bytes if gpus else None)
+    return [replace(node, id=f"to come {number}") for number in range(settings.autoscaled_nodes)]

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Annotated
 
 from fastapi import Depends, Path, Request
 
+from server.access import KeyRing
 from server.changes import Changes
 from server.cluster_view import ClusterView
 from server.database import Database
+from server.event_streams import EventStreams
+from server.leadership import Leader
 from server.ray_api import RayApi
+from server.readiness import Readiness
 from server.reconciler import Reconciler
 from server.settings import Settings
 
@@ -25,6 +30,19 @@ class Services:
     cluster: ClusterView
     changes: Changes
     reconciler: Reconciler
+    leader: Leader
+    keys: KeyRing
+    streams: EventStreams
+
+    @cached_property
+    def readiness(self) -> Readiness:
+        """Whether jobs can be taken and run."""
+        return Readiness(self.database, self.ray)
+
+    def close(self) -> None:
+        """Let nobody wait any longer: the server begins to stop. Streams end, and their clients resume with the next server."""
+        self.changes.close()
+        self.streams.close()
 
     def changed(self, job_id: str) -> None:
         """Tell all who wait for a job, and the reconciler, that it has changed. After its transaction."""

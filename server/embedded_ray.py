@@ -22,10 +22,12 @@ import tempfile
 import time
 from pathlib import Path
 from typing import BinaryIO
+from urllib.parse import urlsplit
 
 import httpx
 
 READY_WITHIN_S = 120.0
+START_TRIES = 3
 STOP_WITHIN_S = 10.0
 PARENT = Path("/tmp")
 DIRECTORY_PREFIX = "cafe-ray-"
@@ -63,8 +65,7 @@ class EmbeddedRay:
         _remove_left_over()
         self.directory, self._lock = _new_directory()
         try:
-            self._start()
-            self._wait_until_ready()
+            self._start_somewhere()
         except BaseException:
             self.close()
             raise
@@ -79,16 +80,53 @@ class EmbeddedRay:
     def __exit__(self, *exc_info: object) -> None:
         self.close()
 
+    def has_ended(self) -> bool:
+        """Whether it runs no jobs any more: what was started has ended, or its only node has left with one of its daemons.
+
+        False where that is not known: it starts, or does not answer.
+        """
+        if self._process is None or self._process.poll() is not None:
+            return True
+        with self._http() as http, contextlib.suppress(httpx.TransportError):
+            nodes = http.get("/nodes", params={"view": "summary"})
+            states = [node["raylet"].get("state") for node in nodes.json()["data"]["summary"]] if nodes.is_success else []
+            return bool(states) and "ALIVE" not in states
+        return False
+
+    def restart(self) -> None:
+        """Start it again, at the same address, without waiting until it is ready. For one that has ended."""
+        self._end()
+        self._start()
+
+    def _http(self) -> httpx.Client:
+        headers = {"Authorization": f"Bearer {self.token}"}
+        return httpx.Client(base_url=self.address, headers=headers, timeout=5, trust_env=False)
+
+    def _start_somewhere(self) -> None:
+        """A port that is free when it is chosen may be taken when Ray, seconds later, binds it: then another one is tried."""
+        for tries_left in reversed(range(START_TRIES)):
+            self._start()
+            try:
+                self._wait_until_ready()
+            except EmbeddedRayError:
+                if not tries_left or "occupied" not in self.output():
+                    raise
+                self._end()
+                self.address = ""
+            else:
+                return
+
     def _start(self) -> None:
         self.token_file = self.directory / "token"
         self.token_file.touch(mode=0o600)
         self.token_file.write_text(self.token, encoding="utf-8")
         port, client_port = _free_ports(2)
-        self.address = f"http://127.0.0.1:{port}"
+        self.address = self.address or f"http://127.0.0.1:{port}"
         command = [
             *(sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--disable-usage-stats"),
             *("--node-ip-address", "127.0.0.1", "--port", "0", "--min-worker-port", "0", "--max-worker-port", "0"),
-            *("--include-dashboard", "true", "--dashboard-host", "127.0.0.1", "--dashboard-port", str(port)),
+            *("--include-dashboard", "true", "--dashboard-host", "127.0.0.1"),
+            *("--dashboard-port", str(urlsplit(self.address).port)),
             *("--dashboard-agent-listen-port", "0", "--ray-client-server-port", str(client_port)),
             *("--include-log-monitor", "false", "--log-color", "false", "--temp-dir", str(self.directory / "ray")),
         ]
@@ -105,7 +143,8 @@ class EmbeddedRay:
             )
 
     def _environment(self) -> dict[str, str]:
-        inherited = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
+        # Nothing of the server's own: its settings hold secrets, and drivers run what users describe.
+        inherited = {key: value for key, value in os.environ.items() if not key.startswith(("RAY_", "CAFE_"))}
         here = str(Path(__file__).resolve().parents[1])
         return inherited | {
             "RAY_AUTH_MODE": "token",
@@ -126,37 +165,41 @@ class EmbeddedRay:
         """Returns when jobs can be submitted. Raises EmbeddedRayError."""
         assert self._process is not None
         deadline = time.monotonic() + READY_WITHIN_S
-        headers = {"Authorization": f"Bearer {self.token}"}
-        with httpx.Client(base_url=self.address, headers=headers, timeout=5, trust_env=False) as http:
+        with self._http() as http:
             while time.monotonic() < deadline:
                 if self._process.poll() is not None:
-                    raise EmbeddedRayError(f"the local Ray ended with code {self._process.returncode}:\n{self._output()}")
+                    raise EmbeddedRayError(f"the local Ray ended with code {self._process.returncode}:\n{self.output()}")
                 with contextlib.suppress(httpx.TransportError):
                     nodes = http.get("/nodes", params={"view": "summary"})
                     if nodes.is_success and nodes.json()["data"]["summary"] and http.get("/api/jobs/").is_success:
                         return
                 time.sleep(0.1)
-        raise EmbeddedRayError(f"the local Ray was not ready within {READY_WITHIN_S:g} s:\n{self._output()}")
+        raise EmbeddedRayError(f"the local Ray was not ready within {READY_WITHIN_S:g} s:\n{self.output()}")
 
-    def _output(self) -> str:
+    def output(self) -> str:
+        """The end of what it has printed since it was started last."""
         return (self.directory / "output").read_text(encoding="utf-8", errors="replace")[-4000:]
 
     def close(self) -> None:
         """End what was started, and remove its directory. Safe to call twice."""
-        if self._process is not None:
-            session = self._process.pid
-            self._process.terminate()
-            try:
-                self._process.wait(STOP_WITHIN_S)
-            except subprocess.TimeoutExpired:
-                self._process.kill()
-                self._process.wait()
-            _end_session(session)
-            self._process = None
+        self._end()
         if self._lock is not None:
             shutil.rmtree(self.directory, ignore_errors=True)
             self._lock.close()
             self._lock = None
+
+    def _end(self) -> None:
+        if self._process is None:
+            return
+        session = self._process.pid
+        self._process.terminate()
+        try:
+            self._process.wait(STOP_WITHIN_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        _end_session(session)
+        self._process = None
 
 
 def _end_session(session: int) -> None:

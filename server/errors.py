@@ -3,9 +3,15 @@
 ::
 
     ApiError                    status, detail, errors, headers
+    ├── UnauthorizedError       401: says how to send a key
+    ├── ForbiddenError          403
     ├── NotFoundError           404
+    ├── NotAcceptableError      406
     ├── ConflictError           409: the job's state forbids it
+    ├── TooLargeError           413
+    ├── RangeError              416
     ├── RefusedSpecError        422: names the fields
+    ├── TooManyRequestsError    429: says when to come again
     └── UnavailableError        503: Ray does not answer
 """
 
@@ -13,7 +19,6 @@ from __future__ import annotations
 
 import json
 import logging
-import re
 from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 from typing import Any
@@ -21,18 +26,24 @@ from typing import Any
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from pydantic import ValidationError
+from sqlalchemy.exc import DataError, SQLAlchemyError
 from starlette.exceptions import HTTPException
 
-from cafe_core.config import DatasetSpec, JobSpec
-from cafe_core.errors import DatasetError, SpecError
+from cafe_core.errors import SpecError
+from cafe_core.refusal import named_field, refused_field
+from server import request_id
+from server.database import is_outage
 from server.schemas import FieldError, Problem
 from workers.client import RayError
 
 log = logging.getLogger(__name__)
 
 PROBLEM = "application/problem+json"
-_NAMES_A_FIELD = re.compile(rf"((?:{'|'.join(JobSpec.model_fields)})(?:\.[a-z0-9_]+)*): ")
-_NAMES_A_DATASET_FIELD = re.compile(rf"(dataset\.(?:{'|'.join(DatasetSpec.model_fields)})): ")
+
+SHOWN_ERRORS = 100
+"""Of one request: whoever sends more can only have meant harm, or something else."""
+SHOWN_CHARACTERS = 1000
+"""Of a field's path, and of what is wrong with it: both may quote what was sent."""
 
 
 class ApiError(Exception):
@@ -47,10 +58,31 @@ class ApiError(Exception):
         self.headers = headers
 
 
+class UnauthorizedError(ApiError):
+    """No key, or none that is valid. `challenge`: the WWW-Authenticate header."""
+
+    status = 401
+
+    def __init__(self, detail: str, challenge: str) -> None:
+        super().__init__(detail, headers={"WWW-Authenticate": challenge})
+
+
+class ForbiddenError(ApiError):
+    """Who asks may not."""
+
+    status = 403
+
+
 class NotFoundError(ApiError):
     """There is no such thing."""
 
     status = 404
+
+
+class NotAcceptableError(ApiError):
+    """There is no representation that the client takes."""
+
+    status = 406
 
 
 class ConflictError(ApiError):
@@ -60,12 +92,16 @@ class ConflictError(ApiError):
 
 
 class RefusedSpecError(ApiError):
-    """The request asks for something impossible."""
+    """The request asks for something impossible. `total`: how many errors there are, where `errors` are only the first."""
 
     status = 422
 
-    def __init__(self, errors: list[FieldError]) -> None:
-        super().__init__("; ".join(f"{error.loc}: {error.msg}" if error.loc else error.msg for error in errors), errors=errors)
+    def __init__(self, errors: list[FieldError], *, total: int | None = None) -> None:
+        shown = [FieldError(loc=_shown(error.loc), msg=_shown(error.msg)) for error in errors]
+        said = [f"{error.loc}: {error.msg}" if error.loc else error.msg for error in shown]
+        if total is not None and total > len(shown):
+            said.append(f"… {total} errors in all, of which the first {len(shown)} are shown")
+        super().__init__("; ".join(said), errors=shown)
 
     @classmethod
     def of(cls, loc: str, msg: str) -> RefusedSpecError:
@@ -73,8 +109,17 @@ class RefusedSpecError(ApiError):
         return cls([FieldError(loc=loc, msg=msg)])
 
 
+class TooManyRequestsError(ApiError):
+    """More than a key may ask for now. `retry_after_s`: when to ask again, in whole seconds."""
+
+    status = 429
+
+    def __init__(self, detail: str, retry_after_s: int) -> None:
+        super().__init__(detail, headers={"Retry-After": str(retry_after_s)})
+
+
 class TooLargeError(ApiError):
-    """The body is larger than the operator allows."""
+    """More bytes than the operator allows."""
 
     status = 413
 
@@ -110,21 +155,14 @@ def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
     return {status: {"description": HTTPStatus(status).phrase, "content": content} for status in statuses}
 
 
-def field_errors(errors: Sequence[Any], *, outer: int = 0) -> list[FieldError]:
-    """Pydantic's errors; `outer` leading parts of each location are left out (`body`, `query`, …)."""
-    found = []
-    for error in errors:
-        loc = ".".join(str(part) for part in error["loc"][outer:])
-        msg = "unknown field" if error["type"] == "extra_forbidden" else str(error["msg"]).removeprefix("Value error, ")
-        found.append(_field_error(msg, loc, _NAMES_A_FIELD) if error["type"] == "value_error" else FieldError(loc=loc, msg=msg))
-    return found
+def _refusal_of(errors: Sequence[Any], *, outer: int = 0) -> RefusedSpecError:
+    """Pydantic's errors as an answer; `outer` leading parts of each location are left out (`body`, `query`, …)."""
+    refused = [refused_field(error, outer=outer) for error in errors[:SHOWN_ERRORS]]
+    return RefusedSpecError([FieldError(loc=loc, msg=msg) for loc, msg in refused], total=len(errors))
 
 
-def _field_error(message: str, loc: str, names_a_field: re.Pattern[str]) -> FieldError:
-    """`message` may itself start with a field's path, which then stands instead of `loc`: `network.norm: …`."""
-    if named := names_a_field.match(message):
-        return FieldError(loc=named[1], msg=message[named.end() :])
-    return FieldError(loc=loc, msg=message)
+def _shown(text: str) -> str:
+    return text if len(text) <= SHOWN_CHARACTERS else text[: SHOWN_CHARACTERS - 1] + "…"
 
 
 def install(app: FastAPI) -> None:
@@ -140,7 +178,7 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def validation_error(_request: Request, error: RequestValidationError) -> Response:
-        refused = RefusedSpecError(field_errors(error.errors(), outer=1))
+        refused = _refusal_of(error.errors(), outer=1)
         return problem_response(refused.status, refused.detail, errors=refused.errors)
 
     @app.exception_handler(RayError)
@@ -148,10 +186,20 @@ def install(app: FastAPI) -> None:
         unavailable = UnavailableError(str(error))
         return problem_response(unavailable.status, unavailable.detail, headers=unavailable.headers)
 
+    @app.exception_handler(SQLAlchemyError)
+    async def database_error(_request: Request, error: SQLAlchemyError) -> Response:
+        if isinstance(error, DataError):  # PostgreSQL takes no NUL character; all else was checked before
+            return problem_response(422, "the request holds a text or a number that cannot be stored, e.g. a NUL character")
+        log.error("the database fails", exc_info=error)
+        if not is_outage(error):
+            return problem_response(500, "an unexpected error; the server's log has it")
+        unavailable = UnavailableError("the database does not answer; what was asked may or may not have been done")
+        return problem_response(unavailable.status, unavailable.detail, headers=unavailable.headers)
+
     @app.exception_handler(Exception)
     async def unexpected(_request: Request, error: Exception) -> Response:
         log.error("an unexpected error", exc_info=error)
-        return problem_response(500, "an unexpected error; the server's log has it")
+        return problem_response(500, "an unexpected error; the server's log has it", headers=request_id.header())
 
 
 def document(schema: dict[str, Any]) -> dict[str, Any]:
@@ -162,18 +210,12 @@ def document(schema: dict[str, Any]) -> dict[str, Any]:
     return schema
 
 
-def spec_refusal(error: ValueError | SpecError | DatasetError) -> RefusedSpecError:
-    """What `resolve` and `describe` raise, as the answer.
-
-    The message of `resolve`'s ValueError starts with the field's path. That of a DatasetError mostly starts with a path
-    of the user's, which may look like one, so that of a dataset's own fields only is taken for a field.
-    """
+def spec_refusal(error: ValueError | SpecError) -> RefusedSpecError:
+    """What validating a spec and `cafe_core.submission.accept` raise, as the answer."""
     match error:
         case ValidationError():
-            return RefusedSpecError(field_errors(error.errors()))
+            return _refusal_of(error.errors())
         case SpecError():
             return RefusedSpecError.of(error.loc, error.message)
-        case DatasetError():
-            return RefusedSpecError([_field_error(error.message, "dataset", _NAMES_A_DATASET_FIELD)])
         case _:
-            return RefusedSpecError([_field_error(str(error), "", _NAMES_A_FIELD)])
+            return RefusedSpecError.of(*named_field(str(error)))

@@ -6,28 +6,29 @@ What to do is decided in :mod:`server.policy`, from facts; here they are gathere
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from sqlalchemy.orm import Session
 
-from cafe_core.config import JobSpec
-from cafe_core.jobdir import AttemptDir, JobFile, utc_now, write_atomically
-from server import jobs
+from cafe_core.errors import DiskFullError, StaleAttemptError
+from cafe_core.jobdir import AttemptDir, utc_now, write_atomically
+from server import job_json, jobs, tracing
 from server.changes import Changes, wait_until_set
-from server.database import Attempt, Database, Job
+from server.database import Database
 from server.errors import NotFoundError
+from server.manifests import ArtifactError, Entry, add_artifacts, checked_result
+from server.models import Attempt, Job
 from server.policy import Act, Decision, Facts, decide
+from server.predecessor import Predecessor
 from server.progress import DriverEvent, whole_lines
 from server.ray_api import RayApi
 from server.settings import Settings
-from server.states import ENDED, Status
+from server.states import ENDED, IN_RAY, Status
 from workers.client import RayError, RayRefusedError
 
 log = logging.getLogger(__name__)
@@ -38,22 +39,20 @@ RAY_EVERY_S = 1.0
 """How often Ray is asked about a job whose driver runs."""
 RAY_SOON_S = 0.2
 """The same while a job starts, is cancelled, or has said its last word."""
-REFUSALS_ALLOWED = 5
-"""Submissions of an attempt that Ray may refuse before the job fails."""
+REFUSED_FOR_S = 60.0
+"""How long Ray may refuse to take an attempt, or the disk its job.json, before the job fails and makes room for others: the agent
+of a node that is starting is not there yet, and a disk that is full may be so for a moment."""
 LAST_WORDS_GRACE_S = 30.0
 """How long a driver may live on after its last event."""
+RENEW_PAUSE_S = 5.0
+"""What a new attempt waits for each one before it that was lost and came no further: what they died of may pass."""
 STOP_EVERY_S = 3.0
 """How often a driver that was asked to stop, but lives on, is asked again."""
 CHUNK_BYTES = 8 << 20
 
 
-def log_file(attempt: AttemptDir) -> Path:
-    """Where the server keeps what an ended attempt printed."""
-    return attempt.path / "driver.log"
-
-
 @dataclass(frozen=True)
-class _Seen:
+class Seen:
     """A job as it was in the database."""
 
     status: Status
@@ -72,17 +71,18 @@ class JobKeeper:
         self._ray = ray
         self._settings = settings
         self._changes = changes
+        self._before = Predecessor(ray, job_id)
         self._stop_heard_at = float("-inf")
-        self._refusals = 0
+        self._refused_since: float | None = None
         self._last_words_at: float | None = None
 
     async def run(self) -> None:
         """Returns when the job has ended, or was deleted."""
-        with self._changes.watching(self._job_id) as changed:
+        with self._changes.watching(self._job_id, elsewhere=False) as changed:
             ray_asked = float("-inf")
             while True:
                 changed.clear()
-                seen = await asyncio.to_thread(self._look)
+                seen = await asyncio.to_thread(self.look)
                 if seen is None:
                     return
                 near_an_end = seen.status is not Status.RUNNING or seen.last_words is not None
@@ -90,53 +90,89 @@ class JobKeeper:
                 if now - ray_asked >= (RAY_SOON_S if near_an_end else RAY_EVERY_S):
                     ray_asked = now
                     try:
-                        if await self._step(seen):
+                        if await self.step(seen):
                             return
                     except RayError as error:
                         log.warning("job %s: %s", self._job_id, error)
                         await asyncio.sleep(RAY_EVERY_S)
                 await wait_until_set(changed, FILES_EVERY_S)
 
-    async def _step(self, seen: _Seen) -> bool:
-        """Ask Ray, decide, act. True when the job has ended. Raises RayError."""
+    async def step(self, seen: Seen) -> bool:
+        """Ask Ray, decide, act. True when the job has ended, or is queued again. Raises RayError."""
         ray_job = await self._ray.job(self._job_id, seen.attempt)
+        renewals = 0
         if ray_job is None or ray_job.state.ended:
+            if ray_job is None and seen.submitted and not await self._ray.ready():
+                return False  # it is not there yet itself: it may still know the attempt
             # The driver may have written its last events after they were last looked for.
-            latest = await asyncio.to_thread(self._look)
+            latest = await asyncio.to_thread(self.look)
             if latest is None:
                 return True
-            seen = latest
-        has_result = self._attempt_dir(seen.attempt).manifest_file.exists()
-        stop_asked = time.monotonic() - self._stop_heard_at < STOP_EVERY_S
-        decision = decide(Facts(seen.status, seen.submitted, ray_job, seen.last_words, has_result, stop_asked))
+            seen, renewals = latest, await asyncio.to_thread(self._renewals)
+        facts = Facts(
+            status=seen.status,
+            submitted=seen.submitted,
+            ray=ray_job,
+            last_words=seen.last_words,
+            has_result=await asyncio.to_thread(self._attempt_dir(seen.attempt).manifest_file.exists),
+            stop_asked=time.monotonic() - self._stop_heard_at < STOP_EVERY_S,
+            renewals=renewals,
+            max_renewals=self._settings.max_lost_attempts,
+        )
+        decision = decide(facts)
         match decision.act:
             case Act.SUBMIT:
-                return await self._submit(seen.attempt)
+                return await self._submit(seen)
             case Act.STOP:
                 await self._stop(seen.attempt)
-            case Act.END:
+            case Act.RENEW:
                 await self._keep_logs(seen.attempt)
-                await asyncio.to_thread(self._end, decision)
+                await asyncio.sleep(RENEW_PAUSE_S * renewals)
+                await asyncio.to_thread(self._renew, seen, decision)
+                return True
+            case Act.END:
+                with tracing.step("end attempt", self._job_id, seen.attempt):
+                    await self._keep_logs(seen.attempt)
+                    await asyncio.to_thread(self._end, seen, decision)
                 return True
             case Act.WAIT:
                 if not seen.submitted:
-                    await asyncio.to_thread(self._note_submitted)
+                    await asyncio.to_thread(self._note_submitted, seen)
                 await self._stop_if_it_lingers(seen)
         return False
 
-    async def _submit(self, attempt: int) -> bool:
-        """True when Ray will not take the job, and it has failed for that."""
-        job_dir = self._settings.job_dir(self._job_id)
+    async def _submit(self, seen: Seen) -> bool:
+        """True when that was impossible for long enough, and the job has failed for it."""
+        job_dir, settings = self._settings.job_dir(self._job_id), self._settings
+        if not await self._before.is_over(seen.attempt):
+            return False
         try:
-            await self._ray.submit(job_dir.path, self._job_id, attempt, python=self._settings.python)
+            await asyncio.to_thread(job_json.name_attempt, self._database, settings, self._job_id, seen.attempt)
+        except StaleAttemptError as error:  # a cancel came, or another server was faster
+            log.info("job %s: not submitted: %s", self._job_id, error)
+            return False
+        except (OSError, DiskFullError) as error:
+            return await self._refused(seen, job_json.failure(error))
+        try:
+            with tracing.step("submit attempt", self._job_id, seen.attempt):
+                await self._ray.submit(
+                    job_dir.path, self._job_id, seen.attempt, python=settings.python, cpus=settings.driver_cpus
+                )
         except RayRefusedError as error:
-            self._refusals += 1
-            if self._refusals < REFUSALS_ALLOWED:
-                raise
             failure = {"code": "submission_failed", "message": f"Ray does not take the job: {error}", "retryable": True}
-            await asyncio.to_thread(self._end, Decision(Act.END, Status.FAILED, failure))
+            return await self._refused(seen, failure)
+        await asyncio.to_thread(self._note_submitted, seen)
+        return False
+
+    async def _refused(self, seen: Seen, failure: dict[str, Any]) -> bool:
+        """After a try to submit that failed: True when there were tries enough, and the job has failed."""
+        now = time.monotonic()
+        self._refused_since = self._refused_since or now
+        if now - self._refused_since >= REFUSED_FOR_S:
+            await asyncio.to_thread(self._end, seen, Decision(Act.END, Status.FAILED, failure))
             return True
-        await asyncio.to_thread(self._note_submitted)
+        log.warning("job %s cannot be submitted, trying again in %g s: %s", self._job_id, RAY_EVERY_S, failure["message"])
+        await asyncio.sleep(RAY_EVERY_S)
         return False
 
     async def _stop(self, attempt: int) -> None:
@@ -144,7 +180,7 @@ class JobKeeper:
         if await self._ray.stop(self._job_id, attempt):
             self._stop_heard_at = time.monotonic()
 
-    async def _stop_if_it_lingers(self, seen: _Seen) -> None:
+    async def _stop_if_it_lingers(self, seen: Seen) -> None:
         """A driver that has said its last word but does not end is stopped: what it holds is needed."""
         if seen.last_words is None:
             return
@@ -155,22 +191,27 @@ class JobKeeper:
             await self._stop(seen.attempt)
 
     async def _keep_logs(self, attempt: int) -> None:
-        """Keep what the driver printed with the job: Ray forgets it when it is started anew."""
+        """Keep what the driver printed with the job, where it could not do so itself: Ray forgets it when it is started anew."""
+        path = self._attempt_dir(attempt).log_file
+        if await asyncio.to_thread(path.exists):
+            return
         try:
             text = await self._ray.logs(self._job_id, attempt)
         except RayRefusedError as error:
             log.warning("job %s: its logs cannot be kept: %s", self._job_id, error)
             return
         if text is not None:
-            path = log_file(self._attempt_dir(attempt))
-            await asyncio.to_thread(write_atomically, path, text.encode("utf-8", "replace"))
+            try:
+                await asyncio.to_thread(write_atomically, path, text.encode("utf-8", "replace"))
+            except (OSError, DiskFullError) as error:  # a full disk must not keep the job from its end: then it can be deleted
+                log.warning("job %s: its logs cannot be kept: %s", self._job_id, error)
 
     def _attempt_dir(self, attempt: int) -> AttemptDir:
         return self._settings.job_dir(self._job_id).attempt(attempt)
 
     # From here on: called in threads.
 
-    def _look(self) -> _Seen | None:
+    def look(self) -> Seen | None:
         """The job as it is after taking its driver's new events; None when it has ended or is gone. Starts a queued one."""
         seen = self._read()
         if seen is not None and seen.status is Status.QUEUED:
@@ -180,34 +221,25 @@ class JobKeeper:
             return None
         return self._read() if self._take_events(seen) else seen
 
-    def _read(self) -> _Seen | None:
+    def _read(self) -> Seen | None:
         with self._database.read() as session:
             try:
                 job = jobs.get(session, self._job_id)
             except NotFoundError:
                 return None
             attempt = jobs.attempt_of(session, job)
-            return _Seen(job.state, job.attempt, attempt.submitted_at is not None, attempt.outcome, attempt.events_offset)
+            return Seen(job.state, job.attempt, attempt.submitted_at is not None, attempt.outcome, attempt.events_offset)
 
     def _start(self) -> None:
-        """From queued to starting, unless it was cancelled meanwhile. job.json is there before anything is submitted."""
+        """From queued to starting, unless it was cancelled meanwhile. What is submitted has its job.json first: `_submit`."""
         with self._database.write() as session:
             job = jobs.get(session, self._job_id, lock=True)
             if job.state is not Status.QUEUED:
                 return
-            file = JobFile(
-                job_id=job.id,
-                spec=JobSpec.model_validate(job.spec),
-                roots=self._settings.roots,
-                max_restarts=self._settings.max_restarts,
-                collective_timeout_s=self._settings.collective_timeout_s,
-            )
-            content = file.model_dump_json(exclude_none=True, indent=2).encode()
-            write_atomically(self._settings.job_dir(job.id).job_file, content)
             jobs.transition(session, job, Status.STARTING)
         self._changes.tell(self._job_id)
 
-    def _take_events(self, seen: _Seen) -> bool:
+    def _take_events(self, seen: Seen) -> bool:
         """Take all events that the attempt's driver has written, whole lines only. Whether there were any."""
         path, offset = self._attempt_dir(seen.attempt).events_file, seen.offset
         while path.exists() and path.stat().st_size > offset:
@@ -216,9 +248,16 @@ class JobKeeper:
                 lines, size = whole_lines(file.read(CHUNK_BYTES))
             if not lines:
                 break
+            self._change(seen, partial(self._store_events, self._parse(lines), offset, offset + size))
             offset += size
-            self._change(partial(jobs.take_events, events=self._parse(lines), new_offset=offset))
         return offset > seen.offset
+
+    @staticmethod
+    def _store_events(
+        events: list[DriverEvent], offset: int, new_offset: int, session: Session, job: Job, attempt: Attempt
+    ) -> None:
+        if attempt.events_offset == offset:  # else another server has taken them, which looked after the job a moment ago
+            jobs.take_events(session, job, attempt, events, new_offset)
 
     def _parse(self, lines: list[bytes]) -> list[DriverEvent]:
         """The events. A line that is none (a disk was full) is logged and left out: it must not hold up the job's end."""
@@ -230,26 +269,58 @@ class JobKeeper:
                 log.error("job %s: %s", self._job_id, error)
         return events
 
-    def _note_submitted(self) -> None:
+    def _note_submitted(self, seen: Seen) -> None:
         def note(_session: Session, _job: Job, attempt: Attempt) -> None:
             attempt.submitted_at = utc_now()
 
-        self._change(note)
+        self._change(seen, note)
 
-    def _end(self, decision: Decision) -> None:
-        def end(session: Session, job: Job, attempt: Attempt) -> None:
+    def _renewals(self) -> int:
+        with self._database.read() as session:
+            return jobs.renewals_in_a_row(session, jobs.get(session, self._job_id))
+
+    def _renew(self, seen: Seen, decision: Decision) -> None:
+        def renew(session: Session, job: Job, _attempt: Attempt) -> None:
+            if job.state is Status.CANCELLING:  # asked for after the decision
+                jobs.transition(session, job, Status.CANCELLED)
+                return
+            assert decision.error is not None
+            jobs.renew(session, job, decision.error)
+
+        self._change(seen, renew)
+
+    def _end(self, seen: Seen, decision: Decision) -> None:
+        if not seen.submitted:
+            job_json.name_none(self._settings, self._job_id)  # a submission that Ray was slow to take may yet start a driver
+        entries: list[Entry] = []
+        result: dict[str, Any] | None = None
+        if decision.status is Status.SUCCEEDED:
+            try:
+                entries, result = checked_result(self._attempt_dir(seen.attempt))
+            except ArtifactError as error:
+                failure = {"code": "damaged_result", "message": f"{error}. Resume to make it again", "retryable": True}
+                decision = Decision(Act.END, Status.FAILED, failure)
+
+        def end(session: Session, job: Job, _attempt: Attempt) -> None:
             if job.state is Status.CANCELLING:  # also when that was asked for after the decision
                 jobs.transition(session, job, Status.CANCELLED)
                 return
             assert decision.status is not None
             if decision.status is Status.SUCCEEDED:
-                job.result = json.loads(self._attempt_dir(attempt.number).result_file.read_bytes())
+                job.result = result
+                add_artifacts(session, job, entries)
             jobs.transition(session, job, decision.status, error=decision.error)
 
-        self._change(end)
+        self._change(seen, end)
 
-    def _change(self, change: Callable[[Session, Job, Attempt], None]) -> None:
+    def _change(self, seen: Seen, change: Callable[[Session, Job, Attempt], None]) -> None:
+        """Change the job in a transaction, unless the attempt that was seen is over, by another server's doing."""
         with self._database.write() as session:
-            job = jobs.get(session, self._job_id, lock=True)
+            try:
+                job = jobs.get(session, self._job_id, lock=True)
+            except NotFoundError:
+                return
+            if job.attempt != seen.attempt or job.state not in IN_RAY:
+                return
             change(session, job, jobs.attempt_of(session, job))
         self._changes.tell(self._job_id)

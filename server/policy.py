@@ -1,7 +1,8 @@
 """What a reconciler should do next about a job: a pure function of what is known, no I/O.
 
 The driver's files outrank Ray's word: a job has a result when its manifest is there, and failed for the reason that its
-driver wrote. Ray says whether the driver still runs, and what happened when the driver could write nothing.
+driver wrote. Ray says whether the driver still runs, and what happened when the driver could write nothing: then the
+attempt is lost, through no fault of the job's, and a new one goes on from the last checkpoint.
 """
 
 from __future__ import annotations
@@ -29,6 +30,10 @@ class Facts:
     """Whether its manifest is there."""
     stop_asked: bool = False
     """Whether it was asked to stop a moment ago, and heard it."""
+    renewals: int = 0
+    """Attempts made for lost ones, in a row, the current one included, since one came further: see `jobs.renewals_in_a_row`."""
+    max_renewals: int = 0
+    """How many of them may follow each other."""
 
 
 class Act(Enum):
@@ -37,12 +42,13 @@ class Act(Enum):
     WAIT = auto()
     SUBMIT = auto()
     STOP = auto()
+    RENEW = auto()
     END = auto()
 
 
 @dataclass(frozen=True)
 class Decision:
-    """`act`, and with END the state that the job ends in and why."""
+    """`act`; with END the state that the job ends in, and why; with RENEW why the attempt counts as lost."""
 
     act: Act
     status: Status | None = None
@@ -62,22 +68,41 @@ def decide(facts: Facts) -> Decision:
         return Decision(Act.WAIT)
     if facts.has_result:
         return Decision(Act.END, Status.SUCCEEDED)
-    return Decision(Act.END, Status.FAILED, _why_failed(facts))
+    if (error := _own_failure(facts)) is not None:
+        return Decision(Act.END, Status.FAILED, error)
+    if facts.renewals < facts.max_renewals:
+        return Decision(Act.RENEW, Status.QUEUED, _loss(facts.ray))
+    return Decision(Act.END, Status.FAILED, _lost_too_often(facts))
 
 
-def _why_failed(facts: Facts) -> dict[str, Any]:
-    if facts.last_words is not None and facts.last_words["type"] == "failed":
+def _own_failure(facts: Facts) -> dict[str, Any] | None:
+    """Why a new attempt would not help, or is not wanted; None for an attempt that was lost.
+
+    A driver that says `cancelled` was sent a signal. Only if Ray did that was it somebody's wish; else its machine shut down.
+    """
+    said = None if facts.last_words is None else facts.last_words["type"]
+    if facts.last_words is not None and said == "failed":
         return dict(facts.last_words["error"])
-    if facts.ray is None:
-        return _error("ray_lost", "Ray no longer knows the job: it was started anew. Resume to go on from the last checkpoint")
-    if facts.ray.state is RayJobState.STOPPED or (facts.last_words is not None and facts.last_words["type"] == "cancelled"):
+    if facts.ray is not None and facts.ray.state is RayJobState.STOPPED:
         return _error("stopped", "the job was stopped in Ray, not through this API. Resume to go on from the last checkpoint")
-    exit_code = "" if facts.ray.exit_code is None else f" (exit code {facts.ray.exit_code})"
-    reason = "" if facts.ray.exit_code is not None else f": {first_line(facts.ray.message)}"
-    return _error(
-        "driver_died",
-        f"the job's driver ended without a word{exit_code}{reason}; its logs say more. Resume to go on from the last checkpoint",
-    )
+    if said == "finished":
+        return _error("result_lost", "the job finished, but its result is gone. Resume to make it again from the last checkpoint")
+    return None
+
+
+def _lost_too_often(facts: Facts) -> dict[str, Any]:
+    loss = _loss(facts.ray)
+    often = "" if not facts.renewals else f"; so were {facts.renewals} before it that came no further"
+    return loss | {"message": f"{loss['message']}{often}. Resume to go on from the last checkpoint"}
+
+
+def _loss(ray: RayJob | None) -> dict[str, Any]:
+    """What an attempt was lost with."""
+    if ray is None:
+        return _error("ray_lost", "the attempt was lost: Ray no longer knows it, so it was started anew")
+    exit_code = "" if ray.exit_code is None else f" (exit code {ray.exit_code})"
+    reason = "" if ray.exit_code is not None else f": {first_line(ray.message)}"
+    return _error("driver_died", f"the attempt was lost: its driver ended without a word{exit_code}{reason}; its logs say more")
 
 
 def first_line(text: str) -> str:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
+
 from cafe_core.config import DatasetInfo
-from server import database, schemas
+from server import models, schemas
 
 
-def job(row: database.Job) -> schemas.Job:
+def job(row: models.Job) -> schemas.Job:
     """A job."""
     here = f"/v1/jobs/{row.id}"
     links = {name: f"{here}/{name}" for name in ("events", "logs", "artifacts", "synthetic")}
+    has_trials = row.kind != "condense" or "evaluation" in row.spec
     return schemas.Job.model_validate(
         {
             "id": row.id,
@@ -26,22 +30,37 @@ def job(row: database.Job) -> schemas.Job:
             "created_at": row.created_at,
             "started_at": row.started_at,
             "finished_at": row.finished_at,
-            "links": {"self": here, "preview": f"{here}/preview.png", **links},
+            "links": {
+                "self": here,
+                "preview": f"{here}/preview.png",
+                "trials": f"{here}/trials" if has_trials else None,
+                **links,
+            },
         }
     )
 
 
-def job_etag(row: database.Job) -> str:
+def job_page(jobs: Sequence[str], *, next_cursor: str | None) -> str:
+    """A JobPage as JSON, of jobs that are JSON already."""
+    return f'{{"data":[{",".join(jobs)}],"next_cursor":{json.dumps(next_cursor)}}}'
+
+
+def dataset_list(datasets: Sequence[str]) -> str:
+    """A DatasetList as JSON, of datasets that are JSON already."""
+    return f'{{"data":[{",".join(datasets)}]}}'
+
+
+def job_etag(row: models.Job) -> str:
     """Strong: the same for the same bytes only, as every change to the row counts its version up."""
     return f'"{row.id}-{row.version}"'
 
 
-def event(row: database.Event) -> schemas.Event:
+def event(row: models.Event) -> schemas.Event:
     """An event."""
     return schemas.Event(id=row.number, attempt=row.attempt, time=row.time, type=row.type, data=row.data)
 
 
-def dataset(row: database.Dataset) -> schemas.Dataset:
+def dataset(row: models.Dataset) -> schemas.Dataset:
     """An uploaded dataset."""
     return schemas.Dataset.model_validate(
         {

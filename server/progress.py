@@ -1,4 +1,4 @@
-"""What a driver's events say about its job: pure functions from an event to what changes."""
+"""What a job has to do, and what its driver's events say about it: pure functions."""
 
 from __future__ import annotations
 
@@ -6,10 +6,15 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-COMPUTING = frozenset({"condensing", "evaluating", "publishing"})
+from cafe_core.config import CondenseSpec, EvaluateSpec, JobSpec
+from cafe_core.evaluation.tasks import judged_source, task_count
+
+COMPUTING = frozenset({"condensing", "validating", "evaluating", "sweeping", "publishing"})
 """Phases in which the job's workers, or its driver, compute."""
 LAST_WORDS = frozenset({"finished", "failed", "cancelled"})
 """Events after which a driver says nothing more."""
+LASTING = frozenset({"checkpoint", "validated", "evaluated", "trial_validated", "trial"})
+"""Events of something that the next attempt does not do again."""
 
 
 @dataclass(frozen=True)
@@ -26,6 +31,8 @@ class DriverEvent:
         data = json.loads(line)
         if not isinstance(data, dict) or not isinstance(data.get("type"), str) or not isinstance(data.get("time"), str):
             raise ValueError(f"not an event: {line[:200]!r}")
+        if any(len(data[field]) > 32 or "\0" in data[field] for field in ("type", "time")):  # what the database has room for
+            raise ValueError(f"not an event of ours: {line[:200]!r}")
         return cls(data.pop("time"), data.pop("type"), data)
 
 
@@ -48,10 +55,21 @@ def changes_of(event: DriverEvent) -> Changes:
             return Changes(phase=phase, computing=phase in COMPUTING)
         case "iteration":
             return Changes(done=event.data["iteration"], total=event.data["total"], eta_s=event.data.get("eta_s"))
-        case "evaluated":
+        case "epoch":
+            return Changes(done=event.data["epoch"], total=event.data["total"], eta_s=event.data.get("eta_s"))
+        case "validated":
+            return Changes(done=event.data["iteration"], total=event.data["total"])
+        case "evaluated" | "trials" | "trial":
             return Changes(done=event.data["done"], total=event.data["total"], eta_s=event.data.get("eta_s"))
         case _:
             return Changes()
+
+
+def total_of(spec: JobSpec) -> int:
+    """What a job's progress counts to at first: a condensation's iterations, an evaluation's networks, a sweep's trials."""
+    if isinstance(spec, CondenseSpec):
+        return spec.iterations
+    return task_count(spec, judged_source(spec)) if isinstance(spec, EvaluateSpec) else spec.trial_count
 
 
 def whole_lines(chunk: bytes) -> tuple[list[bytes], int]:

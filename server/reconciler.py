@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 
-from server import jobs
+from server import jobs, logs
 from server.changes import Changes, wait_until_set
 from server.database import Database
 from server.job_keeper import JobKeeper
@@ -19,12 +19,12 @@ from server.settings import Settings
 
 log = logging.getLogger(__name__)
 
-LOOK_EVERY_S = 5.0
-"""How often jobs to look after are looked for without being told of one."""
+LOOK_EVERY_S = 1.0
+"""How often jobs to look after are looked for without being told of one: another server may have taken it."""
 
 
 class Reconciler:
-    """Runs while :meth:`run` does. Belongs to the event loop it is made in."""
+    """Runs while :meth:`run` does: on one server at a time (:mod:`server.leadership`). Belongs to the loop it is made in."""
 
     def __init__(self, database: Database, ray: RayApi, settings: Settings, changes: Changes) -> None:
         self._database = database
@@ -34,12 +34,6 @@ class Reconciler:
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._woken = asyncio.Event()
         self._loop = asyncio.get_running_loop()
-        self._ended = False
-
-    @property
-    def ended(self) -> bool:
-        """Whether :meth:`run` has returned or failed: then no job is looked after any more."""
-        return self._ended
 
     def wake(self) -> None:
         """Look for jobs to look after now, e.g. after a POST. Any thread may call it."""
@@ -56,22 +50,25 @@ class Reconciler:
                     log.exception("jobs could not be looked for; trying again within %g s", LOOK_EVERY_S)
                 await wait_until_set(self._woken, LOOK_EVERY_S)
         finally:
-            self._ended = True
             tasks = list(self._tasks.values())
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _start_keepers(self) -> None:
-        for job_id in await asyncio.to_thread(self._to_look_after):
+        for job_id in await asyncio.to_thread(self._to_look_after, set(self._tasks)):
             if job_id not in self._tasks:
                 self._tasks[job_id] = asyncio.create_task(self._look_after(job_id), name=f"reconcile {job_id}")
 
-    def _to_look_after(self) -> list[str]:
+    def _to_look_after(self, looked_after: set[str]) -> list[str]:
+        limits = self._settings
         with self._database.read() as session:
-            return jobs.to_look_after(session, self._settings.max_active_jobs)
+            return jobs.to_look_after(
+                session, looked_after, max_active=limits.max_active_jobs, max_per_owner=limits.max_running_jobs
+            )
 
     async def _look_after(self, job_id: str) -> None:
+        logs.job_id.set(job_id)  # for this task, and what it calls
         try:
             await JobKeeper(job_id, self._database, self._ray, self._settings, self._changes).run()
         except Exception:

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from cafe_core.config import DatasetInfo, JobSpec
+from cafe_core.config import DatasetInfo
 from cafe_core.estimate import Estimate
 from server.states import Status
 
@@ -35,7 +35,7 @@ class Problem(_Schema):
 
 
 class Progress(_Schema):
-    """Iterations while condensing, networks while evaluating."""
+    """Iterations while condensing, networks while evaluating, trials while sweeping."""
 
     done: int
     total: int
@@ -61,24 +61,38 @@ class JobLinks(_Schema):
     artifacts: str
     synthetic: str
     preview: str
+    trials: str | None
+    """Of evaluations and sweeps."""
 
 
 class Job(_Schema):
     """A job."""
 
     id: str
-    kind: Literal["condense"]
+    kind: Literal["condense", "evaluate", "sweep"]
     name: str | None
     labels: dict[str, str]
     status: Status
     attempt: int
     """1 for the first run, one more with each resume."""
     phase: str | None
-    """What the driver does: preparing, waiting_for_resources, starting_workers, condensing, evaluating, publishing."""
+    """What the driver does: preparing, waiting_for_resources, starting_workers, condensing, validating, evaluating, sweeping,
+    publishing."""
     progress: Progress
     spec: dict[str, Any]
-    """Resolved: every default written out."""
+    """Resolved: every default written out, but for those of a sweep's `base`, which each trial has its own of."""
     result: dict[str, Any] | None
+    """By kind, each with `versions` and `seconds`. Accuracies are in percent.
+
+    An evaluation: `{"networks": [{"name", "mean", "std", "n", "accuracies"}], "baselines": {"random": {"networks": [...]}}}`,
+    with `augmentations` (the same for each) where there are several, and `scores` where there is what they compare.
+
+    * condense: `iterations`, `images`, `evaluation` (or null); with a validation `best_iteration` and
+      `validations: [{"iteration", "mean", "accuracies"}]`
+    * evaluate: an evaluation
+    * sweep: `metric` (`evaluation` or `validation`: what trials are compared by), `best` (its row of the trials, with its
+      `result`), `trials: {"succeeded", "stopped", "failed", "total"}`
+    """
     error: JobError | None
     created_at: str
     started_at: str | None
@@ -101,12 +115,26 @@ class Estimates(Estimate):
     """What a worker has on this cluster."""
 
 
+class PlannedTrials(_Schema):
+    """A sweep's trials."""
+
+    total: int
+    first: list[dict[str, Any]]
+    """What the first 20 set."""
+
+
 class DryRun(_Schema):
     """What a POST without `dry_run` would make."""
 
-    spec: JobSpec
+    spec: dict[str, Any]
+    """Resolved, as the job's."""
     estimates: Estimates
+    """Of a sweep: of the trial that holds most."""
     dataset: DatasetInfo
+    total: int
+    """Iterations, networks to train, or trials."""
+    trials: PlannedTrials | None
+    """Of a sweep."""
 
 
 class Event(_Schema):
@@ -117,7 +145,8 @@ class Event(_Schema):
     attempt: int
     time: str
     type: str
-    """status, phase, workers, iteration, checkpoint, restart, evaluated, finished, failed, cancelled."""
+    """status, phase, workers, epoch, iteration, checkpoint, validated, evaluated, trials, trial_started, trial_validated, trial,
+    restart, finished, failed, cancelled."""
     data: dict[str, Any]
 
 
@@ -125,6 +154,47 @@ class EventPage(_Schema):
     """Events, oldest first."""
 
     data: list[Event]
+    next_after: int
+    """Ask again with `after=` this for what comes next."""
+
+
+class NetworkTrial(_Schema):
+    """A network that was trained and tested."""
+
+    source: Literal["synthetic", "random", "whole"]
+    """What it was trained on: the set that is judged, random real images, or all of them."""
+    network: str
+    """Its kind's name."""
+    index: int
+    """0, 1, … in the spec's `networks`: several kinds may have the same name."""
+    augment: str
+    repeat: int
+    """0, 1, … of its kind."""
+    accuracy: float
+    """Percent."""
+
+
+class SweepTrial(_Schema):
+    """A setting of a sweep."""
+
+    trial: int
+    """0, 1, …"""
+    overrides: dict[str, Any]
+    """The value of each field of the space."""
+    status: Literal["pending", "running", "succeeded", "stopped", "failed"]
+    """`stopped`: early, by the scheduler."""
+    metric: float | None
+    """Mean accuracy in percent: of the evaluation, or the best validation (while it runs: so far)."""
+    iterations: int | None
+    """Done."""
+    seconds: float | None
+    error: JobError | None
+
+
+class TrialPage(_Schema):
+    """Trials of a job."""
+
+    data: list[NetworkTrial] | list[SweepTrial]
     next_after: int
     """Ask again with `after=` this for what comes next."""
 

@@ -3,31 +3,106 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
+import socket
 import types
 from collections.abc import Iterator
 
 import click
 import uvicorn
+from sqlalchemy.exc import SQLAlchemyError
 
+from server import keys, logs, tracing
+from server.access import is_loopback
 from server.app import create_app
+from server.connections import BACKLOG, KEEP_ALIVE_S, MAX_CONNECTIONS, MAX_HEADER_BYTES, BoundedConnection
+from server.database import Database
 from server.embedded_ray import EmbeddedRay
+from server.graceful import GracefulServer
+from server.logs import secrets_of
+from server.ray_keeper import kept
 from server.settings import Settings
 from workers.client import RayClient
 
 
-def run_server(settings: Settings, host: str, port: int) -> None:
-    """Serve until SIGTERM or SIGINT. A local Ray, where one was started, ends afterwards."""
+def run_server(settings: Settings, host: str, port: int, *, share_port: bool = False) -> None:
+    """Serve until SIGTERM or SIGINT. A local Ray, where one was started, ends afterwards.
+
+    share_port: let the same user's other servers listen on the port as well. One that is started so before the other is
+    stopped takes over without a moment in which nobody listens.
+
+    Raises click.UsageError for a host that others reach while there is no API key, for a port shared while each server
+    would have a Ray of its own, for one that cannot be listened on, and for a dataset root that shows what others keep;
+    NewerDatabaseError; click.ClickException when the database does not answer.
+    """
+    try:
+        settings.check_dataset_root()
+    except ValueError as error:
+        raise click.UsageError(str(error)) from error
+    has_keys = _has_keys(settings)  # before a Ray is started: it may be that the database cannot be used
+    if not is_loopback(host) and not has_keys:
+        raise click.UsageError(
+            f"--host {host} is reached from outside, and this server has no API keys. Make one first, with the same data "
+            "directory or CAFE_DATABASE_URL: cafe keys create NAME --scope admin"
+        )
+    if share_port and settings.ray_address is None:
+        raise click.UsageError("--share-port needs --ray-address: a local Ray, and its jobs, would end with one of the servers")
     with contextlib.suppress(KeyboardInterrupt), _terminated_as_interrupted(), contextlib.ExitStack() as stack:
         address = settings.ray_address
         token = settings.ray_token.get_secret_value() if settings.ray_token else None
         if address is None:
             click.echo("starting a local Ray …", err=True)
             ray = stack.enter_context(EmbeddedRay(num_cpus=settings.num_cpus))
+            stack.enter_context(kept(ray))
             address, token = ray.address, ray.token
             click.echo(f"Ray's dashboard: {address} (it asks for the token in {ray.token_file})", err=True)
+        logs.configure(settings.log_format, [*secrets_of(settings), *filter(None, [token])])
+        tracing.configure(os.environ)
         app = create_app(settings, RayClient(address, token))
-        uvicorn.run(app, host=host, port=port, log_level="info", access_log=False, timeout_graceful_shutdown=5)
+        config = uvicorn.Config(
+            app,
+            host=host,
+            port=port,
+            http=BoundedConnection,
+            h11_max_incomplete_event_size=MAX_HEADER_BYTES,
+            limit_concurrency=MAX_CONNECTIONS,
+            timeout_keep_alive=KEEP_ALIVE_S,
+            backlog=BACKLOG,
+            log_config=None,
+            access_log=False,
+            timeout_graceful_shutdown=5,
+        )
+        server = GracefulServer(config, app)
+        server.run([_shared(host, port)] if share_port else None)
+        if not server.started:
+            raise SystemExit(3)  # as uvicorn.run does
+
+
+def _shared(host: str, port: int) -> socket.socket:
+    """Bound, and not listened on yet: uvicorn does so when the app is ready, and until then others get the connections."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        listener = socket.socket(family, kind, protocol)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        listener.bind(address)
+    except OSError as error:
+        raise click.UsageError(f"{host}:{port} cannot be listened on: {error.strerror}") from error
+    return listener
+
+
+def _has_keys(settings: Settings) -> bool:
+    settings.data_dir.mkdir(parents=True, exist_ok=True)
+    database = Database(settings.database)
+    try:
+        database.migrate()
+        with database.read() as session:
+            return bool(keys.all_of(session))
+    except SQLAlchemyError as error:
+        raise click.ClickException(f"the database does not answer: {str(error).splitlines()[0]}") from error
+    finally:
+        database.close()
 
 
 @contextlib.contextmanager

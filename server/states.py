@@ -2,16 +2,19 @@
 
 ::
 
+      ┌── lost ────┬───────────┐
+      ↓            │           │
     queued ──→ starting ──→ running ──→ succeeded
       ↑  │         │  │        │  │
       │  │         │  └────────┼──┴───→ failed ────┐
       │  └→ cancelled ←── cancelling               │
       │         │              ↑                   │
-      └─────────┴──────────────┴ (both, on cancel) │
-      └────────────────── resume ──────────────────┘
+      │         │   (both, on cancel)              │
+      └─────────┴──────────── resume ──────────────┘
 
 A job is `starting` from its submission until its workers compute, `running` from then on, also while a gang is started
-again. `cancelling` ends in `cancelled` whatever its driver still manages to do.
+again. An attempt that is lost (with Ray, its node or its driver) has the job queued for a new one. `cancelling` ends in
+`cancelled` whatever its driver still manages to do.
 """
 
 from __future__ import annotations
@@ -33,8 +36,8 @@ class Status(StrEnum):
 
 TRANSITIONS: dict[Status, frozenset[Status]] = {
     Status.QUEUED: frozenset({Status.STARTING, Status.CANCELLED, Status.FAILED}),
-    Status.STARTING: frozenset({Status.RUNNING, Status.SUCCEEDED, Status.FAILED, Status.CANCELLING}),
-    Status.RUNNING: frozenset({Status.SUCCEEDED, Status.FAILED, Status.CANCELLING}),
+    Status.STARTING: frozenset({Status.RUNNING, Status.SUCCEEDED, Status.FAILED, Status.CANCELLING, Status.QUEUED}),
+    Status.RUNNING: frozenset({Status.SUCCEEDED, Status.FAILED, Status.CANCELLING, Status.QUEUED}),
     Status.CANCELLING: frozenset({Status.CANCELLED}),
     Status.SUCCEEDED: frozenset(),
     Status.FAILED: frozenset({Status.QUEUED}),

@@ -17,13 +17,14 @@ from cafe_core.config import DatasetInfo, DatasetSpec
 from cafe_core.data import catalog
 from cafe_core.errors import DatasetError, SpecError
 from cafe_core.jobdir import DataRoots
-from server.database import Dataset, new_id
 from server.errors import RefusedSpecError, TooLargeError
+from server.models import Dataset, new_id
 from server.removal import ASIDE, finish_removals, removal_of
 from server.settings import Settings
 
 CHUNK_BYTES = 1 << 20
 SUFFIXES = (".zip", ".npz")
+MAX_NAME_LENGTH = 128
 
 
 def store_upload(file: UploadFile, name: str | None, settings: Settings) -> Dataset:
@@ -36,6 +37,9 @@ def store_upload(file: UploadFile, name: str | None, settings: Settings) -> Data
     suffix = PurePosixPath(filename).suffix.lower()
     if suffix not in SUFFIXES:
         raise RefusedSpecError.of("file", f"{filename!r} is neither a .zip of an image folder nor an .npz; its name must end so")
+    name = name or filename
+    if len(name) > MAX_NAME_LENGTH or not name.isprintable():
+        raise RefusedSpecError.of("name", f"a name has at most {MAX_NAME_LENGTH} characters, all printable; give the upload one")
     dataset_id = new_id("ds")
     directory = settings.roots.uploads / dataset_id
     directory.mkdir(parents=True)
@@ -46,9 +50,7 @@ def store_upload(file: UploadFile, name: str | None, settings: Settings) -> Data
     except BaseException:
         shutil.rmtree(directory)
         raise
-    return Dataset(
-        id=dataset_id, name=name or filename, size=size, sha256=sha256, info=info.model_dump(mode="json") if info else None
-    )
+    return Dataset(id=dataset_id, name=name, size=size, sha256=sha256, info=info.model_dump(mode="json") if info else None)
 
 
 def discard_upload(roots: DataRoots, dataset_id: str) -> None:

@@ -6,7 +6,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from workers.driver import run_attempt
+from cafe_core.jobdir import JobDir
+from workers.output import copied_to
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -15,7 +16,12 @@ def main(arguments: list[str] | None = None) -> int:
     run.add_argument("--job-dir", type=Path, required=True, help="the job's directory, with its job.json")
     run.add_argument("--attempt", type=int, required=True, help="1, 2, …")
     parsed = parser.parse_args(arguments)
-    return run_attempt(parsed.job_dir.resolve(), parsed.attempt)
+    job_dir = parsed.job_dir.resolve()
+    attempt = JobDir(job_dir).attempt(parsed.attempt)
+    with copied_to(attempt.log_file, attempt.older_log_file):
+        from workers.driver import run_attempt  # libraries that it loads start threads, and the above forks
+
+        return run_attempt(job_dir, parsed.attempt)
 
 
 if __name__ == "__main__":

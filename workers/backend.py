@@ -1,7 +1,8 @@
-"""A job's long phases on a gang of Ray actors: starts the gang, watches it, and starts it again when workers are lost.
+"""A job's long phases on a Ray cluster: starts workers, watches them, and acts when some are lost.
 
-The controller to `policy`, which decides. A condensation goes on from its last checkpoint; an evaluation trains the
-networks again that a lost worker had.
+The controller to `policy`, which decides. A condensation runs on a gang, and goes on from its last checkpoint. An evaluation
+is fanned out by Ray Tune, on workers of its own; or it uses the gang where that goes on condensing afterwards (a validation),
+and in a trial of a sweep, which Tune runs already: a trial then never holds more than its gang. The trials of a sweep: `sweep`.
 """
 
 from __future__ import annotations
@@ -9,23 +10,30 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
 
-from cafe_core.config import DatasetInfo
-from cafe_core.job import EvaluationTask, Report
+from cafe_core.backend import Condensation, Report, TrialOutcome
+from cafe_core.config import ResourcesSpec
+from cafe_core.data.class_store import ClassStore
+from cafe_core.evaluation.tasks import EvaluationSetup, EvaluationTask
 from cafe_core.jobdir import JobDir, JobFile
-from workers.cluster import capacity, room
+from cafe_core.sweep import Trial
+from workers.cluster import bundle_of, capacity, room
+from workers.evaluation import cut
 from workers.gang import Gang, GangFailedError, Reported, Reservation, Returned
 from workers.interruption import Interruption
 from workers.policy import Failure, GiveUp, decide, decisive, gang_size
 from workers.shard_worker import Work
-from workers.work import IMPORTS, CondenseShard, TrainNetwork
+from workers.work import ACCURACY, IMPORTS, CondenseShard, TrainNetworks
+
+if TYPE_CHECKING:
+    from workers.tune_run import TuneRun
 
 log = logging.getLogger(__name__)
 
 WATCH_S = 0.5
-"""How long one look at the gang lasts when nothing happens."""
+"""How long one look at the workers lasts when nothing happens."""
 CAUSE_WAIT_S = 4.0
 """How long the cause of a broken collective is waited for, when only its consequences are known."""
 SUSPECT_SILENCE_S = 2.0
@@ -33,38 +41,44 @@ SUSPECT_SILENCE_S = 2.0
 SHRINK_AFTER_S = 10.0
 """How long a restart waits for all its workers before it makes do with fewer: a moment for a node to come back."""
 
+NOTICE_S = 5.0
+"""How long an evaluation waits for a first worker before it says so."""
+
 
 class RayBackend:
-    """Implements :class:`cafe_core.job.Backend` with `spec.resources.workers` actors, which both phases share."""
+    """Implements :class:`cafe_core.backend.Backend`."""
 
-    def __init__(
-        self, job: JobFile, directory: JobDir, attempt: int, info: DatasetInfo, store: Path, interruption: Interruption
-    ) -> None:
+    def __init__(self, job: JobFile, directory: JobDir, title: str, interruption: Interruption, *, fan_out: bool = True) -> None:
+        """title: names the workers for people, uniquely; fan_out: evaluate by Tune."""
         self._job = job
-        self._resources = job.spec.resources
         self._directory = directory
-        self._title = f"{job.job_id}/attempt {attempt}"
-        self._info = info
-        self._store = store
+        self._title = title
         self._interruption = interruption
+        self._fan_out = fan_out
         self._reservation: Reservation | None = None
         self._gang: Gang | None = None
+        self._tune: TuneRun | None = None
+        self._gangs = 0
         self._restarts = 0
         self._restart_reason: str | None = None
         self._capacity_at_start = 0
 
-    def condense(self, report: Report) -> None:
-        """Run the condensation, on every worker its class shard. Raises CafeError."""
-        self.run(CondenseShard(self._job.spec, self._store, self._directory.checkpoints, self._job.collective_timeout_s), report)
+    def condense(self, condensation: Condensation, until: int, report: Report) -> None:
+        """Run the condensation on a gang, on every worker its class shard. Raises CafeError."""
+        work = CondenseShard(condensation, until, self._job.collective_timeout_s)
+        self.run(work, condensation.spec.resources, condensation.num_classes, report)
 
-    def run(self, work: Work, report: Report) -> None:
+    def run(self, work: Work, resources: ResourcesSpec, num_classes: int, report: Report) -> None:
         """Do `work` on every worker at once; when one is lost, again with a new gang, as often as the job allows."""
-        while failures := self._run_once(work, report):
+        while failures := self._run_once(work, resources, num_classes, report):
             self._recover(failures)
 
-    def _run_once(self, work: Work, report: Report) -> list[Failure]:
+    def _run_once(self, work: Work, resources: ResourcesSpec, num_classes: int, report: Report) -> list[Failure]:
         """What failed of it; nothing when all returned."""
-        gang = self._standing_gang(report, then="condensing")
+        if self._gang is not None and len(self._gang.workers) < self._gang.world:
+            self.close()  # a validation went on without those that it lost
+        gang = self._gang or self._new_gang(resources, num_classes, report)
+        report("phase", phase="condensing")
         for worker in gang.workers:
             gang.begin(worker, work)
         working = {worker.rank for worker in gang.workers}
@@ -88,32 +102,108 @@ class RayBackend:
         return failures
 
     def evaluate(
-        self, tasks: Sequence[EvaluationTask], synthetic: Path, report: Report
+        self, tasks: Sequence[EvaluationTask], setup: EvaluationSetup, resources: ResourcesSpec, report: Report
     ) -> Iterator[tuple[EvaluationTask, float]]:
-        """Train a network per task; each free worker takes the next. Raises CafeError."""
-        waiting = deque(tasks)
-        busy: dict[int, EvaluationTask] = {}
+        """Train a network per task. Raises CafeError."""
+        works = [TrainNetworks(chunk, setup) for chunk in cut(tasks, resources)]
+        if works and self._fan_out and setup.held_out is None:
+            yield from self._evaluate_by_tune(works, resources, report)
+        elif works:
+            yield from self._evaluate_on_gang(works, setup, resources, report)
+
+    def _evaluate_by_tune(
+        self, works: Sequence[TrainNetworks], resources: ResourcesSpec, report: Report
+    ) -> Iterator[tuple[EvaluationTask, float]]:
+        """A trial per chunk, on as many workers as a gang would have. The gang gives its resources back first."""
+        self.close()
+        from workers import tune_run  # most of a second
+
+        with self._interruption.shielded():
+            run = self._tune = tune_run.TuneRun(
+                works,
+                bundle=bundle_of(resources),
+                concurrency=min(resources.workers, len(works)),
+                storage=self._directory.tune,
+                title=f"{self._title}/evaluation",
+                reuse=True,
+                max_failures=-1,  # `decide` bounds the losses of the whole job
+            )
+        asked_at, waits = time.monotonic(), False
+        while not run.over:
+            self._interruption.check()
+            if not waits and not run.workers and time.monotonic() - asked_at > NOTICE_S:
+                waits = not run.starting() and not room(resources)
+                if waits:
+                    report("phase", phase="waiting_for_resources")
+            for seen in run.watch(WATCH_S, self._job.collective_timeout_s):
+                match seen:
+                    case tune_run.Reported(type=type, data=data) if type == ACCURACY:
+                        yield data["task"], data["accuracy"]
+                    case tune_run.Failed(failure=failure):
+                        decision = decide([failure], restarts=self._restarts, max_restarts=self._job.max_restarts)
+                        if isinstance(decision, GiveUp):
+                            raise decision.error
+                        self._restarts += 1
+                        report("restart", reason=decision.reason, restarts=self._restarts, workers=len(run.workers))
+                    case tune_run.WorkersChanged():
+                        if waits:
+                            report("phase", phase="evaluating")
+                            waits = False
+                        report("workers", workers=run.describe())
+        self.close()
+
+    def _evaluate_on_gang(
+        self, works: Sequence[TrainNetworks], setup: EvaluationSetup, resources: ResourcesSpec, report: Report
+    ) -> Iterator[tuple[EvaluationTask, float]]:
+        """Each free worker takes the next chunk; the gang goes on without those that are lost."""
+        num_classes = ClassStore.open(setup.store).info.num_classes
+        waiting = deque(works)
+        busy: dict[int, TrainNetworks] = {}
         while waiting or busy:
-            gang = self._standing_gang(report, then="evaluating")
+            gang = self._gang
+            if gang is None:
+                gang = self._new_gang(resources, num_classes, report)
+                report("phase", phase="validating" if setup.held_out is not None else "evaluating")
             for worker in gang.workers:
                 if waiting and worker.rank not in busy:
                     busy[worker.rank] = waiting.popleft()
-                    gang.begin(worker, TrainNetwork(busy[worker.rank], self._job.spec, self._store, synthetic))
+                    gang.begin(worker, busy[worker.rank])
             self._interruption.check()
             failures = []
             for seen in gang.watch(WATCH_S, self._job.collective_timeout_s):
                 match seen:
-                    case Returned(rank, accuracy):
-                        yield busy.pop(rank), accuracy
+                    case Reported(rank, type, data) if type == ACCURACY:
+                        busy[rank] = busy[rank].after([(type, data)])
+                        yield data["task"], data["accuracy"]
+                    case Returned(rank):
+                        del busy[rank]
                     case Failure(rank):
                         waiting.appendleft(busy.pop(rank))
                         failures.append(seen)
             if failures:
                 self._lose(gang, failures, report)
 
-    def close(self) -> None:
-        """End the gang and give its resources back. Again is harmless."""
+    def run_trials(self, trials: Sequence[Trial], finished: Mapping[int, TrialOutcome], report: Report) -> Iterator[TrialOutcome]:
+        """See :class:`cafe_core.backend.Backend`. Raises CafeError for what ends the sweep."""
+        remaining = [trial for trial in trials if trial.number not in finished]
+        if not remaining:
+            return
+        from workers import sweep  # and Ray Tune
+
         with self._interruption.shielded():
+            run = self._tune = sweep.start(self._job, self._directory, trials, remaining, self._title)
+        progress = sweep.Progress(run, self._directory, remaining)
+        while not run.over:
+            self._interruption.check()
+            yield from progress.watch(WATCH_S, self._job.collective_timeout_s, report)
+        self.close()
+
+    def close(self) -> None:
+        """End all workers and give their resources back. Again is harmless."""
+        with self._interruption.shielded():
+            if self._tune is not None:
+                self._tune.stop()
+                self._tune = None
             if self._gang is not None:
                 self._gang.stop()
                 self._gang = None
@@ -144,55 +234,51 @@ class RayBackend:
         self._restarts += 1
         self._restart_reason = decision.reason
 
-    def _standing_gang(self, report: Report, then: str) -> Gang:
-        """The gang that stands, or a new one, after as many tries as the job allows; `then` names the phase that follows."""
-        if self._gang is not None:
-            return self._gang
+    def _new_gang(self, resources: ResourcesSpec, num_classes: int, report: Report) -> Gang:
+        """A gang that stands, after as many tries as the job allows."""
         while True:
             try:
-                gang = self._start_gang(report)
+                return self._start_gang(resources, num_classes, report)
             except GangFailedError as error:
                 self._recover(error.failures)
-            else:
-                report("phase", phase=then)
-                return gang
 
-    def _start_gang(self, report: Report) -> Gang:
-        reservation = self._reserve(report)
+    def _start_gang(self, resources: ResourcesSpec, num_classes: int, report: Report) -> Gang:
+        reservation = self._reserve(resources, report)
         if self._restart_reason is not None:
             report("restart", reason=self._restart_reason, restarts=self._restarts, workers=reservation.workers)
             self._restart_reason = None
         report("phase", phase="starting_workers")
-        suffix = f", restart {self._restarts}" if self._restarts else ""
+        self._gangs += 1
+        suffix = f", gang {self._gangs}" if self._gangs > 1 else ""
         self._gang = Gang(reservation, self._title + suffix, IMPORTS)
         self._gang.start(self._interruption)
-        report("workers", workers=self._gang.describe(self._info.num_classes))
+        report("workers", workers=self._gang.describe(num_classes))
         return self._gang
 
-    def _reserve(self, report: Report) -> Reservation:
+    def _reserve(self, resources: ResourcesSpec, report: Report) -> Reservation:
         """Wait for the cluster to have room: the first time as long as it takes, afterwards maybe for fewer workers."""
         report("phase", phase="waiting_for_resources")
-        reservation = self._request(self._resources.workers)
+        reservation = self._request(resources, resources.workers)
         asked_at = time.monotonic()
         while not reservation.ready(WATCH_S):
             self._interruption.check()
             if self._restarts and time.monotonic() - asked_at > SHRINK_AFTER_S:
                 size = gang_size(
                     reservation.workers,
-                    fits_now=room(self._resources),
-                    capacity_now=capacity(self._resources),
+                    fits_now=room(resources),
+                    capacity_now=capacity(resources),
                     capacity_at_start=self._capacity_at_start,
                 )
                 if size < reservation.workers:
-                    reservation = self._request(size)
+                    reservation = self._request(resources, size)
                     asked_at = time.monotonic()
-        self._capacity_at_start = self._capacity_at_start or capacity(self._resources)
+        self._capacity_at_start = self._capacity_at_start or capacity(resources)
         return reservation
 
-    def _request(self, workers: int) -> Reservation:
+    def _request(self, resources: ResourcesSpec, workers: int) -> Reservation:
         """Ask for bundles, instead of those asked for before."""
         with self._interruption.shielded():
             if self._reservation is not None:
                 self._reservation.release()
-            self._reservation = Reservation(self._resources, workers, self._title)
+            self._reservation = Reservation(resources, workers, self._title)
         return self._reservation

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -128,15 +129,19 @@ class RayClient:
         """Close the connections."""
         await self._http.aclose()
 
-    async def submit(self, job_dir: Path, job_id: str, attempt: int, *, python: str = sys.executable) -> None:
-        """Submit an attempt; its driver itself takes no CPU. An attempt that Ray has already is adopted.
+    async def submit(self, job_dir: Path, job_id: str, attempt: int, *, python: str = sys.executable, cpus: float = 0.0) -> None:
+        """Submit an attempt. One that Ray has already is adopted.
 
+        cpus: reserved for its driver. With none Ray starts the driver on the head, or, where the head is told so by
+        RAY_JOB_ALLOW_DRIVER_ON_WORKER_NODES=1, anywhere; with some on any node that has them, so never on a head without CPUs
+        (`_get_label_selector` in Ray 2.60's dashboard/modules/job/job_manager.py). Ray fails an attempt that finds no room
+        within 15 minutes.
         Raises RayUnreachableError, or RayRefusedError when Ray does not take it.
         """
         body = {
             "submission_id": submission_id(job_id, attempt),
             "entrypoint": entrypoint(job_dir, attempt, python),
-            "entrypoint_num_cpus": 0,
+            "entrypoint_num_cpus": cpus,
             "runtime_env": {"env_vars": {"RAY_USAGE_STATS_ENABLED": "0"}},
             "metadata": {"cafe_job_id": job_id, "cafe_attempt": str(attempt)},
         }
@@ -186,6 +191,17 @@ class RayClient:
         status = (await self._request("GET", "/api/cluster_status")).json()["data"]["clusterStatus"]
         usage = (status or {}).get("loadMetricsReport") or {}
         return parse_cluster(version, summary, usage.get("usageByNode") or {})
+
+    async def read(self, method: str, path: str, query: str, headers: Mapping[str, str]) -> httpx.Response:
+        """What the dashboard answers to a GET or HEAD, errors included; its body is not read yet: close it. Raises RayError."""
+        assert method in ("GET", "HEAD")
+        target = f"{path}?{query}" if query else path
+        request = self._http.build_request(method, self.address + target, headers=headers)
+        request.headers.pop("cookie", None)  # one that Ray has set before: its own, but nobody's here
+        try:
+            return await self._http.send(request, stream=True)
+        except httpx.TransportError as error:
+            raise RayUnreachableError(f"Ray does not answer at {self.address}: {error or type(error).__name__}") from error
 
     async def _request(self, method: str, path: str, *, missing_ok: bool = False, **options: Any) -> httpx.Response:
         try:

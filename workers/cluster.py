@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import ray
-from ray._private.state import available_resources_per_node
+from ray._private.state import actors, available_resources_per_node
+from ray.util.placement_group import PlacementGroup, placement_group_table, remove_placement_group
 
 from cafe_core.config import ResourcesSpec
 from workers.policy import workers_that_fit
@@ -42,3 +43,21 @@ def room(resources: ResourcesSpec) -> int:
     """Workers that the cluster has room for now."""
     # The public ray.available_resources() sums over the nodes, but a worker's bundle lies on one.
     return workers_that_fit(available_resources_per_node().values(), bundle_of(resources))  # type: ignore[no-untyped-call]
+
+
+def starting_actors(class_name: str) -> dict[str, tuple[int, str]]:
+    """This driver's actors of a class that have a process but are not up yet: {actor's id: (pid, node's id)}."""
+    job = ray.get_runtime_context().get_job_id()
+    listed = actors(None, ray.JobID.from_hex(job), "PENDING_CREATION")
+    return {
+        id: (actor["Pid"], actor["Address"]["NodeID"])
+        for id, actor in listed.items()
+        if actor["Pid"] and actor["ActorClassName"] == class_name
+    }
+
+
+def remove_groups(prefix: str) -> None:
+    """Remove the placement groups whose names begin so."""
+    for id, group in placement_group_table().items():
+        if group["name"].startswith(prefix) and group["state"] != "REMOVED":
+            remove_placement_group(PlacementGroup(ray.PlacementGroupID.from_hex(id)))

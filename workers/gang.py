@@ -19,11 +19,13 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from cafe_core.config import ResourcesSpec
 from cafe_core.errors import CafeError
 from cafe_core.sharding import class_shard
+from workers.background import Answer, Done, Raised
 from workers.cluster import bundle_of, nodes
 from workers.interruption import Interruption
 from workers.policy import Failure, Kind
 from workers.processes import Process, end_everywhere
-from workers.shard_worker import Answer, Device, Done, Raised, Seat, ShardWorker, Work
+from workers.shard_worker import Device, Seat, ShardWorker, Work
+from workers.watch_clock import WatchClock
 
 log = logging.getLogger(__name__)
 
@@ -91,14 +93,7 @@ class Worker:
     poll: ray.ObjectRef[Answer] | None = None
     """The poll that waits for an answer, while work runs."""
     asked_at: float = 0.0
-
-    def expect(self, answer: ray.ObjectRef[Answer]) -> None:
-        self.poll = answer
-        self.asked_at = time.monotonic()
-
-    def silent_s(self) -> float:
-        """Seconds that an answer is overdue: ≤ 0 where none is."""
-        return time.monotonic() - self.asked_at - POLL_WAIT_S if self.poll is not None else 0.0
+    """By the gang's clock."""
 
 
 class Gang:
@@ -110,6 +105,7 @@ class Gang:
         self.workers: list[Worker] = []
         self._title = title
         self._imports = tuple(imports)
+        self._clock = WatchClock()
         self.address = ""
 
     @property
@@ -194,12 +190,12 @@ class Gang:
         assert worker.poll is None
         threads = self._reservation.resources.cpus_per_worker
         seat = Seat(worker.rank, self.world, self.address, worker.host, worker.device.name, threads)
-        worker.expect(worker.actor.begin.remote(work, seat))
+        self._expect(worker, worker.actor.begin.remote(work, seat))
 
     def watch(self, wait_s: float, silence_s: float) -> list[Observation]:
         """What the working workers tell, waiting up to wait_s for anything; a failed worker is not watched any more.
 
-        silence_s: a worker whose answer is overdue for longer counts as hung.
+        silence_s: a worker whose answer is overdue for longer counts as hung. Time that nobody watched does not count.
         """
         polls = {worker.poll: worker for worker in self.workers if worker.poll is not None}
         if not polls:
@@ -209,12 +205,17 @@ class Gang:
         seen: list[Observation] = []
         for poll in ready:
             seen += self._answered(polls[poll])
+        now = self._clock.look()
         for poll in waiting:
             worker = polls[poll]
-            if worker.silent_s() > silence_s:
+            silent_s = now - worker.asked_at
+            if silent_s > silence_s + POLL_WAIT_S:
                 worker.poll = None
-                seen.append(Failure(worker.rank, Kind.HUNG, f"has not answered for {worker.silent_s() + POLL_WAIT_S:.0f} s"))
+                seen.append(Failure(worker.rank, Kind.HUNG, f"has not answered for {silent_s:.0f} s"))
         return seen
+
+    def _expect(self, worker: Worker, answer: ray.ObjectRef[Answer]) -> None:
+        worker.poll, worker.asked_at = answer, self._clock.look()
 
     def _answered(self, worker: Worker) -> list[Observation]:
         assert worker.poll is not None
@@ -226,7 +227,7 @@ class Gang:
         seen: list[Observation] = [Reported(worker.rank, type, data) for type, data in answer.records]
         match answer.outcome:
             case None:
-                worker.expect(worker.actor.poll.remote(POLL_WAIT_S))
+                self._expect(worker, worker.actor.poll.remote(POLL_WAIT_S))
             case Done(value):
                 seen.append(Returned(worker.rank, value))
             case Raised(summary, _, CafeError() as refusal):

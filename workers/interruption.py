@@ -31,6 +31,7 @@ class Interruption:
     def __exit__(self, _type: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
+        _forget_that_python_saw_it()
 
     def install(self) -> None:
         """Take the signals (back: ray.init takes SIGTERM)."""
@@ -65,3 +66,13 @@ class Interruption:
             self._shields -= 1
         if before is None and not self._shields:
             self.check()
+
+
+def _forget_that_python_saw_it() -> None:
+    """Make the process end with the exit code it chooses, although a KeyboardInterrupt was raised in it.
+
+    CPython notes a KeyboardInterrupt that leaves code given as text to exec (as namedtuple and torch's imports do), and
+    a `python -m` ends by SIGINT for that note alone, even where the exception was caught further up. Evaluating any
+    text takes the note back (run_eval_code_obj in Python/pythonrun.c).
+    """
+    eval("None")

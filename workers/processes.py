@@ -58,6 +58,19 @@ def _start_time(pid: int) -> int | None:
     return None if fields[0] in "ZX" else int(fields[19])
 
 
+def process_of(pid: int, node_id: str) -> Process | None:
+    """The process that has this number on a node now; None when there is none, or the node is not alive."""
+    if node_id == ray.get_runtime_context().get_node_id():
+        started = _start_time(pid)
+    elif all(node.id != node_id for node in nodes()):
+        return None
+    else:
+        there = NodeAffinitySchedulingStrategy(node_id, soft=False)
+        ask = ray.remote(_start_time).options(num_cpus=0, name=f"look for process {pid}", scheduling_strategy=there)
+        started = ray.get(ask.remote(pid), timeout=KILL_TIMEOUT_S)
+    return None if started is None else Process(pid, started, node_id)
+
+
 def end_here(processes: list[Process]) -> list[Process]:
     """Wait for processes of this machine to exit, SIGKILL those that do not, and return those that even so remain."""
     remaining = _wait_until_gone(processes, EXIT_GRACE_S)

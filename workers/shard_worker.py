@@ -1,36 +1,23 @@
-"""The actor that owns a class shard: it runs one piece of work at a time and answers while it does.
-
-The work has a thread of its own, so that the actor's main thread can answer :meth:`ShardWorker.poll`: its answers are
-the worker's heartbeat, and the only way back for what the work reports, returns or raises, so nothing overtakes.
-"""
+"""The actor that owns a class shard: it runs one piece of work at a time and answers while it does."""
 
 from __future__ import annotations
 
 import importlib
 import logging
-import os
-import re
 import socket
-import sys
-import threading
-import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import ray
 
-from cafe_core.errors import CafeError
+from workers.background import Answer, Background, Report
 from workers.processes import Process
-
-log = logging.getLogger(__name__)
-
-Report = Callable[..., None]
 
 
 @dataclass(frozen=True)
 class Seat:
-    """A worker's place in its gang: what it needs to meet the others."""
+    """A worker's place among those that work together: what it needs to meet the others."""
 
     rank: int
     world: int
@@ -50,30 +37,6 @@ class Work(Protocol):
 
 
 @dataclass(frozen=True)
-class Done:
-    """The work returned."""
-
-    value: Any
-
-
-@dataclass(frozen=True)
-class Raised:
-    """The work raised. error is set for CafeErrors, which are meant for the user."""
-
-    summary: str
-    peer_lost: bool
-    error: CafeError | None
-
-
-@dataclass(frozen=True)
-class Answer:
-    """To a poll: what was reported since the last one, and the outcome if the work has ended."""
-
-    records: list[tuple[str, dict[str, Any]]]
-    outcome: Done | Raised | None
-
-
-@dataclass(frozen=True)
 class Device:
     """What a worker computes on."""
 
@@ -87,16 +50,11 @@ class ShardWorker:
     """Rank `rank` of a gang. Its methods are called one at a time, by the driver."""
 
     def __init__(self, title: str, threads: int, use_gpu: bool) -> None:
-        """threads: CPU threads of one operation. The order in which sums are taken depends on it, and so do results."""
+        """threads: CPU threads of one operation."""
         self._title = title
-        self._threads = threads
         self._use_gpu = use_gpu
-        for library in ("OMP", "MKL", "OPENBLAS"):
-            os.environ[f"{library}_NUM_THREADS"] = str(threads)
+        self._background = Background(threads)
         logging.basicConfig(level=logging.INFO, format="%(message)s")
-        self._changed = threading.Condition()
-        self._records: list[tuple[str, dict[str, Any]]] = []
-        self._outcome: Done | Raised | None = None
 
     def __repr__(self) -> str:
         return self._title  # Ray's dashboard and log lines show it
@@ -125,57 +83,9 @@ class ShardWorker:
 
     def begin(self, work: Work, seat: Seat) -> Answer:
         """Start `work` in its own thread; polls tell how it goes, and this, which answers at once, is the first."""
-        with self._changed:
-            self._records, self._outcome = [], None
-        # A daemon: it may be stuck in a collective when the process is to exit.
-        threading.Thread(target=self._run, args=(work, seat), name="work", daemon=True).start()
+        self._background.begin(lambda report: work(seat, report))
         return Answer([], None)
 
     def poll(self, wait_s: float) -> Answer:
         """What happened since the last poll; waits up to wait_s for something to happen."""
-        with self._changed:
-            self._changed.wait_for(lambda: self._records or self._outcome, timeout=wait_s)
-            records, self._records = self._records, []
-            return Answer(records, self._outcome)
-
-    def _run(self, work: Work, seat: Seat) -> None:
-        outcome: Done | Raised
-        try:
-            if "torch" in sys.modules:
-                sys.modules["torch"].set_num_threads(self._threads)  # OpenMP keeps this number per thread
-            outcome = Done(work(seat, self._report))
-        except CafeError as error:
-            log.exception("the work ended with an error")
-            outcome = Raised(str(error), peer_lost=False, error=error)
-        except Exception as error:
-            log.exception("the work ended with an exception")
-            summary = traceback.format_exception_only(error)[-1].strip()
-            outcome = Raised(summary, peer_lost=is_peer_loss(error), error=None)
-        with self._changed:
-            self._outcome = outcome
-            self._changed.notify_all()
-
-    def _report(self, type: str, **data: Any) -> None:
-        with self._changed:
-            self._records.append((type, data))
-            self._changed.notify_all()
-
-
-# What Gloo, NCCL and the key-value store say when a peer is gone or does not answer. Their other complaints (a shape
-# that differs, a misuse) are bugs of ours, and starting again would not help.
-_PEER_LOSS = re.compile(
-    r"connection (closed|reset|refused|was)|timed? ?out|timeout|broken pipe|socket|remote process exited|aborted", re.I
-)
-
-
-def is_peer_loss(error: BaseException) -> bool:
-    """Whether a collective failed because of another worker, rather than this one's own work."""
-    distributed = sys.modules.get("torch.distributed")
-    if distributed is None:
-        return False
-    if isinstance(error, distributed.DistNetworkError | distributed.DistStoreError):
-        return True
-    from_collective = isinstance(error, distributed.DistBackendError) or (
-        type(error) is RuntimeError and re.search(r"gloo|nccl", str(error), re.I) is not None
-    )
-    return from_collective and _PEER_LOSS.search(str(error)) is not None
+        return self._background.poll(wait_s)

@@ -1,27 +1,31 @@
-"""What a gang's workers are asked to do: the two long phases of a job. Pickled to the actors; torch is theirs to import."""
+"""What workers are asked to do, by their gang or by Tune. Pickled to the actors; torch is theirs to import."""
 
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from ipaddress import ip_address
-from pathlib import Path
+from typing import Any
 
-from cafe_core.config import CondenseSpec
-from cafe_core.job import EvaluationTask
-from workers.shard_worker import Report, Seat
+from cafe_core.backend import Condensation
+from cafe_core.evaluation.tasks import EvaluationSetup, EvaluationTask
+from workers.background import Report
+from workers.shard_worker import Seat
 
 IMPORTS = ("cafe_core.condense",)
-"""What a worker imports before it says that it is ready: torch alone takes seconds."""
+"""What a worker of a gang imports before it says that it is ready: torch alone takes seconds."""
+
+ACCURACY = "accuracy"
+"""The type of the reports of a finished network: task, accuracy in percent."""
 
 
 @dataclass(frozen=True)
 class CondenseShard:
     """Condense this rank's class shard, together with the other ranks."""
 
-    spec: CondenseSpec
-    store: Path
-    checkpoints: Path
+    condensation: Condensation
+    until: int
     timeout_s: float
 
     def __call__(self, seat: Seat, report: Report) -> None:
@@ -37,23 +41,32 @@ class CondenseShard:
         comm = Comm.connect(
             rank=seat.rank, world=seat.world, address=seat.address, device=device, timeout_s=self.timeout_s, host=seat.host
         )
-        condense(self.spec, ClassStore.open(self.store), comm, device, checkpoints=self.checkpoints, report=report)
+        told = self.condensation
+        store = ClassStore.open(told.store)
+        condense(told.spec, store, comm, device, checkpoints=told.checkpoints, report=report, until=self.until, fence=told.fence)
         # Left open when condense raises: leaving a broken gang may block, and this process is about to be ended.
         comm.close()
 
 
 @dataclass(frozen=True)
-class TrainNetwork:
-    """Train and test one network of the evaluation; returns its accuracy in percent."""
+class TrainNetworks:
+    """Train and test the networks of a chunk of an evaluation; each one's accuracy is reported when it is known."""
 
-    task: EvaluationTask
-    spec: CondenseSpec
-    store: Path
-    synthetic: Path
+    chunk: Sequence[EvaluationTask]
+    setup: EvaluationSetup
 
-    def __call__(self, seat: Seat, report: Report) -> float:  # noqa: ARG002
+    def __call__(self, seat: Seat, report: Report) -> None:
         import torch
 
-        from cafe_core.evaluate import run_task
+        from cafe_core.evaluation.run import train_networks
 
-        return run_task(self.task, self.spec, self.store, self.synthetic, torch.device(seat.device))
+        for task, accuracy in train_networks(self.chunk, self.setup, torch.device(seat.device)):
+            report(ACCURACY, task=task, accuracy=accuracy)
+
+    def after(self, told: Sequence[tuple[str, dict[str, Any]]]) -> TrainNetworks:
+        """The networks that are not among those reported."""
+        finished = {data["task"] for type, data in told if type == ACCURACY}
+        return replace(self, chunk=[task for task in self.chunk if task not in finished])
+
+    def release(self, told: Sequence[tuple[str, dict[str, Any]]]) -> None:
+        """It holds nothing."""

@@ -131,7 +131,8 @@ class ClassStore:
         self.path = path
         self.info = info
         self._offsets = np.concatenate([[0], np.cumsum(info.class_counts)])
-        self._train = _map_images(path / _TRAIN_IMAGES, int(self._offsets[-1]), info.shape)
+        self.train_images: Images = _map_images(path / _TRAIN_IMAGES, int(self._offsets[-1]), info.shape)
+        """(N, C, H, W) uint8, memory-mapped: class 0's images first."""
         self.test_images: Images = _map_images(path / _TEST_IMAGES, info.test_count, info.shape)
         """(M, C, H, W) uint8, memory-mapped."""
         self.test_labels: Labels = np.fromfile(path / _TEST_LABELS, dtype="<i8").astype(np.int64)
@@ -156,7 +157,7 @@ class ClassStore:
         """Class k's training images: (n_k, C, H, W) uint8, a view of the memory map."""
         if not 0 <= k < self.info.num_classes:
             raise IndexError(f"class {k} of {self.info.num_classes}")
-        return self._train[self._offsets[k] : self._offsets[k + 1]]
+        return self.train_images[self._offsets[k] : self._offsets[k + 1]]
 
 
 def _map_images(path: Path, count: int, shape: tuple[int, int, int]) -> Images:

@@ -9,13 +9,13 @@ from __future__ import annotations
 import os
 import stat
 import zipfile
-import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Literal, Protocol
 
 import numpy as np
 
+from cafe_core.data.archives import READING_ERRORS, content, open_archive
 from cafe_core.data.class_store import Images, Labels, chunk_length
 from cafe_core.data.pixels import decode, decoded_shape
 from cafe_core.errors import DatasetError, SpecError
@@ -24,7 +24,10 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
 _OTHER_IMAGES = (".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".jp2", ".heic", ".avif", ".jfif", ".npy")
 _EXPECTED = "expected train/CLASS/*.png (or .jpg, .jpeg, .bmp, .webp) and, optionally, test/CLASS/*"
 _MAX_FILES = 20_000_000
-_MAX_FILE_BYTES = 256 * 2**20
+#: Read into memory, by the API too: of 45 million pixels, losslessly compressed.
+_MAX_FILE_BYTES = 64 * 2**20
+#: What a GPU's last layer and a page of JSON still hold; ImageNet-21k has 21,841.
+MAX_CLASSES = 25_000
 #: Deflate reaches about 1030 to 1; images are compressed already.
 _MAX_RATIO, _RATIO_FROM_BYTES = 200, 16 * 2**20
 
@@ -93,8 +96,8 @@ class ZipFiles:
     def __init__(self, path: Path, label: str) -> None:
         self.label = label
         try:
-            self._zip = zipfile.ZipFile(path)
-        except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
+            self._zip = open_archive(path)
+        except READING_ERRORS as error:
             raise DatasetError(f"{label} is not a readable .zip archive ({error}); make or upload it again") from error
         self._members: dict[str, zipfile.ZipInfo] = {}
         for info in self._zip.infolist():
@@ -131,8 +134,8 @@ class ZipFiles:
     def read(self, name: str) -> bytes:
         """Raises DatasetError when the member is damaged."""
         try:
-            return self._zip.read(self._members[self._top + name])
-        except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError, NotImplementedError) as error:
+            return content(self._zip, self._members[self._top + name])
+        except READING_ERRORS as error:
             raise DatasetError(f"{self.label}: {name} is damaged in the archive ({error}); make or upload it again") from error
 
 
@@ -240,6 +243,8 @@ def _split(files: ImageFiles) -> tuple[dict[str, list[str]], dict[str, list[str]
 def _check_classes(label: str, names: list[str], train: dict[str, list[str]], test: dict[str, list[str]]) -> None:
     if not names:
         raise DatasetError(f"{label}: train/ holds no class folders; {_EXPECTED}")
+    if len(names) > MAX_CLASSES:
+        raise DatasetError(f"{label} has {len(names)} classes; at most {MAX_CLASSES} are taken")
     for name in names:
         if not name.isprintable():
             raise DatasetError(f"{label}: the class folder {name!r} has a name that cannot be printed; rename it")

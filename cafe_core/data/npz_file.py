@@ -11,26 +11,28 @@ from __future__ import annotations
 import mmap
 import shutil
 import tempfile
-import zipfile
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from tokenize import TokenError
 from typing import IO, Any, Literal
 
 import numpy as np
 from numpy.lib import format as npy_format
 
+from cafe_core.data.archives import READING_ERRORS, open_archive
 from cafe_core.data.class_store import ArraySource, Images, Labels
+from cafe_core.data.image_folder import MAX_CLASSES
 from cafe_core.data.pixels import check_side
 from cafe_core.errors import DatasetError
 
 _ARRAYS = ("images", "labels", "test_images", "test_labels")
-#: Labels are read into memory, by the API too: 32 million of 8 bytes.
-_MAX_LABEL_BYTES = 256 * 2**20
-_READING_ERRORS = (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, RuntimeError, NotImplementedError)
+#: Labels are read into memory, by the API too: 8 million, whatever their width.
+_MAX_LABELS = 8 * 2**20
+#: An array's header has some hundred bytes. What it says to be longer is not read.
+_MAX_HEADER_BYTES = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -63,8 +65,8 @@ class NpzSource:
         self.name = label
         self._scratch = scratch
         try:
-            self._zip = zipfile.ZipFile(path)
-        except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
+            self._zip = open_archive(path)
+        except READING_ERRORS as error:
             raise DatasetError(f"{label} is not a readable .npz file ({error}); write it again with numpy.savez") from error
         self._headers = {name: self._header(name) for name in self._array_names()}
         self.shape = self._image_shape("images")
@@ -98,7 +100,7 @@ class NpzSource:
             with self._zip.open(f"{name}.npy") as member:
                 header = read_header(member)
                 data_bytes = self._zip.getinfo(f"{name}.npy").file_size - member.tell()
-        except _READING_ERRORS as error:
+        except READING_ERRORS as error:
             raise self._error(f"array {name!r} is damaged ({error}); write the file again with numpy.savez") from error
         if header.dtype.hasobject:
             raise self._error(f"array {name!r} holds pickled Python objects, which are never read; save it with a numeric dtype")
@@ -117,7 +119,7 @@ class NpzSource:
             raise self._error(f"{name} has shape {header.shape}; it must be N×H×W or N×H×W×C")
         n, height, width = header.shape[:3]
         channels = header.shape[3] if len(header.shape) == 4 else 1
-        if n == 0:
+        if n <= 0:
             raise self._error(f"{name} is empty")
         if channels not in (1, 3):
             hint = "; move the channels to the end" if height in (1, 3) else ""
@@ -134,10 +136,12 @@ class NpzSource:
             raise self._error(f"{name} is {header.dtype}; it must hold integers, 0 to K-1")
         if header.shape != self._headers[of].shape[:1]:
             raise self._error(f"{name} has shape {header.shape}; {of} needs ({self._headers[of].shape[0]},)")
-        if header.nbytes > _MAX_LABEL_BYTES:
-            raise self._error(f"{name} has {header.nbytes} bytes; at most {_MAX_LABEL_BYTES} are read")
+        if header.shape[0] > _MAX_LABELS:
+            raise self._error(f"{name} has {header.shape[0]} labels; at most {_MAX_LABELS} are read")
         with self._unpacking(name) as member:
-            raw = member.read()
+            raw = member.read(header.nbytes)  # read() would unpack all there is before it cuts to what the archive claims
+            if len(raw) != header.nbytes:
+                raise EOFError(f"it ends after {len(raw)} of {header.nbytes} bytes")
         labels = np.frombuffer(raw, dtype=header.dtype)
         limit = len(labels) if of == "images" else len(self.class_counts)
         bad = np.flatnonzero((labels < 0) | (labels >= limit))
@@ -151,6 +155,9 @@ class NpzSource:
         return labels.astype(np.int64)
 
     def _counts(self) -> list[int]:
+        classes = int(self._labels.max()) + 1
+        if classes > MAX_CLASSES:
+            raise self._error(f"labels go up to {classes - 1}; at most {MAX_CLASSES} classes are taken")
         counts: list[int] = np.bincount(self._labels).tolist()
         for k, count in enumerate(counts):
             if count == 0:
@@ -207,15 +214,30 @@ class NpzSource:
             with self._zip.open(f"{name}.npy") as member:
                 read_header(member)
                 yield member
-        except _READING_ERRORS as error:
+        except READING_ERRORS as error:
             raise self._error(f"array {name!r} cannot be unpacked ({error}); write the file again with numpy.savez") from error
 
 
 def read_header(member: IO[bytes]) -> Header:
-    """Raises ValueError where it is not one of a plain array."""
-    version = npy_format.read_magic(member)
-    if version == (1, 0):
-        return Header(*npy_format.read_array_header_1_0(member))
-    if version == (2, 0):
-        return Header(*npy_format.read_array_header_2_0(member))
-    raise ValueError(f"format version {version}")
+    """Raises ValueError where it is not one of a plain array, RecursionError or MemoryError where it is nested absurdly."""
+    bounded = _HeaderBounded(member)
+    version = npy_format.read_magic(bounded)
+    read = {(1, 0): npy_format.read_array_header_1_0, (2, 0): npy_format.read_array_header_2_0}.get(version)
+    if read is None:
+        raise ValueError(f"format version {version}")
+    try:
+        return Header(*read(bounded))
+    except (TypeError, SyntaxError, TokenError) as error:  # numpy lets through what its parsers raise at odd texts
+        raise ValueError(f"its header is no description of an array ({error})") from error
+
+
+class _HeaderBounded:
+    """What reads a header: numpy allocates what the header says is its length before it looks at that."""
+
+    def __init__(self, member: IO[bytes]) -> None:
+        self._member = member
+
+    def read(self, size: int = -1, /) -> bytes:
+        if not 0 <= size <= _MAX_HEADER_BYTES:
+            raise ValueError(f"its header has {size} bytes; at most {_MAX_HEADER_BYTES} are read")
+        return self._member.read(size)

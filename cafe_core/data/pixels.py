@@ -54,7 +54,8 @@ def decoded_shape(data: bytes, where: str, *, image_size: int | None, channels: 
     if image_size is None:  # then it is small, and the camera's orientation counts
         c, h, w = decode(data, where, image_size=image_size, channels=channels).shape
         return c, h, w
-    return channels or natural_channels(_open(data, where).mode, where), image_size, image_size
+    mode = _open(data, where).mode  # in any case: what is no image is refused here
+    return channels or natural_channels(mode, where), image_size, image_size
 
 
 def _open(data: bytes, where: str) -> Image.Image:

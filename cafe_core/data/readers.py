@@ -17,6 +17,11 @@ from cafe_core.errors import DatasetError, SpecError
 from cafe_core.jobdir import DataRoots
 
 
+def absent(dataset_id: str) -> str:
+    """What is said of an uploaded dataset that is not there, or not for who asks."""
+    return f"dataset {dataset_id} is not here: it was never uploaded to this server, or was deleted"
+
+
 def locate(spec: DatasetSpec, roots: DataRoots) -> Path:
     """The resolved file or folder of a spec with `path` or `id`.
 
@@ -26,20 +31,28 @@ def locate(spec: DatasetSpec, roots: DataRoots) -> Path:
         for name in ("data.zip", "data.npz"):
             if (roots.uploads / spec.id / name).is_file():
                 return (roots.uploads / spec.id / name).resolve()
-        raise DatasetError(f"dataset {spec.id} is not here: it was never uploaded to this server, or was deleted")
+        raise DatasetError(absent(spec.id))
     assert spec.path is not None
-    outside = SpecError(f"{spec.path!r} is not a path under the server's dataset root", loc="dataset.path")
-    try:
-        root = roots.datasets.resolve()
-        path = (root / spec.path).resolve()
-        if not path.is_relative_to(root):  # before asking whether it exists: outside the root that is nobody's business
-            raise outside
-        exists = path.exists()
-    except (OSError, RuntimeError, ValueError) as error:  # a name too long, a loop of links, unpaired surrogates
-        raise outside from error
-    if not exists:
+    path = within_root(spec.path, roots, loc="dataset.path")
+    if path is None:
         raise DatasetError(f"dataset.path: there is no {spec.path!r} under the server's dataset root")
     return path
+
+
+def within_root(text: str, roots: DataRoots, *, loc: str) -> Path | None:
+    """The resolved file or folder under the dataset root that `text`, the value of the field `loc`, names; None: there is none.
+
+    Raises SpecError for a path outside the root.
+    """
+    outside = SpecError(f"{text!r} is not a path under the server's dataset root", loc=loc)
+    try:
+        root = roots.datasets.resolve()
+        path = (root / text).resolve()
+        if not path.is_relative_to(root):  # before asking whether it exists: outside the root that is nobody's business
+            raise outside
+        return path if path.exists() else None
+    except (OSError, RuntimeError, ValueError) as error:  # a name too long, a loop of links, unpaired surrogates
+        raise outside from error
 
 
 def read(spec: DatasetSpec, roots: DataRoots) -> ImageSource:
@@ -51,6 +64,8 @@ def read(spec: DatasetSpec, roots: DataRoots) -> ImageSource:
     if path.is_dir():
         files = DirectoryFiles(path, label, roots.datasets)
         return ImageFolderSource(files, image_size=spec.image_size, channels=spec.channels)
+    if not path.is_file():  # opening a pipe or a device may never end
+        raise DatasetError(f"{label} is neither a file nor a folder")
     if path.suffix.lower() == ".zip":
         return ImageFolderSource(ZipFiles(path, label), image_size=spec.image_size, channels=spec.channels)
     if path.suffix.lower() == ".npz":

@@ -7,7 +7,7 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.autograd.function import FunctionCtx
 
 Shape: TypeAlias = tuple[int, int, int]
 """(C, H, W) of one image or map."""
@@ -49,6 +49,8 @@ class _ChannelsLastInstanceNorm(torch.autograd.Function):
     With x̂ = (x − μ)·r, r = 1/√(σ² + ε), y = γ·x̂ + b and g = ∂L/∂y, all means over the H·W pixels of an image:
     ∂L/∂x = γ·r·(g − mean(g) − x̂·mean(g·x̂)),  ∂L/∂γ = Σ g·x̂,  ∂L/∂b = Σ g.
     Measured on one core for 16×128×16×16, forward and backward: 1.4 ms, against 14 ms by torch's kernels.
+
+    Where these gradients are to be differentiated themselves (gradient matching), the same formulas are left to autograd.
     """
 
     @staticmethod
@@ -67,10 +69,11 @@ class _ChannelsLastInstanceNorm(torch.autograd.Function):
         return y
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         x, weight, mean, rstd = ctx.saved_tensors  # type: ignore[attr-defined]
         need_x, need_weight, need_bias = ctx.needs_input_grad  # type: ignore[attr-defined]
+        if torch.is_grad_enabled():  # create_graph=True
+            return _instance_norm_gradients(grad, x, weight)
         g = _rows(grad).to(weight.dtype)  # (n, H·W, C)
         pixels = g.shape[1]
         mean, rstd = mean.to(weight.dtype)[:, None], rstd.to(weight.dtype)[:, None]
@@ -84,6 +87,18 @@ class _ChannelsLastInstanceNorm(torch.autograd.Function):
         grad_weight = mean_gx.sum((0, 1)).mul_(pixels) if need_weight else None
         grad_bias = mean_g.sum((0, 1)).mul_(pixels) if need_bias else None
         return grad_x, grad_weight, grad_bias
+
+
+def _instance_norm_gradients(grad: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """(∂L/∂x, ∂L/∂γ, ∂L/∂b) as :class:`_ChannelsLastInstanceNorm` has them, with a graph to `grad`, `x` and γ."""
+    g, rows = _rows(grad).to(weight.dtype), _rows(x).to(weight.dtype)  # (n, H·W, C)
+    centred = rows - rows.mean(1, keepdim=True)
+    rstd = (centred.square().mean(1, keepdim=True) + _EPS).rsqrt()
+    normalised = centred * rstd  # x̂
+    mean_g = g.mean(1, keepdim=True)
+    mean_gx = (g * normalised).mean(1, keepdim=True)
+    grad_x = weight * rstd * (g - mean_g - normalised * mean_gx)
+    return _as_map(grad_x, x), mean_gx.sum((0, 1)) * g.shape[1], mean_g.sum((0, 1)) * g.shape[1]
 
 
 def _rows(x: Tensor) -> Tensor:

@@ -7,14 +7,17 @@ from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Header, Path, Query, Request, Response
 
-from cafe_core.config import JobSpec
+from cafe_core.config import parse_job_spec
 from cafe_core.errors import SyntheticSetError
 from cafe_core.synthetic import SyntheticSet
 from server import jobs, schemas
+from server.access import Principal, Reader
 from server.deps import JobId, Services, ServicesDep
 from server.errors import NotFoundError, UnavailableError, problems
+from server.heavy import in_turn
 from server.http_cache import Body
 from server.job_files import Result, result_of, synthetic_set
+from server.visibility import find_job
 
 router = APIRouter(tags=["results"])
 
@@ -39,15 +42,18 @@ def _bytes(*media_types: str, errors: tuple[int, ...]) -> dict[str, Any]:
 
 
 @router.get("/jobs/{job_id}/artifacts", responses=problems(404, 422))
-def list_artifacts(job_id: JobId, services: ServicesDep) -> schemas.ArtifactList:
+def list_artifacts(job_id: JobId, principal: Reader, services: ServicesDep) -> schemas.ArtifactList:
     """The files of a job's result; none until it has one."""
-    result = _result(services, job_id)
-    entries = result.entries if result is not None else []
+    result = _result(services, principal, job_id)
     here = f"/v1/jobs/{job_id}/artifacts"
-    return schemas.ArtifactList(data=[schemas.Artifact(**entry.model_dump(), href=f"{here}/{entry.name}") for entry in entries])
+    listed = [
+        schemas.Artifact(name=a.name, size=a.size, sha256=a.sha256, media_type=a.media_type, href=f"{here}/{a.name}")
+        for a in (result.artifacts if result is not None else [])
+    ]
+    return schemas.ArtifactList(data=listed)
 
 
-_ARTIFACT = _bytes("application/octet-stream", "image/png", "application/json", errors=(404, 416, 422))
+_ARTIFACT = _bytes("application/octet-stream", "image/png", "application/json", "text/csv", errors=(404, 416, 422))
 
 
 @router.head("/jobs/{job_id}/artifacts/{name}", operation_id="head_artifact", **_ARTIFACT)
@@ -56,13 +62,14 @@ def get_artifact(
     job_id: JobId,
     name: ArtifactName,
     request: Request,
+    principal: Reader,
     services: ServicesDep,
     if_none_match: IfNoneMatch = None,  # noqa: ARG001
     range: Range = None,  # noqa: ARG001
     if_range: IfRange = None,  # noqa: ARG001
 ) -> Response:
     """An artifact. Its ETag is its SHA-256, so that a download is safely continued with Range and If-Range."""
-    result = _result(services, job_id)
+    result = _result(services, principal, job_id)
     found = result.find(name) if result is not None else None
     if found is None:
         raise NotFoundError(f"job {job_id} has no artifact {name!r}" + ("" if result is not None else ": it has no result yet"))
@@ -82,16 +89,24 @@ _SYNTHETIC = _bytes("application/octet-stream", "application/zip", errors=(404, 
 
 @router.head("/jobs/{job_id}/synthetic", operation_id="head_synthetic", **_SYNTHETIC)
 @router.get("/jobs/{job_id}/synthetic", operation_id="get_synthetic", **_SYNTHETIC)
-def get_synthetic(
+async def get_synthetic(
     job_id: JobId,
     request: Request,
+    principal: Reader,
     services: ServicesDep,
     format: Annotated[Format, Query(description="zip: an image folder of PNGs.")] = "safetensors",
 ) -> Response:
-    """The synthetic set: the job's result, or what its latest checkpoint yields while there is none."""
+    """The synthetic set: the job's result, or what there is of it by now.
+
+    Condense: of the latest checkpoint. Sweep: the best trial's of those that have ended. Evaluate: the set that is judged.
+    """
     media_type, convert = _CONVERTERS[format]
-    content = convert(_synthetic_set(services, job_id))
-    return Body.of(content, media_type=media_type, filename=f"{job_id}.{format}").response(request)
+
+    def made() -> Body:
+        content = convert(_synthetic_set(services, principal, job_id))
+        return Body.of(content, media_type=media_type, filename=f"{job_id}.{format}")
+
+    return (await in_turn(made)).response(request)
 
 
 _PREVIEW = _bytes("image/png", errors=(404, 416, 422, 503))
@@ -99,25 +114,27 @@ _PREVIEW = _bytes("image/png", errors=(404, 416, 422, 503))
 
 @router.head("/jobs/{job_id}/preview.png", operation_id="head_preview", **_PREVIEW)
 @router.get("/jobs/{job_id}/preview.png", operation_id="get_preview", **_PREVIEW)
-def get_preview(job_id: JobId, request: Request, services: ServicesDep) -> Response:
+async def get_preview(job_id: JobId, request: Request, principal: Reader, services: ServicesDep) -> Response:
     """The synthetic set as a grid of images, a row a class."""
-    content = _synthetic_set(services, job_id).preview_png()
-    return Body.of(content, media_type="image/png", filename=f"{job_id}.png").response(request)
+
+    def made() -> Body:
+        content = _synthetic_set(services, principal, job_id).preview_png()
+        return Body.of(content, media_type="image/png", filename=f"{job_id}.png")
+
+    return (await in_turn(made)).response(request)
 
 
-def _result(services: Services, job_id: str) -> Result | None:
+def _result(services: Services, principal: Principal, job_id: str) -> Result | None:
     with services.database.read() as session:
-        attempts = jobs.get(session, job_id).attempt
-    return result_of(services.settings.job_dir(job_id), attempts)
+        rows = jobs.artifacts(session, find_job(session, principal, job_id))
+    return result_of(services.settings.job_dir(job_id), rows)
 
 
-def _synthetic_set(services: Services, job_id: str) -> SyntheticSet:
+def _synthetic_set(services: Services, principal: Principal, job_id: str) -> SyntheticSet:
     with services.database.read() as session:
-        job = jobs.get(session, job_id)
+        job = find_job(session, principal, job_id)
+        rows = jobs.artifacts(session, job)
     try:
-        synthetic = synthetic_set(services.settings.job_dir(job_id), job.attempt, JobSpec.model_validate(job.spec))
+        return synthetic_set(services.settings.job_dir(job_id), rows, job.attempt, parse_job_spec(job.spec))
     except SyntheticSetError as error:
         raise UnavailableError(str(error)) from error
-    if synthetic is None:
-        raise NotFoundError(f"job {job_id} has no synthetic set yet: it has written no checkpoint")
-    return synthetic

@@ -4,34 +4,48 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import APIRouter, Form, Path, UploadFile
+from fastapi import APIRouter, Form, Path, Response, UploadFile
 from sqlalchemy import select
 from starlette.concurrency import run_in_threadpool
 
 from cafe_core.config import DatasetInfo
 from cafe_core.data import catalog
-from server import database, jobs, present, schemas
+from server import jobs, models, present, schemas
+from server.access import Principal, Reader, Writer
+from server.body_limit import FORM_BYTES
 from server.deps import Services, ServicesDep
-from server.errors import ConflictError, NotFoundError, problems
+from server.errors import ConflictError, TooLargeError, problems
+from server.heavy import in_turn
+from server.limits import check_room
 from server.uploads import discard_upload, removal_of_upload, store_upload
+from server.visibility import find_dataset, listed_owner
 
 router = APIRouter(tags=["datasets"])
 
 DatasetId = Annotated[str, Path(description="A dataset's `id`: a built-in name, or what an upload was given.")]
 
 
-@router.get("/datasets")
-def list_datasets(services: ServicesDep) -> schemas.DatasetList:
-    """The built-in datasets, then the uploaded ones, newest first."""
+@router.get("/datasets", response_model=schemas.DatasetList)
+def list_datasets(principal: Reader, services: ServicesDep) -> Response:
+    """The built-in datasets, then those that the key has uploaded, newest first; everybody's for an admin."""
+    query = select(models.Dataset).order_by(models.Dataset.number.desc())
+    if (owner := listed_owner(principal)) is not None:
+        query = query.where(models.Dataset.owner == owner)
     with services.database.read() as session:
-        uploaded = list(session.scalars(select(database.Dataset).order_by(database.Dataset.number.desc())))
-    builtin = [present.builtin_dataset(info) for info in catalog.list_builtin()]
-    return schemas.DatasetList(data=builtin + [present.dataset(row) for row in uploaded])
+        listed = [present.builtin_dataset(info).model_dump_json() for info in catalog.list_builtin()]
+        listed += [present.dataset(row).model_dump_json() for row in session.scalars(query)]  # here, and not on the event loop
+    return Response(present.dataset_list(listed), media_type="application/json")
 
 
-@router.post("/datasets", status_code=201, responses=problems(400, 413, 422))
+@router.post(
+    "/datasets",
+    status_code=201,
+    responses=problems(400, 408, 413, 422),
+    form_limits={"max_files": 1, "max_fields": 1, "max_part_size": FORM_BYTES},  # what a part holds is memory, or an open file
+)
 async def upload(
     file: UploadFile,
+    principal: Writer,
     services: ServicesDep,
     name: Annotated[str | None, Form(max_length=128, description="A name for people. Default: the file's.")] = None,
 ) -> schemas.Dataset:
@@ -39,41 +53,48 @@ async def upload(
 
     The `.npz` holds `images` uint8 N×H×W[×C], `labels`, and optionally `test_images`, `test_labels`. No pickles are read.
     """
-    row = await run_in_threadpool(store_upload, file, name, services.settings)
+    await run_in_threadpool(_check_limits, services, principal, file.size or 0)
+    row = await in_turn(store_upload, file, name, services.settings)
+    row.owner = principal.key_id
     try:
-        await run_in_threadpool(_add, services, row)
+        await run_in_threadpool(_add, services, principal, row)
     except BaseException:
         discard_upload(services.settings.roots, row.id)
         raise
     return present.dataset(row)
 
 
-def _add(services: Services, row: database.Dataset) -> None:
+def _check_limits(services: Services, principal: Principal, size: int) -> None:
+    """Before the work of checking and storing an upload; of uploads at once, `_add` sees to it. Raises TooLargeError."""
+    if principal.limits is not None and size > principal.limits.max_upload_bytes:
+        raise TooLargeError(f"the upload is larger than {principal.limits.max_upload_bytes} bytes, which this key may upload")
+    with services.database.read() as session:
+        check_room(session, principal.key_id, principal.limits, size)
+
+
+def _add(services: Services, principal: Principal, row: models.Dataset) -> None:
     with services.database.write() as session:
+        check_room(session, principal.key_id, principal.limits, row.size)
         session.add(row)
 
 
 @router.get("/datasets/{dataset_id}", responses=problems(404, 422))
-def get_dataset(dataset_id: DatasetId, services: ServicesDep) -> schemas.Dataset:
+def get_dataset(dataset_id: DatasetId, principal: Reader, services: ServicesDep) -> schemas.Dataset:
     """A dataset."""
     if (info := _builtin(dataset_id)) is not None:
         return present.builtin_dataset(info)
     with services.database.read() as session:
-        row = session.scalar(select(database.Dataset).where(database.Dataset.id == dataset_id))
-    if row is None:
-        raise NotFoundError(f"there is no dataset {dataset_id!r}")
+        row = find_dataset(session, principal, dataset_id)
     return present.dataset(row)
 
 
 @router.delete("/datasets/{dataset_id}", status_code=204, responses=problems(404, 409, 422))
-def delete_dataset(dataset_id: DatasetId, services: ServicesDep) -> None:
+def delete_dataset(dataset_id: DatasetId, principal: Writer, services: ServicesDep) -> None:
     """Delete an uploaded dataset, and the copies of its images that jobs were given. Results made from it stay."""
     if _builtin(dataset_id) is not None:
         raise ConflictError(f"{dataset_id} is built in and cannot be deleted")
     with removal_of_upload(services.settings.roots, dataset_id) as set_aside, services.database.write() as session:
-        row = session.scalar(select(database.Dataset).where(database.Dataset.id == dataset_id))
-        if row is None:
-            raise NotFoundError(f"there is no dataset {dataset_id!r}")
+        row = find_dataset(session, principal, dataset_id, lock=True)
         if dataset_id in jobs.datasets_in_use(session):
             raise ConflictError(f"a job that has not ended uses {dataset_id}; cancel it first")
         session.delete(row)

@@ -7,10 +7,17 @@ from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
-from tests.benchmarks import outer_step, service, workers_and_memory
+from tests.benchmarks import augmentations, ensemble, fan_out, outer_step, service, workers_and_memory
 from tests.benchmarks.figures import Figure, machine
 
-MEASUREMENTS: list[Callable[[], list[Figure]]] = [outer_step.measure, workers_and_memory.measure, service.measure]
+MEASUREMENTS: list[Callable[[], list[Figure]]] = [
+    outer_step.measure,
+    ensemble.measure,
+    augmentations.measure,
+    workers_and_memory.measure,
+    fan_out.measure,
+    service.measure,
+]
 
 
 def main() -> None:

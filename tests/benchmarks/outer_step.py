@@ -15,6 +15,8 @@ from cafe_core.condense import Run
 from cafe_core.data.class_store import ClassStore
 from cafe_core.distributed import Comm
 from cafe_core.model import Budget
+from cafe_core.rank import Rank
+from cafe_core.run_state import start
 from tests.benchmarks.figures import Figure
 from tests.benchmarks.straightforward import ConvNet3, outer_step
 from tests.cafe_core.made_data import make_spec, make_store
@@ -27,32 +29,36 @@ METHOD = {"batch_real": N}
 def make_run(store: ClassStore, checkpoints: Path, **fields: object) -> tuple[Run, Callable[[], Tensor]]:
     """A run and what takes its outer step number 0, without moving S: returns ∂L/∂S."""
     spec = make_spec(store, ipc=IPC, network={}, **{"method": METHOD, **fields})
-    run = Run(spec, store, Comm.single(), CPU, Budget.of(CPU))
-    _, shard = run.start(checkpoints)
-    run.model.renew(spec.seed, 0)
+    run = Run(Rank.of(spec, store, Comm.single(), CPU, Budget.of(CPU)))
+    _, shard = start(run.rank, checkpoints, _silent)
+    run.rank.model.renew(spec.seed, 0)
 
     def step() -> Tensor:
-        return run._step.gradient(shard, run._sample("real", N, 0, 0), K * N, None)[0]
+        return run.method.gradient(shard, run.sample("real", N, 0, 0), None)[0]
 
     return run, step
 
 
 def straightforward_step(run: Run) -> Callable[[], Tensor]:
     """The same step, with the same network, synthetic and real images."""
-    network = ConvNet3(3, K)
-    network.load_state_dict(dict(zip(network.state_dict(), run.model.network.state_dict().values(), strict=True)))
-    rows = run._sample("real", N, 0, 0)
+    network, rank = ConvNet3(3, K), run.rank
+    network.load_state_dict(dict(zip(network.state_dict(), rank.model.network.state_dict().values(), strict=True)))
+    rows = run.sample("real", N, 0, 0)
     with TemporaryDirectory() as nowhere:
-        images = run.start(Path(nowhere))[1].images
+        images = start(rank, Path(nowhere), _silent)[1].images
 
     def step() -> Tensor:
-        real = [run.real.batch(k, rows.indices[k]) for k in range(K)]
+        real = [rank.real.batch(k, rows.indices[k]) for k in range(K)]
         synthetic = [images[k * IPC : (k + 1) * IPC].clone().requires_grad_() for k in range(K)]
         network.zero_grad()
-        outer_step(network, synthetic, real, run.spec.method.layer_weights, run.spec.method.beta)
+        outer_step(network, synthetic, real, rank.spec.method.layer_weights, rank.spec.method.beta)
         return torch.cat([s.grad for s in synthetic if s.grad is not None])
 
     return step
+
+
+def _silent(_type: str, **_data: object) -> None:
+    pass
 
 
 def seconds(step: Callable[[], Tensor], repeats: int) -> float:

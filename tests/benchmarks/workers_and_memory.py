@@ -17,6 +17,8 @@ from cafe_core.condense import Run
 from cafe_core.data.class_store import ClassStore
 from cafe_core.distributed import Comm
 from cafe_core.model import Budget
+from cafe_core.rank import Rank
+from cafe_core.run_state import start
 from tests.benchmarks.figures import Figure
 from tests.cafe_core.gangs import free_port
 from tests.cafe_core.made_data import make_spec, make_store
@@ -32,9 +34,9 @@ def _steps_per_second(rank: int, world: int, port: int, store: Path, checkpoints
     data = ClassStore.open(store)
     comm = Comm.connect(rank=rank, world=world, address=f"127.0.0.1:{port}", device=CPU, timeout_s=300, host="127.0.0.1")
     spec = make_spec(data, ipc=10, precision="float32", network={}, method={"batch_real": 64})
-    run = Run(spec, data, comm, CPU, Budget.of(CPU))
-    _, shard = run.start(checkpoints)
-    run.model.renew(spec.seed, 0)
+    run = Run(Rank.of(spec, data, comm, CPU, Budget.of(CPU)))
+    _, shard = start(run.rank, checkpoints, _silent)
+    run.rank.model.renew(spec.seed, 0)
     run.update_images(shard, 0, 0)
     comm.all_reduce(torch.zeros(1))  # all ranks are warm
     sent, started = comm.numbers, time.perf_counter()
@@ -43,7 +45,7 @@ def _steps_per_second(rank: int, world: int, port: int, store: Path, checkpoints
     taken = time.perf_counter() - started
     numbers = (comm.numbers - sent) / STEPS
     comm.close()
-    return STEPS / taken, numbers, data.info.num_classes * run.model.network.feature_dim
+    return STEPS / taken, numbers, data.info.num_classes * run.rank.model.network.feature_dim
 
 
 def _peak_of_a_step(classes: int, directory: Path) -> float:
@@ -51,12 +53,16 @@ def _peak_of_a_step(classes: int, directory: Path) -> float:
     torch.set_num_threads(2)
     data = make_store(directory / f"store {classes}", [64] * classes, side=32, channels=3)
     spec = make_spec(data, ipc=10, precision="float32", network={}, method={"batch_real": 64})
-    run = Run(spec, data, Comm.single(), CPU, Budget.of(CPU))
-    _, shard = run.start(directory / f"checkpoints {classes}")
-    run.model.renew(spec.seed, 0)
+    run = Run(Rank.of(spec, data, Comm.single(), CPU, Budget.of(CPU)))
+    _, shard = start(run.rank, directory / f"checkpoints {classes}", _silent)
+    run.rank.model.renew(spec.seed, 0)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     run.update_images(shard, 0, 0)
     return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+
+
+def _silent(_type: str, **_data: object) -> None:
+    pass
 
 
 def _in_processes(work: Callable[..., T], argument_lists: list[tuple[Any, ...]]) -> list[T]:

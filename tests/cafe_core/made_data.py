@@ -6,8 +6,24 @@ from pathlib import Path
 
 import numpy as np
 
-from cafe_core.config import CondenseSpec, resolve
+from cafe_core.config import CondenseSpec, DatasetInfo
 from cafe_core.data.class_store import ArraySource, ClassStore, build
+from cafe_core.resolution import resolve
+
+
+def made_info(counts: list[int], *, side: int, channels: int = 3, test_count: int = 0) -> DatasetInfo:
+    """What is known of a dataset with classes of `counts` images."""
+    return DatasetInfo(
+        name="made",
+        class_names=[f"class {k}" for k in range(len(counts))],
+        class_counts=counts,
+        test_count=test_count,
+        channels=channels,
+        height=side,
+        width=side,
+        mean=[0.5] * channels,
+        std=[0.25] * channels,
+    )
 
 
 def make_store(

@@ -8,14 +8,16 @@ import threading
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from cafe_core.checkpoint import latest_checkpoint
 from cafe_core.condense import condense
 from cafe_core.config import CondenseSpec
-from cafe_core.data.class_store import ClassStore
+from cafe_core.data.class_store import ArraySource, ClassStore, build
 from cafe_core.errors import CheckpointError, NonFiniteLossError
+from cafe_core.held_out import split
 from cafe_core.jobdir import checkpoint_files
 from tests.cafe_core.gangs import run_gang
 from tests.cafe_core.made_data import make_spec, make_store
@@ -53,7 +55,8 @@ def synthetic(
     return checkpoint.images
 
 
-METHOD = {"batch_real": 8, "query_per_class": 6, "gamma": 2, "max_outer": 3, "max_inner": 4, "batch_train": 7}
+BILEVEL = {"batch_real": 8, "max_outer": 3, "max_inner": 4, "batch_train": 7}
+METHOD = {**BILEVEL, "query_per_class": 6, "gamma": 2}
 
 
 @pytest.mark.parametrize(
@@ -64,7 +67,12 @@ METHOD = {"batch_real": 8, "query_per_class": 6, "gamma": 2, "max_outer": 3, "ma
         ("seven", {**METHOD, "preset": "reference"}),
         ("seven", {**METHOD, "augment": "dsa", "init": "real"}),
         ("ten", {**METHOD, "bilevel": "fixed"}),
+        ("ten", {"name": "dm", "batch_real": 8, "init": "noise"}),
+        ("seven", {"name": "dm", "batch_real": 8, "init": "noise", "augment": "none"}),
+        ("ten", {"name": "dc", **BILEVEL, "augment": "dsa", "init": "noise"}),
+        ("seven", {"name": "dc", **BILEVEL}),
     ],
+    ids=str,
 )
 def test_any_number_of_shards_gives_the_same_images(
     name: str, method: dict[str, Any], tmp_path: Path, request: pytest.FixtureRequest
@@ -87,6 +95,61 @@ def test_a_run_that_is_broken_off_goes_on(seven: ClassStore, tmp_path: Path, fir
     if first == then:
         assert torch.equal(resumed, whole)  # the same bytes
     torch.testing.assert_close(resumed, whole, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", ["cafe", "dc", "dm"])
+def test_a_run_that_is_stopped_at_an_iteration_goes_on(seven: ClassStore, tmp_path: Path, name: str) -> None:
+    spec = make_spec(seven, iterations=4, checkpoint_every=3, method={"name": name, "batch_real": 8})
+    whole = synthetic(spec, seven, tmp_path / "whole", 2)
+    events: list[tuple[str, int]] = []
+
+    def report(type: str, **data: Any) -> None:
+        events.append((type, data["iteration"]))
+
+    for until in (1, 3, 2, 4):  # 2: more are done, so there is nothing to do
+        run_gang(2, lambda comm, until=until: condense(spec, seven, comm, CPU, checkpoints=tmp_path, report=report, until=until))
+    checkpoint = latest_checkpoint(tmp_path, spec)
+    assert checkpoint is not None
+    assert torch.equal(checkpoint.images, whole)
+    assert [i for type, i in events if type == "checkpoint"] == [1, 3, 4]
+    assert [i for type, i in events if type == "iteration"] == [1, 2, 3, 4]
+
+
+VALIDATION = {"every": 2, "fraction": 0.3}
+TWO_AT_LEAST = [2, 40, 11, 3, 25, 2, 18]
+
+
+@pytest.mark.parametrize("method", [METHOD, {"name": "dm", "batch_real": 8}, {"name": "dc", **BILEVEL}], ids=str)
+def test_held_out_images_do_not_enter_a_run(method: dict[str, Any], tmp_path: Path) -> None:
+    """A run with a validation is that of a dataset that never had the held-out images, on any number of shards."""
+    whole = make_store(tmp_path / "whole", TWO_AT_LEAST)
+    spec = make_spec(whole, method=method, validation=VALIDATION)
+    kept = [split(spec.seed, k, count, 0.3)[0].numpy() for k, count in enumerate(TWO_AT_LEAST)]
+    without = ArraySource(
+        name="without",
+        class_names=whole.info.class_names,
+        images=np.concatenate([whole.images(k)[rows] for k, rows in enumerate(kept)]),
+        labels=np.repeat(np.arange(7), [len(rows) for rows in kept]),
+        test_images=np.array(whole.test_images),
+        test_labels=np.array(whole.test_labels),
+    )
+    smaller = build(tmp_path / "without", without)
+    statistics = {"mean": whole.info.mean, "std": whole.info.std}  # of all training images
+    smaller = ClassStore(smaller.path, smaller.info.model_copy(update=statistics))
+    expected = synthetic(make_spec(smaller, method=method), smaller, tmp_path / "expected", 1)
+    for world in (1, 3):
+        images = synthetic(spec, whole, tmp_path / str(world), world)
+        torch.testing.assert_close(images, expected, rtol=0, atol=1e-9)
+
+
+def test_a_checkpoint_belongs_to_its_held_out_images(tmp_path: Path) -> None:
+    store = make_store(tmp_path / "store", TWO_AT_LEAST)
+    synthetic(make_spec(store, validation=VALIDATION), store, tmp_path, 1)
+    same = make_spec(store, iterations=4, validation={**VALIDATION, "every": 1, "repeats": 9})
+    synthetic(same, store, tmp_path, 1)
+    for validation in ({**VALIDATION, "fraction": 0.2}, None):
+        with pytest.raises(CheckpointError, match=r"another .*validation\.fraction"):
+            synthetic(make_spec(store, iterations=5, validation=validation), store, tmp_path, 1)
 
 
 def test_ranks_go_on_from_the_checkpoint_that_rank_0_sees(seven: ClassStore, tmp_path: Path) -> None:
@@ -145,6 +208,21 @@ def test_fixed_loops_run_to_their_bounds(seven: ClassStore, tmp_path: Path) -> N
         assert (e["stop_outer"], e["stop_inner"]) == ({"bound": 1}, {"bound": 2})
 
 
+@pytest.mark.parametrize(("name", "steps"), [("dc", (3, 2 * 4)), ("dm", (1, 0))])
+def test_other_methods_report_their_loss(seven: ClassStore, tmp_path: Path, name: str, steps: tuple[int, int]) -> None:
+    events: list[dict[str, Any]] = []
+    method = {"name": name, **(BILEVEL if name == "dc" else {"batch_real": 8})}
+    synthetic(make_spec(seven, method=method), seven, tmp_path, 3, events)
+    iterations = [e for e in events if e["type"] == "iteration"]
+    assert [e["iteration"] for e in iterations] == [1, 2, 3]
+    for e in iterations:
+        assert math.isfinite(e["loss"])
+        assert not {"feature_loss", "discrimination_loss"} & set(e)
+        assert (e["outer_steps"], e["inner_epochs"]) == steps
+        assert e["stop_outer"] == {"bound": 1}
+        assert e["query_accuracy"] is None
+
+
 def test_zero_iterations_give_the_initial_images(ten: ClassStore, tmp_path: Path) -> None:
     noise = synthetic(make_spec(ten, iterations=0, ipc=3), ten, tmp_path / "noise", 2)
     assert noise.shape == (30, 1, 8, 8)
@@ -157,12 +235,21 @@ def test_zero_iterations_give_the_initial_images(ten: ClassStore, tmp_path: Path
             assert abs(images - image).max(axis=(1, 2, 3)).min() < 1e-12  # it is one of the class's own
 
 
-def test_loss_falls(ten: ClassStore, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("method", "falls_to"),
+    [
+        ({"max_outer": 1, "image_lr": 1.0}, 0.5),
+        ({"name": "dm", "image_lr": 10.0, "init": "noise", "augment": "none"}, 0.5),
+        ({"name": "dc", "max_outer": 1, "image_lr": 1.0}, 0.8),
+    ],
+    ids=str,
+)
+def test_loss_falls(ten: ClassStore, tmp_path: Path, method: dict[str, Any], falls_to: float) -> None:
     events: list[dict[str, Any]] = []
-    spec = make_spec(ten, iterations=30, precision="float32", method={"batch_real": 8, "max_outer": 1, "image_lr": 1.0})
+    spec = make_spec(ten, iterations=30, precision="float32", method={"batch_real": 8, **method})
     synthetic(spec, ten, tmp_path, 1, events)
-    losses = [e["feature_loss"] for e in events if e["type"] == "iteration"]
-    assert sum(losses[-5:]) < 0.5 * sum(losses[:5])
+    losses = [e["loss"] for e in events if e["type"] == "iteration"]
+    assert sum(losses[-5:]) < falls_to * sum(losses[:5]), losses
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_checkpoint(seven: ClassStore, tmp_path: Path) -> None:

@@ -10,31 +10,23 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from cafe_core.config import CondenseSpec, DatasetInfo, MethodSpec, NetworkSpec, dc_loops, image_lr_at, resolve, resolve_method
+from cafe_core.config import CafeMethod, CondenseSpec, DatasetInfo, NetworkSpec, field_path
+from cafe_core.resolution import dc_loops, image_lr_at, resolve, resolve_method
 from cafe_core.spec_reference import markdown
+from tests.cafe_core.made_data import made_info
 
 
 def info(classes: int = 10, test_count: int = 100) -> DatasetInfo:
-    return DatasetInfo(
-        name="made",
-        class_names=[f"class {k}" for k in range(classes)],
-        class_counts=[100] * classes,
-        test_count=test_count,
-        channels=3,
-        height=32,
-        width=32,
-        mean=[0.5] * 3,
-        std=[0.25] * 3,
-    )
+    return made_info([100] * classes, side=32, test_count=test_count)
 
 
 def spec(**fields: Any) -> CondenseSpec:
     return CondenseSpec.model_validate({"dataset": {"name": "digits"}, "ipc": 10, **fields})
 
 
-def method(preset: str, **fields: Any) -> MethodSpec:
+def method(preset: str, **fields: Any) -> CafeMethod:
     return resolve_method(
-        MethodSpec.model_validate({"preset": preset, **fields}), ipc=10, num_classes=10, network=NetworkSpec().resolved()
+        CafeMethod.model_validate({"preset": preset, **fields}), ipc=10, num_classes=10, network=NetworkSpec().resolved()
     )
 
 
@@ -58,7 +50,7 @@ def test_what_depends_on_other_fields_follows_them() -> None:
     assert method("paper", batch_real=64).query_per_class == 64
     assert method("reference", layers=[1, 3]).layer_weights == [0.1, 2.0]
     assert method("reference", beta=3.0, gamma=5).beta == 3.0
-    mlp = resolve_method(MethodSpec(preset="reference"), ipc=1, num_classes=10, network=NetworkSpec(name="mlp"))
+    mlp = resolve_method(CafeMethod(preset="reference"), ipc=1, num_classes=10, network=NetworkSpec(name="mlp"))
     assert mlp.layer_weights == [1.0, 2.0]
 
 
@@ -105,7 +97,8 @@ def test_a_resolved_spec_stands_for_itself() -> None:
         ({"method": {"beta": -1}}, ("method", "beta")),
         ({"method": {"beta": float("nan")}}, ("method", "beta")),
         ({"method": {"beta": None}}, ("method", "beta")),
-        ({"method": {"name": "dm"}}, ("method", "name")),
+        ({"method": {"name": "mtt"}}, ("method",)),
+        ({"method": {"name": "dm", "beta": 1.0}}, ("method", "beta")),
         ({"method": {"layer_weights": []}}, ("method", "layer_weights")),
         ({"method": {"image_momentum": 1}}, ("method", "image_momentum")),
         ({"network": {"name": "mlp", "depth": 2}}, ("network",)),
@@ -116,7 +109,7 @@ def test_a_resolved_spec_stands_for_itself() -> None:
         ({"dataset": {"path": "a\x00b"}}, ("dataset",)),
         ({"dataset": {"id": "../x"}}, ("dataset", "id")),
         ({"resources": {"workers": 0}}, ("resources", "workers")),
-        ({"resources": {"workers": 2, "gpus_per_worker": 0.5}}, ("resources",)),
+        ({"resources": {"workers": 2, "gpus_per_worker": 0.5}}, ()),
         ({"name": "two\nlines"}, ("name",)),
         ({"labels": {"k": 1}}, ("labels", "k")),
         ({"precision": "float16"}, ("precision",)),
@@ -126,7 +119,7 @@ def test_a_resolved_spec_stands_for_itself() -> None:
 def test_refused_fields_are_named(fields: dict[str, Any], loc: tuple[str, ...]) -> None:
     with pytest.raises(ValidationError) as refused:
         spec(**fields)
-    assert refused.value.errors()[0]["loc"] == loc
+    assert field_path(refused.value.errors()[0]["loc"]) == ".".join(loc)
 
 
 @pytest.mark.parametrize(

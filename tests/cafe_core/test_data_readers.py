@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import os
 import shutil
@@ -17,6 +18,7 @@ from PIL import Image
 
 from cafe_core.config import DatasetSpec
 from cafe_core.data import image_folder, npz_file, pixels
+from cafe_core.data.archives import open_archive
 from cafe_core.data.catalog import describe
 from cafe_core.data.class_store import ClassStore
 from cafe_core.data.sources import open_store
@@ -452,6 +454,13 @@ def test_absent_and_unknown_files(roots: DataRoots, spec: DatasetSpec, message: 
 # -- archives meant to harm
 
 
+def test_an_archive_that_is_not_there(tmp_path: Path) -> None:
+    """As an upload that was deleted meanwhile. (What its destructor raised would fail this test as well.)"""
+    with pytest.raises(FileNotFoundError):
+        open_archive(tmp_path / "absent.zip")
+    gc.collect()
+
+
 def _spoilt_zip(folder: Path, *entries: tuple[zipfile.ZipInfo, bytes]) -> None:
     with zipfile.ZipFile(_zip(folder), "a", zipfile.ZIP_DEFLATED) as file:
         for info, content in entries:
@@ -622,9 +631,9 @@ def test_forged_headers(roots: DataRoots, content: bytes, message: str) -> None:
 
 
 def test_labels_that_unpack_to_absurd_sizes(roots: DataRoots, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(npz_file, "_MAX_LABEL_BYTES", 71)
+    monkeypatch.setattr(npz_file, "_MAX_LABELS", 8)
     np.savez(roots.datasets / "a.npz", **_good_npz())
-    with pytest.raises(DatasetError, match="labels has 72 bytes; at most 71 are read"):
+    with pytest.raises(DatasetError, match="labels has 9 labels; at most 8 are read"):
         describe(DatasetSpec(path="a.npz"), roots)
 
 

@@ -15,7 +15,7 @@ import torch
 from cafe_core import local
 from cafe_core.checkpoint import Checkpoint, latest_checkpoint, save_checkpoint
 from cafe_core.errors import DiskFullError
-from cafe_core.jobdir import DataRoots, EventLog, checkpoint_files
+from cafe_core.jobdir import DataRoots, EventLog, LineLog, checkpoint_files, read_lines
 from tests.cafe_core.made_data import make_spec, make_store
 
 
@@ -107,3 +107,18 @@ def test_the_event_that_says_so_finds_room(tmp_path: Path) -> None:
         lines = (disk / "events.jsonl").read_text().splitlines()
         assert '"disk_full"' in lines[-1]
         assert all(line.endswith("}") for line in lines)
+
+
+def test_a_log_on_a_full_disk_keeps_whole_records_and_says_so(tmp_path: Path) -> None:
+    with small_disk(tmp_path / "disk", 64) as disk, closing(LineLog(disk / "log.jsonl")) as log:
+
+        def fill_up() -> None:
+            for number in range(10_000):
+                log.append({"number": number, "text": "x" * 1000})
+
+        with pytest.raises(DiskFullError, match=r"log\.jsonl"):
+            fill_up()
+        found = read_lines(disk / "log.jsonl")
+        assert [record["number"] for record in found] == list(range(len(found)))
+        assert len(found) > 50
+        assert (disk / "log.jsonl").read_bytes().endswith(b"}\n")

@@ -7,9 +7,13 @@ from math import prod
 
 import pytest
 
-from cafe_core.config import CondenseSpec, DatasetInfo, NetworkSpec, aligned_map_count, resolve
-from cafe_core.estimate import estimate, map_shapes, parameter_count
+from cafe_core.config import CondenseSpec, EvaluateSpec, NetworkSpec, aligned_map_count
+from cafe_core.data.catalog import BUILTIN
+from cafe_core.estimate import Estimate, estimate, map_shapes, parameter_count, training_bytes
+from cafe_core.evaluation.estimate import estimate_evaluation
 from cafe_core.networks import build_network
+from cafe_core.resolution import resolve
+from tests.cafe_core.made_data import made_info
 
 NETWORKS = [
     *({"name": name} for name in ("mlp", "lenet", "alexnet", "vgg11", "resnet18")),
@@ -29,17 +33,7 @@ def test_map_shapes_are_the_networks(fields: dict[str, object], side: int) -> No
 
 
 def test_estimate_grows_with_what_is_held() -> None:
-    info = DatasetInfo(
-        name="made",
-        class_names=[str(k) for k in range(1000)],
-        class_counts=[500] * 1000,
-        test_count=0,
-        channels=3,
-        height=64,
-        width=64,
-        mean=[0.5] * 3,
-        std=[0.25] * 3,
-    )
+    info = made_info([500] * 1000, side=64)
 
     def of(**fields: object) -> int:
         spec = CondenseSpec.model_validate({"dataset": {"path": "x"}, "ipc": 10, "network": {"depth": 4}, **fields})
@@ -52,3 +46,41 @@ def test_estimate_grows_with_what_is_held() -> None:
     whole = estimate(resolve(CondenseSpec.model_validate({"dataset": {"path": "x"}, "ipc": 10}), info), info)
     assert whole.numbers_per_outer_step == 2 * 1000 * prod((128, 8, 8))
     assert whole.synthetic_bytes == 3 * 1000 * 10 * 3 * 64 * 64 * 4
+
+
+def test_training_to_judge_is_counted_wherever_it_happens() -> None:
+    info = BUILTIN["cifar10"]
+
+    def condensing(**fields: object) -> int:
+        spec = CondenseSpec.model_validate({"dataset": {"name": "cifar10"}, "ipc": 1, **fields})
+        return estimate(resolve(spec, info), info).network_bytes
+
+    large = {"name": "resnet18"}
+    ten = training_bytes(NetworkSpec(name="resnet18"), info, 10)
+    assert condensing() < ten
+    assert condensing(evaluation={"networks": [{}, large]}) == ten
+    assert condensing(validation={"every": 5, "network": large}) == ten
+    full = training_bytes(NetworkSpec(name="resnet18"), info, 256)
+    assert condensing(evaluation={"networks": [large], "baselines": ["whole"]}) == full
+
+    def judging(ipc: int | None, **fields: object) -> Estimate:
+        synthetic = {"path": "a.npz"}
+        spec = EvaluateSpec.model_validate({"kind": "evaluate", "synthetic": synthetic, "networks": [large], **fields})
+        return estimate_evaluation(spec, info, ipc)
+
+    assert judging(1).network_bytes == ten
+    assert judging(1, baselines=["whole"]).network_bytes == judging(None).network_bytes == judging(100).network_bytes == full
+    assert judging(None).synthetic_bytes == 0
+    assert judging(10).synthetic_bytes == 10 * judging(1).synthetic_bytes == 100 * 3 * 32 * 32 * 5
+
+
+def test_methods_that_choose_hold_the_features_of_the_largest_class() -> None:
+    info = made_info([500, 13861, 70], side=32)
+
+    def statistics(name: str) -> int:
+        spec = CondenseSpec.model_validate({"dataset": {"path": "x"}, "ipc": 10, "method": {"name": name}})
+        return estimate(resolve(spec, info), info).statistics_bytes
+
+    features = 8 * 13861 * 128 * 4 * 4
+    expected = {"herding": features, "k_center": features, "kmeans": 3 * features, "forgetting": 0, "random": 0}
+    assert {name: statistics(name) for name in expected} == expected

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from cafe_core import losses
-from cafe_core.config import MethodSpec, NetworkSpec, resolve_method
+from cafe_core.config import CafeMethod, NetworkSpec
+from cafe_core.resolution import resolve_method
 
 RTOL = 1e-10
 
@@ -66,7 +67,7 @@ def test_shares_of_batches_add_up() -> None:
 )
 def test_total_loss_and_gradient_by_hand_for_a_linear_network(preset: str, weights: list[float], beta: float) -> None:
     """Maps φ_l(x) = A_l x make every derivative a matrix product: ∂L/∂S is written out and compared with the surrogate's."""
-    method = resolve_method(MethodSpec.model_validate({"preset": preset}), ipc=2, num_classes=10, network=NetworkSpec())
+    method = resolve_method(CafeMethod.model_validate({"preset": preset}), ipc=2, num_classes=10, network=NetworkSpec())
     assert method.layer_weights == weights
     assert method.beta == pytest.approx(beta)
 
@@ -105,3 +106,21 @@ def test_total_loss_and_gradient_by_hand_for_a_linear_network(preset: str, weigh
     assert value_d.item() == pytest.approx(float(loss_d), rel=RTOL)
     assert S.grad is not None
     torch.testing.assert_close(S.grad, expected[:, None].expand(-1, ipc, -1), rtol=RTOL, atol=1e-14)
+
+
+def test_gradient_distance_compares_output_nodes() -> None:
+    # A linear layer of 2 nodes: parallel (distance 0) and opposite (2); a convolution of 1 node: orthogonal (1); zeros: 1.
+    synthetic = [torch.tensor([[1.0, 2.0], [0.0, 3.0]]), torch.tensor([[[[1.0, 0.0]], [[2.0, 0.0]]]]), torch.zeros(1, 2)]
+    real = [torch.tensor([[2.0, 4.0], [0.0, -1.0]]), torch.tensor([[[[0.0, 5.0]], [[0.0, 1.0]]]]), torch.ones(1, 2)]
+    value = losses.gradient_distance([s.double() for s in synthetic], [t.double() for t in real])
+    e = losses.MIN_NORM_PRODUCT
+    assert value.item() == pytest.approx((1 - 10 / (10 + e)) + (1 + 3 / (3 + e)) + 1 + 1, rel=RTOL)
+
+
+def test_gradient_distance_of_the_same_gradients_is_nothing_and_of_dead_nodes_finite() -> None:
+    g = [torch.randn(4, 3, 2, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)]
+    assert losses.gradient_distance(g, [t.clone() for t in g]).item() == pytest.approx(0, abs=1e-5)
+    dead = [torch.zeros(4, 3, 2, 2, dtype=torch.float64, requires_grad=True)]
+    losses.gradient_distance(dead, g).backward()
+    assert dead[0].grad is not None
+    assert dead[0].grad.isfinite().all()

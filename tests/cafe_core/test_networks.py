@@ -2,11 +2,13 @@ from __future__ import annotations
 
 import itertools
 import weakref
+from collections.abc import Callable
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from cafe_core.config import NetworkSpec, aligned_map_count
 from cafe_core.networks import FeatureNetwork, init_network
@@ -215,6 +217,34 @@ def test_instance_norm_gradcheck() -> None:
     norm, x = norm_and_input(3, channels_last=True)
     # gradcheck's copies lose the memory order, so it is restored inside.
     assert torch.autograd.gradcheck(lambda x: norm(x.contiguous(memory_format=torch.channels_last)), x.requires_grad_())
+
+
+def test_instance_norm_gradgradcheck() -> None:
+    norm, x = norm_and_input(3, channels_last=True)
+    weight, bias = norm.weight.detach().requires_grad_(), norm.bias.detach().requires_grad_()
+
+    def normalised(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return functional_call(norm, {"weight": weight, "bias": bias}, x.contiguous(memory_format=torch.channels_last))
+
+    assert torch.autograd.gradgradcheck(normalised, (x.requires_grad_(), weight, bias))
+
+
+@pytest.mark.parametrize("side", [5, 40])  # below and above the size where torch's own kernel is taken
+def test_the_gradient_of_instance_norms_gradient_is_torchs(side: int) -> None:
+    norm, x = norm_and_input(side, channels_last=True)
+    upstream = images(*x.shape, seed=3, dtype=torch.float64)
+
+    def second(normalise: Callable[[Tensor], Tensor], x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, ...]:
+        loss = (normalise(x).square() * upstream).sum()
+        first = torch.autograd.grad(loss, (x, weight, bias), create_graph=True)
+        return torch.autograd.grad(sum(g.square().sum() for g in first), (x, weight, bias))
+
+    ours = x.clone().requires_grad_()
+    assert "ChannelsLast" in type(norm(ours).grad_fn).__name__
+    theirs, weight, bias = (part.detach().clone().requires_grad_() for part in (x, norm.weight, norm.bias))
+    expected = second(lambda x: F.instance_norm(x, weight=weight, bias=bias), theirs, weight, bias)
+    for mine, reference in zip(second(norm, ours, norm.weight, norm.bias), expected, strict=True):
+        torch.testing.assert_close(mine, reference, rtol=1e-8, atol=1e-8)
 
 
 def test_instance_norm_of_one_pixel_is_its_bias() -> None:

@@ -14,6 +14,9 @@ from cafe_core.config import CondenseSpec
 from cafe_core.data.class_store import ClassStore
 from cafe_core.distributed import Comm
 from cafe_core.model import Budget
+from cafe_core.rank import Rank
+from cafe_core.run_state import start
+from cafe_core.synthetic_shard import SyntheticShard
 from tests.cafe_core.gangs import run_gang
 from tests.cafe_core.made_data import make_spec, make_store
 
@@ -22,16 +25,24 @@ ROOMY = Budget(1 << 30, 1 << 30)
 TIGHT = Budget(1, 1)  # one real image and one class at a time
 
 
+def started(spec: CondenseSpec, store: ClassStore, comm: Comm, budget: Budget, checkpoints: Path) -> tuple[Run, SyntheticShard]:
+    """A run before its first outer step."""
+    rank = Rank.of(spec, store, comm, CPU, budget)
+    _, shard = start(rank, checkpoints, lambda *_, **__: None)
+    rank.model.renew(spec.seed, 0)
+    return Run(rank), shard
+
+
 def textbook_gradient(spec: CondenseSpec, run: Run, images: Tensor) -> tuple[float, Tensor]:
     """L = L_f + β L_d (Eq. 1–4) and ∂L/∂S, with the same real images as the run draws; all K classes in one place."""
-    method, K, ipc = spec.method, run.info.num_classes, spec.ipc
-    rows = run._sample("real", method.batch_real, 0, 0)
+    method, K, ipc, network = spec.method, run.rank.info.num_classes, spec.ipc, run.rank.model.network
+    rows = run.sample("real", method.batch_real, 0, 0)
     S = images.clone().requires_grad_()
     feature_loss = torch.zeros((), dtype=S.dtype)
     centres, features, labels = [], [], []
     for k in range(K):
-        maps_s = run.model.network.features(S[k * ipc : (k + 1) * ipc])
-        maps_t = run.model.network.features(run.real.batch(k, rows.indices[k]))
+        maps_s = network.features(S[k * ipc : (k + 1) * ipc])
+        maps_t = network.features(run.rank.real.batch(k, rows.indices[k]))
         for w, layer in zip(method.layer_weights, method.layers, strict=True):
             feature_loss = feature_loss + w * ((maps_s[layer].mean(0) - maps_t[layer].mean(0)) ** 2).sum()
         centres.append(maps_s[-1].mean(0).flatten())
@@ -68,13 +79,11 @@ def test_gradient_is_that_of_the_paper_loss(
     store: ClassStore, tmp_path: Path, preset: str, budget: Budget, method: dict[str, object]
 ) -> None:
     spec = make_spec(store, method={"preset": preset, "batch_real": 8, **method})
-    run = Run(spec, store, Comm.single(), CPU, budget)
-    _, shard = run.start(tmp_path)
-    run.model.renew(spec.seed, 0)
+    run, shard = started(spec, store, Comm.single(), budget, tmp_path)
     expected_loss, expected = textbook_gradient(spec, run, shard.images)
-    total = sum(min(8, n) for n in store.info.class_counts)
-    gradient, step = run._step.gradient(shard, run._sample("real", 8, 0, 0), total, None)
-    assert float(step.feature + spec.method.beta * step.discrimination) == pytest.approx(expected_loss, rel=1e-10)
+    gradient, losses = run.method.gradient(shard, run.sample("real", 8, 0, 0), None)
+    assert float(losses["loss"]) == pytest.approx(expected_loss, rel=1e-10)
+    assert float(losses["feature_loss"] + spec.method.beta * losses["discrimination_loss"]) == float(losses["loss"])
     torch.testing.assert_close(gradient, expected, rtol=1e-10, atol=1e-12)
 
 
@@ -87,9 +96,7 @@ def test_an_outer_step_sends_2kd_numbers_and_a_constant(
         spec = make_spec(store, ipc=ipc, method={"batch_real": batch_real, "discrimination": discrimination})
 
         def work(comm: Comm) -> int:
-            run = Run(spec, store, comm, CPU, ROOMY)
-            _, shard = run.start(tmp_path / f"{ipc} {batch_real}")
-            run.model.renew(spec.seed, 0)
+            run, shard = started(spec, store, comm, ROOMY, tmp_path / f"{ipc} {batch_real}")
             before = comm.numbers
             run.update_images(shard, 0, 0)
             return comm.numbers - before
@@ -105,14 +112,12 @@ def test_an_outer_step_sends_2kd_numbers_and_a_constant(
 def test_step_is_sgd_with_momentum(store: ClassStore, tmp_path: Path) -> None:
     """Against torch.optim.SGD over three steps, with the learning rate halved at the milestone."""
     spec = make_spec(store, method={"batch_real": 8, "image_milestones": [1]})
-    run = Run(spec, store, Comm.single(), CPU, ROOMY)
-    _, shard = run.start(tmp_path)
+    run, shard = started(spec, store, Comm.single(), ROOMY, tmp_path)
     twin = shard.images.clone().requires_grad_()
     optimizer = torch.optim.SGD([twin], lr=0.1, momentum=0.5)
-    total = sum(min(8, n) for n in store.info.class_counts)
     for iteration in range(3):
-        run.model.renew(spec.seed, iteration)
-        twin.grad, _ = run._step.gradient(shard, run._sample("real", 8, iteration, 0), total, None)
+        run.rank.model.renew(spec.seed, iteration)
+        twin.grad, _ = run.method.gradient(shard, run.sample("real", 8, iteration, 0), None)
         optimizer.param_groups[0]["lr"] = 0.1 if iteration < 1 else 0.05
         optimizer.step()
         run.update_images(shard, iteration, 0)

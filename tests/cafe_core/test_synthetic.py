@@ -15,11 +15,12 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
-from cafe_core.config import CondenseSpec, DatasetInfo, DatasetSpec, resolve
+from cafe_core.config import CondenseSpec, DatasetInfo, DatasetSpec
 from cafe_core.data.catalog import BUILTIN
 from cafe_core.data.sources import open_store
 from cafe_core.errors import SyntheticSetError
 from cafe_core.jobdir import DataRoots
+from cafe_core.resolution import resolve
 from cafe_core.synthetic import SyntheticSet, folder_names, from_checkpoint
 
 

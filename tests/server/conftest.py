@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -15,8 +16,11 @@ import uvicorn
 
 from cafe_core.jobdir import AttemptDir, EventLog
 from server.app import create_app
+from server.database import Database
+from server.graceful import GracefulServer
 from server.ray_api import RayApi
 from server.settings import Settings
+from tests.postgres import ABSENT, PostgresCluster, binaries, postgres_cluster
 from workers.client import RayCluster, RayJob, RayJobState, RayNode, RayRefusedError, RayUnreachableError
 
 SPEC = {"kind": "condense", "dataset": {"name": "digits"}, "ipc": 1, "iterations": 10, "network": {"width": 8, "depth": 2}}
@@ -35,6 +39,8 @@ class FakeRay:
         self.submissions: list[tuple[str, int]] = []
         self.stops: list[tuple[str, int]] = []
         self.cpus = cpus
+        self.looks = 0
+        self.has_nodes = True
         self.down = False
         self.refuse = False
         self.stops_at_once = True
@@ -44,7 +50,7 @@ class FakeRay:
         if self.down:
             raise RayUnreachableError("Ray does not answer")
 
-    async def submit(self, job_dir: Path, job_id: str, attempt: int, *, python: str) -> None:  # noqa: ARG002
+    async def submit(self, job_dir: Path, job_id: str, attempt: int, *, python: str, cpus: float) -> None:  # noqa: ARG002
         self._answer()
         assert (job_dir / "job.json").exists()
         if self.refuse:
@@ -53,6 +59,7 @@ class FakeRay:
         self.jobs[job_id, attempt] = RayJob(RayJobState.RUNNING, "")
 
     async def job(self, job_id: str, attempt: int) -> RayJob | None:
+        self.looks += 1
         self._answer()
         return self.jobs.get((job_id, attempt))
 
@@ -61,7 +68,7 @@ class FakeRay:
         self.stops.append((job_id, attempt))
         if len(self.stops) <= self.deaf_to_stops:
             return False
-        if self.stops_at_once:
+        if self.stops_at_once and (job_id, attempt) in self.jobs:
             self.jobs[job_id, attempt] = RayJob(RayJobState.STOPPED, "")
         return True
 
@@ -75,7 +82,7 @@ class FakeRay:
 
     async def ready(self) -> bool:
         self._answer()
-        return True
+        return self.has_nodes
 
     async def cluster(self) -> RayCluster:
         self._answer()
@@ -90,8 +97,12 @@ class Api(httpx.Client):
     """A client of a running server, with shortcuts."""
 
     def make(self, **fields: Any) -> dict[str, Any]:
+        """POST a condense job that is taken."""
+        return self.submit(SPEC | fields)
+
+    def submit(self, spec: dict[str, Any]) -> dict[str, Any]:
         """POST a job that is taken."""
-        response = self.post("/v1/jobs", json=SPEC | fields)
+        response = self.post("/v1/jobs", json=spec)
         assert response.status_code == 201, response.text
         job: dict[str, Any] = response.json()
         return job
@@ -117,8 +128,9 @@ class Api(httpx.Client):
 @contextmanager
 def running(settings: Settings, ray: RayApi) -> Iterator[Api]:
     """A server on a free port, in a thread, until the end of the block."""
-    config = uvicorn.Config(create_app(settings, ray), port=0, log_level="warning", access_log=False, timeout_graceful_shutdown=2)
-    server = uvicorn.Server(config)
+    app = create_app(settings, ray)
+    config = uvicorn.Config(app, port=0, log_level="warning", access_log=False, timeout_graceful_shutdown=2)
+    server = GracefulServer(config, app)
     thread = threading.Thread(target=server.run)
     thread.start()
     try:
@@ -133,9 +145,55 @@ def running(settings: Settings, ray: RayApi) -> Iterator[Api]:
         thread.join()
 
 
+ON_BOTH_DATABASES = {
+    "test_idempotency",
+    "test_jobs_api",
+    "test_leadership",
+    "test_limits",
+    "test_migrations",
+    "test_reconciler",
+    "test_removal",
+    "test_visibility",
+}
+"""Modules whose tests `make test` runs on SQLite and on PostgreSQL. It runs the others on SQLite, `make soak` on PostgreSQL."""
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Each test that has a server has it on both databases, unless it names one itself."""
+    named = any("database_url" in mark.args[0] for mark in metafunc.definition.iter_markers("parametrize"))
+    if "database_url" not in metafunc.fixturenames or named:
+        return
+    marks = [] if metafunc.module.__name__.rpartition(".")[2] in ON_BOTH_DATABASES else [pytest.mark.soak]
+    metafunc.parametrize("database_url", ["sqlite", pytest.param("postgresql", marks=marks)], indirect=True)
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[PostgresCluster]:
+    """A PostgreSQL whose database `migrated` has the tables and nobody connected."""
+    if binaries() is None:
+        pytest.skip(ABSENT)
+    with postgres_cluster() as cluster:
+        database = Database(cluster.create("migrated"))
+        database.migrate()
+        database.close()
+        yield cluster
+
+
 @pytest.fixture
-def settings(tmp_path: Path) -> Settings:
-    return Settings(data_dir=tmp_path / "data")
+def database_url(request: pytest.FixtureRequest) -> Iterator[str | None]:
+    """As the setting says it: None for SQLite, or a PostgreSQL database of the test's own, with the tables in it."""
+    if request.param == "sqlite":
+        yield None
+        return
+    cluster: PostgresCluster = request.getfixturevalue("postgres")
+    name = f"test_{secrets.token_hex(6)}"
+    yield cluster.create(name, template="migrated")
+    cluster.drop(name)
+
+
+@pytest.fixture
+def settings(tmp_path: Path, database_url: str | None) -> Settings:
+    return Settings(data_dir=tmp_path / "data", database_url=database_url)  # type: ignore[arg-type]  # it takes a text
 
 
 @pytest.fixture

@@ -2,19 +2,30 @@ from __future__ import annotations
 
 import json
 import socket
+import subprocess
+import sys
 import threading
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 from click.testing import CliRunner, Result
+from sqlalchemy import text
 
 from cafe_core import local
+from cafe_core.backend import TrialOutcome
 from cafe_core.errors import DatasetError, DiskFullError
+from cafe_core.evaluation.tasks import EvaluationTask
 from cafe_core.job import write_manifest
+from cafe_core.jobdir import JobDir
+from server import api_client
 from server.cli import main
+from server.database import Database
 from server.settings import Settings
 from tests.server.conftest import SPEC, Api, FakeRay, attempt_dir, driver_of
+from tests.server.kinds import EVALUATE, SWEEP, end_trial, running_job, trained
 from workers.client import RayJob, RayJobState
 
 
@@ -49,7 +60,7 @@ def test_submit_status_list_watch_download(api: Api, ray: FakeRay, settings: Set
     assert submitted.exit_code == 0, submitted.stderr
     job_id = submitted.stdout.strip()
     assert json.loads(cafe(api, "status", job_id).stdout)["name"] == "from yaml"
-    assert job_id in cafe(api, "list", "--status", api.job(job_id)["status"]).stdout
+    assert job_id in cafe(api, "list", "--kind", "condense").stdout
     assert cafe(api, "list", "--label", "a=b").stdout == ""
 
     finish(api, ray, settings, job_id)
@@ -65,6 +76,55 @@ def test_submit_status_list_watch_download(api: Api, ray: FakeRay, settings: Set
     assert downloaded.stdout.splitlines() == [str(out / "result.json")]
     assert (out / "result.json").read_text() == '{"images": 10}'
     assert [path.name for path in out.iterdir()] == ["result.json"]
+
+
+def test_trials_and_kinds_are_shown(api: Api, ray: FakeRay, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(api_client, "TRIALS_A_PAGE", 700)
+    evaluation, sweep = running_job(api, ray, EVALUATE), running_job(api, ray, SWEEP)
+    for repeat in range(1500):  # three pages
+        trained(settings.job_dir(evaluation), "a", EvaluationTask("synthetic", 0, "none", repeat), 70.0)
+    end_trial(settings.job_dir(sweep), TrialOutcome(1, "succeeded", 80.0, 10, 2.0))
+    lines = cafe(api, "trials", evaluation).stdout.splitlines()
+    assert len(lines) == 1501
+    assert lines[-1].split() == ["synthetic", "convnet", "0", "none", "1499", "70.00", "%"]
+    table = cafe(api, "trials", sweep)
+    assert table.exit_code == 0
+    assert table.stdout.splitlines()[2] == "1      succeeded  80.00 %   10          2.0      method.beta = 0.5, seed = 1"
+    csv = cafe(api, "trials", sweep, "--csv").stdout
+    assert csv.splitlines()[:3:2] == [
+        "trial,method.beta,seed,status,metric,iterations,seconds,error",
+        "1,0.5,1,succeeded,80.0,10,2.0,",
+    ]
+    assert len(cafe(api, "trials", evaluation, "--csv").stdout.splitlines()) == 1501
+
+    listed = cafe(api, "list", "--kind", "sweep").stdout
+    assert sweep in listed
+    assert "  sweep  " in listed
+    assert evaluation not in listed
+    refused = cafe(api, "trials", api.make()["id"])
+    assert refused.exit_code == 2
+    assert "without an evaluation" in refused.stderr
+
+
+def test_a_sweep_is_watched(api: Api, ray: FakeRay, settings: Settings) -> None:
+    job_id = running_job(api, ray, SWEEP)
+    directory = attempt_dir(settings, job_id)
+    directory.artifacts.mkdir(parents=True)
+    directory.result_file.write_text('{"metric": "evaluation"}')
+    write_manifest(directory)
+    with driver_of(settings, job_id) as report:
+        report("phase", phase="sweeping")
+        report("trials", done=3, total=4)
+        report("trial_started", number=3, overrides={"method.beta": 1.0, "seed": 1})
+        outcome = asdict(TrialOutcome(3, "succeeded", 80.0, 10, 1.0))
+        report("trial", **outcome, overrides={"method.beta": 1.0, "seed": 1}, done=4, total=4)
+        report("finished", result={})
+    ray.jobs[job_id, 1] = RayJob(RayJobState.SUCCEEDED, "", 0)
+    watched = cafe(api, "watch", job_id)
+    assert watched.exit_code == 0
+    assert "trial 3 starts: method.beta = 1.0, seed = 1" in watched.stderr
+    assert "done 4/4  trial 3 succeeded: 80.00 %" in watched.stderr
+    assert json.loads(watched.stdout) == {"metric": "evaluation"}
 
 
 def test_submit_and_wait_follows_a_job_to_its_failure(api: Api, ray: FakeRay, settings: Settings, spec_file: str) -> None:
@@ -133,6 +193,36 @@ def test_what_json_cannot_say_is_no_spec(tmp_path: Path, command: list[str], nam
     assert message in result.stderr
 
 
+def test_a_dataset_root_that_shows_what_others_keep_is_refused(tmp_path: Path) -> None:
+    result = CliRunner().invoke(main, ["serve", "--data-dir", str(tmp_path / "data"), "--dataset-root", str(tmp_path)])
+    assert result.exit_code == 2
+    assert "must not contain each other" in result.stderr
+
+
+def test_a_database_that_a_newer_version_has_migrated_is_not_served(tmp_path: Path) -> None:
+    """Said before a Ray is started or a port taken: in a process of its own, as an operator sees it."""
+    settings = Settings(data_dir=tmp_path)
+    database = Database(settings.database)
+    database.migrate()
+    with database.write() as session:
+        session.execute(text("UPDATE alembic_version SET version_num = '9999'"))
+    database.close()
+    serve = [sys.executable, "-c", "from server.cli import main; main()", "serve", "--port", "0", "--data-dir", str(tmp_path)]
+    refused = subprocess.run(serve, cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=120)
+    assert refused.returncode == 1
+    assert len(refused.stderr.splitlines()) == 1, refused.stderr
+    assert "revision 9999" in refused.stderr
+    assert "upgrade the program, restore the backup" in refused.stderr
+
+
+def test_a_database_that_does_not_answer_is_said_in_a_line(tmp_path: Path) -> None:
+    environ = {"CAFE_DATABASE_URL": "postgresql://cafe:hidden@127.0.0.1:1/cafe"}
+    result = CliRunner(env=environ).invoke(main, ["serve", "--data-dir", str(tmp_path), "--ray-address", "http://127.0.0.1:9"])
+    assert result.exit_code == 1
+    assert "the database does not answer" in result.stderr
+    assert "hidden" not in result.stderr
+
+
 @pytest.mark.parametrize(
     ("environ", "command", "message"),
     [
@@ -169,6 +259,60 @@ def test_a_server_that_cannot_be_reached_exits_with_3(spec_file: str) -> None:
 def test_a_server_without_ray_exits_with_3(api: Api, ray: FakeRay, spec_file: str) -> None:
     ray.down = True
     assert cafe(api, "submit", spec_file).exit_code == 3
+
+
+@pytest.mark.parametrize(
+    ("spec", "artifacts"),
+    [
+        (
+            EVALUATE | {"networks": [{"name": "mlp", "width": 8}], "repeats": 2, "epochs": 2},
+            {"accuracies.csv", "evaluation.json", "manifest.json", "result.json"},
+        ),
+        (
+            {
+                "kind": "sweep",
+                "base": SPEC
+                | {
+                    "iterations": 1,
+                    "method": {"batch_real": 8},
+                    "evaluation": {"networks": [{"name": "mlp", "width": 8}], "repeats": 1, "epochs": 2},
+                },
+                "space": {"method.beta": {"grid": [0.5, 1.0]}},
+            },
+            {"manifest.json", "preview.png", "result.json", "synthetic.safetensors", "trials.csv", "trials.json"},
+        ),
+    ],
+    ids=["evaluate", "sweep"],
+)
+def test_run_of_each_kind(tmp_path: Path, spec: dict[str, Any], artifacts: set[str]) -> None:
+    path = tmp_path / "spec.json"
+    path.write_text(json.dumps(spec))
+    arguments = ["run", str(path), "--out", str(tmp_path / "out"), "--data-dir", str(tmp_path / "data")]
+    result = CliRunner().invoke(main, arguments, catch_exceptions=False)
+    assert result.exit_code == 0, result.stderr
+    kept = JobDir(tmp_path / "out").attempt(1).artifacts
+    assert {file.name for file in kept.iterdir()} == artifacts
+    assert json.loads(result.stdout) == json.loads((kept / "result.json").read_text())
+    done = "network 2/2" if spec["kind"] == "evaluate" else "done 2/2  trial 1 succeeded"
+    assert done in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        (SWEEP | {"scheduler": "asha"}, "scheduler: asha compares trials that run at the same time"),
+        (EVALUATE | {"synthetic": {"job_id": "job_a"}}, "synthetic.job_id: job_a is a job of a server"),
+        (SWEEP | {"space": {"method.betta": {"grid": [1]}}}, "space.method.betta: 1: unknown field"),
+        (SWEEP | {"space": {"seed": {"grid": [1]}}, "base": SPEC}, "base.evaluation: a sweep compares accuracies"),
+    ],
+)
+def test_run_refuses_what_a_server_would_and_what_needs_one(tmp_path: Path, spec: dict[str, Any], message: str) -> None:
+    path = tmp_path / "spec.json"
+    path.write_text(json.dumps(spec))
+    result = CliRunner().invoke(main, ["run", str(path), "--out", str(tmp_path / "out"), "--data-dir", str(tmp_path / "data")])
+    assert result.exit_code == 2
+    assert message in result.stderr
+    assert not (tmp_path / "out").exists()
 
 
 def test_run_without_a_server(tmp_path: Path) -> None:

@@ -54,7 +54,7 @@ def test_submit(api: Api) -> None:
         ({"dataset": {"path": "ipc"}}, "dataset", "ipc: class 'a' has no images"),
         ({"dataset": {"path": "dataset.zip"}}, "dataset", "dataset.zip is not a readable .zip"),
         ({"dataset": {"path": "leads_out"}}, "dataset.path", "leads_out: train/a is a link"),
-        ({"resources": {"workers": 2, "gpus_per_worker": 0.5}}, "resources", "gpus_per_worker: several workers"),
+        ({"resources": {"workers": 2, "gpus_per_worker": 0.5}}, "resources.gpus_per_worker", "several workers that condense"),
         ({"network": {"norm": "batch"}}, "network.norm", "batch statistics"),
         ({"method": {"layers": [9]}}, "method.layers", "must be increasing"),
         ({"resources": {"workers": 11}}, "resources.workers", "10 classes"),
@@ -257,7 +257,7 @@ def test_events_are_numbered_and_paged(api: Api, ray: FakeRay, settings: Setting
     assert [event["data"]["status"] for event in events if event["type"] == "status"] == ["queued", "starting", "running"]
     assert events[-1]["data"] == {"iteration": 5, "total": 10}
     assert api.get(f"/v1/jobs/{job_id}/events", params={"after": 9}).json() == {"data": [], "next_after": 9}
-    assert ray.submissions == [(job_id, 1)]
+    api.await_job(job_id, lambda _: ray.submissions == [(job_id, 1)])
 
 
 def test_logs(api: Api, ray: FakeRay) -> None:
@@ -299,7 +299,10 @@ def test_without_ray_what_is_known_is_served(settings: Settings) -> None:
         refused(unavailable, 503)
         assert unavailable.headers["retry-after"]
         ray.down = False
-        assert api.get("/readyz").status_code == 200
+        deadline = time.monotonic() + 20
+        while api.get("/readyz").status_code != 200:  # an answer is shared for a second
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
         cluster = api.get("/v1/cluster").json()
         assert cluster["cpus"] == {"total": 4.0, "free": 4.0}
         assert cluster["nodes"][0]["memory_bytes"] == 8 << 30

@@ -18,7 +18,7 @@ CANCELLED: dict[str, Any] = {"type": "cancelled"}
 
 
 def facts(status: str, ray: RayJob | None, **more: Any) -> Facts:
-    return Facts(**({"status": Status(status), "submitted": True, "ray": ray} | more))
+    return Facts(**({"status": Status(status), "submitted": True, "ray": ray, "max_renewals": 3} | more))
 
 
 @pytest.mark.parametrize(
@@ -34,12 +34,21 @@ def facts(status: str, ray: RayJob | None, **more: Any) -> Facts:
         (facts("running", KILLED, has_result=True), Act.END, "succeeded", None),  # killed after its manifest
         (facts("running", None, has_result=True), Act.END, "succeeded", None),
         (facts("running", KILLED, last_words=DISK_FULL), Act.END, "failed", "disk_full"),
-        (facts("running", KILLED), Act.END, "failed", "driver_died"),
-        (facts("running", LOST_NODE), Act.END, "failed", "driver_died"),
-        (facts("running", SUCCEEDED, last_words=FINISHED), Act.END, "failed", "driver_died"),  # its files are gone
+        (facts("running", KILLED), Act.RENEW, "queued", "driver_died"),
+        (facts("starting", LOST_NODE), Act.RENEW, "queued", "driver_died"),
+        (facts("running", KILLED, renewals=2), Act.RENEW, "queued", "driver_died"),
+        (facts("running", KILLED, renewals=3), Act.END, "failed", "driver_died"),
+        (facts("running", KILLED, max_renewals=0), Act.END, "failed", "driver_died"),
+        (facts("running", KILLED, last_words=CANCELLED), Act.RENEW, "queued", "driver_died"),  # its machine shut down
+        (facts("running", SUCCEEDED, last_words=FINISHED), Act.END, "failed", "result_lost"),
+        (facts("running", None, last_words=FINISHED), Act.END, "failed", "result_lost"),
         (facts("running", STOPPED), Act.END, "failed", "stopped"),
         (facts("running", STOPPED, last_words=CANCELLED), Act.END, "failed", "stopped"),
-        (facts("running", None), Act.END, "failed", "ray_lost"),
+        (facts("running", STOPPED, renewals=1), Act.END, "failed", "stopped"),
+        (facts("running", None), Act.RENEW, "queued", "ray_lost"),
+        (facts("starting", None), Act.RENEW, "queued", "ray_lost"),
+        (facts("running", None, last_words=CANCELLED), Act.RENEW, "queued", "ray_lost"),
+        (facts("running", None, renewals=3), Act.END, "failed", "ray_lost"),
         (facts("running", None, last_words=DISK_FULL), Act.END, "failed", "disk_full"),
         (facts("cancelling", RUNNING), Act.STOP, None, None),
         (facts("cancelling", PENDING, submitted=False), Act.STOP, None, None),
@@ -47,6 +56,8 @@ def facts(status: str, ray: RayJob | None, **more: Any) -> Facts:
         (facts("cancelling", STOPPED, stop_asked=True), Act.END, "cancelled", None),
         (facts("cancelling", SUCCEEDED, has_result=True), Act.END, "cancelled", None),
         (facts("cancelling", None, submitted=False), Act.END, "cancelled", None),
+        (facts("cancelling", None), Act.END, "cancelled", None),
+        (facts("cancelling", KILLED), Act.END, "cancelled", None),
     ],
 )
 def test_decide(known: Facts, act: Act, status: str | None, code: str | None) -> None:
@@ -57,10 +68,11 @@ def test_decide(known: Facts, act: Act, status: str | None, code: str | None) ->
 
 
 def test_a_failure_without_a_word_says_what_ray_knows() -> None:
-    killed, lost = decide(facts("running", KILLED)).error, decide(facts("running", LOST_NODE)).error
+    killed, lost = (decide(facts("running", ray, renewals=3)).error for ray in (KILLED, LOST_NODE))
     assert killed is not None
     assert lost is not None
     assert killed["retryable"] is True
     assert "exit code -9" in killed["message"]
+    assert "so were 3 before it that came no further" in killed["message"]
     assert "The node died." in lost["message"]
     assert "more" not in lost["message"].partition("its logs")[0]

@@ -8,13 +8,15 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from cafe_core.config import ResourcesSpec
-from server.capacity import memory_per_worker, too_large, workers_on
-from server.database import new_id
+from cafe_core.config import EvaluateSpec, ResourcesSpec, parse_job_spec
+from cafe_core.evaluation.tasks import all_tasks, judged_source
+from server.capacity import jobs_held, memory_per_worker, too_large, with_nodes_to_come, workers_on
 from server.errors import RangeError
 from server.http_cache import byte_range, matches
-from server.progress import Changes, DriverEvent, changes_of, whole_lines
-from server.settings import RayTokenError, Settings
+from server.models import new_id
+from server.progress import Changes, DriverEvent, changes_of, total_of, whole_lines
+from server.settings import SecretFileError, Settings
+from server.tables import trial_lines
 from server.watching import describe, duration
 from workers.client import RayCluster, RayNode, entrypoint, parse_cluster
 
@@ -35,7 +37,15 @@ def test_whole_lines(chunk: bytes, lines: list[bytes], size: int) -> None:
         ("phase", {"phase": "preparing"}, Changes(phase="preparing")),
         ("phase", {"phase": "condensing"}, Changes(phase="condensing", computing=True)),
         ("iteration", {"iteration": 3, "total": 9, "eta_s": 1.5}, Changes(done=3, total=9, eta_s=1.5)),
+        ("epoch", {"epoch": 3, "total": 50, "eta_s": 4.5}, Changes(done=3, total=50, eta_s=4.5)),
         ("evaluated", {"done": 1, "total": 2, "eta_s": None}, Changes(done=1, total=2)),
+        ("phase", {"phase": "validating"}, Changes(phase="validating", computing=True)),
+        ("phase", {"phase": "sweeping"}, Changes(phase="sweeping", computing=True)),
+        ("validated", {"iteration": 5, "total": 9, "mean": 80.0}, Changes(done=5, total=9)),
+        ("trials", {"done": 0, "total": 4}, Changes(done=0, total=4)),
+        ("trial", {"number": 3, "done": 1, "total": 4}, Changes(done=1, total=4)),
+        ("trial_started", {"number": 3}, Changes()),
+        ("trial_validated", {"number": 3, "iteration": 5, "total": 9}, Changes()),
         ("checkpoint", {"iteration": 3}, Changes()),
         ("something new", {}, Changes()),
     ],
@@ -44,7 +54,14 @@ def test_changes_of(type_: str, data: dict[str, Any], changes: Changes) -> None:
     assert changes_of(DriverEvent("2026-01-01T00:00:00Z", type_, data)) == changes
 
 
-@pytest.mark.parametrize("line", [b"", b"[]", b"{", b'{"type": "phase"}', b'{"time": 1, "type": "phase"}', b"\xff"])
+@pytest.mark.parametrize(
+    "line",
+    [
+        *(b"", b"[]", b"{", b'{"type": "phase"}', b'{"time": 1, "type": "phase"}', b"\xff"),
+        b'{"time": "now", "type": "' + b"x" * 33 + b'"}',
+        b'{"time": "now", "type": "a\\u0000b"}',
+    ],
+)
 def test_what_is_no_event_is_refused(line: bytes) -> None:
     with pytest.raises(ValueError, match=r"."):
         DriverEvent.parse(line)
@@ -87,6 +104,23 @@ def test_a_job_that_no_cluster_of_this_size_can_hold_is_refused_with_the_numbers
 
 
 @pytest.mark.parametrize(
+    ("wanted", "worker_gib", "count"),
+    [
+        (resources(), 0, 6),
+        (resources(2), 0, 3),  # spread over both nodes
+        (resources(5), 0, 1),
+        (resources(7), 0, 0),
+        (resources(), 5, 4),  # three in 16 GiB and one in 8
+        (resources(gpus=1), 0, 2),
+        (resources(gpus=1), 5, 2),  # on GPUs: not the node's memory
+    ],
+)
+def test_jobs_held_at_the_same_time(wanted: ResourcesSpec, worker_gib: int, count: int) -> None:
+    cluster = RayCluster("2", [node(4, 2), node(2, memory=8 * GIB)])
+    assert jobs_held(wanted, cluster, worker_gib * GIB) == count
+
+
+@pytest.mark.parametrize(
     ("wanted", "nodes", "size"),
     [
         (resources(1), [node(4)], 16 * GIB),
@@ -100,6 +134,30 @@ def test_a_job_that_no_cluster_of_this_size_can_hold_is_refused_with_the_numbers
 )
 def test_memory_per_worker(wanted: ResourcesSpec, nodes: list[RayNode], size: int) -> None:
     assert memory_per_worker(wanted, RayCluster("2", nodes)) == size
+
+
+def test_a_jobs_driver_counts_where_it_is_most_in_the_way() -> None:
+    cluster = RayCluster("2", [node(2), node(2.5)])
+    assert too_large(resources(4), cluster) is None
+    assert "at most 3 of them beside their driver's 0.25 CPU" in (too_large(resources(4), cluster, 0.25) or "")
+    assert too_large(resources(3), cluster, 0.25) is None
+    assert jobs_held(resources(2), cluster) == 2
+    assert jobs_held(resources(2), cluster, driver_cpus=0.25) == 1
+    assert "at most 0 " in (too_large(resources(1), RayCluster("2", [node(2)]), 4) or "")  # nobody holds the driver
+
+
+def test_nodes_that_the_autoscaler_has_made_are_not_counted_twice() -> None:
+    large = [node(8, 1)] * 3
+    head = RayNode("head", "10.0.0.1", True, 16, 2, 16, 2, 16 * GIB)
+    cluster = with_nodes_to_come(RayCluster("2", [head, node(2), node(8, 1)]), large)
+    assert (cluster.cpus, cluster.gpus) == (16 + 2 + 3 * 8, 2 + 3)  # a head and a smaller node are none of them
+    assert with_nodes_to_come(RayCluster("2", [*large, *large]), large).gpus == 6
+    assert with_nodes_to_come(RayCluster("2", [head]), []).nodes == [head]
+
+
+def test_autoscaled_nodes_have_a_size() -> None:
+    with pytest.raises(ValidationError, match="autoscaled_node_memory_bytes"):
+        Settings(autoscaled_nodes=2, autoscaled_node_cpus=4)
 
 
 @pytest.mark.parametrize(
@@ -144,9 +202,45 @@ def test_settings_come_from_the_environment_and_the_command_line(tmp_path: Path)
     with pytest.raises(ValidationError, match="max_restarts"):
         Settings.load({"CAFE_MAX_RESTARTS": "-1"})
     absent = {"RAY_AUTH_TOKEN_PATH": str(tmp_path / "absent")}
-    with pytest.raises(RayTokenError, match="absent cannot be read: No such file"):
+    with pytest.raises(SecretFileError, match="absent cannot be read: No such file"):
         Settings.load(absent)
     assert Settings.load(absent, with_ray_token=False).ray_token is None
+
+
+@pytest.mark.parametrize(
+    ("root", "taken"),
+    [
+        (None, True), ("data/datasets", True), ("data/datasets/vision", True), ("images", True), ("data-of-others", True),
+        ("data", False), (".", False), ("/", False), ("data/uploads", False), ("data/uploads/ds_1", False), ("data/jobs", False),
+        ("data/cache", False), ("data/other", False), ("data/datasets/../jobs", False), ("link", False), ("elsewhere", False),
+        ("elsewhere/jobs/job_1", False), ("images/../data", False),
+    ],
+)  # fmt: skip
+def test_a_dataset_root_does_not_show_what_others_keep(tmp_path: Path, root: str | None, taken: bool) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path)
+    (tmp_path / "elsewhere" / "jobs").mkdir(parents=True)
+    (tmp_path / "data" / "jobs").symlink_to(tmp_path / "elsewhere" / "jobs")
+    settings = Settings(data_dir=tmp_path / "data", dataset_root=tmp_path / root if root else None)
+    if taken:
+        settings.check_dataset_root()
+        return
+    with pytest.raises(ValueError, match=r"dataset_root \(CAFE_DATASET_ROOT\): .* must not contain each other"):
+        settings.check_dataset_root()
+
+
+def test_secrets_are_read_from_files(tmp_path: Path) -> None:
+    secret = tmp_path / "url"
+    secret.write_text("postgresql://cafe:hidden@db/cafe\n")
+    settings = Settings.load({"CAFE_DATABASE_URL_FILE": str(secret), "CAFE_METRICS_TOKEN": ""})
+    assert settings.database == "postgresql://cafe:hidden@db/cafe"
+    assert "hidden" not in repr(settings)
+    assert settings.metrics_token is None  # empty is unset
+    with pytest.raises(SecretFileError, match="are both set"):
+        Settings.load({"CAFE_METRICS_TOKEN": "x", "CAFE_METRICS_TOKEN_FILE": str(secret)})
+    secret.write_text("\n")
+    with pytest.raises(SecretFileError, match="url is empty"):
+        Settings.load({"CAFE_DATABASE_URL_FILE": str(secret)})
 
 
 def test_ids_are_random_base32() -> None:
@@ -189,6 +283,95 @@ def test_events_in_words() -> None:
         describe("iteration", iteration)
         == "  ████████████············ iteration 5/10  loss 12.5  query accuracy 0.500  1 min 1 s left"
     )
+    epoch = {"epoch": 50, "total": 50, "loss": 0.1234567, "accuracy": 0.97, "eta_s": 0}
+    assert describe("epoch", epoch) == "  ████████████████████████ epoch 50/50  loss 0.1235  accuracy 0.970"
     assert describe("status", {"status": "failed", "error": {"message": "disk full"}}) == "failed: disk full"
     assert describe("phase", {"phase": "waiting_for_resources"}) == "  waiting for resources"
     assert describe("unknown", {}) is None
+
+
+@pytest.mark.parametrize(
+    ("type_", "data", "line"),
+    [
+        (
+            "evaluated",
+            {"network": "convnet", "accuracy": 50.0, "done": 2, "total": 4},
+            "  ████████████············ network 2/4  convnet 50.00 %",
+        ),
+        (
+            "evaluated",
+            {"source": "random", "network": "mlp", "augment": "dsa", "accuracy": 50.0, "done": 4, "total": 4, "eta_s": 0.0},
+            "  ████████████████████████ network 4/4  mlp on random, dsa 50.00 %",
+        ),
+        ("validated", {"iteration": 5, "total": 10, "mean": 81.234}, "  validated at iteration 5/10: 81.23 %"),
+        ("trials", {"done": 0, "total": 4}, "  ························ trial 0/4"),
+        (
+            "trial_started",
+            {"number": 3, "overrides": {"ipc": 1, "method.beta": 0.5}},
+            "  trial 3 starts: ipc = 1, method.beta = 0.5",
+        ),
+        ("trial_validated", {"number": 3, "iteration": 5, "total": 10, "mean": 81.2}, "  trial 3 at iteration 5/10: 81.20 %"),
+        (
+            "trial",
+            {"number": 3, "status": "stopped", "metric": 70.0, "error": None, "overrides": {"ipc": 1}, "done": 1, "total": 4},
+            "  ██████·················· done 1/4  trial 3 stopped: 70.00 %  ipc = 1",
+        ),
+        (
+            "trial",
+            {"number": 3, "status": "stopped", "metric": None, "error": None, "overrides": {"ipc": 1}, "done": 1, "total": 4},
+            "  ██████·················· done 1/4  trial 3 stopped  ipc = 1",
+        ),
+        (
+            "trial",
+            {
+                "number": 3,
+                "status": "failed",
+                "metric": None,
+                "error": {"message": "NaN"},
+                "overrides": {},
+                "done": 1,
+                "total": 4,
+            },
+            "  ██████·················· done 1/4  trial 3 failed: NaN",
+        ),
+    ],
+)
+def test_events_of_evaluations_and_sweeps_in_words(type_: str, data: dict[str, Any], line: str) -> None:
+    assert describe(type_, data) == line
+
+
+def test_totals() -> None:
+    networks = {"networks": [{}, {"name": "mlp"}], "repeats": 3, "augment": ["none", "dsa"], "baselines": ["random", "whole"]}
+    evaluate = {"kind": "evaluate", **networks, "synthetic": {"path": "a.npz"}}
+    real = {"kind": "evaluate", **networks, "synthetic": {"dataset": {"name": "digits"}, "selection": "whole"}}
+    for spec in (evaluate, real):
+        parsed = parse_job_spec(spec)
+        assert isinstance(parsed, EvaluateSpec)
+        assert total_of(parsed) == len(all_tasks(parsed, judged_source(parsed)))
+    assert total_of(parse_job_spec(evaluate)) == 36
+    assert total_of(parse_job_spec(real)) == 24
+    base = {"dataset": {"name": "digits"}, "ipc": 1, "iterations": 7}
+    assert total_of(parse_job_spec(base)) == 7
+    space = {"seed": {"grid": [1, 2]}, "method.beta": {"uniform": [0.1, 1.0]}}
+    assert total_of(parse_job_spec({"kind": "sweep", "base": {**base, "evaluation": {}}, "space": space, "samples": 5})) == 10
+
+
+def test_trials_in_columns() -> None:
+    networks = [
+        {"source": "synthetic", "network": "convnet", "index": 0, "augment": "none", "repeat": 0, "accuracy": 81.234},
+        {"source": "random", "network": "mlp", "index": 1, "augment": "dsa", "repeat": 10, "accuracy": 5.0},
+    ]
+    assert list(trial_lines(networks)) == [
+        "source     network  index  augment  repeat  accuracy",
+        "synthetic  convnet  0      none     0       81.23 %",
+        "random     mlp      1      dsa      10      5.00 %",
+    ]
+    ended = {"status": "succeeded", "metric": 70.0, "iterations": 20, "seconds": 1.5, "error": None}
+    failed = {"status": "failed", "metric": None, "iterations": None, "seconds": 1.0, "error": {"message": "NaN"}}
+    sweep = [{"trial": n, "overrides": {"ipc": n}, **row} for n, row in enumerate((ended, failed))]
+    assert list(trial_lines(sweep)) == [
+        "trial  status     accuracy  iterations  seconds  setting",
+        "0      succeeded  70.00 %   20          1.5      ipc = 0",
+        "1      failed                           1.0      ipc = 1  NaN",
+    ]
+    assert list(trial_lines([])) == ["source  network  index  augment  repeat  accuracy"]

@@ -1,18 +1,29 @@
 from __future__ import annotations
 
+import errno
 import json
-import sqlite3
+import os
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
+from sqlalchemy import text
 
+import server.job_json
 import server.job_keeper
 import server.reconciler
-from cafe_core.jobdir import JobFile
+from cafe_core.config import parse_job_spec
+from cafe_core.errors import StaleAttemptError
+from cafe_core.fence import AttemptFence
+from cafe_core.job import write_manifest
+from cafe_core.jobdir import JobFile, write_atomically
+from server import job_json, jobs
+from server.database import Database
 from server.settings import Settings
-from tests.server.conftest import Api, FakeRay, attempt_dir, driver_of, running
+from server.states import Status
+from tests.server.conftest import SPEC, Api, FakeRay, attempt_dir, driver_of, running
 from workers.client import RayJob, RayJobState
 
 
@@ -28,7 +39,7 @@ def publish(settings: Settings, job_id: str, attempt: int = 1) -> None:
     directory = attempt_dir(settings, job_id, attempt)
     directory.artifacts.mkdir(parents=True)
     directory.result_file.write_text('{"images": 10}')
-    directory.manifest_file.write_text('{"artifacts": []}')
+    write_manifest(directory)
 
 
 def test_a_job_goes_its_way(api: Api, ray: FakeRay, settings: Settings) -> None:
@@ -77,9 +88,9 @@ def test_a_line_is_taken_when_it_is_whole(api: Api, ray: FakeRay, settings: Sett
 @pytest.mark.parametrize(
     ("ended", "last_word", "code"),
     [
-        (RayJob(RayJobState.FAILED, "killed", -9), None, "driver_died"),
+        (RayJob(RayJobState.STOPPED, ""), None, "stopped"),
         (RayJob(RayJobState.FAILED, "", 1), {"code": "disk_full", "message": "no space", "retryable": True}, "disk_full"),
-        (None, None, "ray_lost"),
+        (None, {"code": "disk_full", "message": "no space", "retryable": True}, "disk_full"),
     ],
 )
 def test_a_job_fails_with_the_reason(
@@ -134,8 +145,8 @@ def test_a_submission_whose_answer_was_lost_is_adopted(settings: Settings, ray: 
         time.sleep(0.5)
         assert api.job(job_id)["status"] == "starting"
         ray.jobs.clear()
-        assert api.await_status(job_id, "failed")["error"]["code"] == "ray_lost"  # so it was known as submitted
-    assert ray.submissions == [(job_id, 1)]
+        api.await_job(job_id, lambda _: (job_id, 2) in ray.submissions)  # so the first was known as submitted
+    assert ray.submissions == [(job_id, 1), (job_id, 2)]
 
 
 def test_a_cancel_that_a_server_did_not_live_to_see_through(settings: Settings, ray: FakeRay) -> None:
@@ -187,10 +198,150 @@ def test_cancel_while_ray_cannot_be_reached(api: Api, ray: FakeRay) -> None:
 
 def test_ray_that_refuses_a_job_for_good(api: Api, ray: FakeRay, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(server.job_keeper, "RAY_EVERY_S", 0.05)
+    monkeypatch.setattr(server.job_keeper, "REFUSED_FOR_S", 0.3)
     ray.refuse = True
     error = api.await_status(api.make()["id"], "failed")["error"]
     assert error["code"] == "submission_failed"
     assert "no agent" in error["message"]
+
+
+def test_a_submission_that_comes_after_the_cancel_finds_that_nobody_may_write(api: Api, ray: FakeRay, settings: Settings) -> None:
+    ray.refuse = True
+    job_id = api.make()["id"]
+    api.await_job(job_id, lambda _: settings.job_dir(job_id).job_file.exists())
+    fence = AttemptFence.of(settings.job_dir(job_id), 1)
+    fence()
+    api.post(f"/v1/jobs/{job_id}/cancel")
+    api.await_status(job_id, "cancelled")
+    with pytest.raises(StaleAttemptError):
+        fence()
+    ray.refuse = False
+    api.post(f"/v1/jobs/{job_id}/resume")
+    api.await_job(job_id, lambda _: (job_id, 2) in ray.submissions)
+    AttemptFence.of(settings.job_dir(job_id), 2)()
+
+
+def test_a_disk_that_hangs_holds_up_no_other_request(
+    api: Api, ray: FakeRay, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hangs, goes_on = threading.Event(), threading.Event()
+
+    def hang(path: Path, content: bytes, **options: Any) -> None:
+        hangs.set()
+        assert goes_on.wait(60)
+        write_atomically(path, content, **options)
+
+    monkeypatch.setattr(server.job_json, "write_atomically", hang)
+    job_id = api.make()["id"]
+    try:
+        assert hangs.wait(20)
+        other = api.make()["id"]  # a write: with SQLite there is one at a time
+        assert api.post(f"/v1/jobs/{other}/cancel").status_code == 202
+        assert not settings.job_dir(job_id).job_file.exists()
+    finally:
+        goes_on.set()
+    api.await_job(job_id, lambda _: (job_id, 1) in ray.submissions)
+
+
+def test_a_server_that_dies_before_the_job_file_is_there(
+    settings: Settings, ray: FakeRay, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def die(*_arguments: Any, **_options: Any) -> None:
+        raise SystemError("killed")
+
+    with monkeypatch.context() as patched, running(settings, ray) as api:
+        patched.setattr(server.job_json, "write_atomically", die)
+        job_id = api.make()["id"]
+        api.await_status(job_id, "starting")
+    assert not settings.job_dir(job_id).job_file.exists()
+    with running(settings, ray) as api:
+        api.await_job(job_id, lambda _: ray.submissions == [(job_id, 1)])
+    assert JobFile.model_validate_json(settings.job_dir(job_id).job_file.read_bytes()).attempt == 1
+
+
+def test_a_job_file_that_waited_long_for_the_disk_does_not_undo_a_newer_one(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As of a server that was frozen: another one has meanwhile lost the attempt, and started the next."""
+    settings.data_dir.mkdir()
+    database, fsync = Database(settings.database), os.fsync
+    database.migrate()
+    with database.write() as session:
+        jobs.transition(session, jobs.create(session, "job_a", parse_job_spec(SPEC)), Status.STARTING)
+
+    def another_attempt(file: int) -> None:
+        monkeypatch.setattr(os, "fsync", fsync)
+        fsync(file)
+        with database.write() as session:
+            job = jobs.get(session, "job_a", lock=True)
+            jobs.renew(session, job, {"code": "driver_died", "message": "killed"})
+            jobs.transition(session, job, Status.STARTING)
+        job_json.name_attempt(database, settings, "job_a", 2)
+
+    monkeypatch.setattr(os, "fsync", another_attempt)
+    with pytest.raises(StaleAttemptError, match="attempt 1 of job job_a is over"):
+        job_json.name_attempt(database, settings, "job_a", 1)
+    AttemptFence.of(settings.job_dir("job_a"), 2)()
+    assert [path.name for path in settings.job_dir("job_a").path.iterdir()] == ["job.json"]
+    with pytest.raises(StaleAttemptError, match="was deleted"):
+        job_json.name_attempt(database, settings, "job_b", 1)
+    assert not settings.job_dir("job_b").path.exists()
+    database.close()
+
+
+def test_a_job_whose_file_cannot_be_written_fails_and_makes_room(
+    settings: Settings, ray: FakeRay, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server.job_keeper, "RAY_EVERY_S", 0.05)
+    monkeypatch.setattr(server.job_keeper, "REFUSED_FOR_S", 0.3)
+    with running(settings.model_copy(update={"max_active_jobs": 1}), ray) as api:
+        first, second, third = submitted(api, ray), api.make()["id"], api.make()["id"]
+        in_the_way = settings.job_dir(second).path
+        in_the_way.write_text("a file")
+        ray.jobs[first, 1] = RayJob(RayJobState.STOPPED, "")
+        job = api.await_status(second, "failed")
+        assert (job["error"]["code"], job["error"]["retryable"]) == ("submission_failed", True)
+        assert "job.json could not be written: " in job["error"]["message"]
+        assert str(settings.data_dir) not in job["error"]["message"]
+        api.await_job(third, lambda _: (third, 1) in ray.submissions)
+        in_the_way.unlink()
+        api.post(f"/v1/jobs/{second}/resume")
+        ray.jobs[third, 1] = RayJob(RayJobState.STOPPED, "")
+        api.await_job(second, lambda _: (second, 2) in ray.submissions)
+
+
+def test_a_job_that_a_full_disk_keeps_from_starting_says_so(api: Api, ray: FakeRay, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server.job_keeper, "RAY_EVERY_S", 0.05)
+    monkeypatch.setattr(server.job_keeper, "REFUSED_FOR_S", 0.3)
+
+    def full(_file: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fsync", full)
+        job_id = api.make()["id"]
+        error = api.await_status(job_id, "failed")["error"]
+    assert (error["code"], error["retryable"]) == ("disk_full", True)
+    assert "No space left on device" in error["message"]
+    assert ray.submissions == []
+    api.post(f"/v1/jobs/{job_id}/resume")
+    api.await_job(job_id, lambda _: ray.submissions == [(job_id, 2)])
+
+
+def test_a_disk_that_is_full_for_a_moment_fails_no_job(api: Api, ray: FakeRay, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server.job_keeper, "RAY_EVERY_S", 0.05)
+    fsync, tries = os.fsync, 0
+
+    def full_at_first(file: int) -> None:
+        nonlocal tries
+        tries += 1
+        if tries <= 2:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        fsync(file)
+
+    monkeypatch.setattr(os, "fsync", full_at_first)
+    job_id = submitted(api, ray)
+    assert api.job(job_id)["status"] == "starting"
 
 
 def test_a_driver_that_lingers_after_its_last_word_is_stopped(
@@ -211,7 +362,7 @@ def test_no_more_jobs_than_allowed_have_a_driver(settings: Settings, ray: FakeRa
         api.await_job(made[1], lambda _: len(ray.submissions) == 2)
         time.sleep(0.4)
         assert [api.job(job_id)["status"] for job_id in made] == ["starting", "starting", "queued", "queued"]
-        ray.jobs[made[0], 1] = RayJob(RayJobState.FAILED, "", 1)
+        ray.jobs[made[0], 1] = RayJob(RayJobState.STOPPED, "")
         api.await_status(made[2], "starting")
         assert api.job(made[3])["status"] == "queued"
 
@@ -240,9 +391,10 @@ def test_a_server_stops_amid_a_stream_of_events(settings: Settings, ray: FakeRay
 
 def rename_table(settings: Settings, old: str, new: str) -> None:
     """As from outside: every query of the table fails until it has its name back."""
-    connection = sqlite3.connect(settings.database_url.removeprefix("sqlite:///"), timeout=10)
-    connection.execute(f"ALTER TABLE {old} RENAME TO {new}")
-    connection.close()
+    database = Database(settings.database)
+    with database.write() as session:
+        session.execute(text(f"ALTER TABLE {old} RENAME TO {new}"))
+    database.close()
 
 
 def test_an_ailing_database_makes_the_server_unready_and_ends_nothing(
@@ -257,10 +409,15 @@ def test_an_ailing_database_makes_the_server_unready_and_ends_nothing(
         time.sleep(0.02)
     unready = api.get("/readyz")
     assert (unready.status_code, unready.headers["content-type"]) == (503, "application/problem+json")
-    assert "no such table" in unready.json()["detail"]
+    assert "the database does not answer" in unready.json()["detail"]
+    assert "jobs" not in unready.json()["detail"]  # anybody may ask: nothing of what the database says, only the log has that
+    assert "not ready: the database does not answer" in caplog.text
     assert api.get("/healthz").status_code == 200
     rename_table(settings, "elsewhere", "jobs")
-    assert api.get("/readyz").status_code == 200
+    deadline = time.monotonic() + 20
+    while api.get("/readyz").status_code != 200:  # an answer is shared for a second
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
     submitted(api, ray)
 
 
@@ -272,12 +429,16 @@ def test_a_server_that_no_longer_looks_after_jobs_is_not_ready(
 
     monkeypatch.setattr(server.reconciler, "wait_until_set", broken)
     with running(settings, ray) as api:
-        unready = api.get("/readyz")
+        deadline = time.monotonic() + 20
+        while (unready := api.get("/readyz")).status_code == 200:  # it has yet to begin to
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
         assert unready.status_code == 503
         assert "no longer looked after" in unready.json()["detail"]
     assert "reconciler has failed" in caplog.text
 
 
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 def test_job_files_are_whole_and_the_database_is_in_wal_mode(api: Api, ray: FakeRay, settings: Settings) -> None:
     submitted(api, ray)
-    assert Path(f"{settings.database_url.removeprefix('sqlite:///')}-wal").exists()
+    assert Path(f"{settings.database.removeprefix('sqlite:///')}-wal").exists()

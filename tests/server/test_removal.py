@@ -59,7 +59,7 @@ def test_what_cannot_be_cleared_now_is_cleared_at_the_next_start(tmp_path: Path,
 
 def test_a_deletion_that_a_server_died_in_is_finished_or_undone(settings: Settings, ray: FakeRay) -> None:
     with running(settings, ray) as api:
-        kept, gone = (cancelled(api) for _ in range(2))
+        kept, gone = (cancelled(api, ray) for _ in range(2))
         dataset = api.post("/v1/datasets", files={"file": ("a.npz", ARRAYS)}).json()["id"]
         assert api.delete(f"/v1/jobs/{gone}").status_code == 204
     jobs, uploads = settings.data_dir / "jobs", settings.roots.uploads
@@ -74,9 +74,9 @@ def test_a_deletion_that_a_server_died_in_is_finished_or_undone(settings: Settin
         assert list(jobs.iterdir()) == []
 
 
-def cancelled(api: Api) -> str:
+def cancelled(api: Api, ray: FakeRay) -> str:
     job_id: str = api.make()["id"]
-    api.await_job(job_id, lambda job: job["status"] == "starting")
+    api.await_job(job_id, lambda _: (job_id, 1) in ray.submissions)
     api.post(f"/v1/jobs/{job_id}/cancel")
     api.await_status(job_id, "cancelled")
     return job_id

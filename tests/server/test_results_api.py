@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 from safetensors.numpy import load, save_file
 
-from cafe_core.config import DatasetInfo, JobSpec
+from cafe_core.config import CondenseSpec, DatasetInfo
 from cafe_core.data.catalog import BUILTIN
 from cafe_core.job import write_manifest
 from cafe_core.synthetic import SyntheticSet, from_checkpoint
@@ -40,7 +40,7 @@ def started(api: Api, ray: FakeRay) -> str:
 
 @pytest.fixture
 def finished(api: Api, ray: FakeRay, settings: Settings, started: str) -> str:
-    spec = JobSpec.model_validate(api.job(started)["spec"])
+    spec = CondenseSpec.model_validate(api.job(started)["spec"])
     synthetic = from_checkpoint(checkpoint(settings, started, 10), BUILTIN["digits"], spec)
     directory = attempt_dir(settings, started)
     synthetic.save(directory.synthetic_file)
@@ -83,7 +83,7 @@ def test_checkpoints_that_are_replaced_while_they_are_read(
     """As a driver does in between: what was listed is gone when it is opened, and there are newer ones."""
     listed = [checkpoint(settings, started, iteration) for iteration in (2, 4)]
 
-    def after_rotation(path: Path, info: DatasetInfo, spec: JobSpec) -> SyntheticSet:
+    def after_rotation(path: Path, info: DatasetInfo, spec: CondenseSpec) -> SyntheticSet:
         if path in listed and path.exists():
             for old in listed:
                 old.unlink()

@@ -9,7 +9,8 @@ from server.states import ENDED, IN_RAY, RESUMABLE, IllegalTransitionError, Stat
 LEGAL = {
     ("queued", "starting"), ("queued", "cancelled"), ("queued", "failed"),
     ("starting", "running"), ("starting", "succeeded"), ("starting", "failed"), ("starting", "cancelling"),
-    ("running", "succeeded"), ("running", "failed"), ("running", "cancelling"),
+    ("starting", "queued"),
+    ("running", "succeeded"), ("running", "failed"), ("running", "cancelling"), ("running", "queued"),
     ("cancelling", "cancelled"),
     ("failed", "queued"), ("cancelled", "queued"),
 }  # fmt: skip

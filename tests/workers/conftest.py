@@ -70,6 +70,6 @@ def actor_processes() -> list[str]:
             title = " ".join(process.cmdline())
         except (psutil.NoSuchProcess, psutil.ZombieProcess):
             continue
-        if title.startswith("ray::") and ("ShardWorker" in title or "/shard " in title):
+        if title.startswith("ray::") and any(name in title for name in ("ShardWorker", "/shard ", "TuneWorker")):
             found.append(f"{process.pid} {title}")
     return found

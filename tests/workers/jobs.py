@@ -11,12 +11,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
-from cafe_core.config import CondenseSpec, resolve
+from cafe_core.config import parse_job_spec
 from cafe_core.data import sources
 from cafe_core.data.class_store import ClassStore
 from cafe_core.jobdir import DataRoots, JobDir, JobFile, write_atomically
+from cafe_core.submission import Site, accept
 from tests.workers.conftest import ROOT
 
 
@@ -35,14 +36,27 @@ def spec(**changes: Any) -> dict[str, Any]:
 
 
 def create(path: Path, cache: Path, *, timeout_s: float = 60, max_restarts: int = 3, **changes: Any) -> JobDir:
-    """A job's directory as the server makes it."""
+    """The directory of such a job, as the server makes it."""
+    return create_job(path, cache, spec(**changes), timeout_s=timeout_s, max_restarts=max_restarts)
+
+
+def create_job(path: Path, cache: Path, sent: dict[str, Any], *, timeout_s: float = 60, max_restarts: int = 3) -> JobDir:
+    """The same of a job of any kind."""
     roots = DataRoots(datasets=path / "datasets", uploads=path / "uploads", downloads=path / "downloads", cache=cache)
-    sent = CondenseSpec.model_validate(spec(**changes))
-    resolved = resolve(sent, ClassStore.open(sources.prepare(sent.dataset, roots)).info)
-    sources.prepare(resolved.dataset, roots)
-    job = JobFile(job_id=path.name, spec=resolved, roots=roots, collective_timeout_s=timeout_s, max_restarts=max_restarts)
+    site = Site(
+        roots=roots,
+        describe=lambda dataset: ClassStore.open(sources.prepare(dataset, roots)).info,
+        set_of_job=_no_job,
+        fits=lambda _: 2,
+    )
+    accepted = accept(parse_job_spec(sent), site)
+    job = JobFile(job_id=path.name, spec=accepted.spec, roots=roots, collective_timeout_s=timeout_s, max_restarts=max_restarts)
     write_atomically(path / "job.json", job.model_dump_json(exclude_none=True).encode())
     return JobDir(path)
+
+
+def _no_job(job_id: str) -> NoReturn:
+    raise AssertionError(job_id)
 
 
 @dataclass
@@ -92,7 +106,9 @@ class Driver:
 
 @contextmanager
 def driving(directory: JobDir, cluster: str, attempt: int = 1) -> Iterator[Driver]:
-    """`python -m workers run` on `cluster`, ended for certain."""
+    """`python -m workers run` on `cluster`, ended for certain. A later attempt is the one that may write from here on."""
+    if attempt > 1:
+        hand_over(directory, attempt)
     log = directory.path / f"driver-{attempt}.log"
     command = [sys.executable, "-m", "workers", "run", "--job-dir", str(directory.path), "--attempt", str(attempt)]
     environment = os.environ | {"RAY_ADDRESS": cluster}
@@ -105,6 +121,12 @@ def driving(directory: JobDir, cluster: str, attempt: int = 1) -> Iterator[Drive
         finally:
             process.kill()
             process.wait()
+
+
+def hand_over(directory: JobDir, attempt: int) -> None:
+    """Give all earlier attempts of a job up for this one, as the server does."""
+    job = JobFile.model_validate_json(directory.job_file.read_bytes()).model_copy(update={"attempt": attempt})
+    write_atomically(directory.job_file, job.model_dump_json(exclude_none=True).encode())
 
 
 def forget_stores(directory: JobDir) -> None:

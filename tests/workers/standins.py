@@ -5,12 +5,15 @@ from __future__ import annotations
 import os
 import signal
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import ray
+
 from cafe_core.errors import NonFiniteLossError
-from workers.shard_worker import Report, Seat
+from workers.background import Report
+from workers.shard_worker import Seat
 
 
 @dataclass(frozen=True)
@@ -84,3 +87,80 @@ class SumForever:
             step += 1
         comm.close()
         return seat.world
+
+
+@dataclass(frozen=True)
+class Count:
+    """A trial that reports the numbers from `start` up to `end`, and gets into trouble before `at`."""
+
+    end: int
+    start: int = 0
+    pause_s: float = 0.0
+    at: int | None = None
+    once: Path | None = None
+    """A file that remembers the trouble."""
+    trouble: signal.Signals = signal.SIGKILL
+
+    def __call__(self, seat: Seat, report: Report) -> tuple[int, int]:
+        for i in range(self.start, self.end):
+            if i == self.at and (self.once is None or not self.once.exists()):
+                time.sleep(0.2)  # what was reported is on its way
+                if self.once is not None:
+                    self.once.touch()
+                os.kill(os.getpid(), self.trouble)
+            report("count", i=i)
+            time.sleep(self.pause_s)
+        return os.getpid(), seat.threads
+
+    def after(self, told: list[tuple[str, dict[str, Any]]]) -> Count:
+        return replace(self, start=1 + max([self.start - 1, *(data["i"] for type, data in told if type == "count")]))
+
+    def release(self, told: list[tuple[str, dict[str, Any]]]) -> None:
+        pass
+
+
+@dataclass(frozen=True)
+class RefuseTrial:
+    """A trial that finds a NaN."""
+
+    def __call__(self, seat: Seat, report: Report) -> None:  # noqa: ARG002
+        raise NonFiniteLossError("the loss became nan in iteration 3")
+
+    def after(self, told: list[tuple[str, dict[str, Any]]]) -> RefuseTrial:  # noqa: ARG002
+        return self
+
+    def release(self, told: list[tuple[str, dict[str, Any]]]) -> None:
+        pass
+
+
+@dataclass(frozen=True)
+class Unreadable(RefuseTrial):
+    """A trial that a worker cannot unpickle."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _unreadable, ()
+
+
+def _unreadable() -> Unreadable:
+    if ray.get_runtime_context().get_actor_id() is not None:
+        raise ModuleNotFoundError("No module named 'no_such_module'")
+    return Unreadable()
+
+
+class DeadlyToTakeOver(Count):
+    """A trial that ends the first worker that takes it over from another trial."""
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        for name, value in state.items():
+            object.__setattr__(self, name, value)
+        if ray.get_runtime_context().get_actor_id() is None:
+            return
+        global _trials_here
+        _trials_here += 1
+        assert self.once is not None
+        if _trials_here > 2 and not self.once.exists():
+            self.once.touch()
+            os.kill(os.getpid(), self.trouble)
+
+
+_trials_here = 0

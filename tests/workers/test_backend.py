@@ -14,7 +14,7 @@ import pytest
 from ray._private.node import Node
 from ray._private.parameter import RayParams
 
-from cafe_core.config import DatasetInfo, ResourcesSpec
+from cafe_core.config import ResourcesSpec
 from cafe_core.jobdir import JobFile
 from tests.workers import jobs
 from tests.workers.standins import SumForever
@@ -39,20 +39,11 @@ class Events(list[tuple[str, dict[str, Any]]]):
 def backend(tmp_path: Path, cache: Path, **changes: Any) -> RayBackend:
     directory = jobs.create(tmp_path / "job", cache, **changes)
     job = JobFile.model_validate_json(directory.job_file.read_bytes())
-    return RayBackend(job, directory, 1, DatasetInfo.model_validate(INFO), tmp_path, Interruption())
+    return RayBackend(job, directory, "job/attempt 1", Interruption())
 
 
-INFO = {
-    "name": "letters",
-    "class_names": ["a", "b", "c"],
-    "class_counts": [1, 1, 1],
-    "test_count": 0,
-    "channels": 1,
-    "height": 8,
-    "width": 8,
-    "mean": [0],
-    "std": [1],
-}
+TWO_WORKERS = ResourcesSpec(workers=2, gpus_per_worker=0)
+CLASSES = 3
 
 
 @pytest.mark.parametrize(
@@ -66,7 +57,8 @@ def test_a_gang_that_lost_a_worker_starts_again(
 ) -> None:
     events = Events()
     with closing(backend(tmp_path, cache, timeout_s=3)) as held:
-        held.run(SumForever(timeout_s=3, once=tmp_path / "once", trouble=trouble, steps=10), events)
+        work = SumForever(timeout_s=3, once=tmp_path / "once", trouble=trouble, steps=10)
+        held.run(work, TWO_WORKERS, CLASSES, events)
     [restart] = events.of("restart")
     assert restart["reason"].startswith(reason)
     assert (restart["restarts"], restart["workers"]) == (1, 2)
@@ -80,7 +72,7 @@ def test_a_worker_that_answers_but_does_not_come_to_the_collective_is_a_loss_too
 ) -> None:
     events = Events()
     with closing(backend(tmp_path, cache, timeout_s=2)) as held:
-        held.run(SumForever(timeout_s=2, once=tmp_path / "once", steps=10), events)
+        held.run(SumForever(timeout_s=2, once=tmp_path / "once", steps=10), TWO_WORKERS, CLASSES, events)
     [restart] = events.of("restart")
     assert restart["reason"].startswith("worker 0")  # all that is known: rank 0 waited in vain
     assert restart["workers"] == 2
@@ -119,8 +111,8 @@ def test_a_gang_starts_again_with_fewer_workers_when_a_node_is_gone(
 ) -> None:
     monkeypatch.setattr(backend_module, "SHRINK_AFTER_S", 1.0)
     events = Events()
-    resources = {"workers": 2, "gpus_per_worker": 0, "cpus_per_worker": 3}  # the first node's 4 CPUs hold one such worker
-    with second_node(cluster, cpus=3) as node, closing(backend(tmp_path, cache, resources=resources)) as held:
+    resources = ResourcesSpec(workers=2, gpus_per_worker=0, cpus_per_worker=3)  # the first node's 4 CPUs hold one such worker
+    with second_node(cluster, cpus=3) as node, closing(backend(tmp_path, cache)) as held:
 
         def lose_the_node() -> None:
             wait_for(lambda: bool(events.of("step")))
@@ -128,7 +120,7 @@ def test_a_gang_starts_again_with_fewer_workers_when_a_node_is_gone(
 
         saboteur = threading.Thread(target=lose_the_node)
         saboteur.start()
-        held.run(SumForever(timeout_s=60, until_alone=True, steps=10), events)
+        held.run(SumForever(timeout_s=60, until_alone=True, steps=10), resources, CLASSES, events)
         saboteur.join()
     [restart] = events.of("restart")
     assert restart["workers"] == 1

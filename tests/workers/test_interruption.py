@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -55,3 +59,19 @@ def test_signals_are_given_back() -> None:
     with Interruption():
         assert signal.getsignal(signal.SIGTERM) != before
     assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_a_signal_caught_within_executed_text_leaves_the_exit_code_alone(tmp_path: Path) -> None:
+    # CPython ends `python -m` by SIGINT otherwise; an import of torch executes text all the time.
+    (tmp_path / "interrupted.py").write_text(
+        "import signal, sys\n"
+        "from workers.interruption import Interruption\n"
+        "with Interruption():\n"
+        "    try:\n"
+        "        exec('signal.raise_signal(signal.SIGTERM)')\n"
+        "    except KeyboardInterrupt:\n"
+        "        pass\n"
+        "sys.exit(143)\n"
+    )
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(Path(__file__).parents[2])])}
+    assert subprocess.run([sys.executable, "-m", "interrupted"], env=environment).returncode == 143

@@ -1,0 +1,148 @@
+"""A condense job: condensing, with validations at intervals where the spec has them, then evaluating."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from cafe_core.backend import Attempt, Condensation
+from cafe_core.config import CondenseSpec, DatasetInfo, EvaluationSpec, ValidationSpec
+from cafe_core.data import sources
+from cafe_core.data.class_store import ClassStore
+from cafe_core.errors import CheckpointError, DatasetError
+from cafe_core.evaluation.measure import measure
+from cafe_core.evaluation.report import evaluation_result
+from cafe_core.evaluation.tasks import EvaluationSetup, HeldOut, all_tasks
+from cafe_core.jobdir import JobDir, write_atomically
+from cafe_core.synthetic import SyntheticSet, from_checkpoint
+
+
+def run(attempt: Attempt, spec: CondenseSpec) -> dict[str, Any]:
+    """Run the job to its synthetic set and its evaluation; returns the result. Raises CafeError."""
+    started = time.monotonic()
+    condensation = prepare(attempt, spec)
+    synthetic, validations = _condense(attempt, condensation)
+    condensed = time.monotonic()
+    synthetic.save(attempt.files.synthetic_file, fence=attempt.fence)
+    evaluation = None
+    if spec.evaluation is not None:
+        attempt.report("phase", phase="evaluating")
+        evaluation = _evaluate(attempt, condensation, spec.evaluation)
+    write_atomically(attempt.files.preview_file, synthetic.preview_png(), fence=attempt.fence)
+    result: dict[str, Any] = {"iterations": spec.iterations, "images": len(synthetic.images), "evaluation": evaluation}
+    if spec.validation is not None:
+        result |= {"best_iteration": synthetic.iteration, "validations": validations}
+    seconds = {"condensing": round(condensed - started, 3), "total": round(time.monotonic() - started, 3)}
+    return result | {"seconds": seconds}
+
+
+def prepare(attempt: Attempt, spec: CondenseSpec) -> Condensation:
+    """Read the data, once; it must be what the job's earlier attempts found. Raises DatasetError."""
+    store = sources.prepare(spec.dataset, attempt.job.roots)
+    info = ClassStore.open(store).info
+    check_unchanged(attempt, info)
+    return Condensation(spec, store, info.num_classes, attempt.directory.checkpoints, attempt.fence)
+
+
+def check_unchanged(attempt: Attempt, info: DatasetInfo) -> None:
+    """Note what the data is in the first attempt; later ones must find the same. Raises DatasetError."""
+    directory = attempt.directory
+    if directory.dataset_file.exists():
+        if DatasetInfo.model_validate_json(directory.dataset_file.read_bytes()) != info:
+            raise DatasetError(f"dataset: {info.name} has changed since the job's first attempt; submit a new job")
+    else:
+        write_atomically(directory.dataset_file, info.model_dump_json(indent=2).encode(), fence=attempt.fence)
+
+
+def latest_synthetic_set(directory: JobDir, spec: CondenseSpec) -> SyntheticSet | None:
+    """The synthetic set of the newest checkpoint, or None before the first."""
+    files = directory.checkpoint_files()
+    if not files:
+        return None
+    info = DatasetInfo.model_validate_json(directory.dataset_file.read_bytes())
+    return from_checkpoint(files[0], info, spec)
+
+
+def condensed_set(attempt: Attempt, condensation: Condensation, until: int) -> SyntheticSet:
+    """The set after `until` iterations, or a later one that an earlier attempt has come to."""
+    spec = condensation.spec
+    synthetic = latest_synthetic_set(attempt.directory, spec)
+    if synthetic is None or synthetic.iteration < until:
+        attempt.backend.condense(condensation, until, attempt.report)
+        synthetic = latest_synthetic_set(attempt.directory, spec)
+    if synthetic is None or synthetic.iteration < until:
+        raise CheckpointError(f"the checkpoint of iteration {until} is missing from {condensation.checkpoints}")
+    return synthetic
+
+
+def _condense(attempt: Attempt, condensation: Condensation) -> tuple[SyntheticSet, list[dict[str, Any]]]:
+    """The set of the last iteration, or the one that validates best, and how each validated."""
+    spec = condensation.spec
+    if spec.validation is None:
+        return condensed_set(attempt, condensation, spec.iterations), []
+    validations = _earlier_validations(attempt.directory)
+    _keep_best(attempt, validations)
+    for until in [*range(spec.validation.every, spec.iterations, spec.validation.every), spec.iterations]:
+        if any(validation["iteration"] == until for validation in validations):
+            continue
+        synthetic = condensed_set(attempt, condensation, until)
+        synthetic.save(attempt.directory.validated_file, fence=attempt.fence)
+        attempt.report("phase", phase="validating")
+        accuracies = _validate(attempt, condensation, spec.validation)
+        mean = statistics.fmean(accuracies)
+        validations.append({"iteration": until, "mean": mean, "accuracies": accuracies})
+        write_atomically(attempt.directory.validation_file, json.dumps(validations).encode(), fence=attempt.fence)
+        _keep_best(attempt, validations)
+        attempt.report("validated", iteration=until, total=spec.iterations, mean=mean, accuracies=accuracies)
+    return SyntheticSet.load(attempt.directory.best_file), validations
+
+
+def _keep_best(attempt: Attempt, validations: Sequence[Mapping[str, Any]]) -> None:
+    """Where the last validation is the best (of equals the first is), keep the set that it was of.
+
+    That set is still the one in validated_file, also after a crash in here: the next attempt comes here before it validates
+    another. The log is written first: were the set kept first, a validation that is repeated, and on a GPU comes out a little
+    lower, would leave the wrong set.
+    """
+    if validations and all(validations[-1]["mean"] > validation["mean"] for validation in validations[:-1]):
+        SyntheticSet.load(attempt.directory.validated_file).save(attempt.directory.best_file, fence=attempt.fence)
+
+
+def _earlier_validations(directory: JobDir) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = json.loads(directory.validation_file.read_bytes()) if directory.validation_file.exists() else []
+    return found
+
+
+def _validate(attempt: Attempt, condensation: Condensation, validation: ValidationSpec) -> list[float]:
+    """Accuracies in percent, on the held-out training images, of networks trained on the set in validated_file."""
+    spec = condensation.spec
+    setup = EvaluationSetup(
+        spec=validation.as_evaluation(),
+        seed=spec.seed,
+        store=condensation.store,
+        synthetic=attempt.directory.validated_file,
+        ipc=spec.ipc,
+        held_out=HeldOut(spec.seed, validation.fraction),
+        threads=spec.resources.cpus_per_worker,
+    )
+    tasks = all_tasks(setup.spec)
+    measured = dict(attempt.backend.evaluate(tasks, setup, spec.resources, attempt.report))
+    return [measured[task] for task in tasks]
+
+
+def _evaluate(attempt: Attempt, condensation: Condensation, evaluation: EvaluationSpec) -> dict[str, Any]:
+    """Judge the set in the attempt's artifacts."""
+    spec = condensation.spec
+    setup = EvaluationSetup(
+        spec=evaluation,
+        seed=spec.seed,
+        store=condensation.store,
+        synthetic=attempt.files.synthetic_file,
+        ipc=spec.ipc,
+        threads=spec.resources.cpus_per_worker,
+    )
+    accuracies = measure(attempt, all_tasks(evaluation), setup, spec.resources)
+    return evaluation_result(evaluation, "synthetic", accuracies)

@@ -1,0 +1,67 @@
+"""An evaluate job: fresh networks trained on a synthetic set, or on a choice of real images."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+from cafe_core.backend import Attempt, Condensation
+from cafe_core.condense_job import check_unchanged, condensed_set
+from cafe_core.config import EvaluateSpec
+from cafe_core.data import sources
+from cafe_core.data.class_store import ClassStore
+from cafe_core.evaluation.measure import measure
+from cafe_core.evaluation.report import evaluation_result
+from cafe_core.evaluation.tasks import EvaluationSetup, Source, all_tasks
+from cafe_core.jobdir import write_atomically
+from cafe_core.resolution import selection_spec
+from cafe_core.synthetic import SyntheticSet
+from cafe_core.trial_table import network_row, networks_csv
+
+
+def run(attempt: Attempt, spec: EvaluateSpec) -> dict[str, Any]:
+    """Train and test every network; returns the result. Raises CafeError."""
+    started = time.monotonic()
+    assert spec.dataset is not None
+    store = sources.prepare(spec.dataset, attempt.job.roots)
+    check_unchanged(attempt, ClassStore.open(store).info)
+    source, synthetic, ipc = _judged(attempt, spec, store)
+
+    attempt.report("phase", phase="evaluating")
+    setup = EvaluationSetup(
+        spec=spec,
+        seed=spec.seed,
+        store=store,
+        synthetic=synthetic,
+        ipc=ipc,
+        threads=spec.resources.cpus_per_worker,
+    )
+    accuracies = measure(attempt, all_tasks(spec, source), setup, spec.resources)
+    rows = [network_row(spec.networks, task, accuracy) for task, accuracy in accuracies.items()]
+    write_atomically(attempt.files.artifacts / "accuracies.csv", "".join(networks_csv(rows)).encode(), fence=attempt.fence)
+    result = evaluation_result(spec, source, accuracies) | {"seconds": {"total": round(time.monotonic() - started, 3)}}
+    write_atomically(attempt.files.artifacts / "evaluation.json", json.dumps(result, indent=2).encode(), fence=attempt.fence)
+    return result
+
+
+def _judged(attempt: Attempt, spec: EvaluateSpec, store: Path) -> tuple[Source, Path | None, int | None]:
+    """What the networks are trained on, the file of a set, and its images per class."""
+    judged = spec.synthetic
+    if judged.dataset is None:
+        return "synthetic", attempt.directory.input_file, SyntheticSet.load(attempt.directory.input_file).ipc
+    if judged.selection == "random" or judged.selection == "whole":
+        return judged.selection, None, judged.ipc
+    return "synthetic", _select(attempt, spec, store), judged.ipc
+
+
+def _select(attempt: Attempt, spec: EvaluateSpec, store: Path) -> Path:
+    """The file of the real images that a coreset method chooses."""
+    info = ClassStore.open(store).info
+    chosen = selection_spec(spec, info)
+    condensation = Condensation(chosen, store, info.num_classes, attempt.directory.checkpoints, attempt.fence)
+    synthetic = condensed_set(attempt, condensation, 0)
+    synthetic.save(attempt.files.synthetic_file, fence=attempt.fence)
+    write_atomically(attempt.files.preview_file, synthetic.preview_png(), fence=attempt.fence)
+    return attempt.files.synthetic_file

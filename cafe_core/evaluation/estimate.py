@@ -1,0 +1,27 @@
+"""What the workers of an evaluate job will hold, computed before anything is started. No torch here."""
+
+from __future__ import annotations
+
+from math import prod
+
+from cafe_core.config import DatasetInfo, EvaluateSpec
+from cafe_core.estimate import RUNTIME_BYTES, Estimate, evaluation_bytes
+
+_HELD_BYTES = 4 + 1
+"""Of each number of an image that is held: as a float32, and as a level for augmentations of pixels."""
+
+
+def estimate_evaluation(spec: EvaluateSpec, info: DatasetInfo, ipc: int | None) -> Estimate:
+    """`spec` resolved; ipc: of the judged set, None where that is all training images, which are read in batches."""
+    images = info.num_classes * (ipc or 0)
+    held = images * prod(info.shape) * _HELD_BYTES * (2 if "random" in spec.baselines else 1)
+    network = evaluation_bytes(spec, info, sum(info.class_counts) if ipc is None else images)
+    return Estimate(
+        memory_bytes=RUNTIME_BYTES + held + network,
+        synthetic_bytes=held,
+        statistics_bytes=0,
+        network_bytes=network,
+        features_bytes=0,
+        numbers_per_outer_step=0,
+        download_bytes=0,
+    )

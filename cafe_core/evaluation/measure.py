@@ -1,0 +1,44 @@
+"""Train every network of an evaluation that no earlier attempt has trained. No torch here."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import asdict
+
+from cafe_core.backend import Attempt
+from cafe_core.config import ResourcesSpec
+from cafe_core.evaluation.tasks import EvaluationSetup, EvaluationTask
+from cafe_core.jobdir import LineLog, read_lines
+
+
+def measure(
+    attempt: Attempt, tasks: Sequence[EvaluationTask], setup: EvaluationSetup, resources: ResourcesSpec
+) -> dict[EvaluationTask, float]:
+    """Each task's accuracy in percent. Each is noted in evaluation.jsonl as it comes, and never measured again."""
+    spec, log_file = setup.spec, attempt.directory.evaluation_file
+    judged = "real" if setup.synthetic is None else hashlib.sha256(setup.synthetic.read_bytes()).hexdigest()
+    with closing(LineLog(log_file, fence=attempt.fence)) as log:
+        earlier = {EvaluationTask(**r["task"]): r["accuracy"] for r in read_lines(log_file) if r["set"] == judged}
+        accuracies: dict[EvaluationTask, float] = {task: earlier[task] for task in tasks if task in earlier}
+        remaining = [task for task in tasks if task not in accuracies]
+        started, first = time.monotonic(), len(accuracies)
+        for task, accuracy in attempt.backend.evaluate(remaining, setup, resources, attempt.report):
+            seconds = time.monotonic() - started
+            accuracies[task] = accuracy
+            log.append({"set": judged, "task": asdict(task), "accuracy": accuracy})
+            done = len(accuracies)
+            attempt.report(
+                "evaluated",
+                source=task.source,
+                network=spec.networks[task.network].name,
+                augment=task.augment,
+                repeat=task.repeat,
+                accuracy=accuracy,
+                done=done,
+                total=len(tasks),
+                eta_s=round(seconds / (done - first) * (len(tasks) - done), 1),
+            )
+    return {task: accuracies[task] for task in tasks}

@@ -1,0 +1,146 @@
+"""Augmentations of grey levels, as they are usual for training on real images: each image has its own draw.
+
+======================  ========================================================================================
+``autoaugment``         AutoAugment (Cubuk et al., CVPR 2019): one of 25 pairs of operations. The policy found on SVHN
+                        for digits, that of CIFAR10 for other images up to 32 pixels, that of ImageNet above
+``randaugment``         RandAugment (Cubuk et al., CVPRW 2020): one of 14 operations, magnitude 9 of 31
+``crop_flip_cutout``    crop from a black border of 4 of 32 pixels, flip (not for digits), then cutout (DeVries & Taylor
+                        2017) of half the side, which leaves the dataset's mean
+======================  ========================================================================================
+
+They are DC-BENCH's (Cui et al., NeurIPS 2022, arXiv 2207.09639), whose settings they have: one operation for RandAugment.
+DC-BENCH draws once for a minibatch. Here, as in the papers of the augmentations, every image has a draw of its own; images
+whose operation happens to be the same go through torchvision together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torchvision.transforms import v2
+
+from cafe_core.augment import cut_out
+from cafe_core.evaluation.images import Images
+
+_CROP_RATIO = 1 / 8
+_CUTOUT_RATIO = 1 / 2
+_RANDAUGMENT_MAGNITUDE = 9
+_RANDAUGMENT_BINS = 31
+_AUTOAUGMENT_BINS = 10
+
+UNIFORMS = 5
+"""Numbers in [0, 1) that an image's draw is made of."""
+
+
+def augmented(name: str, images: Images, rows: Tensor, u: Tensor, is_digits: bool) -> Tensor:
+    """Images `rows` (r,), augmented by the draws `u` (r, UNIFORMS) on the CPU: (r, C, H, W), normalised, on their device."""
+    levels = images.levels(rows)
+    if name == "crop_flip_cutout":
+        moved = _crop_and_flip(levels, u, is_digits)
+        return cut_out(images.normalisation.floats(moved), _cutout_box(u, images.shape).to(levels.device))
+    _, height, width = images.shape
+    return images.normalisation.floats(_by_policy(_policy(name, height, width, is_digits), levels, u))
+
+
+# -- policies: lists of pairs of operations (of single ones for RandAugment)
+
+
+@dataclass(frozen=True)
+class _Policy:
+    """P sub-policies of at most A operations, one after the other; each is carried out with its probability."""
+
+    operations: list[tuple[str, float]]
+    """torchvision's name and the magnitude with its sign; number 0 is the identity."""
+    chosen: Tensor
+    """(P, A, 2): the operation's number, with the magnitude's sign + and −."""
+    probability: Tensor
+    """(P, A)"""
+    carry_out: Callable[[Tensor, tuple[str, float]], Tensor]
+
+
+@cache
+def _policy(name: str, height: int, width: int, is_digits: bool) -> _Policy:
+    """The policy for images of that size; names and magnitudes are torchvision's own."""
+    if name == "autoaugment":
+        found_on = "svhn" if is_digits else "cifar10" if max(height, width) <= 32 else "imagenet"
+        transform = v2.AutoAugment(v2.AutoAugmentPolicy(found_on))
+        sub_policies, bins = transform._policies, _AUTOAUGMENT_BINS
+    else:
+        transform = v2.RandAugment(num_ops=1, magnitude=_RANDAUGMENT_MAGNITUDE, num_magnitude_bins=_RANDAUGMENT_BINS)
+        sub_policies = [((operation, 1.0, _RANDAUGMENT_MAGNITUDE),) for operation in transform._AUGMENTATION_SPACE]
+        bins = _RANDAUGMENT_BINS
+    numbers: dict[tuple[str, float], int] = {("Identity", 0.0): 0}
+
+    def number(operation: str, level: int | None, sign: int) -> int:
+        of_bins, signed = transform._AUGMENTATION_SPACE[operation]
+        magnitudes = of_bins(bins, height, width)
+        magnitude = 0.0 if magnitudes is None else float(magnitudes[level]) * (sign if signed else 1)
+        return numbers.setdefault((operation, magnitude), len(numbers))
+
+    chosen = [[[number(operation, level, sign) for sign in (1, -1)] for operation, _, level in pair] for pair in sub_policies]
+    probability = [[chance for _, chance, _ in pair] for pair in sub_policies]
+
+    def carry_out(images: Tensor, operation: tuple[str, float]) -> Tensor:
+        changed: Tensor = transform._apply_image_or_video_transform(
+            images, *operation, interpolation=transform.interpolation, fill=transform._fill
+        )
+        return changed
+
+    return _Policy(list(numbers), torch.tensor(chosen), torch.tensor(probability, dtype=torch.float64), carry_out)
+
+
+def _by_policy(policy: _Policy, levels: Tensor, u: Tensor) -> Tensor:
+    """levels: (n, C, H, W) uint8. u: sub-policy, then for each of its operations whether it is done, and its sign."""
+    sub_policies, stages, _ = policy.chosen.shape
+    picked = (u[:, 0] * sub_policies).long()
+    for stage in range(stages):
+        done = u[:, 1 + 2 * stage] < policy.probability[picked, stage]
+        negative = (u[:, 2 + 2 * stage] < 0.5).long()
+        levels = _each(policy, levels, torch.where(done, policy.chosen[picked, stage, negative], 0))
+    return levels
+
+
+def _each(policy: _Policy, levels: Tensor, numbers: Tensor) -> Tensor:
+    """Operation `numbers`[i] done to image i. Equal operations are done at once: images are sorted by them, and back."""
+    order = numbers.argsort(stable=True)
+    counts = torch.bincount(numbers, minlength=len(policy.operations)).tolist()
+    groups = torch.split(levels[order.to(levels.device)], counts)
+    changed = [
+        group if number == 0 else policy.carry_out(group, policy.operations[number])
+        for number, group in enumerate(groups)
+        if len(group)
+    ]
+    return torch.cat(changed)[order.argsort().to(levels.device)]
+
+
+# -- crop, flip and cutout: u is vertical shift, horizontal shift, flip, centre of the box (y, x)
+
+
+def _crop_and_flip(levels: Tensor, u: Tensor, is_digits: bool) -> Tensor:
+    """(n, C, H, W) uint8 → the same, shifted by up to an eighth of the sides; black comes in."""
+    n, channels, height, width = levels.shape
+    reach_y, reach_x = (int(side * _CROP_RATIO + 0.5) for side in (height, width))
+    y = torch.arange(height) + (u[:, 0, None] * (2 * reach_y + 1)).long()  # (n, H): rows of the padded image
+    x = torch.arange(width) + (u[:, 1, None] * (2 * reach_x + 1)).long()
+    if not is_digits:
+        x = torch.where(u[:, 2, None] < 0.5, x.flip(1), x)
+    y, x = y.to(levels.device), x.to(levels.device)
+    padded = F.pad(levels, (reach_x, reach_x, reach_y, reach_y))
+    image = torch.arange(n, device=levels.device).view(-1, 1, 1, 1)
+    channel = torch.arange(channels, device=levels.device).view(1, -1, 1, 1)
+    return padded[image, channel, y[:, None, :, None], x[:, None, None, :]]
+
+
+def _cutout_box(u: Tensor, shape: tuple[int, int, int]) -> Tensor:
+    """(n, 4) as in `cafe_core.augment.Draws.cutout`: around any pixel; what reaches beyond the image is lost."""
+    box = []
+    for axis, side in enumerate(shape[1:]):
+        size = int(side * _CUTOUT_RATIO + 0.5)
+        start = (u[:, 3 + axis] * side).long() - size // 2
+        box += [start, start + size]
+    return torch.stack(box, dim=1)

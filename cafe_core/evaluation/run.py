@@ -1,0 +1,150 @@
+"""Carry out tasks of an evaluation: find their images, train their networks, test them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cafe_core.config import DatasetInfo
+from cafe_core.data.class_store import ClassStore
+from cafe_core.errors import SyntheticSetError
+from cafe_core.estimate import EVALUATION_BATCH, training_bytes
+from cafe_core.evaluation.images import HeldImages, Images, Normalisation, StoredImages
+from cafe_core.evaluation.tasks import EvaluationSetup, EvaluationTask, Source
+from cafe_core.evaluation.training import Recipe, accuracies, network_seed, train
+from cafe_core.held_out import split
+from cafe_core.sampling import choose, generator
+from cafe_core.synthetic import SyntheticSet
+
+_ENSEMBLE_BYTES = 2 << 30
+"""What an ensemble may hold while it trains: a thousand 32×32 images in ConvNet-3, which fill a GPU. More gains nothing."""
+_MEMORY_SHARE = 0.8
+"""Of a GPU's free memory that it may take at most: what is known of its need is an estimate."""
+
+
+def train_networks(
+    chunk: Sequence[EvaluationTask], setup: EvaluationSetup, device: torch.device, *, at_once: int | None = None
+) -> Iterator[tuple[EvaluationTask, float]]:
+    """Each task with its network's accuracy in percent, in order.
+
+    chunk: tasks that differ in `repeat` alone (:func:`cafe_core.evaluation.tasks.chunks`). At most `at_once` of their networks
+    are trained at the same time: by default one on a CPU, where more would only be slower, and on a GPU as many as fill it.
+    On a CPU the numbers are the same in any chunk. Raises DatasetError or SyntheticSetError for files that cannot be used.
+    """
+    if not chunk:
+        return
+    task = chunk[0]
+    assert all((t.source, t.network, t.augment) == (task.source, task.network, task.augment) for t in chunk), "unequal tasks"
+    data = _Data(setup, device)
+    recipe = Recipe(
+        network=setup.spec.networks[task.network],
+        epochs=setup.spec.whole_epochs if task.source == "whole" else setup.spec.epochs,
+        augment=task.augment,
+        info=data.store.info,
+    )
+    size = at_once if at_once is not None else _at_once(device, recipe, data.count(task.source))
+    for start in range(0, len(chunk), size):
+        piece = chunk[start : start + size]
+        seeds = [network_seed(setup.seed, t.network, t.repeat, validation=setup.held_out is not None) for t in piece]
+        trained = train(recipe, *data.training(task.source, seeds), seeds)
+        yield from zip(piece, accuracies(trained, *data.test()), strict=True)
+
+
+def _at_once(device: torch.device, recipe: Recipe, count: int) -> int:
+    """How many networks to train at the same time on `count` images each."""
+    if device.type != "cuda":
+        return 1
+    free, _ = torch.cuda.mem_get_info(device)
+    return ensemble_size(recipe, count, min(_ENSEMBLE_BYTES, int(_MEMORY_SHARE * free)))
+
+
+def ensemble_size(recipe: Recipe, count: int, memory_bytes: int) -> int:
+    """How many networks can be trained within `memory_bytes`, on `count` images each; at least one, which must try."""
+    return max(1, memory_bytes // training_bytes(recipe.network, recipe.info, min(EVALUATION_BATCH, count)))
+
+
+class _Data:
+    """The images of an evaluation, by their places in the class store."""
+
+    def __init__(self, setup: EvaluationSetup, device: torch.device) -> None:
+        self.store = ClassStore.open(setup.store)
+        info = self.store.info
+        self._setup = setup
+        self._normalisation = Normalisation(info.mean, info.std, device)
+        labels = np.repeat(np.arange(info.num_classes), info.class_counts)
+        self._train = StoredImages(self.store.train_images, labels, self._normalisation)
+        self._kept = [torch.arange(count) for count in info.class_counts]  # positions within the class
+        self._held: list[Tensor] | None = None
+        if setup.held_out is not None:
+            parts = [split(setup.held_out.seed, k, count, setup.held_out.fraction) for k, count in enumerate(info.class_counts)]
+            self._kept, self._held = [kept for kept, _ in parts], [held for _, held in parts]
+
+    def test(self) -> tuple[Images, Tensor]:
+        """What networks are tested on: images, and which of them."""
+        if self._held is not None:
+            return self._train, self._rows(self._held)
+        test = StoredImages(self.store.test_images, self.store.test_labels, self._normalisation)
+        return test, torch.arange(len(test))
+
+    def count(self, source: Source) -> int:
+        """How many images a network is trained on."""
+        match source:
+            case "synthetic":
+                return len(self._synthetic)
+            case "random":
+                return sum(min(self._ipc, len(kept)) for kept in self._kept)
+            case "whole":
+                return sum(len(kept) for kept in self._kept)
+
+    def training(self, source: Source, seeds: Sequence[int]) -> tuple[Images, Tensor]:
+        """What networks of `seeds` are trained on: images, and for each network which of them, (M, n)."""
+        match source:
+            case "synthetic":
+                return self._synthetic, torch.arange(len(self._synthetic)).expand(len(seeds), -1)
+            case "random":
+                rows = torch.cat([self._random(seed) for seed in seeds])
+                held = HeldImages(self._train.normalised(rows), self._train.labels(rows), self._normalisation)
+                return held, torch.arange(len(rows)).view(len(seeds), -1)
+            case "whole":
+                return self._train, self._rows(self._kept).expand(len(seeds), -1)
+
+    def _random(self, seed: int) -> Tensor:
+        """The baseline: `ipc` random real images per class (all of a smaller class)."""
+        chosen = [choose(generator(seed, "random real", k), len(kept), self._ipc) for k, kept in enumerate(self._kept)]
+        return self._rows([kept[positions] for kept, positions in zip(self._kept, chosen, strict=True)])
+
+    def _rows(self, positions: Sequence[Tensor]) -> Tensor:
+        """Places among all training images, which lie class by class, of each class's `positions`."""
+        first = np.cumsum([0, *self.store.info.class_counts]).tolist()
+        return torch.cat([first[k] + of_class for k, of_class in enumerate(positions)])
+
+    @property
+    def _ipc(self) -> int:
+        assert self._setup.ipc is not None, "the random source needs ipc"
+        return self._setup.ipc
+
+    @cached_property
+    def _synthetic(self) -> HeldImages:
+        assert self._setup.synthetic is not None, "the synthetic source needs a file"
+        return _load(self._setup.synthetic, self.store.info, self._normalisation)
+
+
+def _load(path: Path, info: DatasetInfo, normalisation: Normalisation) -> HeldImages:
+    """The set that is judged, normalised as the test images are. Raises SyntheticSetError when it does not fit the data."""
+    judged = SyntheticSet.load(path)
+    if judged.images.shape[1:] != info.shape or len(judged.class_names) != info.num_classes:
+        raise SyntheticSetError(
+            f"{path.name} has {len(judged.class_names)} classes of images {judged.images.shape[1:]}; "
+            f"{info.name} has {info.num_classes} of {info.shape}"
+        )
+    images = judged.images
+    mean, std = (np.array(values, dtype=np.float32) for values in (info.mean, info.std))
+    if not (np.array_equal(judged.mean, mean) and np.array_equal(judged.std, std)):
+        per_channel = (slice(None), None, None)
+        images = (images * judged.std[per_channel] + judged.mean[per_channel] - mean[per_channel]) / std[per_channel]
+    return HeldImages(torch.from_numpy(images), torch.from_numpy(judged.labels), normalisation)

@@ -1,0 +1,20 @@
+"""Random real images of each class.
+
+A rank needs its own classes' sizes. Which images are drawn follows from (seed, class) alone: ranks agree on nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import Tensor
+
+from cafe_core.rank import Rank
+from cafe_core.sampling import choose, generator
+from cafe_core.selection import repeated
+
+
+def select(rank: Rank, _report: Callable[..., None]) -> list[Tensor]:
+    """Of each own class the positions of its ipc images: (ipc,) int64."""
+    seed, ipc = rank.spec.seed, rank.spec.ipc
+    return [repeated(choose(generator(seed, "coreset random", k), rank.real.count(k), ipc), ipc) for k in rank.classes]

@@ -1,0 +1,133 @@
+"""The ordinary jobs that reproductions consist of, and what became of them.
+
+A job is known by its spec alone: tables that need the same job share it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Protocol
+
+from cafe_core.jobdir import JobDir, write_atomically
+from cafe_core.synthetic import SyntheticSet
+
+JobReport = Callable[[str, str], None]
+"""report(job's name, how far it is), from any thread."""
+
+
+class Job:
+    """A job spec, as it would be sent to a server. Jobs with equal specs are equal."""
+
+    def __init__(self, spec: dict[str, Any]) -> None:
+        self.spec = spec
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Job) and other.name == self.name
+
+    def __hash__(self) -> int:
+        return hash(self.name)
+
+    @cached_property
+    def name(self) -> str:
+        """Of its directory, and on a server: what it is about, and a hash of the spec."""
+        digest = hashlib.sha256(json.dumps(self.spec, sort_keys=True).encode()).hexdigest()[:10]
+        return f"{self._about()}-{digest}"
+
+    def _about(self) -> str:
+        if self.spec["kind"] == "evaluate":
+            judged = self.spec["synthetic"]
+            return f"{judged['selection']}-{judged['dataset']['name']}"
+        return f"{self.spec['method']['name']}-{self.spec['dataset']['name']}-ipc{self.spec['ipc']}"
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A job that succeeded."""
+
+    name: str
+    result: dict[str, Any]
+    """Its `result.json`."""
+    condensing_s: float | None
+    """Seconds of its iterations, over all attempts; None for a job without any."""
+    artifacts: Path
+    """The directory of what it yields."""
+    earlier: bool = False
+    """Whether an earlier run had finished it."""
+
+    def networks(self) -> list[dict[str, Any]]:
+        """The rows of its evaluation: name, mean, std, n, accuracies in percent. None where there was no evaluation."""
+        evaluation = self.result.get("evaluation", self.result) or {}  # an evaluate job's result is its evaluation
+        rows: list[dict[str, Any]] = evaluation.get("networks", [])
+        return rows
+
+    def synthetic_set(self) -> SyntheticSet:
+        """The set that it made. Raises SyntheticSetError."""
+        return SyntheticSet.load(self.artifacts / "synthetic.safetensors")
+
+
+@dataclass(frozen=True)
+class Failed:
+    """A job that came to nothing."""
+
+    name: str
+    reason: str
+
+
+Outcome = Finished | Failed
+
+
+class Runner(Protocol):
+    """Where jobs run: :class:`cafe_core.reproduction.local_runner.LocalRunner`, or a server."""
+
+    def run(self, jobs: Sequence[Job], report: JobReport) -> Iterator[Outcome]:
+        """The outcome of each job, as they end, in any order. What an earlier run finished is not run again."""
+
+
+@dataclass(frozen=True)
+class Workplace:
+    """Where a reproduction keeps its jobs::
+
+    OUT/jobs/NAME/
+        finished.json      written last: until it is there, the job is to be run, or to go on
+        …                  its files: see :mod:`cafe_core.jobdir`
+    """
+
+    out: Path
+
+    def directory(self, name: str) -> JobDir:
+        """Where a job's files lie."""
+        return JobDir(self.out / "jobs" / name)
+
+    def artifacts(self, name: str) -> Path:
+        """Where a job's artifacts lie."""
+        return self.directory(name).attempt(1).artifacts
+
+    def finished(self, name: str) -> Finished | None:
+        """The job as an earlier run finished it."""
+        note = self._note(name)
+        if not note.exists():
+            return None
+        return Finished(**json.loads(note.read_bytes()), name=name, artifacts=self.artifacts(name), earlier=True)
+
+    def finish(self, name: str, result: dict[str, Any], condensing_s: float | None) -> Finished:
+        """Note that a job is finished. Raises DiskFullError."""
+        content = {"result": result, "condensing_s": condensing_s}
+        write_atomically(self._note(name), json.dumps(content, indent=2).encode())
+        return Finished(name, result, condensing_s, self.artifacts(name))
+
+    def _note(self, name: str) -> Path:
+        return self.directory(name).path / "finished.json"
+
+
+def condensing_seconds(events: Iterable[dict[str, Any]]) -> float | None:
+    """Seconds of all iterations, from a job's events (`{"type", "data"}`) over all its attempts.
+
+    An iteration that was done again, since the job was broken off before the next checkpoint, counts once.
+    """
+    seconds = {event["data"]["iteration"]: event["data"]["seconds"] for event in events if event["type"] == "iteration"}
+    return round(sum(seconds.values()), 3) if seconds else None

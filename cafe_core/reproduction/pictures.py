@@ -1,0 +1,193 @@
+"""The plots of tables and figures, as PNGs. matplotlib takes a second to import, so only drawing does it."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cafe_core.jobdir import write_atomically
+from cafe_core.reproduction.experiment import Cell, Experiment
+from cafe_core.reproduction.jobs import Outcome
+from cafe_core.reproduction.readings import Reading, read
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+_OURS, _PAPER, _REAL = "#1f5fa8", "#c2571a", "#b9c2cc"
+_DPI = 130
+_GRID_COLUMNS, _GRID_ROWS = 10, 10
+"""Images per class and classes of a grid, as in Figure 4."""
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """An empty figure of inches, drawn without a display."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), dpi=_DPI, layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write a PNG, atomically. Raises DiskFullError."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    write_atomically(path, buffer.getvalue())
+
+
+def draw_table(experiment: Experiment, outcomes: Mapping[str, Outcome], path: Path) -> None:
+    """Bars for our numbers and, where the data is the same, diamonds for the published ones in a panel per column.
+
+    Published numbers of other data have a panel of their own beside ours, with a scale of its own.
+    """
+    columns, same = experiment.columns, experiment.same_data
+    across = min(3, len(columns)) if same else 2
+    down = -(-len(columns) // across) if same else len(columns)
+    figure = new_figure(4.2 * across + 1.5, (0.36 * len(experiment.rows) + 1.1) * down + 0.4)
+    figure.suptitle(experiment.title)
+    axes = figure.subplots(down, across, squeeze=False, sharey="row")
+    for index, column in enumerate(columns):
+        cells = [cell for cell in experiment.cells if cell.column == column]
+        ours = _our_numbers(cells, outcomes)
+        published = [None if c.published is None else (c.published.mean, c.published.std) for c in cells]
+        if same:
+            panel = axes[index // across, index % across]
+            _panel(panel, cells, column)
+            _bars(panel, ours, _OURS)
+            _diamonds(panel, published)
+        else:
+            _panel(axes[index, 0], cells, f"ours: {_titled(column, experiment.ours, experiment)}")
+            _bars(axes[index, 0], ours, _OURS)
+            _panel(axes[index, 1], cells, f"published: {_titled(column, experiment.paper, experiment)}")
+            _bars(axes[index, 1], published, _PAPER)
+    if same:
+        for unused in axes.flat[len(columns) :]:
+            unused.set_axis_off()
+        figure.supxlabel("bars: ours, with the standard deviation; diamonds: published", fontsize="small")
+    save(figure, path)
+
+
+_Number = tuple[float, float | None] | None
+"""(mean, standard deviation or None), or None where there is no number."""
+
+
+def _our_numbers(cells: Sequence[Cell], outcomes: Mapping[str, Outcome]) -> list[_Number]:
+    readings = [read(cell, outcomes) for cell in cells]
+    return [(r.mean, r.std if r.n > 1 else None) if isinstance(r, Reading) else None for r in readings]
+
+
+def _titled(column: str, data: str, experiment: Experiment) -> str:
+    """A panel's title: the column, and the data unless the column names ours."""
+    if experiment.ours in column:
+        return column if data == experiment.ours else data
+    return data if column == "accuracy" else f"{column} ({data})"
+
+
+def _panel(axes: Axes, cells: Sequence[Cell], title: str) -> None:
+    """The first row on top, and room for the numbers beside the bars."""
+    axes.set_yticks(range(len(cells)), [cell.row for cell in cells])
+    axes.set_ylim(len(cells) - 0.4, -0.6)
+    if cells[0].measure == "accuracy":
+        axes.set_xlim(0, 115)
+        axes.set_xticks(range(0, 101, 20))
+        axes.set_xlabel("test accuracy (%)")
+    else:
+        axes.margins(x=0.2)
+        axes.set_xlabel("minutes")
+    axes.set_title(title, fontsize="medium")
+    axes.grid(axis="x", alpha=0.3)
+    axes.set_axisbelow(True)
+
+
+def _bars(axes: Axes, numbers: Sequence[_Number], color: str) -> None:
+    for y, number in enumerate(numbers):
+        if number is None:
+            axes.annotate("no number", (0, y), xytext=(4, 0), textcoords="offset points", va="center", fontsize="small")
+            continue
+        mean, std = number
+        axes.barh(y, mean, xerr=std, height=0.6, color=color, ecolor="0.25")
+        end = mean + (std or 0)
+        axes.annotate(f"{mean:.3g}", (end, y), xytext=(4, 0), textcoords="offset points", va="center", fontsize="small")
+
+
+def _diamonds(axes: Axes, numbers: Sequence[_Number]) -> None:
+    for y, number in enumerate(numbers):
+        if number is not None:
+            axes.plot(number[0], y, "D", color=_PAPER, markeredgecolor="white")
+
+
+def draw_curve(experiment: Experiment, outcomes: Mapping[str, Outcome], path: Path) -> None:
+    """Our accuracy over a hyper-parameter, the paper's default marked; its accuracy there too, where the data is the paper's."""
+    curve = experiment.curve
+    assert curve is not None
+    figure = new_figure(6.4, 4.2)
+    axes = figure.subplots()
+    points = [
+        (value, reading)
+        for value, cell in zip(curve.values, experiment.cells, strict=True)
+        if isinstance(reading := read(cell, outcomes), Reading)
+    ]
+    means, stds = [r.mean for _, r in points], [r.std for _, r in points]
+    axes.errorbar([v for v, _ in points], means, yerr=stds, fmt="o-", color=_OURS, capsize=3, label=f"ours ({experiment.ours})")
+    axes.axvline(curve.default, color="0.5", linestyle=":", label=f"the paper's default, {curve.axis} = {curve.default:g}")
+    published = next(cell.published for cell in experiment.cells if cell.published is not None)
+    if experiment.same_data:
+        axes.axhline(published.mean, color=_PAPER, linestyle="--", label=f"published at the default: {published}")
+    else:
+        axes.plot([], [], " ", label=f"published there, on {experiment.paper}: {published} (not drawn)")
+    if curve.logarithmic:
+        axes.set_xscale("log")
+    axes.set_xticks(curve.values, [f"{value:g}" for value in curve.values])
+    axes.minorticks_off()
+    axes.set_xlabel(curve.axis)
+    axes.set_ylabel("test accuracy (%)")
+    axes.set_title(experiment.title)
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize="small")
+    save(figure, path)
+
+
+def draw_grids(title: str, grids: Mapping[str, NDArray[np.uint8]], class_names: Sequence[str], path: Path) -> None:
+    """Grids of images side by side, a row a class. grids: by their names, (K, n, C, H, W) each."""
+    figure = new_figure(4.4 * len(grids) + 0.6, 4.9)
+    figure.suptitle(title)
+    for axes, (name, images) in zip(figure.subplots(1, len(grids), squeeze=False)[0], grids.items(), strict=True):
+        shown = images[:_GRID_ROWS, :_GRID_COLUMNS]
+        rows, columns, channels, height, width = shown.shape
+        framed = np.full((rows, columns, height + 1, width + 1, channels), 255, dtype=np.uint8)  # a white line between images
+        framed[:, :, :height, :width] = shown.transpose(0, 1, 3, 4, 2)
+        mosaic = framed.transpose(0, 2, 1, 3, 4).reshape(rows * (height + 1), columns * (width + 1), channels)
+        axes.imshow(mosaic.repeat(3 if channels == 1 else 1, axis=2), interpolation="nearest")
+        axes.set_title(name)
+        axes.set_xticks([])
+        axes.set_yticks([(row + 0.5) * (height + 1) for row in range(rows)], list(class_names[:rows]), fontsize="small")
+        axes.tick_params(length=0)
+        for spine in axes.spines.values():
+            spine.set_visible(False)
+    save(figure, path)
+
+
+def draw_scatter(
+    title: str, real: NDArray[np.floating], synthetic: Mapping[str, NDArray[np.floating]], path: Path
+) -> None:  # fmt: skip
+    """A panel per method: the same real images as points, its synthetic ones as stars. Positions (n, 2)."""
+    figure = new_figure(8.4, 7.6)
+    figure.suptitle(title)
+    panels = figure.subplots(2, -(-len(synthetic) // 2), sharex=True, sharey=True, squeeze=False).flat
+    for axes, (name, stars) in zip(panels, synthetic.items(), strict=True):
+        axes.scatter(*real.T, s=14, color=_REAL, label=f"real ({len(real)})")
+        axes.scatter(
+            *stars.T, s=130, marker="*", color=_PAPER, edgecolor="black", linewidth=0.6, label=f"synthetic ({len(stars)})"
+        )
+        axes.set_title(name)
+        axes.set_xticks([])
+        axes.set_yticks([])
+        axes.legend(loc="best", fontsize="small")
+    save(figure, path)

@@ -1,0 +1,98 @@
+"""Reproduce a table or figure: run its jobs, and write what they say as they end.
+
+::
+
+    OUT/
+        TABLE.md        our numbers beside the published ones, rewritten whenever a job ends
+        TABLE.json      the same for programs, with every accuracy
+        TABLE.png       the picture, at the end
+        jobs/NAME/      see :class:`cafe_core.reproduction.jobs.Workplace`; shared by all tables in OUT
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from cafe_core.jobdir import write_atomically
+from cafe_core.reproduction.experiment import Experiment
+from cafe_core.reproduction.illustrate import illustrate
+from cafe_core.reproduction.jobs import Failed, JobReport, Outcome, Runner
+from cafe_core.reproduction.markdown import Circumstances, markdown
+from cafe_core.reproduction.readings import Reading, read
+
+Ended = Callable[[Outcome, int], None]
+"""ended(outcome, how many jobs have ended)."""
+
+
+class BusyError(Exception):
+    """Another run works in the same directory."""
+
+
+def reproduce(
+    experiment: Experiment,
+    runner: Runner,
+    out: Path,
+    circumstances: Circumstances,
+    *,
+    report: JobReport,
+    ended: Ended,
+) -> bool:
+    """Run what has not been run yet and write table and picture into `out`; whether every job succeeded.
+
+    Raises BusyError, DiskFullError.
+    """
+    outcomes: dict[str, Outcome] = {}
+    with _alone_in(out):
+        _write(experiment, outcomes, out, circumstances)
+        for outcome in runner.run(experiment.jobs, report):
+            outcomes[outcome.name] = outcome
+            ended(outcome, len(outcomes))
+            _write(experiment, outcomes, out, circumstances)
+        drawn = illustrate(experiment, outcomes, out)
+        _write(experiment, outcomes, out, circumstances, drawn)
+    return not any(isinstance(outcome, Failed) for outcome in outcomes.values())
+
+
+@contextmanager
+def _alone_in(out: Path) -> Iterator[None]:
+    out.mkdir(parents=True, exist_ok=True)
+    with (out / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise BusyError(f"another run works in {out}; wait for it, or take another directory") from error
+        yield
+
+
+def _write(
+    experiment: Experiment, outcomes: dict[str, Outcome], out: Path, circumstances: Circumstances, drawn: Sequence[Path] = ()
+) -> None:
+    text = markdown(experiment, outcomes, circumstances, [path.name for path in drawn])
+    write_atomically(out / f"{experiment.name}.md", text.encode())
+    content = {
+        "table": experiment.name,
+        "scale": experiment.scale.name,
+        **asdict(circumstances),
+        "cells": _cells(experiment, outcomes),
+    }
+    write_atomically(out / f"{experiment.name}.json", (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
+
+
+def _cells(experiment: Experiment, outcomes: dict[str, Outcome]) -> list[dict[str, Any]]:
+    cells = []
+    for cell in experiment.cells:
+        entry: dict[str, Any] = {"row": cell.row, "column": cell.column, "measure": cell.measure}
+        reading = read(cell, outcomes)
+        if isinstance(reading, Reading):
+            entry |= {"mean": reading.mean, "std": reading.std, "n": reading.n, "values": list(reading.values)}
+        else:
+            entry |= {"no_number": reading.reason}
+        published = None if cell.published is None else asdict(cell.published)
+        cells.append(entry | {"published": published, "jobs": [job.name for job in cell.jobs]})
+    return cells

@@ -1,0 +1,179 @@
+"""The trials of a sweep: all of them known, resolved and checked before the first one starts. No torch here.
+
+Trials are numbered in the order of the grid (its first field changes slowest), `samples` of each point one after the other.
+A random value is addressed by (sweep's seed, trial, field), so the same spec always means the same trials.
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import json
+import math
+import random
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import ValidationError
+
+from cafe_core.config import CondenseSpec, DatasetInfo, DatasetSpec, DimensionSpec, SweepSpec
+from cafe_core.counters import counter_seed
+from cafe_core.errors import SpecError
+from cafe_core.refusal import named_field, refused_field
+from cafe_core.resolution import resolve
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One setting of a sweep."""
+
+    number: int
+    """0, 1, …"""
+    overrides: dict[str, Any]
+    """The value of each field of the space."""
+    spec: CondenseSpec
+    """The job that it is. Resolved."""
+
+
+Describe = Callable[[DatasetSpec], DatasetInfo]
+
+
+def trials(sweep: SweepSpec, describe: Describe) -> list[Trial]:
+    """All trials of a resolved sweep. Raises SpecError that names the field of the space, its value and what is wrong with it."""
+    sent = sweep.base.model_dump(exclude_unset=True)
+    gpus_per_worker = sweep.base.resources.gpus_per_worker
+    for path in sweep.space:
+        if path.split(".")[0] in ("kind", "name", "labels"):
+            raise SpecError("it is not a setting", loc=f"space.{path}")
+    infos: dict[str, DatasetInfo] = {}
+
+    def info_of(dataset: DatasetSpec) -> DatasetInfo:
+        key = dataset.model_dump_json()
+        if key not in infos:
+            infos[key] = describe(dataset)
+        return infos[key]
+
+    def resolved(overrides: dict[str, Any]) -> CondenseSpec:
+        spec = _validated(sent, overrides, gpus_per_worker)
+        try:
+            return resolve(spec, info_of(spec.dataset))
+        except ValueError as error:
+            raise _refusal(overrides, *named_field(str(error))) from error
+        except SpecError as error:  # of a dataset that the overrides name: the base's own was described before
+            raise _refusal(overrides, error.loc, error.message) from error
+
+    found = settings(sweep)
+    for end in _range_ends(sweep):  # the draws may all lie inside what is allowed, and the range may not
+        resolved(found[0] | end)
+    planned = [Trial(number, overrides, resolved(overrides)) for number, overrides in enumerate(found)]
+    _check_comparable(sweep, planned)
+    return planned
+
+
+def _check_comparable(sweep: SweepSpec, planned: list[Trial]) -> None:
+    """Raises SpecError where the trials would not all be compared by the same kind of accuracy."""
+    first = planned[0].spec
+    for trial in planned:
+        spec = trial.spec
+        if (spec.validation is None) != (first.validation is None):
+            raise _refusal(trial.overrides, "validation", "either all trials have a validation, or none: they are compared by it")
+        if spec.validation is None and sweep.scheduler == "asha":
+            raise _refusal(trial.overrides, "validation", "asha stops trials by their validations")
+        if spec.validation is None and spec.evaluation is None:
+            raise _refusal(trial.overrides, "evaluation", "trials without a validation are compared by their evaluation")
+
+
+def _range_ends(sweep: SweepSpec) -> Iterator[dict[str, Any]]:
+    for path, d in sweep.space.items():
+        for value in d.uniform or d.loguniform or d.integers or d.choice or []:
+            yield {path: value}
+
+
+def settings(sweep: SweepSpec) -> list[dict[str, Any]]:
+    """The overrides of each trial, by number: all that can be known of the trials without their data."""
+    grids = [[(path, value) for value in d.grid] for path, d in sweep.space.items() if d.grid is not None]
+    points = [dict(point) for point in itertools.product(*grids) for _ in range(sweep.samples)]
+    # In the order of the space, so that tables have its columns.
+    return [
+        {
+            path: point[path] if d.grid is not None else _draw(d, counter_seed(sweep.seed, f"sweep {path}", number))
+            for path, d in sweep.space.items()
+        }
+        for number, point in enumerate(points)
+    ]
+
+
+def _draw(dimension: DimensionSpec, seed: int) -> Any:
+    draws = random.Random(seed)
+    if dimension.choice is not None:
+        return draws.choice(dimension.choice)
+    if dimension.integers is not None:
+        return draws.randint(*dimension.integers)
+    if dimension.uniform is not None:
+        return draws.uniform(*dimension.uniform)
+    assert dimension.loguniform is not None
+    low, high = dimension.loguniform
+    return math.exp(draws.uniform(math.log(low), math.log(high)))
+
+
+def _validated(sent: dict[str, Any], overrides: dict[str, Any], gpus_per_worker: float) -> CondenseSpec:
+    """The base with the overrides set. Raises SpecError.
+
+    gpus_per_worker: the base's, also where an override replaces all of `resources`: the default is not known without a cluster.
+    """
+    fields = copy.deepcopy(sent)
+    for path, value in sorted(overrides.items(), key=_depth):
+        _set(fields, path, value)
+    resources = fields.get("resources")
+    if isinstance(resources, dict) and resources.get("gpus_per_worker") is None:
+        resources["gpus_per_worker"] = gpus_per_worker
+    try:
+        return CondenseSpec.model_validate(fields)
+    except ValidationError as error:
+        raise _refusal(overrides, *refused_field(error.errors()[0])) from error
+
+
+def _depth(override: tuple[str, Any]) -> int:
+    """`method` is set before `method.beta`, which is part of it."""
+    return override[0].count(".")
+
+
+def _set(fields: dict[str, Any], path: str, value: Any) -> None:
+    """Set the field at `path` (`method.beta`, `evaluation.networks.0.width`). Raises SpecError where there is none."""
+    parts = path.split(".")
+    inner: Any = fields
+    for part, following in zip(parts, [*parts[1:], None], strict=True):
+        if isinstance(inner, list):
+            if not part.isdecimal() or int(part) >= len(inner):
+                raise SpecError(f"base has no {path}: the list ends before {part}", loc=f"space.{path}")
+            key: Any = int(part)
+        elif isinstance(inner, dict):
+            key = part
+        else:
+            raise SpecError(f"base has no {path}: {part} is no field of a value", loc=f"space.{path}")
+        if following is None:
+            inner[key] = copy.deepcopy(value)
+        elif isinstance(inner, dict) and inner.get(key) is None:
+            inner[key] = {}
+            inner = inner[key]
+        else:
+            inner = inner[key]
+
+
+def _refusal(overrides: dict[str, Any], field: str, message: str) -> SpecError:
+    """Names the override that the refused field is; where none is, the base's field and all overrides."""
+    for path, value in overrides.items():
+        if field == path or field.startswith(f"{path}.") or path.startswith(f"{field}."):
+            return SpecError(f"{_shown(value)}: {message}", loc=f"space.{path}")
+    return SpecError(f"with {setting(overrides)}: {message}", loc=f"base.{field}" if field else "space")
+
+
+def setting(overrides: dict[str, Any]) -> str:
+    """A trial's overrides in words: `method.beta = 0.5, ipc = 10`."""
+    return ", ".join(f"{path} = {_shown(value)}" for path, value in overrides.items())
+
+
+def _shown(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 80 else text[:77] + "…"

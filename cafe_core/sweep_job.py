@@ -1,0 +1,143 @@
+"""A sweep: many condense jobs, each in a directory of its own, and the best one's synthetic set."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping
+from contextlib import closing
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from cafe_core.backend import Attempt, Backend, Report, TrialOutcome
+from cafe_core.condense_job import check_unchanged
+from cafe_core.config import DatasetInfo, DatasetSpec, SweepSpec
+from cafe_core.data import sources
+from cafe_core.data.class_store import ClassStore
+from cafe_core.errors import CafeError, StaleAttemptError, SweepError
+from cafe_core.fence import AttemptFence
+from cafe_core.jobdir import EventLog, Fence, JobDir, JobFile, LineLog, read_lines, write_atomically
+from cafe_core.sweep import Trial, trials
+from cafe_core.trial_table import best_outcome, read_outcomes, trial_row, trials_csv
+
+MakeBackend = Callable[[JobFile, JobDir], Backend]
+
+
+def run(attempt: Attempt, spec: SweepSpec) -> dict[str, Any]:
+    """Run every trial that no earlier attempt has finished; returns the result.
+
+    Raises SweepError where no trial came to its end, CafeError for what ends the sweep itself.
+    """
+    started = time.monotonic()
+    check_unchanged(attempt, described(attempt.job, spec.base.dataset))
+    planned = sweep_trials(attempt.job, spec)
+    forget_retryable(attempt.directory.trials_file, attempt.fence)
+    outcomes = read_outcomes(attempt.directory.trials_file)
+    attempt.report("phase", phase="sweeping")
+    attempt.report("trials", done=len(outcomes), total=len(planned))
+    with closing(LineLog(attempt.directory.trials_file, fence=attempt.fence)) as log:
+        for outcome in attempt.backend.run_trials(planned, dict(outcomes), attempt.report):
+            outcomes[outcome.number] = outcome
+            log.append(asdict(outcome))
+            overrides = planned[outcome.number].overrides
+            attempt.report("trial", **asdict(outcome), overrides=overrides, done=len(outcomes), total=len(planned))
+
+    rows = [trial_row(trial.overrides, outcomes[trial.number]) for trial in planned]
+    write_atomically(attempt.files.artifacts / "trials.json", json.dumps(rows, indent=2).encode(), fence=attempt.fence)
+    write_atomically(attempt.files.artifacts / "trials.csv", "".join(trials_csv(spec.space, rows)).encode(), fence=attempt.fence)
+    best = best_outcome(outcomes.values())
+    if best is None:
+        raise _none_ended(outcomes)
+    winner = attempt.directory.trial(best.number).attempt(1)
+    for path in (winner.synthetic_file, winner.preview_file):
+        write_atomically(attempt.files.artifacts / path.name, path.read_bytes(), fence=attempt.fence)
+    counts = {status: sum(o.status == status for o in outcomes.values()) for status in ("succeeded", "stopped", "failed")}
+    winning = planned[best.number]
+    return {
+        "metric": "validation" if winning.spec.validation is not None else "evaluation",
+        "best": trial_row(winning.overrides, best) | {"result": json.loads(winner.result_file.read_bytes())},
+        "trials": counts | {"total": len(planned)},
+        "seconds": {"total": round(time.monotonic() - started, 3)},
+    }
+
+
+def sweep_trials(job: JobFile, spec: SweepSpec) -> list[Trial]:
+    """The sweep's trials; reads the data of each once. Raises SpecError, DatasetError."""
+    return trials(spec, lambda dataset: described(job, dataset))
+
+
+def described(job: JobFile, dataset: DatasetSpec) -> DatasetInfo:
+    """What the data is. Raises SpecError, DatasetError."""
+    return ClassStore.open(sources.prepare(dataset, job.roots)).info
+
+
+def forget_retryable(log: Path, fence: Fence) -> None:
+    """At the start of an attempt: take trials from trials.jsonl that failed for what may have passed, such as a full disk."""
+    records = read_lines(log)
+    kept = [record for record in records if record["error"] is None or not record["error"]["retryable"]]
+    if len(kept) < len(records):
+        write_atomically(log, b"".join(json.dumps(record).encode() + b"\n" for record in kept), fence=fence)
+
+
+def _none_ended(outcomes: Mapping[int, TrialOutcome]) -> SweepError:
+    """Why there is no best trial."""
+    errors = [outcome.error for outcome in outcomes.values() if outcome.error is not None]
+    reasons = "; ".join(sorted({error["message"] for error in errors})[:3])
+    stopped = len(outcomes) - len(errors)
+    rest = f", and {stopped} were stopped" if stopped else ""
+    return SweepError(
+        f"no trial came to its end: {len(errors)} of {len(outcomes)} failed{rest}: {reasons}",
+        retryable=any(error["retryable"] for error in errors),
+    )
+
+
+def run_trial(
+    trial: Trial, sweep: JobFile, directory: JobDir, fence: AttemptFence, make_backend: MakeBackend, on_event: Report
+) -> TrialOutcome:
+    """Run a trial as the condense job that it is, in `directory`, from where it was left; a finished one is only read.
+
+    fence: the sweep's. on_event hears the events that also go to the trial's log. A CafeError is the trial's outcome, not the
+    sweep's, but for StaleAttemptError, which is raised.
+    """
+    from cafe_core.job import run_job
+
+    files = directory.attempt(1)
+    if files.manifest_file.exists():
+        return _succeeded(trial, json.loads(files.result_file.read_bytes()))
+    job = JobFile(
+        job_id=f"{sweep.job_id}/trial {trial.number}",
+        spec=trial.spec,
+        roots=sweep.roots,
+        max_restarts=sweep.max_restarts,
+        collective_timeout_s=sweep.collective_timeout_s,
+    )
+    write_atomically(directory.job_file, job.model_dump_json(exclude_none=True, indent=2).encode(), fence=fence)
+    started = time.monotonic()
+    with closing(EventLog(files.events_file)) as log:
+
+        def report(type: str, **data: Any) -> None:
+            log(type, **data)
+            on_event(type, **data)
+
+        try:
+            result = run_job(job, directory, 1, lambda: make_backend(job, directory), report, fence=fence)
+        except StaleAttemptError:
+            raise
+        except CafeError as error:
+            log("failed", error=error.as_dict())
+            seconds = round(time.monotonic() - started, 3)
+            return TrialOutcome(trial.number, "failed", None, None, seconds, error.as_dict())
+        log("finished", result=result)
+    return _succeeded(trial, result)
+
+
+def metric_of(result: dict[str, Any]) -> float:
+    """What trials are compared by: the best validation, or else the evaluation's mean of the first kind of network."""
+    if "validations" in result:
+        return max(float(validation["mean"]) for validation in result["validations"])
+    return float(result["evaluation"]["networks"][0]["mean"])
+
+
+def _succeeded(trial: Trial, result: dict[str, Any]) -> TrialOutcome:
+    return TrialOutcome(trial.number, "succeeded", metric_of(result), result["iterations"], result["seconds"]["total"])

@@ -1,0 +1,22 @@
+"""The synthetic images of the classes that one worker owns, and their SGD step."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+@dataclass
+class SyntheticShard:
+    """images, momentum: (k·ipc, C, H, W), ordered by class."""
+
+    classes: range
+    ipc: int
+    images: Tensor
+    momentum: Tensor
+
+    def step(self, gradient: Tensor, *, lr: float, momentum: float) -> None:
+        """SGD with momentum: v ← m·v + g, S ← S − lr·v."""
+        self.momentum.mul_(momentum).add_(gradient)
+        self.images.sub_(self.momentum, alpha=lr)

@@ -1,0 +1,90 @@
+"""`cafe db`: the database's migrations, and a copy of it.
+
+`cafe serve` upgrades by itself; a downgrade is for going back to an older version.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import click
+from sqlalchemy.exc import SQLAlchemyError
+
+from server.cli_options import load_settings
+from server.database import Database, NewerDatabaseError, UnknownRevisionError, newest_revision
+
+_DATA_DIR = click.option(
+    "--data-dir", type=click.Path(file_okay=False, path_type=Path), help="The server's, unless CAFE_DATABASE_URL is set."
+)
+
+
+@click.group("db")
+def command() -> None:
+    """Show and change the revision of the database's tables. Stop all servers first, and make a backup."""
+
+
+@command.command()
+@_DATA_DIR
+def current(data_dir: Path | None) -> None:
+    """Print the revision that the tables are at."""
+    with _database(data_dir) as database:
+        revision = database.revision()
+    newest = newest_revision()
+    click.echo(f"{revision or 'no tables'}{' (newest)' if revision == newest else f', newest: {newest}'}")
+
+
+@command.command()
+@click.argument("revision", default="head")
+@_DATA_DIR
+def upgrade(revision: str, data_dir: Path | None) -> None:
+    """Bring the tables up to REVISION, by default the newest."""
+    _migrate(revision, data_dir)
+
+
+@command.command()
+@click.argument("revision")
+@_DATA_DIR
+def downgrade(revision: str, data_dir: Path | None) -> None:
+    """Bring the tables down to REVISION. What older versions have no place for is lost: API keys, artifacts, webhooks."""
+    _migrate(revision, data_dir)
+
+
+@command.command()
+@click.argument("file", type=click.Path(exists=False, path_type=Path))
+@_DATA_DIR
+def backup(file: Path, data_dir: Path | None) -> None:
+    """Copy the tables, as they are at one moment, into the new SQLite FILE. Servers may run meanwhile. PostgreSQL has pg_dump."""
+    if file.exists():
+        raise click.UsageError(f"{file} exists; name a new file")
+    with _database(data_dir) as database:
+        if database.engine.dialect.name != "sqlite":
+            raise click.UsageError('the database is PostgreSQL: pg_dump --format custom --file FILE "$CAFE_DATABASE_URL"')
+        database.copy_to(file)
+    click.echo(f"{file}: {file.stat().st_size} bytes")
+
+
+def _migrate(revision: str, data_dir: Path | None) -> None:
+    with _database(data_dir) as database:
+        database.migrate(revision)
+        click.echo(f"the tables are at revision {database.revision() or 'base: there are none'}")
+
+
+@contextmanager
+def _database(data_dir: Path | None) -> Iterator[Database]:
+    """The server's database as it is. Raises click.ClickException where it cannot be reached, or not be changed so."""
+    settings = load_settings(connects_to_ray=False, data_dir=data_dir)
+    if settings.database_url is None:
+        settings.data_dir.mkdir(parents=True, exist_ok=True)
+    database = Database(settings.database)
+    try:
+        yield database
+    except UnknownRevisionError as error:
+        raise click.UsageError(str(error)) from error
+    except NewerDatabaseError as error:
+        raise click.ClickException(str(error)) from error
+    except SQLAlchemyError as error:
+        raise click.ClickException(f"the database does not answer: {str(error).splitlines()[0]}") from error
+    finally:
+        database.close()

@@ -1,0 +1,185 @@
+"""Live streams of jobs' events: server-sent events (https://html.spec.whatwg.org/multipage/server-sent-events.html).
+
+A stream is two small tasks and no thread. It sleeps until its job changes, then asks for what comes after the last event it
+has sent. Streams that ask for the same at the same time share one read and its bytes. It asks again only when the client's
+connection has taken what was sent, so a client that does not read costs one page, whatever happens to its job.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import dataclass
+
+import anyio.to_thread
+from anyio import CapacityLimiter
+from fastapi.sse import KEEPALIVE_COMMENT, EventSourceResponse, format_sse_event
+from sqlalchemy import select
+from sqlalchemy.exc import SQLAlchemyError
+from starlette.types import Receive, Scope, Send
+
+from server import jobs, present
+from server.changes import Changes, wait_until_set
+from server.database import Database
+from server.errors import ApiError
+from server.models import Event, Job
+from server.states import ENDED, Status
+
+log = logging.getLogger(__name__)
+
+HEARTBEAT_S = 15.0
+"""A comment after so long a silence: proxies keep the connection, and both sides learn when the other has gone."""
+RETRY_MS = 500
+"""How long a browser waits before it connects again."""
+PAGE = 200
+"""Events a read."""
+READERS = 4
+"""Reads at a time: the other routes need the database too."""
+TAKEN_WITHIN_S = 60.0
+"""A client that takes nothing for so long is left; it may come back."""
+GOODBYE_S = 0.2
+
+StillAllowed = Callable[[], Awaitable[bool]]
+"""Whether who asked may still see the job. Raises ApiError when nobody can tell."""
+
+
+@dataclass(frozen=True)
+class Page:
+    """What comes after an event: encoded, up to PAGE events."""
+
+    content: bytes
+    last: int
+    """The number of the last event in it, or the one it comes after."""
+    complete: bool
+    """Nothing more comes after it: the job has ended, or is gone."""
+    more: bool
+    """There is more to be read right now."""
+
+
+class EventStreams:
+    """All streams of this server."""
+
+    def __init__(self, database: Database, changes: Changes) -> None:
+        self._database = database
+        self._changes = changes
+        self._readers = CapacityLimiter(READERS)
+        self._reading: dict[tuple[str, int, int], asyncio.Task[Page]] = {}
+        self._writing: set[asyncio.Task[None]] = set()
+        self._closed = False
+
+    @property
+    def open(self) -> int:
+        """How many there are now."""
+        return len(self._writing)
+
+    def close(self) -> None:
+        """End all of them, for the server stops. Their clients resume where they were."""
+        self._closed = True
+        for task in self._writing:
+            task.cancel()
+
+    async def read(self, job_id: str, after: int) -> Page:
+        """What comes after event `after`. Who asks for the same while it is read, and nothing has changed, shares it."""
+        key = (job_id, after, self._changes.wakes)
+        task = self._reading.get(key)
+        if task is None:
+            task = asyncio.create_task(self._read(job_id, after), name=f"events of {job_id}")
+            self._reading[key] = task
+            task.add_done_callback(lambda _: self._reading.pop(key, None))
+        return await asyncio.shield(task)  # the others want it also when this one leaves
+
+    async def _read(self, job_id: str, after: int) -> Page:
+        return await anyio.to_thread.run_sync(_page, self._database, job_id, after, limiter=self._readers)
+
+    @contextlib.contextmanager
+    def _counted(self, writing: asyncio.Task[None]) -> Iterator[None]:
+        self._writing.add(writing)
+        if self._closed:
+            writing.cancel()
+        try:
+            yield
+        finally:
+            self._writing.discard(writing)
+
+    async def _write(self, job_id: str, page: Page, send: Send, still_allowed: StillAllowed) -> None:
+        """Send `page` and what comes after it, until that is complete."""
+        loop = asyncio.get_running_loop()
+        await _send(send, format_sse_event(retry=RETRY_MS) + page.content)
+        sent_at = loop.time()
+        with self._changes.watching(job_id) as changed:
+            while not page.complete:
+                changed.clear()
+                if not await still_allowed():
+                    return
+                page = await self.read(job_id, page.last)
+                if page.content:
+                    await _send(send, page.content)
+                    sent_at = loop.time()
+                if page.more or page.complete:
+                    continue
+                await wait_until_set(changed, sent_at + HEARTBEAT_S - loop.time())
+                if loop.time() >= sent_at + HEARTBEAT_S:
+                    await _send(send, KEEPALIVE_COMMENT)
+                    sent_at = loop.time()
+
+
+class EventStream(EventSourceResponse):
+    """The answer: `page`, then what happens to the job until it ends. Ends early when the server stops or a read fails."""
+
+    def __init__(self, streams: EventStreams, job_id: str, page: Page, still_allowed: StillAllowed) -> None:
+        super().__init__((), headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no", "Vary": "Accept"})
+        self._streams = streams
+        self._job_id = job_id
+        self._page = page
+        self._still_allowed = still_allowed
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002 - ASGI's signature
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        writing = asyncio.create_task(self._streams._write(self._job_id, self._page, send, self._still_allowed))
+        leaving = asyncio.create_task(_left(receive))
+        try:
+            with self._streams._counted(writing):
+                await asyncio.wait((writing, leaving), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            writing.cancel()
+            leaving.cancel()
+            outcomes = await asyncio.gather(writing, leaving, return_exceptions=True)
+        for outcome in outcomes:
+            if isinstance(outcome, SQLAlchemyError | ApiError):
+                log.warning("an event stream of job %s ends: %s", self._job_id, outcome)
+            elif isinstance(outcome, Exception) and not isinstance(outcome, TimeoutError):
+                raise outcome
+        with contextlib.suppress(TimeoutError):  # a client that takes nothing takes no goodbye either
+            async with asyncio.timeout(GOODBYE_S):
+                await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+async def _send(send: Send, content: bytes) -> None:
+    """Returns when the connection has room again. Raises TimeoutError when the client takes nothing."""
+    async with asyncio.timeout(TAKEN_WITHIN_S):
+        await send({"type": "http.response.body", "body": content, "more_body": True})
+
+
+async def _left(receive: Receive) -> None:
+    """Returns when the client has gone."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+def _page(database: Database, job_id: str, after: int) -> Page:
+    """The job is read before its events: those that it counts are there."""
+    with database.read() as session:
+        row = session.execute(select(Job.status, Job.last_event).where(Job.id == job_id)).one_or_none()
+        events: list[Event] = []
+        if row is not None and row.last_event > after:
+            events = jobs.events_after(session, job_id, after, PAGE)
+    last = events[-1].number if events else after
+    complete = row is None or (Status(row.status) in ENDED and last >= row.last_event)
+    content = b"".join(map(_encoded, events))
+    return Page(content, last, complete, more=row is not None and last < row.last_event)
+
+
+def _encoded(event: Event) -> bytes:
+    return format_sse_event(data_str=present.event(event).model_dump_json(), event=event.type, id=str(event.number))

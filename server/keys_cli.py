@@ -1,0 +1,137 @@
+"""`cafe keys`: make, list and revoke API keys, on the database itself. The first one is made where the server runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TypeVar
+
+import click
+from sqlalchemy.exc import SQLAlchemyError
+
+from server import keys
+from server.cli_options import load_settings
+from server.database import Database
+from server.webhooks import signing_secret
+
+_DATA_DIR = click.option(
+    "--data-dir", type=click.Path(file_okay=False, path_type=Path), help="The server's, unless CAFE_DATABASE_URL is set."
+)
+Command = TypeVar("Command", bound=Callable[..., object])
+_AT_MOST = 2**31 - 1
+_BYTES_AT_MOST = 2**62
+
+
+@click.group("keys")
+def command() -> None:
+    """Make, list and revoke API keys. Once there is one, every request needs one.
+
+    It works on the database itself: in the server's data directory, or as CAFE_DATABASE_URL says.
+    """
+
+
+def _limit(option: str, at_most: int, text: str) -> Callable[[Command], Command]:
+    return click.option(option, type=click.IntRange(min=1, max=at_most), help=f"{text} [default: the server's]")
+
+
+@command.command()
+@click.argument("name")
+@click.option(
+    "--scope",
+    "scopes",
+    multiple=True,
+    required=True,
+    type=click.Choice([scope.value for scope in keys.Scope]),
+    help="May be repeated; write implies read, admin both and everybody's jobs.",
+)
+@_limit("--max-running-jobs", _AT_MOST, "At a time.")
+@_limit("--requests-per-minute", _AT_MOST, "To one server process.")
+@_limit("--max-upload-bytes", _BYTES_AT_MOST, "Of one dataset.")
+@_limit("--max-stored-bytes", _BYTES_AT_MOST, "Of its datasets and artifacts together.")
+@click.option(
+    "--key-file",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Take the key in this file instead of a new one; where it is known already, nothing happens.",
+)
+@_DATA_DIR
+def create(name: str, scopes: tuple[str, ...], key_file: Path | None, data_dir: Path | None, **limits: int | None) -> None:
+    """Make a key called NAME and print it: this once, it is not stored."""
+    if not name.strip() or len(name) > 128 or not name.isprintable():
+        raise click.UsageError("NAME: 1 to 128 printable characters")
+    given = _key_in(key_file) if key_file is not None else None
+    key = given or keys.new_key()
+    with _database(data_dir) as database, database.write() as session:
+        row = keys.find(session, key)
+        if row is None:
+            row = keys.create(session, key, name, [keys.Scope(scope) for scope in scopes], keys.KeyLimits(**limits))
+        elif row.revoked_at is not None:
+            raise click.ClickException(f"the key in {key_file} is {row.id}, which was revoked; put a new one there")
+    made = f"made {row.id}; what signs its webhooks: cafe keys webhook-secret {row.id}"
+    click.echo(made if given is None else row.id, err=given is None)
+    if given is None:
+        click.echo(key)
+
+
+@command.command("list")
+@_DATA_DIR
+def list_(data_dir: Path | None) -> None:
+    """Show what is known of each key."""
+    with _database(data_dir) as database, database.read() as session:
+        rows = keys.all_of(session)
+    for row in rows:
+        state = f"revoked {row.revoked_at[:19]}Z" if row.revoked_at else ""
+        click.echo(f"{row.id}  {row.scopes:<16}  {row.created_at[:19]}Z  {row.name}  {state}".rstrip())
+
+
+@command.command()
+@click.argument("key_id", metavar="ID")
+@_DATA_DIR
+def revoke(key_id: str, data_dir: Path | None) -> None:
+    """Make the key ID useless within a second. Its jobs go on, and are the admins' to see."""
+    with _database(data_dir) as database, database.write() as session:
+        try:
+            row = keys.revoke(session, key_id)
+        except keys.UnknownKeyError as error:
+            raise click.UsageError(str(error)) from error
+    click.echo(f"{row.id} is revoked")
+
+
+@command.command("webhook-secret")
+@click.argument("key_id", metavar="[ID]", required=False)
+@_DATA_DIR
+def webhook_secret(key_id: str | None, data_dir: Path | None) -> None:
+    """Print the secret that signs the webhooks of the jobs of key ID; without ID, of jobs that were submitted without a key."""
+    with _database(data_dir) as database, database.read() as session:
+        if key_id is not None and all(row.id != key_id for row in keys.all_of(session)):
+            raise click.UsageError(f"there is no key {key_id}")
+    click.echo(signing_secret(load_settings(connects_to_ray=False, data_dir=data_dir), key_id))
+
+
+def _key_in(path: Path) -> str:
+    try:
+        key = path.read_text(encoding="ascii").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise click.UsageError(f"{path} cannot be read as a key: {type(error).__name__}") from error
+    if not keys.is_key(key):
+        raise click.UsageError(f"{path} holds no key: `cafe_` and 43 characters of A-Z, a-z, 0-9, - and _ (32 random bytes)")
+    return key
+
+
+@contextmanager
+def _database(data_dir: Path | None) -> Iterator[Database]:
+    """The server's database, brought up to date. Raises click.ClickException where it cannot be reached."""
+    settings = load_settings(connects_to_ray=False, data_dir=data_dir)
+    if settings.database_url is None:
+        settings.data_dir.mkdir(parents=True, exist_ok=True)
+    try:
+        database = Database(settings.database)
+        try:
+            database.migrate()
+            yield database
+        finally:
+            database.close()
+    except SQLAlchemyError as error:
+        raise click.ClickException(
+            f"the database does not answer: {type(error).__name__}: {str(error).splitlines()[0]}"
+        ) from error

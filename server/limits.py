@@ -1,0 +1,130 @@
+"""How much of the server one API key may take: requests, waiting jobs, bytes.
+
+What is counted in the database is counted under a lock on the key's row, so that of two requests at once, of whatever
+server, the second sees what the first has added. Running jobs are bounded where jobs are admitted: :mod:`server.jobs`.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from sqlalchemy import func, select
+from sqlalchemy.orm import Session
+
+from server.errors import TooLargeError, TooManyRequestsError
+from server.keys import KeyLimits
+from server.models import ApiKey, Artifact, Dataset, Job
+from server.settings import Settings
+from server.states import Status
+
+QUEUE_RETRY_AFTER_S = 30
+OPEN_RETRY_AFTER_S = 5
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Of one key: its own, or else the server's."""
+
+    requests_per_minute: int
+    max_queued_jobs: int
+    max_upload_bytes: int
+    max_stored_bytes: int
+
+    @classmethod
+    def of(cls, own: KeyLimits, settings: Settings) -> Limits:
+        """A key's limits on a server."""
+
+        def first(limit: int | None, default: int) -> int:
+            return default if limit is None else limit
+
+        return cls(
+            first(own.requests_per_minute, settings.requests_per_minute),
+            settings.max_queued_jobs,
+            first(own.max_upload_bytes, settings.max_upload_bytes),
+            first(own.max_stored_bytes, settings.max_stored_bytes),
+        )
+
+
+class Buckets:
+    """A token bucket per key: `per_minute` requests at once, and as many a minute. Of one event loop."""
+
+    def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
+        self._now = now
+        self._buckets: dict[str | None, tuple[float, float]] = {}
+
+    def take(self, key_id: str | None, per_minute: int) -> None:
+        """Raises TooManyRequestsError, which says when there will be a token."""
+        now = self._now()
+        tokens, at = self._buckets.get(key_id, (float(per_minute), now))
+        tokens = min(float(per_minute), tokens + (now - at) * per_minute / 60)
+        if tokens < 1:
+            self._buckets[key_id] = tokens, now
+            wait_s = (1 - tokens) * 60 / per_minute
+            raise TooManyRequestsError(f"more than {per_minute} requests a minute, which this key may make", math.ceil(wait_s))
+        self._buckets[key_id] = tokens - 1, now
+
+
+class InFlight:
+    """How many requests of each key are being answered: streams and long polls keep a connection each. Of one event loop."""
+
+    def __init__(self, at_most: int) -> None:
+        self._at_most = at_most
+        self._counts: Counter[str] = Counter()
+
+    @contextmanager
+    def one_more(self, key_id: str) -> Iterator[None]:
+        """Around a request. Raises TooManyRequestsError."""
+        if self._counts[key_id] >= self._at_most:
+            raise TooManyRequestsError(
+                f"{self._at_most} requests and event streams of this key are open, which is as many as may be", OPEN_RETRY_AFTER_S
+            )
+        self._counts[key_id] += 1
+        try:
+            yield
+        finally:
+            self._counts[key_id] -= 1
+            if not self._counts[key_id]:
+                del self._counts[key_id]
+
+
+def stored_bytes(session: Session, key_id: str) -> int:
+    """What a key's datasets and its jobs' artifacts take."""
+    datasets = select(func.coalesce(func.sum(Dataset.size), 0)).where(Dataset.owner == key_id)
+    artifacts = select(func.coalesce(func.sum(Artifact.size), 0)).join(Job, Job.id == Artifact.job_id).where(Job.owner == key_id)
+    return int(session.scalar(datasets) or 0) + int(session.scalar(artifacts) or 0)
+
+
+def check_room(session: Session, key_id: str | None, limits: Limits | None, adding: int) -> None:
+    """Within the transaction that stores `adding` bytes more. Raises TooLargeError."""
+    if key_id is None or limits is None:
+        return
+    _lock(session, key_id)
+    stored = stored_bytes(session, key_id)
+    if stored + adding > limits.max_stored_bytes:
+        more = f" and {adding} more" if adding else ""
+        raise TooLargeError(
+            f"this key stores {stored} bytes{more}, of the {limits.max_stored_bytes} that it may: delete datasets or jobs"
+        )
+
+
+def check_queue(session: Session, key_id: str | None, limits: Limits | None) -> None:
+    """Within the transaction that queues a job. Raises TooManyRequestsError; TooLargeError where its result could not be kept."""
+    if key_id is None or limits is None:
+        return
+    _lock(session, key_id)
+    queued = select(func.count()).select_from(Job).where(Job.owner == key_id, Job.status == Status.QUEUED.value)
+    if (session.scalar(queued) or 0) >= limits.max_queued_jobs:
+        raise TooManyRequestsError(
+            f"{limits.max_queued_jobs} jobs of this key are queued, which is as many as may be", QUEUE_RETRY_AFTER_S
+        )
+    check_room(session, key_id, limits, adding=1)
+
+
+def _lock(session: Session, key_id: str) -> None:
+    """Until the transaction ends, no other counts for this key. SQLite's have locked the database already."""
+    session.execute(select(ApiKey.number).where(ApiKey.id == key_id).with_for_update())

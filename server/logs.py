@@ -1,0 +1,141 @@
+"""The server's log: a line a record, as JSON or for people, with the request and the job that it is about.
+
+What must not be read by others is never logged on purpose; the formatters leave out known secrets all the same.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import sys
+import traceback
+from collections.abc import Iterable
+from contextvars import ContextVar
+from datetime import UTC, datetime
+from typing import Any, Literal, TextIO
+
+from pydantic import SecretStr
+from sqlalchemy.engine import make_url
+
+from server.settings import Settings
+
+REDACTED = "[redacted]"
+SHORTEST_SECRET = 6
+"""What is shorter is not looked for: it would be found everywhere."""
+
+request_id: ContextVar[str | None] = ContextVar("request_id", default=None)
+"""Of the request that is being answered."""
+job_id: ContextVar[str | None] = ContextVar("job_id", default=None)
+"""Of the job that is being looked after."""
+
+_SECRETS_BY_SHAPE = (
+    # What is looked for first, as it is fast; the shape; what is shown instead.
+    ("cafe_", re.compile(r"cafe_[a-z0-9_-]{43}(?![a-z0-9_-])", re.IGNORECASE), REDACTED),  # API keys
+    ("bearer", re.compile(r"(bearer\s+)[a-z0-9._~+/=-]{8,}", re.IGNORECASE), rf"\1{REDACTED}"),
+    ("basic", re.compile(r"(basic\s+)[a-z0-9._~+/=-]{8,}", re.IGNORECASE), rf"\1{REDACTED}"),
+    (
+        "://",
+        re.compile(r"(\b[a-z][a-z0-9+.-]{0,20}://[^\s:/?#@\"\\]{0,256}:)[^\s/?#\"\\]{1,1024}(?=@)", re.IGNORECASE),
+        rf"\1{REDACTED}",
+    ),  # passwords; each part is bounded, so that no text takes long
+)
+
+
+class Redaction:
+    """Leaves secrets out of texts: the values that it is told, and what has the shape of a key, a token or a URL's password."""
+
+    def __init__(self, values: Iterable[str] = ()) -> None:
+        long = {value for value in values if len(value) >= SHORTEST_SECRET}
+        quoted = {quote(value)[1:-1] for value in long for quote in (json.dumps, repr)}
+        self._values = sorted(long | quoted, key=len, reverse=True)
+
+    def __call__(self, text: str) -> str:
+        """The text, which may be JSON, without them."""
+        for value in self._values:
+            text = text.replace(value, REDACTED)
+        lower = text.lower()
+        for part, shape, instead in _SECRETS_BY_SHAPE:
+            if part in lower:
+                text = shape.sub(instead, text)
+        return text
+
+
+class JsonFormatter(logging.Formatter):
+    """A record as one line of JSON: time, level, logger, message; request_id, job_id and exception where there are any.
+
+    `extra={"fields": {...}}` adds fields.
+    """
+
+    def __init__(self, redact: Redaction) -> None:
+        super().__init__()
+        self._redact = redact
+
+    def format(self, record: logging.LogRecord) -> str:
+        """See :class:`logging.Formatter`."""
+        line: dict[str, Any] = {
+            "time": _time_of(record),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        for name, value in (("request_id", request_id.get()), ("job_id", job_id.get())):
+            if value is not None:
+                line[name] = value
+        line |= getattr(record, "fields", {})
+        if record.exc_info and record.exc_info[0] is not None:
+            line["exception"] = "".join(traceback.format_exception(*record.exc_info)).rstrip()
+        return self._redact(json.dumps(line, default=str))
+
+
+class TextFormatter(logging.Formatter):
+    """The same for people."""
+
+    def __init__(self, redact: Redaction) -> None:
+        super().__init__()
+        self._redact = redact
+
+    def format(self, record: logging.LogRecord) -> str:
+        """See :class:`logging.Formatter`."""
+        about = {"request_id": request_id.get(), "job_id": job_id.get()} | getattr(record, "fields", {})
+        shown = " ".join(f"{name}={value}" for name, value in about.items() if value is not None)
+        line = f"{_time_of(record)} {record.levelname} {record.name}: {record.getMessage()}"
+        if shown:
+            line += f" [{shown}]"
+        # A record is one line: what a client sent must not look like another one. A traceback has its own.
+        line = line.replace("\r", "\\r").replace("\n", "\\n")
+        if record.exc_info and record.exc_info[0] is not None:
+            line += "\n" + "".join(traceback.format_exception(*record.exc_info)).rstrip()
+        return self._redact(line)
+
+
+def configure(form: Literal["json", "text"] | None, secrets: Iterable[str] = (), stream: TextIO | None = None) -> None:
+    """Write the log of this process, uvicorn's part of it included, to `stream`, by default standard error.
+
+    form: by default text on a terminal and json elsewhere. secrets: values that are never to be in it.
+    """
+    stream = stream or sys.stderr
+    form = form or ("text" if stream.isatty() else "json")
+    redact = Redaction(secrets)
+    handler = logging.StreamHandler(stream)
+    handler.setFormatter(JsonFormatter(redact) if form == "json" else TextFormatter(redact))
+    root = logging.getLogger()
+    root.handlers = [handler]
+    root.setLevel(logging.INFO)
+    for name in ("uvicorn", "uvicorn.error", "uvicorn.access"):
+        logger = logging.getLogger(name)
+        logger.handlers, logger.propagate = [], True
+    for name in ("httpx", "httpcore", "alembic"):
+        logging.getLogger(name).setLevel(logging.WARNING)  # a line for each question to Ray otherwise
+
+
+def secrets_of(settings: Settings) -> list[str]:
+    """The values in an operator's settings that are never to be in the log, the database's password on its own as well."""
+    values = [value.get_secret_value() for _, value in settings if isinstance(value, SecretStr)]
+    if settings.database_url is not None and (password := make_url(settings.database_url.get_secret_value()).password):
+        values.append(password)
+    return values
+
+
+def _time_of(record: logging.LogRecord) -> str:
+    return datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

@@ -1,0 +1,101 @@
+"""From a driver's manifest to the rows of the table `artifacts`, which alone says what is served."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, Field, ValidationError
+from sqlalchemy import exists, select
+from sqlalchemy.orm import Session
+
+from cafe_core.jobdir import AttemptDir
+from server import jobs
+from server.database import Database
+from server.models import Artifact, Job
+from server.settings import Settings
+from server.states import Status
+
+log = logging.getLogger(__name__)
+
+
+class ArtifactError(Exception):
+    """A result's files are not what its manifest says; the message names the file."""
+
+
+class Entry(BaseModel):
+    """A line of manifest.json."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]{0,254}$")]
+    """Of a file beside the manifest."""
+    size: int
+    sha256: str
+    media_type: str
+
+
+class _Manifest(BaseModel):
+    artifacts: list[Entry]
+
+
+def read_manifest(attempt: AttemptDir) -> list[Entry]:
+    """What the attempt's driver says that it has made. Raises ArtifactError."""
+    try:
+        return _Manifest.model_validate_json(attempt.manifest_file.read_bytes()).artifacts
+    except (OSError, ValidationError) as error:
+        raise ArtifactError(f"manifest.json cannot be read: {error}") from error
+
+
+def checked_result(attempt: AttemptDir) -> tuple[list[Entry], dict[str, Any]]:
+    """The manifest, after every file of it was read and found whole, and result.json. Raises ArtifactError."""
+    entries = read_manifest(attempt)
+    for entry in entries:
+        _check(attempt.artifacts / entry.name, entry)
+    try:
+        result = json.loads(attempt.result_file.read_bytes())
+    except (OSError, ValueError) as error:
+        raise ArtifactError(f"result.json cannot be read: {error}") from error
+    if not isinstance(result, dict):
+        raise ArtifactError("result.json holds no result")
+    return entries, result
+
+
+def _check(path: Path, entry: Entry) -> None:
+    try:
+        with path.open("rb") as file:
+            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+            size = file.tell()
+    except OSError as error:
+        raise ArtifactError(f"{entry.name}, which the manifest lists, cannot be read: {error.strerror}") from error
+    if (size, sha256) != (entry.size, entry.sha256):
+        raise ArtifactError(
+            f"{entry.name} has {size} bytes and SHA-256 {sha256}; the manifest says {entry.size} and {entry.sha256}"
+        )
+
+
+def add_artifacts(session: Session, job: Job, entries: Sequence[Entry]) -> None:
+    """Have a succeeded job's files served."""
+    session.add_all(Artifact(job_id=job.id, attempt=job.attempt, **entry.model_dump()) for entry in entries)
+
+
+def add_those_of_earlier_versions(database: Database, settings: Settings) -> None:
+    """At the start: note the artifacts of jobs that succeeded before there was a table of them.
+
+    Several servers may do this at once. A manifest that is gone or damaged is logged; that job has no artifacts then.
+    """
+    noted = exists().where(Artifact.job_id == Job.id, Artifact.attempt == Job.attempt)
+    without = select(Job.id).where(Job.status == Status.SUCCEEDED.value, ~noted)
+    with database.read() as session:
+        found = list(session.scalars(without))
+    for job_id in found:
+        with database.write() as session:
+            job = session.scalar(select(Job).where(Job.id == job_id).with_for_update())
+            if job is None or jobs.artifacts(session, job):
+                continue
+            try:
+                add_artifacts(session, job, read_manifest(settings.job_dir(job_id).attempt(job.attempt)))
+            except ArtifactError as error:
+                log.warning("job %s has no artifacts: %s", job_id, error)

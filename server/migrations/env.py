@@ -1,0 +1,8 @@
+"""Alembic runs this for every migration, on the connection and within the transaction that `Database.migrate` has opened."""
+
+from alembic import context
+
+from server.models import Base
+
+context.configure(connection=context.config.attributes["connection"], target_metadata=Base.metadata, render_as_batch=True)
+context.run_migrations()

@@ -1,0 +1,199 @@
+"""The tables. `server/migrations` makes them; a test holds the two against each other.
+
+::
+
+    api_keys ──┬─ jobs ──┬─ job_labels
+      (owner)  │         ├─ attempts ── artifacts
+               │         ├─ events
+               │         ├─ idempotency
+               │         └─ deliveries     webhooks to be sent
+               └─ datasets
+"""
+
+from __future__ import annotations
+
+import base64
+import secrets
+from typing import Any
+
+from sqlalchemy import JSON, BigInteger, ForeignKey, ForeignKeyConstraint, Index, String, Text
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
+
+from cafe_core.jobdir import utc_now
+from server.states import Status
+
+
+def new_id(prefix: str) -> str:
+    """`<prefix>_` and 16 random base32 characters in lower case: 80 bits."""
+    return f"{prefix}_{base64.b32encode(secrets.token_bytes(10)).decode().lower()}"
+
+
+class Base(DeclarativeBase):
+    """Times are RFC 3339 text in UTC with microseconds, so that their order is the text's."""
+
+    type_annotation_map = {dict[str, Any]: JSON, Status: String(16)}  # noqa: RUF012 - SQLAlchemy's declaration
+
+
+class ApiKey(Base):
+    """Who may use the API. Of the key itself there is only the hash. A limit of None is the server's own."""
+
+    __tablename__ = "api_keys"
+
+    number: Mapped[int] = mapped_column(primary_key=True, autoincrement=True)
+    id: Mapped[str] = mapped_column(String(40), unique=True)
+    name: Mapped[str] = mapped_column(String(128))
+    hash: Mapped[str] = mapped_column(String(64), unique=True)
+    """SHA-256 of the key. It is random, 256 bits: nothing is gained by a slow hash."""
+    scopes: Mapped[str] = mapped_column(String(64))
+    """Of read, write, admin; separated by spaces."""
+    max_running_jobs: Mapped[int | None] = mapped_column()
+    requests_per_minute: Mapped[int | None] = mapped_column()
+    max_upload_bytes: Mapped[int | None] = mapped_column(BigInteger)
+    max_stored_bytes: Mapped[int | None] = mapped_column(BigInteger)
+    created_at: Mapped[str] = mapped_column(String(32), default=utc_now)
+    revoked_at: Mapped[str | None] = mapped_column(String(32))
+
+
+class Job(Base):
+    """A job. `version` grows with every change to the row: it is the ETag."""
+
+    __tablename__ = "jobs"
+
+    number: Mapped[int] = mapped_column(primary_key=True, autoincrement=True)
+    """Order of creation; the cursor of listings."""
+    id: Mapped[str] = mapped_column(String(40), unique=True)
+    owner: Mapped[str | None] = mapped_column(ForeignKey("api_keys.id"), index=True)
+    """The API key that submitted it; None: submitted while the server had no keys."""
+    kind: Mapped[str] = mapped_column(String(16))
+    name: Mapped[str | None] = mapped_column(Text)
+    status: Mapped[str] = mapped_column(String(16), default=Status.QUEUED.value, index=True)
+    attempt: Mapped[int] = mapped_column(default=1)
+    phase: Mapped[str | None] = mapped_column(String(32))
+    done: Mapped[int] = mapped_column(default=0)
+    total: Mapped[int] = mapped_column(default=0)
+    eta_s: Mapped[float | None] = mapped_column()
+    spec: Mapped[dict[str, Any]] = mapped_column()
+    result: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
+    error: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
+    created_at: Mapped[str] = mapped_column(String(32), default=utc_now)
+    started_at: Mapped[str | None] = mapped_column(String(32))
+    finished_at: Mapped[str | None] = mapped_column(String(32))
+    last_event: Mapped[int] = mapped_column(default=0)
+    """The number of the job's newest event."""
+    version: Mapped[int] = mapped_column()
+
+    labels: Mapped[list[JobLabel]] = relationship(cascade="all, delete-orphan", lazy="selectin", order_by="JobLabel.key")
+
+    __mapper_args__ = {"version_id_col": version}  # noqa: RUF012 - SQLAlchemy's declaration
+    __table_args__ = ({"sqlite_autoincrement": True},)
+
+    @property
+    def state(self) -> Status:
+        """`status` as the enum."""
+        return Status(self.status)
+
+
+class JobLabel(Base):
+    """A label of a job, in a table of its own so that jobs are found by it."""
+
+    __tablename__ = "job_labels"
+
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True)
+    key: Mapped[str] = mapped_column(String(128), primary_key=True)
+    value: Mapped[str] = mapped_column(String(128))
+
+    __table_args__ = (Index("job_labels_by_value", "key", "value"),)
+
+
+class Attempt(Base):
+    """A run of a job's driver. `events_offset`: bytes of its events.jsonl that are in the events table."""
+
+    __tablename__ = "attempts"
+
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True)
+    number: Mapped[int] = mapped_column(primary_key=True)
+    cause: Mapped[str] = mapped_column(String(16), default="submitted")
+    """`submitted`, `resumed`, or `lost`: the attempt before it was lost with Ray, its node or its driver."""
+    created_at: Mapped[str] = mapped_column(String(32), default=utc_now)
+    submitted_at: Mapped[str | None] = mapped_column(String(32))
+    """When Ray took it; None: Ray may or may not have it."""
+    finished_at: Mapped[str | None] = mapped_column(String(32))
+    events_offset: Mapped[int] = mapped_column(BigInteger, default=0)
+    outcome: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
+    """Its driver's last word: a `finished`, `failed` or `cancelled` event."""
+
+
+class Artifact(Base):
+    """A file of a result, as it was when the attempt succeeded. What is not here is not served."""
+
+    __tablename__ = "artifacts"
+
+    job_id: Mapped[str] = mapped_column(String(40), primary_key=True)
+    attempt: Mapped[int] = mapped_column(primary_key=True)
+    name: Mapped[str] = mapped_column(String(255), primary_key=True)
+    size: Mapped[int] = mapped_column(BigInteger)
+    sha256: Mapped[str] = mapped_column(String(64))
+    media_type: Mapped[str] = mapped_column(String(64))
+
+    __table_args__ = (ForeignKeyConstraint(["job_id", "attempt"], ["attempts.job_id", "attempts.number"], ondelete="CASCADE"),)
+
+
+class Event(Base):
+    """Something that happened to a job, numbered from 1 within the job."""
+
+    __tablename__ = "events"
+
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True)
+    number: Mapped[int] = mapped_column(primary_key=True)
+    attempt: Mapped[int] = mapped_column()
+    time: Mapped[str] = mapped_column(String(32))
+    type: Mapped[str] = mapped_column(String(32))
+    data: Mapped[dict[str, Any]] = mapped_column()
+
+
+class IdempotencyKey(Base):
+    """What a POST with an Idempotency-Key made."""
+
+    __tablename__ = "idempotency"
+
+    owner: Mapped[str] = mapped_column(String(40), primary_key=True, default="")
+    """The API key it came with, or empty: each has keys of its own."""
+    key: Mapped[str] = mapped_column(String(255), primary_key=True)
+    body_sha256: Mapped[str] = mapped_column(String(64))
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"), index=True)
+    created_at: Mapped[str] = mapped_column(String(32), default=utc_now)
+
+
+class Delivery(Base):
+    """A webhook to be sent, until it has been taken or given up."""
+
+    __tablename__ = "deliveries"
+
+    id: Mapped[str] = mapped_column(String(40), primary_key=True)
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"), index=True)
+    url: Mapped[str] = mapped_column(Text)
+    body: Mapped[str] = mapped_column(Text)
+    tries: Mapped[int] = mapped_column(default=0)
+    next_try_at: Mapped[str | None] = mapped_column(String(32), index=True)
+    """None: it was delivered, or given up."""
+    delivered_at: Mapped[str | None] = mapped_column(String(32))
+    error: Mapped[str | None] = mapped_column(Text)
+    """Why the last try failed."""
+    created_at: Mapped[str] = mapped_column(String(32), default=utc_now)
+
+
+class Dataset(Base):
+    """An uploaded dataset."""
+
+    __tablename__ = "datasets"
+
+    number: Mapped[int] = mapped_column(primary_key=True, autoincrement=True)
+    id: Mapped[str] = mapped_column(String(40), unique=True)
+    owner: Mapped[str | None] = mapped_column(ForeignKey("api_keys.id"), index=True)
+    """See Job.owner. None: everybody may use it."""
+    name: Mapped[str] = mapped_column(Text)
+    size: Mapped[int] = mapped_column(BigInteger)
+    sha256: Mapped[str] = mapped_column(String(64))
+    info: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
+    """DatasetInfo; None where it depends on `image_size` or `channels` of a spec."""
+    created_at: Mapped[str] = mapped_column(String(32), default=utc_now)

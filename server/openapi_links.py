@@ -1,0 +1,33 @@
+"""Links of the OpenAPI document: from what makes a job or a dataset to what can then be asked of it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+_METHODS = ("get", "head", "post", "delete")
+
+
+def link(schema: dict[str, Any]) -> dict[str, Any]:
+    """`schema`, an OpenAPI document, with links from each answer that holds a job or a dataset to the operations on it."""
+    paths = schema["paths"]
+    _link(paths, "/v1/jobs", "job_id", ("200", "201"))
+    _link(paths, "/v1/datasets", "dataset_id", ("201",))
+    return schema
+
+
+def _link(paths: dict[str, Any], collection: str, parameter: str, statuses: tuple[str, ...]) -> None:
+    links = {
+        operation["operationId"]: {
+            "operationId": operation["operationId"],
+            "parameters": {parameter: "$response.body#/id"},
+            "description": operation.get("summary", ""),
+        }
+        for path, item in paths.items()
+        if f"{{{parameter}}}" in path
+        for method, operation in item.items()
+        if method in _METHODS
+    }
+    responses = paths[collection]["post"]["responses"]
+    for status in statuses:
+        if status in responses:
+            responses[status]["links"] = links

@@ -1,0 +1,131 @@
+"""`cafe reproduce TABLE`: a table or figure of the paper beside the published numbers."""
+
+from __future__ import annotations
+
+import os
+import platform
+import threading
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, get_args
+
+import click
+
+from cafe_core.errors import DiskFullError
+from cafe_core.reproduction.experiment import Experiment, TableName
+from cafe_core.reproduction.experiments import EXPERIMENTS
+from cafe_core.reproduction.jobs import Failed, Outcome, Runner, Workplace
+from cafe_core.reproduction.local_runner import LocalRunner
+from cafe_core.reproduction.markdown import Circumstances
+from cafe_core.reproduction.reproduce import BusyError, reproduce
+from cafe_core.reproduction.scales import SCALES
+from server.api_client import ApiClient
+from server.cli_options import EXIT_FAILED, data_options, load_settings
+from server.reproduce_runner import ServerRunner
+from server.watching import duration
+
+_PLAIN_EVERY_S = 20.0
+"""Between lines that say how far a job is."""
+
+
+@click.command("reproduce")
+@click.argument("table", type=click.Choice(get_args(TableName)))
+@click.option("--scale", type=click.Choice(list(SCALES)), default="smoke", show_default=True, help="How much work to do.")
+@click.option(
+    "--out",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Where table, picture and jobs go; tables there share jobs. [default: ./reproduction/SCALE]",
+)
+@click.option("--server", "on_server", is_flag=True, help="Run the jobs on the server (--url) instead of on this machine.")
+@click.option("--processes", type=click.IntRange(min=1), help="Jobs at a time on this machine. [default: one per GPU, else core]")
+@data_options
+@click.pass_obj
+def command(
+    api: ApiClient,
+    /,
+    table: TableName,
+    scale: str,
+    out: Path | None,
+    on_server: bool,
+    processes: int | None,
+    **options: Any,
+) -> None:
+    """Reproduce TABLE of the paper: run its jobs, set their accuracies beside the published ones, draw them.
+
+    Writes TABLE.md, TABLE.json and TABLE.png into the directory --out, and prints the table. A run that was broken off goes on
+    where it stopped when the same command is given again.
+
+    Scales: smoke takes minutes on two cores, with the built-in digits; small about an hour, with MNIST; paper is the paper.
+    """
+    experiment = EXPERIMENTS[table](SCALES[scale])
+    workplace = Workplace((out or Path("reproduction") / scale).absolute())
+    runner: Runner
+    if on_server:
+        if processes or any(options.values()):
+            raise click.UsageError(
+                "--processes and the options that say where data is are for jobs on this machine: drop --server"
+            )
+        runner = ServerRunner(api, workplace)
+    else:
+        runner = LocalRunner(workplace, load_settings(connects_to_ray=False, **options).roots, processes)
+    circumstances = Circumstances(
+        command=f"cafe reproduce {table} --scale {scale}" + (" --server" if on_server else ""),
+        when=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        where="on a server" if on_server else _machine(),
+    )
+    progress = _Progress(experiment)
+    try:
+        succeeded = reproduce(experiment, runner, workplace.out, circumstances, report=progress.report, ended=progress.ended)
+    except BusyError as error:
+        raise click.UsageError(str(error)) from error
+    except DiskFullError as error:
+        click.echo(f"error: {error}", err=True)
+        raise SystemExit(EXIT_FAILED) from error
+    click.echo((workplace.out / f"{table}.md").read_text(encoding="utf-8"))
+    click.echo(f"{progress.summary()}; see {workplace.out}", err=True)
+    if not succeeded:
+        raise SystemExit(EXIT_FAILED)
+
+
+def _machine() -> str:
+    return f"{os.cpu_count()} cores, {platform.system()} {platform.machine()}"
+
+
+class _Progress:
+    """Says on standard error which jobs end with what, and now and then how far the others are."""
+
+    def __init__(self, experiment: Experiment) -> None:
+        self._experiment = experiment
+        self._total = len(experiment.jobs)
+        self._started = time.monotonic()
+        self._said: dict[str, float] = {}
+        self._lock = threading.Lock()
+
+    def report(self, name: str, how_far: str) -> None:
+        """A job is this far. From any thread."""
+        with self._lock:
+            now = time.monotonic()
+            if now - self._said.setdefault(name, now) < _PLAIN_EVERY_S:
+                return
+            self._said[name] = now
+            click.echo(f"  {self._experiment.label(name)}: {how_far}", err=True)
+
+    def ended(self, outcome: Outcome, count: int) -> None:
+        """A job has ended, the `count`th."""
+        with self._lock:
+            click.echo(f"[{count}/{self._total}] {self._experiment.label(outcome.name)}: {_came_to(outcome)}", err=True)
+
+    def summary(self) -> str:
+        """What was done in how much time."""
+        return f"{self._total} jobs in {duration(time.monotonic() - self._started)}"
+
+
+def _came_to(outcome: Outcome) -> str:
+    if isinstance(outcome, Failed):
+        return f"failed: {outcome.reason}"
+    earlier = ", by an earlier run" if outcome.earlier else ""
+    rows = outcome.networks()
+    if not rows:
+        return f"done{earlier}"
+    return ", ".join(f"{row['name']} {row['mean']:.1f} ± {row['std']:.1f} %" for row in rows) + earlier

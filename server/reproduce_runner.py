@@ -1,0 +1,82 @@
+"""Runs a reproduction's jobs on a server, whose cluster they fan out on."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from cafe_core.jobdir import write_atomically
+from cafe_core.reproduction.jobs import Failed, Job, JobReport, Outcome, Workplace, condensing_seconds
+from server.api_client import ENDED, ApiClient, RefusedError
+from server.watching import FAILED_STATUSES
+
+_POLL_S = 2.0
+_LOOKED_AT = 32
+"""Jobs asked for at each poll: the oldest ones, which the server runs first."""
+
+
+class ServerRunner:
+    """Submits jobs to a server and downloads what they yield. Implements :class:`cafe_core.reproduction.jobs.Runner`.
+
+    Each job is submitted under an Idempotency-Key of its own, which is the same whenever `workplace` is the same: a run that
+    was broken off finds the jobs that it had submitted, finished or not.
+    """
+
+    def __init__(self, api: ApiClient, workplace: Workplace, poll_s: float = _POLL_S) -> None:
+        self._api = api
+        self._workplace = workplace
+        self._poll_s = poll_s
+
+    def run(self, jobs: Sequence[Job], report: JobReport) -> Iterator[Outcome]:
+        """See :class:`cafe_core.reproduction.jobs.Runner`. Left early, it leaves the jobs to the server.
+
+        Raises UnreachableError.
+        """
+        submitted: dict[str, str] = {}  # by name: the server's id
+        for job in jobs:
+            if finished := self._workplace.finished(job.name):
+                yield finished
+                continue
+            try:
+                submitted[job.name] = self._submit(job)
+            except RefusedError as error:
+                yield Failed(job.name, _reason(error))
+        while submitted:
+            for name, job_id in list(submitted.items())[:_LOOKED_AT]:
+                answer = self._api.patiently(self._api.job, job_id)
+                if answer["status"] in ENDED:
+                    del submitted[name]
+                    yield self._outcome(name, answer)
+                elif answer["status"] == "running":
+                    report(name, f"{answer['phase']} {answer['progress']['done']}/{answer['progress']['total']}")
+            if submitted:
+                time.sleep(self._poll_s)
+
+    def _submit(self, job: Job) -> str:
+        """The job's id. One that an earlier run had submitted and that failed goes on from its last checkpoint."""
+        key = f"reproduce-{self._run_id()}-{job.name}"
+        answer = self._api.submit(job.spec | {"name": job.name}, key)
+        if answer["status"] in FAILED_STATUSES:
+            answer = self._api.post(f"/v1/jobs/{answer['id']}/resume")
+        job_id: str = answer["id"]
+        return job_id
+
+    def _run_id(self) -> str:
+        """Of the workplace; made at the first submission."""
+        path = self._workplace.out / "run-id"
+        if not path.exists():
+            write_atomically(path, uuid.uuid4().hex.encode())
+        return path.read_text()
+
+    def _outcome(self, name: str, job: dict[str, Any]) -> Outcome:
+        if job["status"] in FAILED_STATUSES:
+            return Failed(name, job["error"]["message"] if job["error"] else job["status"])
+        for _ in self._api.download(job["id"], self._workplace.artifacts(name)):
+            pass
+        return self._workplace.finish(name, job["result"], condensing_seconds(self._api.events(job["id"])))
+
+
+def _reason(error: RefusedError) -> str:
+    return "; ".join(f"{e['loc']}: {e['msg']}" for e in error.errors or []) or error.detail

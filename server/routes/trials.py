@@ -1,0 +1,50 @@
+"""/v1/jobs/{id}/trials: an evaluation's networks, a sweep's settings."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Query, Response
+
+from cafe_core.config import SweepSpec, parse_job_spec
+from cafe_core.trial_table import networks_csv, trials_csv
+from server import jobs, schemas
+from server.access import Reader
+from server.deps import JobId, ServicesDep
+from server.errors import problems
+from server.states import IN_RAY
+from server.trials import rows_of
+from server.visibility import find_job
+
+router = APIRouter(tags=["results"])
+
+PAGE = 1000
+CSV: dict[int | str, dict[str, Any]] = {200: {"content": {"text/csv": {"schema": {"type": "string"}}}}}
+
+
+@router.get("/jobs/{job_id}/trials", response_model=schemas.TrialPage, responses={**CSV, **problems(404, 422)})
+def list_trials(
+    job_id: JobId,
+    principal: Reader,
+    services: ServicesDep,
+    after: Annotated[int, Query(ge=0, le=2**53, description="Leave out so many: `next_after` of the page before.")] = 0,
+    limit: Annotated[int | None, Query(ge=1, le=10_000, description=f"Default: {PAGE}; all, as CSV.")] = None,
+    format: Annotated[Literal["json", "csv"], Query(description="csv: a table, a line a trial.")] = "json",
+) -> Response:
+    """One row a trial, also while the job runs.
+
+    Of an evaluation, also a condense job's, a row is a network in the order in which they were trained; of a sweep, one of its
+    settings, by number.
+    """
+    with services.database.read() as session:
+        job = find_job(session, principal, job_id)
+        running = jobs.started_trials(session, job) if job.state in IN_RAY else set()
+    spec = parse_job_spec(job.spec)
+    bound = limit or (PAGE if format == "json" else None)
+    rows = rows_of(services.settings.job_dir(job_id), spec, running, after=after, limit=bound)
+    if format == "csv":
+        lines = trials_csv(spec.space, rows) if isinstance(spec, SweepSpec) else networks_csv(rows)
+        headers = {"Content-Disposition": f'attachment; filename="{job_id}-trials.csv"'}
+        return Response("".join(lines), media_type="text/csv", headers=headers)
+    page = schemas.TrialPage.model_validate({"data": rows, "next_after": after + len(rows)})
+    return Response(page.model_dump_json(), media_type="application/json")

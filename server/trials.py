@@ -1,0 +1,72 @@
+"""The trials of a job: the networks of an evaluation, the settings of a sweep; read from the job's files while it runs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+from cafe_core.backend import TrialOutcome
+from cafe_core.config import CondenseSpec, JobSpec, SweepSpec
+from cafe_core.jobdir import JobDir
+from cafe_core.sweep import settings
+from cafe_core.trial_table import Row, network_rows, read_outcomes, trial_row
+from server.errors import NotFoundError
+
+TAIL_BYTES = 1 << 16
+"""Of a trial's log of events: enough to hold its last iteration."""
+
+
+def rows_of(directory: JobDir, spec: JobSpec, running: Collection[int], *, after: int, limit: int | None) -> list[Row]:
+    """A job's trials but for the first `after`, at most `limit`: networks as they were trained, or a sweep's trials by number.
+
+    running: numbers of the sweep's trials that were started, if the sweep runs. Raises NotFoundError for a job without trials.
+    """
+    part = slice(after, None if limit is None else after + limit)
+    if isinstance(spec, SweepSpec):
+        outcomes = read_outcomes(directory.trials_file)
+        planned = list(enumerate(settings(spec)))[part]
+        return [_sweep_row(directory, number, overrides, outcomes, running) for number, overrides in planned]
+    evaluation = spec.evaluation if isinstance(spec, CondenseSpec) else spec
+    if evaluation is None:
+        raise NotFoundError("the job has no trials: it is a condensation without an evaluation")
+    return network_rows(directory.evaluation_file, evaluation.networks)[part]
+
+
+def _sweep_row(
+    directory: JobDir, number: int, overrides: dict[str, Any], outcomes: dict[int, TrialOutcome], running: Collection[int]
+) -> Row:
+    if number in outcomes:
+        return trial_row(overrides, outcomes[number])
+    row: Row = {"trial": number, "overrides": overrides, "status": "pending"}
+    row |= dict.fromkeys(("metric", "iterations", "seconds", "error"))
+    if number in running:
+        trial = directory.trial(number)
+        row |= {"status": "running", "metric": _best_validation(trial), "iterations": _last_iteration(trial)}
+    return row
+
+
+def _best_validation(trial: JobDir) -> float | None:
+    validations = json.loads(trial.validation_file.read_bytes()) if trial.validation_file.exists() else []
+    return max((validation["mean"] for validation in validations), default=None)
+
+
+def _last_iteration(trial: JobDir) -> int | None:
+    """The iteration that its log says was done last."""
+    for line in reversed(_last_lines(trial.attempt(1).events_file)):
+        event = json.loads(line)
+        if event["type"] == "iteration":
+            return int(event["iteration"])
+    return None
+
+
+def _last_lines(log: Path) -> list[bytes]:
+    """Whole lines."""
+    if not log.exists():
+        return []
+    with log.open("rb") as file:
+        start = max(0, log.stat().st_size - TAIL_BYTES)
+        file.seek(start)
+        lines = file.read().split(b"\n")[:-1]
+    return lines[1:] if start else lines

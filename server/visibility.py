@@ -1,0 +1,33 @@
+"""Finds what is there for who asks: another key's job or dataset is as absent as one that never was."""
+
+from __future__ import annotations
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from server import jobs
+from server.access import Principal
+from server.errors import NotFoundError
+from server.models import Dataset, Job
+
+
+def find_job(session: Session, principal: Principal, job_id: str, *, lock: bool = False) -> Job:
+    """See :func:`server.jobs.get`. Raises NotFoundError."""
+    job = jobs.get(session, job_id, lock=lock)
+    if not principal.sees(job.owner):
+        raise NotFoundError(f"there is no job {job_id!r}")  # word for word what jobs.get says
+    return job
+
+
+def find_dataset(session: Session, principal: Principal, dataset_id: str, *, lock: bool = False) -> Dataset:
+    """An uploaded dataset, with `lock` so that no job that reads it is made meanwhile. Raises NotFoundError."""
+    query = select(Dataset).where(Dataset.id == dataset_id)
+    row = session.scalar(query.with_for_update() if lock else query)
+    if row is None or not principal.sees(row.owner):
+        raise NotFoundError(f"there is no dataset {dataset_id!r}")
+    return row
+
+
+def listed_owner(principal: Principal) -> str | None:
+    """Whose jobs and datasets are listed; None: everybody's."""
+    return None if principal.is_admin else principal.key_id

@@ -1,0 +1,237 @@
+"""Sends webhooks: Standard Webhooks (https://www.standardwebhooks.com), at least once each.
+
+What is to be sent stands in the table `deliveries` (:mod:`server.deliveries`). One server at a time sends. A job's URL is its
+user's choice, and so is what answers there: only public addresses are connected to (:mod:`server.public_addresses`), redirects
+are not followed, an answer's body is not read, and a try ends after TRY_S whatever the other side does. Owners take turns
+(:mod:`server.turns`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+import hashlib
+import hmac
+import logging
+import os
+import secrets
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpcore
+import httpx
+from sqlalchemy.exc import SQLAlchemyError
+
+from server import deliveries, jobs
+from server.database import Database
+from server.deliveries import Due
+from server.errors import RefusedSpecError
+from server.public_addresses import PrivateAddressError, PublicNetwork
+from server.settings import Settings
+from server.turns import Turns
+
+log = logging.getLogger(__name__)
+
+LOOK_EVERY_S = 1.0
+AT_ONCE = 8
+"""Tries at a time."""
+PER_OWNER = 2
+"""Of them, those of one API key's jobs: receivers that do not answer hold up their owner's webhooks only."""
+TRY_S = 15.0
+CONNECT_S = 5.0
+SECRET_FILE = "webhook-secret"
+GONE = 410
+"""The receiver wants no more."""
+
+
+@dataclass(frozen=True)
+class _Try:
+    """What is sent."""
+
+    id: str
+    job_id: str
+    url: str
+    body: bytes
+    secret: str
+
+
+@dataclass(frozen=True)
+class _Outcome:
+    """error: None where the receiver has taken it."""
+
+    error: str | None
+    final: bool = False
+    retry_after_s: float | None = None
+
+
+def check_url(url: str | None, settings: Settings) -> None:
+    """Raises RefusedSpecError for a webhook that would never be sent."""
+    if url is not None and not url.startswith("https:") and not settings.webhook_allow_private:
+        raise RefusedSpecError.of("webhook", "must be an https URL on this server")
+
+
+def signing_secret(settings: Settings, key_id: str | None) -> str:
+    """`whsec_…`: what webhooks of an API key's jobs are signed with; key_id None: of jobs without an owner."""
+    derived = hmac.digest(_server_secret(settings), (key_id or "").encode(), "sha256")
+    return "whsec_" + base64.b64encode(derived).decode()
+
+
+def signature(secret: str, message_id: str, timestamp: int, body: bytes) -> str:
+    """The header `webhook-signature`."""
+    key = base64.b64decode(secret.removeprefix("whsec_"))
+    digest = hmac.digest(key, f"{message_id}.{timestamp}.".encode() + body, hashlib.sha256)
+    return "v1," + base64.b64encode(digest).decode()
+
+
+def _server_secret(settings: Settings) -> bytes:
+    """Made once where none is set. Servers that start at once agree on the first one's: it appears whole, or not at all."""
+    if settings.webhook_secret is not None:
+        return settings.webhook_secret.get_secret_value().encode()
+    path = settings.data_dir / SECRET_FILE
+    with contextlib.suppress(FileNotFoundError):
+        return path.read_bytes()
+    settings.data_dir.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{SECRET_FILE}.{secrets.token_hex(6)}")
+    try:
+        _write_private(beside, secrets.token_urlsafe(32).encode())
+        with contextlib.suppress(FileExistsError):
+            os.link(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)
+    return path.read_bytes()
+
+
+def _write_private(path: Path, content: bytes) -> None:
+    with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:  # noqa: PTH123 - Path.open has no mode
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+class WebhookSender:
+    """Sends what is due while :meth:`run` does."""
+
+    def __init__(self, database: Database, settings: Settings) -> None:
+        self._database = database
+        self._settings = settings
+        self._turns = Turns(AT_ONCE, PER_OWNER)
+        self._tries: dict[str, asyncio.Task[None]] = {}
+        self._settled = asyncio.Event()
+        """There is room again."""
+
+    async def run(self) -> None:
+        """Until cancelled. Tries in progress are broken off then, and made again by who sends next."""
+        network = PublicNetwork(allow_private=self._settings.webhook_allow_private)
+        tls = await asyncio.to_thread(httpx.create_ssl_context, trust_env=False)
+        try:
+            async with httpcore.AsyncConnectionPool(
+                ssl_context=tls, network_backend=network, max_connections=AT_ONCE, max_keepalive_connections=0
+            ) as http:
+                while True:
+                    self._settled.clear()
+                    try:
+                        await self._begin_due(http)
+                    except SQLAlchemyError:
+                        log.exception("webhooks to be sent could not be looked for; trying again in %g s", LOOK_EVERY_S)
+                    with contextlib.suppress(TimeoutError):
+                        async with asyncio.timeout(LOOK_EVERY_S):  # not wait_for, which may forget a cancellation
+                            await self._settled.wait()
+        finally:
+            tasks = list(self._tries.values())
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _begin_due(self, http: httpcore.AsyncConnectionPool) -> None:
+        if self._turns.room() == 0:
+            return
+        for this in self._turns.begin(await asyncio.to_thread(self._due, set(self._tries))):
+            self._tries[this.id] = asyncio.create_task(self._send(http, this), name=f"webhook {this.id}")
+
+    async def _send(self, http: httpcore.AsyncConnectionPool, due: Due) -> None:
+        try:
+            outcome = await self._try(http, due.id)
+            if outcome is not None:
+                await asyncio.to_thread(self._settle, due.id, outcome)
+            self._settled.set()
+        except SQLAlchemyError:
+            log.exception("webhook %s: the database fails; it is tried again", due.id)
+        finally:
+            self._turns.end(due)
+            del self._tries[due.id]
+
+    async def _try(self, http: httpcore.AsyncConnectionPool, delivery_id: str) -> _Outcome | None:
+        """None where there is nothing to be sent any more. Raises SQLAlchemyError."""
+        try:
+            this = await asyncio.to_thread(self._begin_try, delivery_id)
+            outcome = await post(http, this) if this is not None else None
+        except SQLAlchemyError:
+            raise
+        # What nobody has thought of counts as a try that failed, lest it be made for ever: a signing secret that cannot be
+        # read, a broken TLS record (httpcore lets that SSLError through), a bug of ours.
+        except Exception as error:
+            log.exception("webhook %s could not be tried", delivery_id)
+            return _Outcome(type(error).__name__)
+        if this is not None and outcome is not None and outcome.error is not None:
+            log.warning("webhook %s of job %s: %s", this.id, this.job_id, outcome.error)
+        return outcome
+
+    # From here on: called in threads.
+
+    def _due(self, besides: set[str]) -> list[Due]:
+        with self._database.read() as session:
+            return deliveries.due(session, PER_OWNER, besides)
+
+    def _begin_try(self, delivery_id: str) -> _Try | None:
+        with self._database.write() as session:
+            delivery = deliveries.begin_try(session, delivery_id)
+            if delivery is None:
+                return None
+            owner = jobs.get(session, delivery.job_id).owner
+        secret = signing_secret(self._settings, owner)  # it may write a file: not while others wait for this transaction
+        return _Try(delivery.id, delivery.job_id, delivery.url, delivery.body.encode(), secret)
+
+    def _settle(self, delivery_id: str, outcome: _Outcome) -> None:
+        with self._database.write() as session:
+            deliveries.settle(session, delivery_id, outcome.error, final=outcome.final, retry_after_s=outcome.retry_after_s)
+
+
+async def post(http: httpcore.AsyncConnectionPool, this: _Try) -> _Outcome:
+    """One try."""
+    timestamp = int(time.time())
+    headers = {
+        "content-type": "application/json",
+        "user-agent": "cafe-webhooks/1",
+        "connection": "close",
+        "content-length": str(len(this.body)),
+        "webhook-id": this.id,
+        "webhook-timestamp": str(timestamp),
+        "webhook-signature": signature(this.secret, this.id, timestamp, this.body),
+    }
+    # httpcore takes no URL without a host header; it goes by the name, not by the address that is connected to.
+    url = httpx.URL(this.url)
+    headers = {"host": url.netloc.decode("ascii"), **headers}
+    timeouts = {"connect": CONNECT_S, "read": TRY_S, "write": TRY_S, "pool": TRY_S}
+    try:
+        async with (
+            asyncio.timeout(TRY_S),
+            http.stream(
+                "POST", this.url, headers=list(headers.items()), content=this.body, extensions={"timeout": timeouts}
+            ) as response,
+        ):
+            return _judge(response.status, dict(response.headers).get(b"retry-after"))
+    except PrivateAddressError as error:
+        return _Outcome(str(error))
+    except TimeoutError:
+        return _Outcome(f"no answer within {TRY_S:g} s")
+    except (httpcore.NetworkError, httpcore.ProtocolError, httpcore.TimeoutException, httpcore.UnsupportedProtocol) as error:
+        return _Outcome(f"{type(error).__name__}: {error}")
+
+
+def _judge(status: int, retry_after: bytes | None) -> _Outcome:
+    if 200 <= status < 300:
+        return _Outcome(None)
+    seconds = float(retry_after) if retry_after is not None and retry_after.isdigit() and len(retry_after) < 9 else None
+    return _Outcome(f"answered {status}", final=status == GONE, retry_after_s=seconds)

@@ -1,0 +1,148 @@
+"""An evaluation fanned out by Ray Tune over two workers: 20 networks on digits, 300 epochs, ConvNet-3, one image per class."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TypeVar
+
+from cafe_core.config import DatasetSpec, EvaluationSpec, NetworkSpec, ResourcesSpec
+from cafe_core.data import sources
+from cafe_core.evaluation.tasks import EvaluationSetup, EvaluationTask, all_tasks
+from cafe_core.jobdir import DataRoots
+from tests.benchmarks.figures import Figure
+from workers.background import Report
+from workers.shard_worker import Seat
+from workers.work import ACCURACY, TrainNetworks
+
+WORKERS = 2
+NETWORKS = 20
+ROUNDS = 3
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class TimedNetworks(TrainNetworks):
+    """The same, and how long each network took."""
+
+    def __call__(self, seat: Seat, report: Report) -> None:
+        import torch
+
+        from cafe_core.evaluation.run import train_networks
+
+        began = time.time()
+        for task, accuracy in train_networks(self.chunk, self.setup, torch.device(seat.device)):
+            ended = time.time()
+            report(ACCURACY, task=task, accuracy=accuracy, began=began, seconds=ended - began)
+            began = ended
+
+
+@dataclass(frozen=True)
+class Times:
+    """Seconds. start: from being asked until the first network begins; working: from there to the last accuracy."""
+
+    start: float
+    working: float
+    training: float
+    """The sum over the networks of what each took."""
+
+    @property
+    def total(self) -> float:
+        return self.start + self.working
+
+    @property
+    def cost(self) -> float:
+        """What the workers did besides training, of what they trained."""
+        return (self.working * WORKERS - self.training) / self.training
+
+
+def _evaluation(store: Path) -> tuple[list[EvaluationTask], EvaluationSetup]:
+    spec = EvaluationSpec(networks=[NetworkSpec().resolved()], repeats=NETWORKS, epochs=300)
+    return all_tasks(spec, "random"), EvaluationSetup(spec, seed=0, store=store, synthetic=None, ipc=1)
+
+
+def _fanned_out(store: Path, directory: Path) -> Times:
+    """By Tune, as a job's evaluation is."""
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # see tests/workers/conftest.py
+    import ray
+
+    ray.init(address="local", num_cpus=WORKERS, num_gpus=0, include_dashboard=False, _node_ip_address="127.0.0.1")
+    times = _by_tune(store, directory)
+    ray.shutdown()
+    return times
+
+
+def _by_tune(store: Path, directory: Path) -> Times:
+    tasks, setup = _evaluation(store)
+    asked = time.time()
+    from workers.cluster import bundle_of
+    from workers.evaluation import cut
+    from workers.tune_run import Reported, TuneRun
+
+    resources = ResourcesSpec(workers=WORKERS, gpus_per_worker=0)
+    run = TuneRun(
+        [TimedNetworks(chunk, setup) for chunk in cut(tasks, resources)],
+        bundle=bundle_of(resources),
+        concurrency=WORKERS,
+        storage=directory / "tune",
+        title="benchmark",
+        reuse=True,
+        max_failures=0,
+    )
+    trained = []
+    while len(trained) < len(tasks):
+        trained += [seen.data for seen in run.watch(0.5, 60) if isinstance(seen, Reported)]
+    ended = time.time()
+    run.stop()
+    began = min(data["began"] for data in trained)
+    return Times(began - asked, ended - began, sum(data["seconds"] for data in trained))
+
+
+def _one_after_the_other(store: Path) -> Times:
+    """In one process, by one thread, as `cafe run` does."""
+    asked = time.time()
+    import torch
+
+    from cafe_core.evaluation.run import train_networks
+
+    torch.set_num_threads(1)
+    tasks, setup = _evaluation(store)
+    began = time.time()
+    assert len(list(train_networks(tasks, setup, torch.device("cpu")))) == NETWORKS
+    taken = time.time() - began
+    return Times(began - asked, taken, taken)
+
+
+def _in_a_process(work: Callable[..., T], *arguments: object) -> T:
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(work, *arguments).result()
+
+
+def measure() -> list[Figure]:
+    """The best of three rounds each."""
+    with TemporaryDirectory() as name:
+        directory = Path(name)
+        roots = DataRoots(datasets=directory, uploads=directory, downloads=directory, cache=directory / "cache")
+        store = sources.prepare(DatasetSpec(name="digits"), roots)
+        alone, by_tune = [], []
+        for _ in range(ROUNDS):  # in turn: a machine is not equally fast all the time
+            alone.append(_in_a_process(_one_after_the_other, store))
+            by_tune.append(_in_a_process(_fanned_out, store, directory))
+    working, total, start = (
+        [min(getattr(times, name) for times in rounds) for rounds in (alone, by_tune)] for name in ("working", "total", "start")
+    )
+    return [
+        Figure("20 networks one after the other in one process", working[0], "s"),
+        Figure("20 networks by Tune on two workers", working[1], "s"),
+        Figure("fan-out against one after the other", working[1] / working[0], "×", "≤ 0.6"),
+        Figure("the same with both starts", total[1] / total[0], "×"),
+        Figure("fan-out: start, until the first network trains", start[1], "s"),
+        Figure("fan-out: cost per network beyond its training", 100 * min(times.cost for times in by_tune), "%", "< 10"),
+    ]

@@ -1,0 +1,124 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from cafe_core.config import Augmentation, NetworkSpec
+from cafe_core.data.class_store import ClassStore
+from cafe_core.evaluation.ensemble import Ensemble
+from cafe_core.evaluation.images import HeldImages, Normalisation, StoredImages
+from cafe_core.evaluation.training import accuracies, network_seed
+from cafe_core.networks import init_network
+from tests.cafe_core.separable import CPU, MLP, normalisation, of_test_set, run, separable_store, taught
+
+AUGMENTATIONS: list[Augmentation] = ["none", "dsa", "crop_scale_rotate", "autoaugment", "randaugment", "crop_flip_cutout"]
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> ClassStore:
+    return separable_store(tmp_path / "store")
+
+
+def test_a_network_learns_what_the_images_show(store: ClassStore) -> None:
+    assert run(store, taught(store, 60), epochs=60) > 95
+    assert run(store, taught(store, 60, shift=1), epochs=60) < 5  # taught the wrong classes, it answers the wrong classes
+    assert run(store, taught(store, 60, scale=0)) < 70  # taught nothing, it answers by its random features
+
+
+@pytest.mark.parametrize("augment", AUGMENTATIONS)
+def test_the_same_seed_gives_the_same_number_whatever_else_runs(store: ClassStore, augment: Augmentation) -> None:
+    noisy = taught(store, 6, noise=2)
+    found: list[float] = []
+    for seed in (1, 2, 3, 1):
+        torch.manual_seed(len(found))
+        found.append(run(store, noisy, epochs=4, seed=seed, augment=augment))
+    assert found[0] == found[3]
+    assert len(set(found)) > 1
+
+
+@pytest.mark.parametrize("norm", ["none", "instance", "batch"])
+def test_convnets_train_with_augmentation(store: ClassStore, norm: str) -> None:
+    network = NetworkSpec(width=16, depth=2, norm=norm)  # type: ignore[arg-type]
+    assert run(store, taught(store, 60), epochs=100, network=network, augment="dsa") > 60
+
+
+def test_a_single_epoch_runs_at_the_full_rate_and_the_rate_falls_at_half(
+    store: ClassStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rates: list[float] = []
+    step = torch.optim.SGD.step
+
+    def recorded(self: torch.optim.SGD) -> None:
+        rates.append(self.param_groups[0]["lr"])
+        step(self)
+
+    monkeypatch.setattr(torch.optim.SGD, "step", recorded)
+    for epochs, expected in ((1, [0.01]), (2, [0.01, 0.001]), (5, [0.01] * 3 + [0.001] * 2)):
+        rates.clear()
+        run(store, taught(store, 6), epochs=epochs)
+        assert rates == pytest.approx(expected)
+
+
+def test_a_set_larger_than_a_batch_is_seen_whole_each_epoch(store: ClassStore) -> None:
+    assert run(store, taught(store, 300), epochs=20) > 95  # two batches: 256 and 44
+
+
+@pytest.mark.parametrize("augment", AUGMENTATIONS)
+def test_stored_images_train_as_held_ones_do(store: ClassStore, augment: Augmentation) -> None:
+    """What is read and normalised batch by batch gives the bytes of what lies there normalised, over two batches an epoch."""
+    stored = of_test_set(store)  # 300 images
+    rows = torch.arange(len(stored))
+    held = HeldImages(stored.normalised(rows), stored.labels(rows), stored.normalisation)
+    assert torch.equal(held.levels(rows), stored.levels(rows))
+    assert run(store, stored, epochs=2, augment=augment) == run(store, held, epochs=2, augment=augment)
+
+
+def test_a_diverged_network_still_gets_a_number(store: ClassStore) -> None:
+    assert 0 <= run(store, taught(store, 6, scale=1e30), epochs=3) <= 100
+
+
+def test_accuracy_counts_the_last_chunk_and_normalises(store: ClassStore) -> None:
+    """100 images are chunks of 32, 32, 32 and 4; the counts are checked against one pass over all."""
+    network = init_network(MLP, (1, 8, 8), 3, seed=0)
+    levels, labels = store.test_images[:100], store.test_labels[:100]
+    with torch.inference_mode():
+        predicted = network((torch.tensor(np.array(levels)) / 255 - 0.3) / 0.2).argmax(1).numpy()
+
+    def measured(labels: np.ndarray, rows: torch.Tensor) -> float:
+        images = StoredImages(levels, labels, Normalisation([0.3], [0.2], CPU))
+        return accuracies(Ensemble([network]), images, rows)[0]
+
+    rows = torch.arange(100)
+    assert measured(labels, rows) == 100 * (predicted == labels).mean()
+    assert measured(predicted, rows) == 100
+    assert measured(labels, rows[10:50]) == 100 * (predicted == labels)[10:50].mean()
+
+
+def test_accuracy_uses_batch_norms_running_statistics(store: ClassStore) -> None:
+    ensemble = Ensemble([init_network(NetworkSpec(width=4, depth=1, norm="batch"), (1, 8, 8), 3, seed=0)])
+    before = {name: value.clone() for name, value in ensemble.state_dict().items()}
+    images, rows = of_test_set(store), torch.arange(300)
+    assert accuracies(ensemble, images, rows) == accuracies(ensemble, images, rows)
+    assert all(torch.equal(value, before[name]) for name, value in ensemble.state_dict().items())
+
+
+def test_no_test_images_is_an_error(store: ClassStore) -> None:
+    ensemble = Ensemble([init_network(MLP, (1, 8, 8), 3, seed=0)])
+    with pytest.raises(ValueError, match="no test images"):
+        accuracies(ensemble, of_test_set(store), torch.arange(0))
+
+
+def test_levels_are_denormalised_clipped_and_rounded(store: ClassStore) -> None:
+    normaliser = normalisation(store)
+    levels = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16)
+    assert torch.equal(normaliser.levels(normaliser.floats(levels)), levels)
+    assert normaliser.levels(torch.tensor([[[[-50.0, 50.0]]]])).flatten().tolist() == [0, 255]
+
+
+def test_every_network_of_an_evaluation_has_its_own_seed() -> None:
+    seeds = {network_seed(seed, kind, repeat) for seed in range(3) for kind in range(3) for repeat in range(20)}
+    assert len(seeds) == 3 * 3 * 20
+    assert all(0 <= seed < 2**64 for seed in seeds)

@@ -1,0 +1,119 @@
+"""An attempt that was given up, at any event of it, changes nothing any more."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cafe_core import local
+from cafe_core.errors import StaleAttemptError
+from cafe_core.fence import AttemptFence
+from cafe_core.jobdir import DataRoots, JobDir, LineLog, read_lines, write_atomically
+from tests.cafe_core.test_local import SPEC, roots  # noqa: F401 - a fixture
+
+VALIDATED = SPEC | {"validation": {"every": 2, "fraction": 0.4, "repeats": 1, "epochs": 1}}
+EVALUATE = {
+    "kind": "evaluate",
+    "synthetic": {"dataset": SPEC["dataset"], "selection": "herding", "ipc": 1},
+    "networks": [{"name": "mlp", "width": 4}],
+    "repeats": 3,
+    "epochs": 1,
+}
+SWEEP = {"kind": "sweep", "base": SPEC, "space": {"seed": {"grid": [0, 1]}}}
+
+
+def files_of(directory: JobDir) -> dict[Path, bytes]:
+    """All files but the event logs, which belong to attempts."""
+    found = [path for path in directory.path.rglob("*") if path.is_file() and path.name != "events.jsonl"]
+    return {path: path.read_bytes() for path in found}
+
+
+def give_up(directory: JobDir) -> None:
+    job = json.loads(directory.job_file.read_bytes())
+    write_atomically(directory.job_file, json.dumps(job | {"attempt": 2}).encode())
+
+
+@pytest.mark.parametrize(
+    ("spec", "moment"),
+    [
+        (SPEC, {"type": "phase", "phase": "preparing"}),
+        (SPEC, {"type": "phase", "phase": "condensing"}),
+        (SPEC, {"type": "iteration", "iteration": 2}),
+        (SPEC, {"type": "phase", "phase": "evaluating"}),
+        (SPEC, {"type": "evaluated", "done": 2}),
+        (SPEC, {"type": "phase", "phase": "publishing"}),
+        (VALIDATED, {"type": "phase", "phase": "validating"}),
+        (VALIDATED, {"type": "validated"}),
+        (EVALUATE, {"type": "phase", "phase": "evaluating"}),
+        (EVALUATE, {"type": "evaluated", "done": 2}),
+        (SWEEP, {"type": "phase", "phase": "sweeping"}),
+        (SWEEP, {"type": "trial_started", "number": 0}),
+        (SWEEP, {"type": "trial", "number": 0}),
+    ],
+)
+def test_an_attempt_that_was_given_up_changes_nothing(
+    spec: dict[str, Any],
+    moment: dict[str, Any],
+    tmp_path: Path,
+    roots: DataRoots,  # noqa: F811
+) -> None:
+    directory = JobDir(tmp_path / "out")
+    left: dict[Path, bytes] = {}
+
+    def report(type: str, **data: Any) -> None:
+        if not left and moment.items() <= {"type": type, **data}.items():
+            give_up(directory)
+            left.update(files_of(directory))
+
+    job = local.prepare(spec, directory.path, roots)
+    with pytest.raises(StaleAttemptError, match="names attempt 2"):
+        job.run(report)
+    assert left
+    assert files_of(directory) == left
+
+
+def test_a_deleted_job_is_not_made_again(tmp_path: Path) -> None:
+    fence = AttemptFence.of(JobDir(tmp_path / "job"), 1)
+    with pytest.raises(StaleAttemptError, match="deleted"):
+        write_atomically(tmp_path / "job" / "checkpoints" / "file", b"", fence=fence)
+    assert not (tmp_path / "job").exists()
+
+
+def test_a_fence_crosses_processes_and_lets_its_attempt_write(tmp_path: Path) -> None:
+    directory = JobDir(tmp_path)
+    write_atomically(directory.job_file, b'{"job_id": "before there were fences"}')
+    fence = pickle.loads(pickle.dumps(AttemptFence.of(directory, 1)))
+    write_atomically(tmp_path / "file", b"1", fence=fence)
+    with closing(LineLog(tmp_path / "log", fence=fence)) as log:
+        log.append({"a": 1})
+        give_up(directory)
+        with pytest.raises(StaleAttemptError):
+            log.append({"a": 2})
+    with (tmp_path / "log").open("ab") as half:
+        half.write(b'{"a"')  # the next attempt's, under way
+    with pytest.raises(StaleAttemptError):
+        LineLog(tmp_path / "log", fence=fence)
+    assert (tmp_path / "log").read_bytes().endswith(b'{"a"')
+    assert read_lines(tmp_path / "log") == [{"a": 1}]
+
+
+def test_given_up_between_writing_and_moving(tmp_path: Path) -> None:
+    """The fence is asked right before the move."""
+    directory = JobDir(tmp_path)
+    write_atomically(directory.job_file, b'{"attempt": 1}')
+    asked = []
+
+    def fence() -> None:
+        AttemptFence.of(directory, 1)()
+        asked.append([path.name for path in tmp_path.iterdir()])
+        give_up(directory)
+
+    with pytest.raises(StaleAttemptError):
+        write_atomically(tmp_path / "file", b"2", fence=fence)
+    assert asked == [["job.json"]]
+    assert [path.name for path in tmp_path.iterdir()] == ["job.json"]

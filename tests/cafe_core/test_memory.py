@@ -1,0 +1,91 @@
+"""What a step holds, measured, against what the estimate says that it will."""
+
+from __future__ import annotations
+
+from math import prod
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from cafe_core.condense import Run
+from cafe_core.config import NetworkSpec
+from cafe_core.data.class_store import ClassStore
+from cafe_core.distributed import Comm
+from cafe_core.estimate import DOUBLE_GRAPH_FACTOR, GRAPH_BYTES_CPU, WEIGHT_GRADIENTS_HELD, estimate
+from cafe_core.model import Budget
+from cafe_core.networks import build_network
+from cafe_core.rank import Rank
+from cafe_core.run_state import start
+from tests.cafe_core.live_memory import LiveBytes
+from tests.cafe_core.made_data import make_spec, make_store
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> ClassStore:
+    return make_store(tmp_path_factory.mktemp("store") / "s", [8, 8], side=32, channels=3)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"width": 32},
+        {"width": 32, "norm": "layer"},
+        {"width": 32, "pooling": "max", "activation": "sigmoid"},
+        {"name": "lenet"},
+        {"name": "alexnet", "norm": "layer"},
+        {"name": "vgg11"},
+        {"name": "resnet18"},
+    ],
+    ids=lambda fields: "-".join(str(v) for v in fields.values()),
+)
+def test_a_double_graph_holds_what_is_estimated(fields: dict[str, object]) -> None:
+    """What the gradient of a gradient of the weights holds at its peak, an image."""
+    spec = NetworkSpec.model_validate(fields)
+    network = build_network(spec, (3, 16, 16), 10)
+    weights = [p for p in network.parameters() if p.dim() > 1]
+
+    def peak(images: int) -> int:
+        with LiveBytes() as live:
+            x = torch.zeros(images, 3, 16, 16, requires_grad=True)
+            loss = F.cross_entropy(network(x), torch.zeros(images, dtype=torch.int64))
+            gradients = torch.autograd.grad(loss, weights, create_graph=True)
+            torch.autograd.grad(gradients, x, [torch.ones_like(w) for w in weights])
+        return live.peak
+
+    measured = (peak(4) - peak(2)) / 2 / (4 * sum(prod(shape) for shape in network.map_shapes))
+    assert 0.5 * DOUBLE_GRAPH_FACTOR[spec.name] <= measured <= DOUBLE_GRAPH_FACTOR[spec.name]
+
+
+@pytest.mark.parametrize("method", [{"name": "dc"}, {"name": "dm"}, {"name": "cafe"}], ids=str)
+def test_a_step_holds_no_more_than_is_estimated(store: ClassStore, tmp_path: Path, method: dict[str, object]) -> None:
+    """An outer step with more synthetic images than a chunk has, on the budget of a CPU."""
+    spec = make_spec(store, ipc=26, network={}, method={"batch_real": 8, **method}, precision="float32")
+    rank = Rank.of(spec, store, Comm.single(), CPU, Budget.of(CPU))
+    _, shard = start(rank, tmp_path, lambda *_, **__: None)
+    run = Run(rank)
+    assert rank.images_per_double_graph < spec.ipc
+    with LiveBytes() as live:
+        run.update_images(shard, 0, 0)
+    estimated = estimate(spec, store.info)
+    assert live.peak <= estimated.features_bytes + estimated.statistics_bytes + estimated.synthetic_bytes
+    assert live.peak >= 0.2 * GRAPH_BYTES_CPU  # it is of that size: a chunk is no smaller than it must be
+
+
+@pytest.mark.parametrize("ipc", [1, 12], ids=["kept graph", "graph made anew per image"])
+def test_gradients_of_weights_are_held_as_estimated(store: ClassStore, tmp_path: Path, ipc: int) -> None:
+    """A network of large weights and small maps, however many chunks a class's images are."""
+    spec = make_spec(
+        store, ipc=ipc, network={"name": "mlp", "width": 1500}, method={"name": "dc", "batch_real": 1}, precision="float32"
+    )
+    rank = Rank.of(spec, store, Comm.single(), CPU, Budget(1, 1))  # an image at a time
+    _, shard = start(rank, tmp_path, lambda *_, **__: None)
+    run = Run(rank)
+    with LiveBytes() as live:
+        run.update_images(shard, 0, 0)
+    estimated = estimate(spec, store.info).statistics_bytes
+    assert estimated / WEIGHT_GRADIENTS_HELD == pytest.approx(4 * sum(p.numel() for p in rank.model.parameters()), rel=0.15)
+    assert 0.5 * estimated <= live.peak <= estimated

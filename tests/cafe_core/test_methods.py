@@ -1,0 +1,212 @@
+"""DM's and DC's gradients against ones derived by hand; what every method owes its callers, whatever it does."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from cafe_core import augment, methods
+from cafe_core.condense import Run
+from cafe_core.config import CondenseSpec, MatchingMethod
+from cafe_core.data.class_store import ClassStore
+from cafe_core.distributed import Comm
+from cafe_core.losses import MIN_NORM_PRODUCT
+from cafe_core.model import Budget
+from cafe_core.rank import Rank
+from cafe_core.run_state import start
+from cafe_core.synthetic_shard import SyntheticShard
+from tests.cafe_core.gangs import run_gang
+from tests.cafe_core.made_data import make_spec, make_store
+
+CPU = torch.device("cpu")
+ROOMY = Budget(1 << 30, 1 << 30)
+TIGHT = Budget(1, 1)  # one image at a time, real or synthetic
+N, IPC = 8, 3
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> ClassStore:
+    """Four classes, one of them smaller than N and one smaller than ipc."""
+    return make_store(tmp_path_factory.mktemp("store") / "s", [20, 5, 20, 1], channels=3)
+
+
+def started(spec: CondenseSpec, store: ClassStore, comm: Comm, budget: Budget, checkpoints: Path) -> tuple[Run, SyntheticShard]:
+    """A run before its first outer step."""
+    rank = Rank.of(spec, store, comm, CPU, budget)
+    _, shard = start(rank, checkpoints, lambda *_, **__: None)
+    rank.model.renew(spec.seed, 0)
+    return Run(rank), shard
+
+
+def real_and_synthetic(run: Run, shard: SyntheticShard) -> list[tuple[Tensor, Tensor]]:
+    """(T_k, S_k) of every class, as the first outer step takes them."""
+    rows = run.sample("real", N, 0, 0)
+    real = [run.rank.real.batch(k, indices) for k, indices in zip(rows.classes, rows.indices, strict=True)]
+    return list(zip(real, shard.images.split(shard.ipc), strict=True))
+
+
+class HandMLP:
+    """The MLP with two hidden layers as matrices: o = W3 h2 + b3, h2 = [W2 h1 + b2]₊, h1 = [W1 x + b1]₊. No autograd."""
+
+    def __init__(self, run: Run) -> None:
+        self.W1, self.b1, self.W2, self.b2, self.W3, self.b3 = (p.detach() for p in run.rank.model.parameters())
+
+    def hidden(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """h1, h2 of x (n, P)."""
+        h1 = (x @ self.W1.T + self.b1).clamp(min=0)
+        return h1, (h1 @ self.W2.T + self.b2).clamp(min=0)
+
+    def residual(self, x: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        """p and (p − onehot(k))/n: (n, K), the gradient of the mean cross-entropy in the logits."""
+        p = torch.exp(self.hidden(x)[1] @ self.W3.T + self.b3)
+        p = p / p.sum(1, keepdim=True)
+        onehot = torch.zeros_like(p)
+        onehot[:, k] = 1
+        return p, (p - onehot) / len(x)
+
+    def weight_gradients(self, x: Tensor, k: int) -> list[Tensor]:
+        """∇ of the mean cross-entropy of class k's images x in W1, W2, W3: backpropagation, written out."""
+        h1, h2 = self.hidden(x)
+        d3 = self.residual(x, k)[1]
+        d2 = d3 @ self.W3 * (h2 > 0)
+        d1 = d2 @ self.W2 * (h1 > 0)
+        return [d1.T @ x, d2.T @ h1, d3.T @ h2]
+
+    def matched_gradient(self, x: Tensor, k: int, V: list[Tensor]) -> Tensor:
+        """∂/∂x ⟨∇_W CE(x), V⟩: ⟨∇_W CE, V⟩ is CE's derivative along V, R{CE} (Pearlmutter 1994); then the chain rule."""
+        V1, V2, V3 = V
+        h1, h2 = self.hidden(x)
+        p, d = self.residual(x, k)
+        m1, m2 = (h1 > 0).to(x), (h2 > 0).to(x)
+        Rh1 = m1 * (x @ V1.T)
+        Rh2 = m2 * (Rh1 @ self.W2.T + h1 @ V2.T)
+        Ro = Rh2 @ self.W3.T + h2 @ V3.T
+        d_o = p * (Ro - (p * Ro).sum(1, keepdim=True)) / len(x)  # ∂⟨d, Ro⟩/∂o = (diag p − p pᵀ) Ro / n
+        d_a2, d_Ra2 = m2 * (d_o @ self.W3 + d @ V3), m2 * (d @ self.W3)
+        d_a1, d_Ra1 = m1 * (d_a2 @ self.W2 + d_Ra2 @ V2), m1 * (d_Ra2 @ self.W2)
+        return d_a1 @ self.W1 + d_Ra1 @ V1
+
+
+def hand_distance(a: Tensor, b: Tensor) -> tuple[float, Tensor]:
+    """Σ_i 1 − ⟨a_i, b_i⟩/(‖a_i‖‖b_i‖ + ε) and its gradient in a, row by row by the quotient rule."""
+    value, gradient = 0.0, torch.zeros_like(a)
+    for i in range(len(a)):
+        dot, norm_a, norm_b = a[i] @ b[i], a[i].square().sum().sqrt(), b[i].square().sum().sqrt()
+        q = norm_a * norm_b + MIN_NORM_PRODUCT
+        value += float(1 - dot / q)
+        if norm_a > 0:
+            gradient[i] = -(b[i] / q - dot / q**2 * norm_b / norm_a * a[i])
+    return value, gradient
+
+
+@pytest.mark.parametrize("budget", [ROOMY, TIGHT], ids=["whole classes", "image by image"])
+def test_dm_gradient_by_hand(store: ClassStore, tmp_path: Path, budget: Budget) -> None:
+    method = {"name": "dm", "augment": "none", "init": "noise", "batch_real": N}
+    spec = make_spec(store, ipc=IPC, network={"name": "mlp", "width": 16}, method=method)
+    run, shard = started(spec, store, Comm.single(), budget, tmp_path)
+    hand, loss, expected = HandMLP(run), 0.0, []
+    for T, S in real_and_synthetic(run, shard):
+        h1, h2 = hand.hidden(S.flatten(1))
+        difference = h2.mean(0) - hand.hidden(T.flatten(1))[1].mean(0)
+        loss += float(difference @ difference)
+        expected.append(((2 / IPC * difference * (h2 > 0)) @ hand.W2 * (h1 > 0)) @ hand.W1)
+    gradient, losses = run.method.gradient(shard, run.sample("real", N, 0, 0), None)
+    assert float(losses["loss"]) == pytest.approx(loss, rel=1e-10)
+    assert gradient.abs().max() > 1e-3
+    torch.testing.assert_close(gradient.flatten(1), torch.cat(expected), rtol=1e-10, atol=1e-14)
+
+
+@pytest.mark.parametrize("budget", [ROOMY, TIGHT], ids=["kept graph", "graph made anew per image"])
+def test_dc_gradient_by_hand(store: ClassStore, tmp_path: Path, budget: Budget) -> None:
+    spec = make_spec(store, ipc=IPC, network={"name": "mlp", "width": 16}, method={"name": "dc", "batch_real": N})
+    run, shard = started(spec, store, Comm.single(), budget, tmp_path)
+    hand, loss, expected = HandMLP(run), 0.0, []
+    for k, (T, S) in enumerate(real_and_synthetic(run, shard)):
+        x = S.flatten(1)
+        terms = [
+            hand_distance(a, b) for a, b in zip(hand.weight_gradients(x, k), hand.weight_gradients(T.flatten(1), k), strict=True)
+        ]
+        loss += sum(value for value, _ in terms)
+        expected.append(hand.matched_gradient(x, k, [V for _, V in terms]))
+    gradient, losses = run.method.gradient(shard, run.sample("real", N, 0, 0), None)
+    assert float(losses["loss"]) == pytest.approx(loss, rel=1e-10)
+    assert gradient.abs().max() > 1e-3
+    torch.testing.assert_close(gradient.flatten(1), torch.cat(expected), rtol=1e-9, atol=1e-13)
+
+
+@pytest.mark.parametrize("network", [{"width": 6, "depth": 2}, {"width": 4, "depth": 2, "norm": "layer"}], ids=str)
+@pytest.mark.parametrize("budget", [ROOMY, TIGHT], ids=["kept graph", "graph made anew per image"])
+@pytest.mark.parametrize("name", ["dc", "dm"])
+def test_siamese_gradient_is_that_of_the_paper_loss_in_one_graph(
+    store: ClassStore, tmp_path: Path, name: str, budget: Budget, network: dict[str, Any]
+) -> None:
+    """DSA's and DM's losses as their papers write them, by autograd through convolutions and normalisation."""
+    spec = make_spec(store, ipc=IPC, network=network, method={"name": name, "augment": "dsa", "init": "noise", "batch_real": N})
+    run, shard = started(spec, store, Comm.single(), budget, tmp_path)
+    draws = augment.draw("dsa", 4, store.info.shape, True, torch.Generator().manual_seed(3)).to("cpu", torch.float64)
+    S = shard.images.clone().requires_grad_()
+    net = run.rank.model.network.requires_grad_(True)
+    weights = [p for p in net.parameters() if p.dim() > 1]
+    loss = torch.zeros((), dtype=torch.float64)
+    for k, (T_k, _) in enumerate(real_and_synthetic(run, shard)):
+        T, own = (augment.apply(x, draws[torch.full((len(x),), k)]) for x in (T_k, S[k * IPC : (k + 1) * IPC]))
+        if name == "dm":
+            loss = loss + (net.features(own)[-1].mean(0) - net.features(T)[-1].mean(0)).square().sum()
+            continue
+        g_T, g_S = (
+            torch.autograd.grad(F.cross_entropy(net(x), torch.full((len(x),), k)), weights, create_graph=True) for x in (T, own)
+        )
+        for a, b in zip(g_S, g_T, strict=True):
+            a, b = a.flatten(1), b.detach().flatten(1)
+            loss = loss + (1 - (a * b).sum(1) / (a.norm(dim=1) * b.norm(dim=1) + MIN_NORM_PRODUCT)).sum()
+    (expected,) = torch.autograd.grad(loss, S)
+    gradient, losses = run.method.gradient(shard, run.sample("real", N, 0, 0), draws)
+    assert float(losses["loss"]) == pytest.approx(float(loss.detach()), rel=1e-10)
+    torch.testing.assert_close(gradient, expected, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize(("name", "numbers"), [("dm", 2), ("dc", 1)])
+def test_matching_is_local_to_a_class(store: ClassStore, tmp_path: Path, name: str, numbers: int) -> None:
+    """An outer step of DC or DM sends its loss, whatever the network and the images are."""
+    spec = make_spec(store, method={"name": name, "batch_real": N})
+
+    def work(comm: Comm) -> int:
+        run, shard = started(spec, store, comm, ROOMY, tmp_path)
+        before = comm.numbers
+        run.update_images(shard, 0, 0)
+        return comm.numbers - before
+
+    assert run_gang(3, work) == [numbers] * 3
+
+
+def method_names() -> list[str]:
+    """Every `method.name` that the spec allows."""
+    return [
+        name
+        for model in CondenseSpec.model_fields["method"].annotation.__args__  # type: ignore[union-attr]
+        for name in model.__args__[0].model_fields["name"].annotation.__args__
+    ]
+
+
+assert {"cafe", "dc", "dm", "random", "herding", "k_center", "forgetting", "kmeans"} <= set(method_names())
+
+
+@pytest.mark.parametrize("name", method_names())
+def test_every_method_of_the_spec_is_a_module(name: str, store: ClassStore) -> None:
+    spec = make_spec(store, iterations=0, method={"name": name})
+    module = importlib.import_module(f"cafe_core.methods.{name}")
+    if isinstance(spec.method, MatchingMethod):
+        assert issubclass(module.Method, methods.Matching)
+    else:
+        assert callable(module.select)

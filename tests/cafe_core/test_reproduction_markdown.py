@@ -1,0 +1,159 @@
+"""From jobs' outcomes to numbers, Markdown and pictures."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from cafe_core.reproduction import pictures
+from cafe_core.reproduction.experiment import Cell, Curve, Experiment
+from cafe_core.reproduction.jobs import Failed, Finished, Job, Outcome, condensing_seconds
+from cafe_core.reproduction.markdown import Circumstances, markdown
+from cafe_core.reproduction.published import Published
+from cafe_core.reproduction.readings import NoReading, Reading, read
+from cafe_core.reproduction.scales import PAPER, SMOKE
+
+CIRCUMSTANCES = Circumstances("cafe reproduce table2 --scale paper", "2026-11-22 12:00 UTC", "2 cores")
+
+
+def job(number: int) -> Job:
+    """One of many."""
+    return Job({"kind": "condense", "dataset": {"name": "digits"}, "ipc": 1, "method": {"name": "cafe"}, "seed": number})
+
+
+def finished(of: Job, *accuracies: float, minutes: float | None = None) -> Finished:
+    """A job with these accuracies."""
+    row = {"name": "convnet", "accuracies": list(accuracies)}
+    result = {"evaluation": {"networks": [row]}, "versions": {"torch": "2.14.1"}}
+    return Finished(of.name, result, None if minutes is None else 60 * minutes, Path("nowhere"))
+
+
+def made(**fields: object) -> Experiment:
+    """Two columns: one cell of two sets, one that failed, one not run, and minutes."""
+    cells = (
+        Cell("A", "accuracy", (job(0), job(1)), Published(50.92)),
+        Cell("B", "accuracy", (job(2),), Published(42.6, 3.3)),
+        Cell("C", "accuracy", (job(3),)),
+        Cell("A", "minutes", (job(0), job(1)), Published(117, approximate=True), measure="minutes"),
+    )
+    given = {"name": "table2", "scale": SMOKE, "title": "Table 2: made", "row_title": "row", "cells": cells}
+    said = {"ours": "digits", "paper": "CIFAR10", "notes": ("A note.",), "differences": ("this", "that")}
+    return Experiment(**{**given, **said, **fields})  # type: ignore[arg-type]
+
+
+OUTCOMES: dict[str, Outcome] = {
+    outcome.name: outcome
+    for outcome in (
+        finished(job(0), 60.0, 70.0, minutes=1.0),
+        finished(job(1), 80.0, minutes=2.0),
+        Failed(job(2).name, "dataset mnist:\nnot | found"),
+    )
+}
+
+
+def test_a_number_pools_the_networks_of_all_sets() -> None:
+    accuracy, failed, absent, minutes = (read(cell, OUTCOMES) for cell in made().cells)
+    assert isinstance(accuracy, Reading)
+    assert (accuracy.mean, accuracy.std, accuracy.n) == (70.0, 10.0, 3)
+    assert failed == NoReading("failed: dataset mnist:\nnot | found")
+    assert absent == NoReading("not run yet")
+    assert isinstance(minutes, Reading)
+    assert minutes.values == (1.0, 2.0)
+
+
+def test_markdown() -> None:
+    assert markdown(made(scale=replace(PAPER, takes="days")), OUTCOMES, CIRCUMSTANCES, ["table2.png"]) == (
+        """\
+# Table 2: made
+
+`cafe reproduce table2 --scale paper` (days), 2026-11-22 12:00 UTC, 2 cores; torch 2.14.1.
+Ours: digits; mean ± standard deviation over n networks, test accuracy in %. Published: CIFAR10 (Wang et al., CAFE: Learning to \
+Condense Dataset by Aligning Features, CVPR 2022).
+
+**accuracy**
+
+| row | ours | n | published |
+|---|---|---|---|
+| A | 70.0 ± 10.0 | 3 | 50.92 |
+| B | failed: dataset mnist: not \\| found | | 42.6 ± 3.3 |
+| C | not run yet | | – |
+
+**minutes**
+
+| row | ours | n | published |
+|---|---|---|---|
+| A | 1.50 ± 0.71 | 2 | ≈ 117 |
+
+![Table 2: made](table2.png)
+
+A note.
+
+What differs from the paper:
+
+- this
+- that
+"""
+    )
+
+
+def test_seconds_of_an_iteration_done_twice_count_once() -> None:
+    events = [
+        {"type": "phase", "data": {"phase": "condensing"}},
+        *({"type": "iteration", "data": {"iteration": i, "seconds": s}} for i, s in [(1, 5.0), (2, 7.0), (2, 1.0), (3, 2.5)]),
+    ]
+    assert condensing_seconds(events) == 8.5
+    assert condensing_seconds(events[:1]) is None
+
+
+def test_jobs_are_known_by_their_spec() -> None:
+    assert job(1) == job(1)
+    assert job(1) != job(2)
+    assert job(1).name.startswith("cafe-digits-ipc1-")
+
+
+@pytest.mark.parametrize("paper", ["CIFAR10", "digits"])
+def test_a_table_is_drawn(tmp_path: Path, paper: str) -> None:
+    pictures.draw_table(made(paper=paper), OUTCOMES, tmp_path / "table2.png")
+    assert_drawn(tmp_path / "table2.png")
+
+
+@pytest.mark.parametrize("paper", ["CIFAR10", "digits"])
+def test_a_curve_is_drawn(tmp_path: Path, paper: str) -> None:
+    curve = Curve("β", (0.1, 1.0, 10.0), 1.0, logarithmic=True)
+    pictures.draw_curve(made(cells=made().cells[:3], curve=curve, paper=paper), OUTCOMES, tmp_path / "curve.png")
+    assert_drawn(tmp_path / "curve.png")
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_grids_show_every_image_at_its_place(tmp_path: Path, channels: int) -> None:
+    path = tmp_path / "grids.png"
+    black = np.zeros((3, 2, channels, 8, 8), dtype=np.uint8)
+    pictures.draw_grids("black", {"one": black, "other": black}, ["a", "b", "c"], path)
+    one_white = black.copy()
+    one_white[2, 0] = 255
+    before = np.asarray(Image.open(path).convert("L"))
+    pictures.draw_grids("black", {"one": black, "other": one_white}, ["a", "b", "c"], path)
+    changed = np.argwhere(before != np.asarray(Image.open(path).convert("L")))
+    height, width = before.shape
+    assert changed[:, 1].min() > width / 2  # in the right grid
+    assert changed[:, 0].min() > height / 2  # its last row
+    assert len(changed) > 1000
+
+
+def test_a_scatter_is_drawn(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    stars = {name: random.normal(size=(4, 2)) for name in ("DC", "DL", "LFA", "CAFE")}
+    pictures.draw_scatter("t-SNE", random.normal(size=(30, 2)), stars, tmp_path / "scatter.png")
+    assert_drawn(tmp_path / "scatter.png")
+
+
+def assert_drawn(path: Path) -> None:
+    """A picture of a size for people, with many colours."""
+    image = Image.open(path)
+    assert min(image.size) > 300
+    assert max(image.size) < 2500
+    assert len(np.unique(np.asarray(image).reshape(-1, 4), axis=0)) > 20

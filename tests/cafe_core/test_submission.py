@@ -1,0 +1,217 @@
+"""What is accepted as a job, and what is refused at submission."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from cafe_core.config import CondenseSpec, EvaluateSpec, SweepSpec, parse_job_spec
+from cafe_core.data import catalog
+from cafe_core.errors import SpecError
+from cafe_core.jobdir import DataRoots
+from cafe_core.submission import Accepted, Site, accept
+from cafe_core.synthetic import SyntheticSet
+
+Submit = Callable[[dict[str, Any]], Accepted]
+
+
+def synthetic_set(
+    *, classes: int = 10, shape: tuple[int, int, int] = (1, 8, 8), dataset: dict[str, Any] | None = None
+) -> SyntheticSet:
+    return SyntheticSet(
+        images=np.zeros((2 * classes, *shape), np.float32),
+        labels=np.repeat(np.arange(classes, dtype=np.int64), 2),
+        mean=np.zeros(shape[0], np.float32),
+        std=np.ones(shape[0], np.float32),
+        class_names=[str(k) for k in range(classes)],
+        dataset={"name": "digits", "is_digits": True},
+        spec={} if dataset is None else {"dataset": dataset},
+        iteration=3,
+        versions={},
+    )
+
+
+@pytest.fixture
+def roots(tmp_path: Path) -> DataRoots:
+    for name in ("datasets", "uploads", "downloads", "cache"):
+        (tmp_path / name).mkdir()
+    return DataRoots(**{name: tmp_path / name for name in ("datasets", "uploads", "downloads", "cache")})
+
+
+@pytest.fixture
+def submit(roots: DataRoots) -> Submit:
+    def of_job(job_id: str) -> SyntheticSet:
+        if job_id != "job_known":
+            raise SpecError(f"there is no job {job_id}", loc="synthetic.job_id")
+        return synthetic_set(dataset={"name": "digits"})
+
+    site = Site(roots, lambda spec: catalog.describe(spec, roots), of_job, fits=lambda resources: 4 // resources.workers)
+    return lambda sent: accept(parse_job_spec(sent), site)
+
+
+def test_a_job_without_a_kind_is_a_condensation(submit: Submit) -> None:
+    accepted = submit({"dataset": {"name": "digits"}, "ipc": 1})
+    assert isinstance(accepted.spec, CondenseSpec)
+    assert accepted.spec.iterations == 2000
+    assert accepted.condensations == [accepted.spec]
+
+
+def test_another_jobs_set_is_tested_on_the_dataset_that_it_was_made_from(submit: Submit) -> None:
+    accepted = submit({"kind": "evaluate", "synthetic": {"job_id": "job_known"}, "baselines": ["random"]})
+    assert isinstance(accepted.spec, EvaluateSpec)
+    assert accepted.spec.dataset is not None
+    assert accepted.spec.dataset.name == "digits"
+    assert accepted.spec.whole_epochs == 300
+    assert accepted.spec.networks[0].width == 128
+    assert accepted.judged is not None
+    assert accepted.judged.iteration == 3
+    assert accepted.condensations == []
+
+
+def test_a_file_under_the_dataset_root_can_be_judged(submit: Submit, roots: DataRoots) -> None:
+    synthetic_set(dataset={"name": "digits"}).save(roots.datasets / "set.safetensors")
+    (roots.datasets / "set.npz").write_bytes(synthetic_set(dataset={"name": "digits"}).to_npz_bytes())
+    for name in ("set.safetensors", "set.npz"):
+        accepted = submit({"kind": "evaluate", "synthetic": {"path": name}})
+        assert accepted.judged is not None
+        assert accepted.judged.ipc == 2
+
+
+def test_a_coreset_is_a_condensation_of_its_own(submit: Submit) -> None:
+    chosen = {"dataset": {"name": "digits"}, "selection": "herding", "ipc": 3}
+    accepted = submit({"kind": "evaluate", "synthetic": chosen, "seed": 5, "resources": {"workers": 20}})
+    (condensation,) = accepted.condensations
+    assert condensation.method.name == "herding"
+    assert (condensation.ipc, condensation.iterations, condensation.seed, condensation.resources.workers) == (3, 0, 5, 10)
+    for selection, fields in (("random", {"ipc": 3}), ("whole", {})):
+        judged = {"dataset": {"name": "digits"}, "selection": selection, **fields}
+        assert submit({"kind": "evaluate", "synthetic": judged}).condensations == []
+
+
+def test_networks_may_share_gpus_where_shards_may_not(submit: Submit) -> None:
+    shared = {"workers": 4, "gpus_per_worker": 0.5}
+    chosen = {"dataset": {"name": "digits"}, "selection": "k_center", "ipc": 3}
+    accepted = submit({"kind": "evaluate", "synthetic": chosen, "resources": shared})
+    assert isinstance(accepted.spec, EvaluateSpec)
+    assert accepted.spec.resources.workers == 4
+    assert accepted.condensations[0].resources.workers == 1
+    with pytest.raises(ValueError, match="several workers that condense"):
+        submit({"dataset": {"name": "digits"}, "ipc": 1, "resources": shared})
+
+
+def test_a_sweep_is_its_trials(submit: Submit) -> None:
+    base = {"dataset": {"name": "digits"}, "ipc": 1, "evaluation": {}, "resources": {"workers": 2}}
+    accepted = submit({"kind": "sweep", "base": base, "space": {"method.beta": {"grid": [0.5, 1.0, 2.0]}}})
+    assert isinstance(accepted.spec, SweepSpec)
+    assert accepted.spec.max_concurrent == 2
+    assert [trial.overrides for trial in accepted.trials] == [{"method.beta": beta} for beta in (0.5, 1.0, 2.0)]
+    assert len(accepted.condensations) == 3
+
+
+@pytest.mark.parametrize(
+    ("made", "fields", "message"),
+    [
+        (
+            {"shape": (1, 12, 12)},
+            {},
+            "synthetic: its images are 1×12×12 (channels × height × width), the test images of digits 1×8×8",
+        ),
+        ({"shape": (3, 8, 8)}, {}, "synthetic: its images are 3×8×8"),
+        ({"classes": 9}, {}, "synthetic: it has 9 classes, digits has 10"),
+        ({}, {"dataset": {"name": "cifar10"}}, "the test images of cifar10 3×32×32"),
+        (
+            {},
+            {"dataset": {"name": "fashion_mnist", "image_size": 8}},
+            "its classes 0, 1, 2, 3, 4, … are not those of fashion_mnist",
+        ),
+    ],
+)
+def test_a_set_that_does_not_fit_the_test_images_is_refused(
+    submit: Submit, roots: DataRoots, made: dict[str, Any], fields: dict[str, Any], message: str
+) -> None:
+    synthetic_set(**made, dataset={"name": "digits"}).save(roots.datasets / "set.safetensors")
+    with pytest.raises(ValueError, match="synthetic: ") as refused:
+        submit({"kind": "evaluate", "synthetic": {"path": "set.safetensors"}, **fields})
+    assert message in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("synthetic", "loc"),
+    [
+        ({"job_id": "job_unknown"}, "synthetic.job_id"),
+        ({"path": "absent.safetensors"}, "synthetic.path"),
+        ({"path": "../absent.safetensors"}, "synthetic.path"),
+        ({"path": "damaged.safetensors"}, "synthetic.path"),
+        ({"path": "picture.png"}, "synthetic.path"),
+        ({"path": "nameless.safetensors"}, "dataset"),
+    ],
+)
+def test_a_set_that_cannot_be_read_is_refused(submit: Submit, roots: DataRoots, synthetic: dict[str, Any], loc: str) -> None:
+    (roots.datasets / "damaged.safetensors").write_bytes(b"\x08\0\0\0\0\0\0\0{}      ")
+    (roots.datasets / "picture.png").write_bytes(b"")
+    synthetic_set().save(roots.datasets / "nameless.safetensors")
+    with pytest.raises(SpecError) as refused:
+        submit({"kind": "evaluate", "synthetic": synthetic})
+    assert refused.value.loc == loc
+
+
+@pytest.mark.parametrize(
+    ("sent", "message"),
+    [
+        ({"baselines": ["random"], "synthetic": {"dataset": {"name": "digits"}, "selection": "whole"}}, "baselines: "),
+        (
+            {"dataset": {"name": "mnist"}, "synthetic": {"dataset": {"name": "digits"}, "selection": "whole"}},
+            "dataset: images chosen from a dataset are judged on its own test images",
+        ),
+    ],
+)
+def test_an_evaluation_of_real_images_that_means_nothing_is_refused(submit: Submit, sent: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        submit({"kind": "evaluate", **sent})
+
+
+@pytest.mark.parametrize("name", ["random", "herding"])
+def test_methods_that_choose_real_images_have_no_iterations_and_no_validation(submit: Submit, name: str) -> None:
+    job = {"dataset": {"name": "digits"}, "ipc": 1, "method": {"name": name}}
+    assert submit(job).condensations[0].iterations == 0
+    with pytest.raises(ValueError, match="iterations: "):
+        submit({**job, "iterations": 5})
+    with pytest.raises(ValueError, match="validation: "):
+        submit({**job, "validation": {"every": 5}})
+
+
+@pytest.mark.parametrize(
+    ("sent", "message"),
+    [
+        (
+            {
+                "dataset": {"name": "digits"},
+                "ipc": 1,
+                "evaluation": {"repeats": 10_000, "baselines": ["random"], "networks": [{}] * 6},
+            },
+            "evaluation.repeats: 10000 of each kind of network, augmentation and source of images are 120000 networks to train",
+        ),
+        (
+            {"kind": "evaluate", "synthetic": {"job_id": "job_known"}, "repeats": 10_000, "networks": [{}] * 11},
+            "repeats: 10000 of each kind of network, augmentation and source of images are 110000 networks to train",
+        ),
+        (
+            {"dataset": {"name": "digits"}, "ipc": 1, "iterations": 300_000, "validation": {"every": 2}},
+            "validation.every: 150000 validations by 3 networks each are 450000 networks to train; at most 100000",
+        ),
+    ],
+)
+def test_more_networks_than_a_result_can_hold_are_refused(submit: Submit, sent: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        submit(sent)
+
+
+def test_as_many_networks_as_a_result_can_hold_are_taken(submit: Submit) -> None:
+    chosen = {"dataset": {"name": "digits"}, "selection": "random", "ipc": 1}
+    sent = {"kind": "evaluate", "synthetic": chosen, "repeats": 10_000, "networks": [{}] * 10, "baselines": ["random"]}
+    assert isinstance(submit(sent).spec, EvaluateSpec)  # random is judged: as a baseline it is nothing more

@@ -1,0 +1,128 @@
+"""The commands of docs/operations.md, run in their order by a shell, as an operator would; and its worked example."""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+import subprocess
+import sys
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+import yaml
+
+from cafe_core.config import CondenseSpec, DatasetInfo
+from cafe_core.estimate import Estimate, estimate, map_shapes
+from cafe_core.resolution import resolve
+from tests.cafe_core.made_data import made_info
+from tests.postgres import ABSENT, binaries, postgres_cluster
+
+ROOT = Path(__file__).parents[2]
+OPERATIONS = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8")
+JOB = {
+    "kind": "condense",
+    "dataset": {"name": "digits"},
+    "ipc": 1,
+    "iterations": 2,
+    "network": {"width": 8, "depth": 2},
+    "method": {"max_outer": 2, "max_inner": 1},
+}
+STOP_WHAT_IS_LEFT = """trap 'kill "$(cat server.pid)" && tail --pid="$(cat server.pid)" --follow /dev/null' EXIT\n"""
+
+
+def commands(*labels: str) -> str:
+    """The document's console blocks with one of these labels, or none, as one script."""
+    blocks = re.findall(r"^```console ?(\w*)\n(.*?)^```$", OPERATIONS, re.M | re.S)
+    assert len(blocks) > 10
+    return "".join(text for label, text in blocks if label in ("", *labels))
+
+
+@pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
+def test_every_command_does_what_it_is_for(kind: str, tmp_path: Path) -> None:
+    (tmp_path / "job.yaml").write_text(yaml.safe_dump(JOB))
+    port = _free_port()
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("CAFE_")} | {
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "PYTHONPATH": str(ROOT),
+        "CAFE_DATA_DIR": str(tmp_path / "data"),
+        "CAFE_URL": f"http://127.0.0.1:{port}",
+        "CAFE_NUM_CPUS": "2",
+    }
+    with ExitStack() as stack:
+        if kind == "postgresql":
+            if binaries() is None:
+                pytest.skip(ABSENT)
+            cluster = stack.enter_context(postgres_cluster())
+            environment |= {"CAFE_DATABASE_URL": cluster.create("cafe"), "COPY_URL": cluster.url("copy")}
+        _run(commands(kind).replace("8000", str(port)), tmp_path, environment)
+
+
+def _run(script: str, directory: Path, environment: dict[str, str]) -> None:
+    done = subprocess.run(
+        ["timeout", "240", "bash", "-euxo", "pipefail", "-c", STOP_WHAT_IS_LEFT + script],
+        cwd=directory,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-4000:] + (directory / "server.log").read_text()[-2000:]
+    before, _, after = done.stdout.partition("the tables are at revision 0001")
+    assert before
+    assert '"status": "succeeded"' in after  # what was backed up is there again
+
+
+@pytest.mark.skipif(not (ROOT / ".venv" / ".installed").exists(), reason="this project was not installed by make")
+def test_make_setup_does_nothing_where_it_was_done() -> None:
+    assert commands("setup").startswith("make setup\n")
+    subprocess.run(["make", "--question", "setup"], cwd=ROOT, check=True)
+
+
+def test_the_worked_example_is_what_the_service_computes() -> None:
+    info = made_info([1281] * 1000, side=64)
+    counts = [int(number) for number in re.findall(r"(\d+) worker", _line("| | 1 worker"))]
+    assert counts == [1, 4, 8, 16]
+    estimates = [_estimate(workers, info) for workers in counts]
+    assert _numbers("memory a worker holds") == [round(e.memory_bytes / 2**20) for e in estimates]
+    assert _numbers("of it images") == [round(e.synthetic_bytes / 2**20) for e in estimates]
+    assert _numbers("of it statistics") == [round(e.statistics_bytes / 2**20) for e in estimates]
+    assert _numbers("numbers a worker sends") == [e.numbers_per_outer_step for e in estimates]
+    assert _numbers("the same in MiB") == [round(e.numbers_per_outer_step * 4 / 2**20, 1) for e in estimates]
+    maps = map_shapes(_spec(1).network, info.shape)
+    assert f"D = {_size(maps[-1])}, A = {sum(map(_size, maps)):,}" in OPERATIONS
+
+
+def _spec(workers: int) -> CondenseSpec:
+    return CondenseSpec.model_validate(
+        {
+            "dataset": {"path": "x"},
+            "ipc": 10,
+            "network": {"depth": 4},
+            "resources": {"workers": workers, "gpus_per_worker": 0},
+        }
+    )
+
+
+def _estimate(workers: int, info: DatasetInfo) -> Estimate:
+    return estimate(resolve(_spec(workers), info), info)
+
+
+def _size(shape: tuple[int, int, int]) -> int:
+    return shape[0] * shape[1] * shape[2]
+
+
+def _line(start: str) -> str:
+    return next(line for line in OPERATIONS.splitlines() if line.startswith(start))
+
+
+def _numbers(row: str) -> list[float]:
+    return [float(cell.replace(",", "")) for cell in _line(f"| {row}").split("|")[2:-1]]
+
+
+def _free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port: int = listener.getsockname()[1]
+        return port

@@ -1,0 +1,39 @@
+"""The Ray that a server starts for itself."""
+
+from __future__ import annotations
+
+import time
+
+import httpx
+import psutil
+
+from server.embedded_ray import EmbeddedRay
+from server.ray_keeper import kept
+
+
+def test_a_local_ray_that_has_ended_is_started_again_at_the_same_address() -> None:
+    with EmbeddedRay(num_cpus=1) as ray, kept(ray):
+        assert not ray.has_ended()
+        address, before = ray.address, ray.pid
+        [raylet] = [p for p in psutil.Process(before).children(recursive=True) if p.name() == "raylet"]
+        raylet.kill()
+        deadline = time.monotonic() + 90
+        while psutil.pid_exists(before) or not answers(ray):
+            assert time.monotonic() < deadline, ray.output()
+            time.sleep(0.2)
+        assert ray.address == address
+        assert ray.pid != before
+        assert not ray.has_ended()
+        directory, after = ray.directory, psutil.Process(ray.pid)
+    assert not after.is_running()
+    assert not directory.exists()
+
+
+def answers(ray: EmbeddedRay) -> bool:
+    """Whether a Ray, takes jobs."""
+    try:
+        headers = {"Authorization": f"Bearer {ray.token}"}
+        nodes = httpx.get(f"{ray.address}/nodes", params={"view": "summary"}, headers=headers, timeout=5, trust_env=False)
+    except httpx.TransportError:
+        return False
+    return nodes.is_success and [n["raylet"].get("state") for n in nodes.json()["data"]["summary"]] == ["ALIVE"]

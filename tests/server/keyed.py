@@ -1,0 +1,49 @@
+"""A server with API keys."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+import httpx
+
+from server import keys
+from server.database import Database
+from server.keys import KeyLimits, Scope
+from server.settings import Settings
+from tests.server.conftest import Api
+
+
+def add_key(settings: Settings, *scopes: Scope, name: str = "test", limits: KeyLimits | None = None) -> str:
+    """Make a key on the server's database, as `cafe keys create` does; returns it."""
+    settings.data_dir.mkdir(parents=True, exist_ok=True)
+    key = keys.new_key()
+    database = Database(settings.database)
+    try:
+        database.migrate()
+        with database.write() as session:
+            keys.create(session, key, name, scopes, limits or KeyLimits())
+    finally:
+        database.close()
+    return key
+
+
+def key_id(settings: Settings, key: str) -> str:
+    """The id of a key."""
+    database = Database(settings.database)
+    try:
+        with database.read() as session:
+            row = keys.find(session, key)
+            assert row is not None
+            return row.id
+    finally:
+        database.close()
+
+
+def client_of(api: httpx.Client, key: str | None) -> Api:
+    """A client of the same server that sends this key, or none. Close it."""
+    return Api(base_url=api.base_url, timeout=40, headers={"Authorization": f"Bearer {key}"} if key else {})
+
+
+def statuses(responses: Collection[httpx.Response]) -> list[int]:
+    """How each was answered."""
+    return [response.status_code for response in responses]

@@ -1,0 +1,61 @@
+"""Specs of evaluate and sweep jobs, and what drivers leave of them."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+
+from cafe_core.backend import TrialOutcome
+from cafe_core.evaluation.tasks import EvaluationTask
+from cafe_core.jobdir import JobDir
+from cafe_core.synthetic import SyntheticSet
+from tests.server.conftest import SPEC, Api, FakeRay
+
+RANDOM = {"dataset": {"name": "digits"}, "selection": "random", "ipc": 1}
+HERDING = RANDOM | {"selection": "herding"}
+EVALUATE: dict[str, Any] = {"kind": "evaluate", "synthetic": RANDOM, "networks": [{"width": 8, "depth": 2}, {"name": "mlp"}]}
+SWEEP: dict[str, Any] = {
+    "kind": "sweep",
+    "base": SPEC | {"evaluation": {"repeats": 2}},
+    "space": {"method.beta": {"grid": [0.5, 1.0]}, "seed": {"grid": [0, 1]}},
+}
+
+
+def digits_set(level: float = 0.5, shape: tuple[int, int, int] = (1, 8, 8), **fields: Any) -> SyntheticSet:
+    """One image a class of the digits, all of one level."""
+    parts: dict[str, Any] = {
+        "images": np.full((10, *shape), level, np.float32),
+        "labels": np.arange(10, dtype=np.int64),
+        "mean": np.zeros(shape[0], np.float32),
+        "std": np.ones(shape[0], np.float32),
+        "class_names": [str(digit) for digit in range(10)],
+        "dataset": {"name": "digits", "is_digits": True},
+        "spec": {"dataset": {"name": "digits"}},
+        "iteration": 3,
+        "versions": {},
+    }
+    return SyntheticSet(**parts | fields)
+
+
+def running_job(api: Api, ray: FakeRay, spec: dict[str, Any]) -> str:
+    """A job that Ray runs."""
+    job_id: str = api.submit(spec)["id"]
+    api.await_job(job_id, lambda _: (job_id, 1) in ray.submissions)
+    return job_id
+
+
+def end_trial(directory: JobDir, outcome: TrialOutcome, level: float = 0.5) -> None:
+    """What a sweep's driver writes when a trial ends: its files, then the line about it."""
+    if outcome.status == "succeeded":
+        digits_set(level).save(directory.trial(outcome.number).attempt(1).synthetic_file)
+    with directory.trials_file.open("a") as log:
+        log.write(json.dumps(asdict(outcome)) + "\n")
+
+
+def trained(directory: JobDir, judged: str, task: EvaluationTask, accuracy: float) -> None:
+    """What the driver of an evaluation writes when a network is trained; judged: which set was judged."""
+    with directory.evaluation_file.open("a") as log:
+        log.write(json.dumps({"set": judged, "task": asdict(task), "accuracy": accuracy}) + "\n")

@@ -1,0 +1,237 @@
+"""What one request may take: time to send an upload, a thread for heavy work, room in a refusal, bytes of a listing."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import socket
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+import server.request_timeout
+import server.routes.jobs
+from cafe_core.config import MAX_NESTING, parse_job_spec
+from server import heavy, jobs
+from server.api_client import ApiClient
+from server.body_limit import MAX_PARTS
+from server.database import Database
+from server.errors import SHOWN_CHARACTERS, SHOWN_ERRORS, spec_refusal
+from server.heavy import in_turn
+from server.settings import Settings
+from tests.server.conftest import SPEC, Api
+from tests.server.kinds import SWEEP
+
+UPLOAD_HEAD = (
+    b"POST /v1/datasets HTTP/1.1\r\nHost: localhost\r\nContent-Type: multipart/form-data; boundary=x\r\n"
+    b"Content-Length: 100000\r\n\r\n"
+    b'--x\r\nContent-Disposition: form-data; name="file"; filename="a.npz"\r\n\r\n'
+)
+
+
+def _drip(port: int, every_s: float, count: int) -> bytes:
+    """All that the server says to an upload of which a byte comes at a time, until it closes the connection."""
+    answer = b""
+    with socket.create_connection(("127.0.0.1", port), timeout=20) as connection:
+        connection.sendall(UPLOAD_HEAD)
+        connection.settimeout(every_s)
+        for _ in range(count):
+            try:
+                answer = connection.recv(4096)
+                break
+            except TimeoutError:
+                connection.sendall(b"x")
+        connection.settimeout(20)
+        while piece := connection.recv(4096):
+            answer += piece
+    return answer
+
+
+def _refused(answer: bytes) -> None:
+    head, _, body = answer.partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 408 ")
+    assert b"content-type: application/problem+json" in head.lower()
+    assert b"connection: close" in head.lower()
+    assert b"the upload does not come on" in body
+
+
+def test_an_upload_that_stops_is_given_up(api: Api, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server.request_timeout, "CHUNK_S", 0.3)
+    _refused(_drip(api.base_url.port or 0, every_s=20, count=1))
+    assert list(settings.roots.uploads.iterdir()) == []
+
+
+def test_an_upload_that_drips_is_given_up(api: Api, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server.request_timeout, "GRACE_S", 0.5)
+    began = time.monotonic()
+    _refused(_drip(api.base_url.port or 0, every_s=0.05, count=400))  # never CHUNK_S without a byte
+    assert time.monotonic() - began < server.request_timeout.CHUNK_S / 2
+    assert list(settings.roots.uploads.iterdir()) == []
+
+
+class Work:
+    """Heavy work that lasts until it may end, and knows how much of it there was at once."""
+
+    def __init__(self) -> None:
+        self.may_end = threading.Event()
+        self.begun: list[int] = []
+        self.most = 0
+        self._now = 0
+        self._lock = threading.Lock()
+
+    def __call__(self, number: int) -> int:
+        with self._lock:
+            self.begun.append(number)
+            self._now += 1
+            self.most = max(self.most, self._now)
+        assert self.may_end.wait(20)
+        with self._lock:
+            self._now -= 1
+        return number
+
+
+async def _until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(20):
+        while not condition():
+            await asyncio.sleep(0.01)
+
+
+def test_heavy_work_is_done_so_much_at_a_time_and_first_come_first_served() -> None:
+    async def scenario() -> None:
+        work = Work()
+        tasks = [asyncio.create_task(in_turn(work, number)) for number in range(7)]
+        await _until(lambda: len(work.begun) == heavy.AT_ONCE)
+        await asyncio.sleep(0.2)
+        assert len(work.begun) == heavy.AT_ONCE
+        tasks[3].cancel()  # who waits may leave
+        await asyncio.wait({tasks[3]})
+        work.may_end.set()
+        outcomes = await asyncio.gather(*tasks, return_exceptions=True)
+        assert [outcome for outcome in outcomes if isinstance(outcome, int)] == [0, 1, 2, 4, 5, 6]
+        assert work.most == heavy.AT_ONCE
+        assert sorted(work.begun) == [0, 1, 2, 4, 5, 6]
+
+    asyncio.run(scenario())
+
+
+def test_work_that_nobody_waits_for_any_more_counts_until_it_ends() -> None:
+    async def scenario() -> None:
+        abandoned, next_ = Work(), Work()
+        first = [asyncio.create_task(in_turn(abandoned, number)) for number in range(heavy.AT_ONCE)]
+        await _until(lambda: len(abandoned.begun) == heavy.AT_ONCE)
+        for task in first:
+            task.cancel()
+        after = asyncio.create_task(in_turn(next_, 9))
+        await asyncio.sleep(0.2)
+        assert next_.begun == []
+        abandoned.may_end.set()
+        next_.may_end.set()
+        assert await after == 9
+        await asyncio.gather(*first, return_exceptions=True)
+
+    asyncio.run(scenario())
+
+
+def _refusal(spec: dict[str, Any]) -> tuple[str, list[tuple[str, str]]]:
+    """(detail, the fields) of what is answered to a spec."""
+    with pytest.raises(ValidationError) as refused:
+        parse_job_spec(spec)
+    refusal = spec_refusal(refused.value)
+    return refusal.detail, [(error.loc, error.msg) for error in refusal.errors or []]
+
+
+def test_of_many_errors_the_first_are_shown_and_all_are_counted() -> None:
+    detail, errors = _refusal(SPEC | {f"x{number}": 1 for number in range(SHOWN_ERRORS + 1)})
+    assert errors == [(f"x{number}", "unknown field") for number in range(SHOWN_ERRORS)]
+    assert detail.endswith("x99: unknown field; … 101 errors in all, of which the first 100 are shown")
+    detail, errors = _refusal(SPEC | {f"x{number}": 1 for number in range(SHOWN_ERRORS)})
+    assert len(errors) == SHOWN_ERRORS
+    assert detail.endswith("x99: unknown field")
+
+
+def test_a_long_name_is_shown_in_part() -> None:
+    detail, [(loc, _)] = _refusal(SPEC | {"x" * 100_000: 1})
+    assert loc == "x" * (SHOWN_CHARACTERS - 1) + "…"
+    assert len(detail) < 2 * SHOWN_CHARACTERS
+
+
+@pytest.mark.parametrize("field", ["labels", "space"])
+def test_a_dict_with_too_many_entries_is_one_error(field: str) -> None:
+    _, errors = _refusal(SWEEP | {field: {f"x{number}": None for number in range(65)}})
+    assert errors == [(field, "Dictionary should have at most 64 items after validation, not 65")]
+
+
+def test_a_refusal_over_http_is_bounded(api: Api) -> None:
+    refused = api.post("/v1/jobs", json=SPEC | {f"x{number}": 1 for number in range(5000)})
+    assert refused.status_code == 422
+    assert len(refused.json()["errors"]) == SHOWN_ERRORS
+    assert "5000 errors in all" in refused.json()["detail"]
+
+
+@pytest.mark.parametrize("part", ['"x": 1', "[]", "{}", '":"'])
+def test_a_body_of_too_many_parts_is_refused_before_it_is_read(api: Api, part: str) -> None:
+    values = ",".join([part if ":" not in part or part == '":"' else f"{{{part}}}"] * (MAX_PARTS + 1))
+    for headers in ({"Content-Type": "application/json"}, {"Content-Type": "Application/Problem+JSON; charset=utf-8"}):
+        refused = api.post("/v1/jobs", content=f"[{values}]", headers=headers)
+        assert refused.status_code == 422
+        assert refused.json()["detail"] == f"the request's body has more than {MAX_PARTS} fields, lists and objects"
+
+
+def test_a_sweep_of_as_many_values_as_may_be_is_read(api: Api) -> None:
+    """What is beyond that is said of the spec: the body is not too much."""
+    space = {"method.beta": {"grid": [number / 7 for number in range(10_000)]}, "seed": {"grid": [1, 2]}}
+    refused = api.post("/v1/jobs", json=SWEEP | {"space": space})
+    assert refused.json()["errors"] == [{"loc": "space", "msg": "20000 trials are more than 10000"}]
+    space = {"method.beta": {"choice": [number / 7 for number in range(10_000)]}, "seed": {"choice": [1]}}
+    refused = api.post("/v1/jobs", json=SWEEP | {"space": space})
+    assert refused.json()["errors"] == [{"loc": "space", "msg": "10001 values to choose from are more than 10000"}]
+
+
+@pytest.mark.parametrize("kind", ["grid", "choice"])
+@pytest.mark.parametrize(("opening", "closing"), [("[", "]"), ('{"a":', "}")])
+def test_how_deep_a_sweeps_value_may_be(kind: str, opening: str, closing: str) -> None:
+    def spec(depth: int) -> dict[str, Any]:
+        value = json.loads(opening * depth + "1" + closing * depth)
+        return SWEEP | {"space": {"ipc": {kind: [1, value]}}}
+
+    parse_job_spec(spec(MAX_NESTING - 1))
+    _, errors = _refusal(spec(MAX_NESTING))
+    assert errors == [(f"space.ipc.{kind}", f"a value has more than {MAX_NESTING - 1} lists and objects within each other")]
+
+
+def test_a_page_of_large_jobs_ends_early_and_goes_on_at_its_cursor(
+    api: Api, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server.routes.jobs, "ROWS_AT_ONCE", 3)
+    monkeypatch.setattr(server.routes.jobs, "PAGE_BYTES", 20_000)
+    sizes = [10_000, 10, 10, 10, 10, 30_000, 10, 10, 10, 10, 10]  # oldest first
+    made = [api.make(labels={"size": str(size)})["id"] for size in sizes]
+    database = Database(settings.database)
+    with database.write() as session:
+        for job_id, size in zip(made, sizes, strict=True):
+            jobs.get(session, job_id).error = {"code": "x", "message": "y" * size, "retryable": False}
+    database.close()
+
+    def listed(**params: Any) -> list[list[str]]:
+        pages, cursor = [], {}
+        while True:
+            page = api.get("/v1/jobs", params=params | cursor).json()
+            pages.append([job["id"] for job in page["data"]])
+            if page["next_cursor"] is None:
+                return pages
+            cursor = {"cursor": page["next_cursor"]}
+
+    newest_first = made[::-1]
+    assert listed(limit=500) == [newest_first[:6], newest_first[6:]]
+    assert listed(limit=4) == [newest_first[:4], newest_first[4:7], newest_first[7:]]
+    assert listed(limit=1) == [[job_id] for job_id in newest_first]
+    with contextlib.closing(ApiClient(str(api.base_url))) as client:
+        assert [job["id"] for job in client.jobs(None, "condense", (), 9)] == newest_first[:9]
+        assert [job["id"] for job in client.jobs(None, None, ("size=10",), 500)] == [
+            job_id for job_id, size in zip(newest_first, sizes[::-1], strict=True) if size == 10
+        ]

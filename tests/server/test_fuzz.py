@@ -1,0 +1,113 @@
+"""The API against its own description: schemathesis makes requests from /openapi.json, alone and along its links."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, Phase, given, seed
+from hypothesis import settings as hypothesis_settings
+from hypothesis.errors import Unsatisfiable
+from schemathesis import GenerationMode
+from schemathesis.config import SchemathesisConfig
+
+from server.settings import Settings
+from tests.server.keyed import add_key
+from tests.server.test_hostile import served
+
+CONFIG = {
+    "seed": 4,
+    "checks": {
+        # A spec that fits the schema may still be impossible, e.g. of a dataset that is not there.
+        "positive_data_acceptance": {"expected-statuses": ["2xx", 304, 400, 404, 406, 409, 413, 416, 422]},
+    },
+}
+LONGEST_WAIT_S = 0.05
+
+
+@pytest.fixture
+def schema(tmp_path: Path) -> Iterator[Any]:
+    """Of a server that wants a key, and has given one of scope admin."""
+    key = add_key(Settings(data_dir=tmp_path / "data"), "admin")
+    config = SchemathesisConfig.from_dict({**CONFIG, "auth": {"openapi": {"api_key": {"bearer": key}}}})
+    with served(tmp_path / "data", requests_per_minute=1_000_000) as server:
+        yield schemathesis.openapi.from_url(f"http://127.0.0.1:{server.port}/openapi.json", config=config)
+
+
+def _settings(examples: int, **more: Any) -> hypothesis_settings:
+    return hypothesis_settings(
+        max_examples=examples,
+        deadline=None,
+        database=None,
+        phases=[Phase.explicit, Phase.generate, Phase.shrink],
+        suppress_health_check=list(HealthCheck),
+        **more,
+    )
+
+
+def _shortened(case: Any) -> Any:
+    """With a wait that takes no time, where it is one."""
+    wait = (case.query or {}).get("wait")
+    if isinstance(wait, float | int) and LONGEST_WAIT_S < wait <= 30:
+        case.query["wait"] = LONGEST_WAIT_S
+    return case
+
+
+def _fuzz(schema: Any, examples: int, chains: int, steps: int) -> Counter[str]:
+    """Requests of each operation alone, then chains of them along the links; how many of each, by status."""
+    sent: Counter[str] = Counter()
+    failures: list[str] = []
+
+    def send(case: Any) -> Any:
+        response = _shortened(case).call(timeout=30)
+        sent[f"{response.status_code}"] += 1
+        return response
+
+    for found in schema.get_all_operations():
+        operation = found.ok()
+        for mode in (GenerationMode.POSITIVE, GenerationMode.NEGATIVE):
+
+            @seed(CONFIG["seed"])
+            @_settings(examples)
+            @given(case=operation.as_strategy(generation_mode=mode))
+            def alone(case: Any) -> None:
+                case.validate_response(send(case))
+
+            try:
+                alone()
+            except Unsatisfiable:
+                assert mode is GenerationMode.NEGATIVE, operation.label  # where nothing is asked for, nothing can be wrong
+            except BaseExceptionGroup as error:
+                failures.append(f"{operation.label}, {mode.value}:\n" + "\n".join(str(each) for each in error.exceptions))
+    machine = schema.as_state_machine()
+
+    class Chain(machine):  # type: ignore[misc, valid-type]
+        def call(self, case: Any, **kwargs: Any) -> Any:
+            sent["in chains"] += 1
+            return super().call(_shortened(case), **kwargs)
+
+    try:
+        Chain.run(settings=_settings(chains, stateful_step_count=steps, report_multiple_bugs=False))
+    except BaseExceptionGroup as error:
+        failures.append("chain:\n" + "\n".join(str(each) for each in error.exceptions))
+    assert failures == [], "\n\n".join(failures)
+    return sent
+
+
+def test_every_answer_is_as_described(schema: Any) -> None:
+    sent = _fuzz(schema, examples=6, chains=8, steps=8)
+    assert sent["in chains"] > 8
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(3600)
+def test_every_answer_of_many_is_as_described(schema: Any) -> None:
+    started = time.monotonic()
+    sent = _fuzz(schema, examples=220, chains=150, steps=12)
+    print(f"{sum(sent.values())} cases in {time.monotonic() - started:.0f} s: {dict(sent)}")
+    assert sum(sent.values()) >= 5000

@@ -1,0 +1,96 @@
+from __future__ import annotations
+
+import json
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx
+import numpy as np
+import pytest
+
+from server.settings import Settings
+from tests.server.conftest import SPEC, Api, FakeRay, running
+from tests.server.test_datasets_api import LABELS, npz
+
+TIMES = 200
+
+
+@pytest.mark.parametrize("servers", [1, 2])
+def test_identical_posts_at_once_with_one_key_make_one_job(settings: Settings, ray: FakeRay, api: Api, servers: int) -> None:
+    if servers == 1:
+        answers = post_at_once([api])
+    else:
+        with running(settings, ray) as other:
+            answers = post_at_once([api, other])
+    assert sorted(status for status, _ in answers) == [200] * (TIMES - 1) + [201]
+    ids = {job_id for _, job_id in answers}
+    assert [job["id"] for job in api.get("/v1/jobs").json()["data"]] == list(ids)
+    api.await_job(ids.pop(), lambda _: ray.submissions != [])
+    assert len(ray.submissions) == 1
+
+
+def post_at_once(servers: list[Api]) -> list[tuple[int, str]]:
+    """(status, job) of each answer."""
+
+    def post(number: int) -> tuple[int, str]:
+        url = servers[number % len(servers)].base_url.join(
+            "/v1/jobs"
+        )  # not by its client: its connections are not for 50 threads
+        answer = httpx.post(url, json=SPEC, headers={"Idempotency-Key": "k"}, timeout=120, verify=False)
+        return answer.status_code, answer.json().get("id", answer.text)
+
+    with ThreadPoolExecutor(50) as pool:
+        return list(pool.map(post, range(TIMES)))
+
+
+def test_a_key_with_another_body_is_refused_also_at_once(api: Api) -> None:
+    def post(ipc: int) -> int:
+        return api.post("/v1/jobs", json=SPEC | {"ipc": ipc}, headers={"Idempotency-Key": "k"}).status_code
+
+    with ThreadPoolExecutor(8) as pool:
+        statuses = list(pool.map(post, range(1, 9)))
+    assert sorted(statuses) == [201] + [422] * 7
+    assert len(api.get("/v1/jobs").json()["data"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("path", "status"),
+    [
+        ("/v1/jobs?cursor=djE6OTk5OTk5OTk5OTk5OTk5OTk5", 200),  # v1: and 18 nines
+        ("/v1/jobs/{id}/events?after=9007199254740992", 200),
+        ("/v1/jobs/{id}/logs?attempt=2147483648", 404),
+    ],
+)
+def test_numbers_beyond_the_database_s_are_no_error(api: Api, path: str, status: int) -> None:
+    assert api.get(path.format(id=api.make()["id"])).status_code == status
+
+
+@pytest.mark.parametrize("path", ["/v1/jobs/job%00", "/v1/jobs?label=a%00b", "/v1/jobs?kind=%00", "/v1/datasets/%00"])
+def test_a_nul_character_finds_nothing_or_is_refused(api: Api, path: str) -> None:
+    answer = api.get(path)
+    assert answer.status_code in (200, 404, 422)
+    assert answer.json().get("data", []) == []
+
+
+@pytest.mark.parametrize(
+    "fields", [{"name": "a\x00b"}, {"labels": {"k": "a\x00b"}}, {"labels": {"a\x00b": "v"}}, {"name": "\ud800"}]
+)
+def test_texts_that_not_every_database_stores(api: Api, fields: dict[str, object]) -> None:
+    """A NUL is kept by SQLite and refused by PostgreSQL; either way there is an answer, and no half of a job."""
+    answer = api.post("/v1/jobs", content=json.dumps(SPEC | fields), headers={"Content-Type": "application/json"})
+    assert answer.status_code in (201, 422)
+    assert len(api.get("/v1/jobs").json()["data"]) == (answer.status_code == 201)
+
+
+@pytest.mark.parametrize("attempt", range(5))
+def test_a_dataset_is_deleted_or_read_by_a_new_job_but_not_both(api: Api, attempt: int) -> None:  # noqa: ARG001
+    images = np.zeros((4, 8, 8), np.uint8)
+    content = npz(images=images, labels=LABELS, test_images=images, test_labels=LABELS)
+    dataset = api.post("/v1/datasets", files={"file": ("a.npz", content)}).json()["id"]
+    spec = SPEC | {"dataset": {"id": dataset}}
+    with ThreadPoolExecutor(9) as pool:
+        posts = [pool.submit(api.post, "/v1/jobs", json=spec) for _ in range(4)]
+        deleted = pool.submit(api.delete, f"/v1/datasets/{dataset}")
+        posts += [pool.submit(api.post, "/v1/jobs", json=spec) for _ in range(4)]
+    made = [post.result().status_code for post in posts]
+    assert set(made) <= {201, 409, 422}
+    assert deleted.result().status_code == (409 if 201 in made else 204)

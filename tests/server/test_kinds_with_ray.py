@@ -1,0 +1,74 @@
+"""A sweep, and an evaluation of what it made, from the request to the result on a real Ray."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from cafe_core.synthetic import SyntheticSet
+from server.embedded_ray import EmbeddedRay
+from server.settings import Settings
+from tests.server.conftest import SPEC, Api, attempt_dir, running
+from workers.client import RayClient
+
+pytestmark = pytest.mark.timeout(600)  # minutes on a machine that is busy otherwise
+
+JUDGING = {"networks": [{"name": "mlp", "width": 16}], "repeats": 2, "epochs": 5}
+SWEEP = {
+    "kind": "sweep",
+    "base": SPEC | {"iterations": 2, "method": {"batch_real": 16}, "evaluation": JUDGING},
+    "space": {"method.init": {"grid": ["noise", "real"]}},
+}
+
+
+def succeeded(api: Api, spec: dict[str, Any]) -> dict[str, Any]:
+    job = api.await_status(api.submit(spec)["id"], "succeeded", "failed", timeout_s=300)
+    assert job["status"] == "succeeded", job["error"]
+    return job
+
+
+def test_a_sweep_and_an_evaluation_of_its_best_set(tmp_path: Path) -> None:
+    settings = Settings(data_dir=tmp_path / "data")
+    with EmbeddedRay(num_cpus=2) as ray, running(settings, RayClient(ray.address, ray.token)) as api:
+        sweep = succeeded(api, SWEEP)
+        rows = api.get(f"/v1/jobs/{sweep['id']}/trials").json()["data"]
+        assert [(row["status"], row["iterations"]) for row in rows] == [("succeeded", 2)] * 2
+        best = max(rows, key=lambda row: (row["metric"], -row["trial"]))
+        assert {key: sweep["result"]["best"][key] for key in best} == best
+        assert sweep["progress"] == {"done": 2, "total": 2, "eta_s": None}
+        artifacts = {artifact["name"] for artifact in api.get(f"/v1/jobs/{sweep['id']}/artifacts").json()["data"]}
+        assert artifacts == {"preview.png", "result.json", "synthetic.safetensors", "trials.csv", "trials.json"}
+        assert api.get(f"/v1/jobs/{sweep['id']}/artifacts/trials.csv").text == (
+            api.get(f"/v1/jobs/{sweep['id']}/trials", params={"format": "csv"}).text
+        )
+        trial = settings.job_dir(sweep["id"]).trial(best["trial"]).attempt(1)
+        assert api.get(f"/v1/jobs/{sweep['id']}/synthetic").content == trial.synthetic_file.read_bytes()
+
+        evaluation = succeeded(api, {"kind": "evaluate", "synthetic": {"job_id": sweep["id"]}, **JUDGING})
+        judged = settings.job_dir(evaluation["id"]).input_file
+        assert (SyntheticSet.load(judged).images == SyntheticSet.load(trial.synthetic_file).images).all()
+        assert evaluation["result"]["networks"][0]["mean"] == best["metric"]  # the same seed, networks and images
+        accuracies = [row["accuracy"] for row in api.get(f"/v1/jobs/{evaluation['id']}/trials").json()["data"]]
+        assert sorted(accuracies) == sorted(evaluation["result"]["networks"][0]["accuracies"])
+        kept = json.loads(attempt_dir(settings, evaluation["id"]).result_file.read_bytes())
+        assert kept == evaluation["result"]
+
+        named = actor_names(ray)
+        assert named["TuneWorker"] == {f"{sweep['id']}/attempt 1/sweep", f"{evaluation['id']}/attempt 1/evaluation"}
+        gangs = {re.sub(r"driver \d+", "driver N", name) for name in named["ShardWorker"]}
+        assert gangs == {f"{sweep['id']}/trial {trial}, driver N/shard 0 of 1" for trial in (0, 1)}
+
+
+def actor_names(ray: EmbeddedRay) -> dict[str, set[str]]:
+    """What Ray's dashboard shows of the actors there were, by class."""
+    headers = {"Authorization": f"Bearer {ray.token}"}
+    answer = httpx.get(f"{ray.address}/api/v0/actors", params={"detail": 1}, headers=headers, trust_env=False, timeout=60)
+    named: dict[str, set[str]] = {}
+    for actor in answer.raise_for_status().json()["data"]["result"]["result"]:
+        named.setdefault(actor["class_name"], set()).add(actor["repr_name"])
+    return named

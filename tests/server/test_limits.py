@@ -1,0 +1,138 @@
+"""What one API key may take: requests a minute, waiting jobs, the size of an upload, bytes in all."""
+
+from __future__ import annotations
+
+import io
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+
+import httpx
+import numpy as np
+import pytest
+
+import server.access
+from server.errors import TooManyRequestsError
+from server.keys import KeyLimits, Scope
+from server.limits import Buckets, Limits
+from server.settings import Settings
+from tests.server.conftest import SPEC, Api, FakeRay, running
+from tests.server.keyed import add_key, client_of, statuses
+
+
+def npz(seed: int = 0) -> bytes:
+    """A dataset of two classes; about 10 kB."""
+    buffer = io.BytesIO()
+    images = np.random.default_rng(seed).integers(0, 256, (40, 16, 16), dtype=np.uint8)
+    np.savez(buffer, images=images, labels=np.arange(40) % 2)
+    return buffer.getvalue()
+
+
+def upload(client: Api, content: bytes) -> httpx.Response:
+    return client.post("/v1/datasets", files={"file": ("made.npz", content)})
+
+
+def test_a_bucket_gives_what_a_minute_brings() -> None:
+    now = [0.0]
+    buckets = Buckets(lambda: now[0])
+    for _ in range(3):
+        buckets.take("a", 3)
+    with pytest.raises(TooManyRequestsError) as refused:
+        buckets.take("a", 3)
+    assert refused.value.headers == {"Retry-After": "20"}
+    buckets.take("b", 3)  # another key's is its own
+    now[0] = 19.9
+    with pytest.raises(TooManyRequestsError):
+        buckets.take("a", 3)
+    now[0] = 20.1
+    buckets.take("a", 3)
+    now[0] = 3600.0
+    for _ in range(3):
+        buckets.take("a", 3)
+    with pytest.raises(TooManyRequestsError):
+        buckets.take("a", 3)
+
+
+def test_a_keys_own_limits_win() -> None:
+    settings = Settings(requests_per_minute=7, max_stored_bytes=9)
+    assert Limits.of(KeyLimits(max_stored_bytes=3), settings) == Limits(7, 1000, settings.max_upload_bytes, 3)
+
+
+def test_requests_beyond_a_minutes_are_told_when_to_come_again(settings: Settings, ray: FakeRay) -> None:
+    key, other = (add_key(settings, Scope.READ, limits=KeyLimits(requests_per_minute=5)) for _ in range(2))
+    with running(settings, ray) as api, client_of(api, key) as client, client_of(api, other) as another:
+        answers = [client.get("/v1/jobs") for _ in range(7)]
+        assert statuses(answers) == [200] * 5 + [429] * 2
+        assert 1 <= int(answers[-1].headers["Retry-After"]) <= 12
+        assert another.get("/v1/jobs").status_code == 200
+        assert statuses([api.get("/readyz") for _ in range(8)]) == [200] * 8
+
+
+def test_a_key_keeps_as_many_requests_open_as_it_may(settings: Settings, ray: FakeRay, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server.access, "MAX_OPEN", 2)
+    key, other = (add_key(settings, Scope.WRITE) for _ in range(2))
+    with running(settings, ray) as api, client_of(api, key) as client, client_of(api, other) as another, ExitStack() as streams:
+        events = f"/v1/jobs/{client.make()['id']}/events"
+        first, second = (ExitStack() for _ in range(2))
+        for each in (first, second):
+            streams.enter_context(each)
+            each.enter_context(client.stream("GET", events, headers={"Accept": "text/event-stream"}))
+        refused = client.get("/v1/jobs")
+        assert (refused.status_code, refused.headers["Retry-After"]) == (429, "5")
+        assert another.get("/v1/jobs").status_code == 200
+        first.close()
+        deadline = time.monotonic() + 20
+        while client.get("/v1/jobs").status_code != 200:  # the server learns a moment later that the stream is left
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+
+
+def test_of_many_jobs_at_once_as_many_are_queued_as_may_be(settings: Settings, ray: FakeRay) -> None:
+    settings = settings.model_copy(update={"max_queued_jobs": 3, "max_active_jobs": 1})
+    ray.down = True  # all stay queued, but for the one that is being submitted
+    key = add_key(settings, Scope.WRITE)
+    with running(settings, ray) as api, client_of(api, key) as client, ThreadPoolExecutor(8) as pool:
+        ray.down = False
+        assert client.get("/v1/cluster").status_code == 200  # its size is known now
+        ray.down = True
+        answers = list(pool.map(lambda _: client.post("/v1/jobs", json=SPEC), range(16)))
+        queued = client.get("/v1/jobs", params={"status": "queued"}).json()["data"]
+        assert len(queued) == 3
+        refused = [answer for answer in answers if answer.status_code != 201]
+        assert len(refused) in (12, 13)
+        assert all(answer.status_code == 429 and answer.headers["Retry-After"] == "30" for answer in refused)
+
+
+def test_an_upload_larger_than_the_key_may_send_is_refused(settings: Settings, ray: FakeRay) -> None:
+    content = npz()
+    small, enough = (
+        add_key(settings, Scope.WRITE, limits=KeyLimits(max_upload_bytes=size)) for size in (len(content) - 1, len(content))
+    )
+    with running(settings, ray) as api, client_of(api, small) as refused, client_of(api, enough) as taken:
+        assert upload(refused, content).status_code == 413
+        assert refused.post("/v1/datasets", files={"file": ("made.npz", bytes(200_000))}).status_code == 413  # before it is read
+        assert upload(taken, content).status_code == 201
+    assert len(list(settings.roots.uploads.glob("ds_*"))) == 1
+
+
+def test_of_uploads_at_once_as_many_are_kept_as_there_is_room_for(settings: Settings, ray: FakeRay) -> None:
+    content = npz()
+    key = add_key(settings, Scope.WRITE, limits=KeyLimits(max_stored_bytes=2 * len(content) + 10))
+    with running(settings, ray) as api, client_of(api, key) as client, ThreadPoolExecutor(6) as pool:
+        answers = list(pool.map(lambda _: upload(client, content), range(6)))
+        assert sorted(statuses(answers)) == [201, 201, 413, 413, 413, 413]
+        assert len(list(settings.roots.uploads.glob("ds_*"))) == 2
+        stored = [answer.json()["id"] for answer in answers if answer.status_code == 201]
+        assert client.post("/v1/jobs", json=SPEC).status_code == 201  # there is some room left
+        assert client.delete(f"/v1/datasets/{stored[0]}").status_code == 204
+        assert upload(client, content).status_code == 201
+
+
+def test_a_key_that_has_filled_its_room_starts_no_jobs(settings: Settings, ray: FakeRay) -> None:
+    content = npz()
+    key = add_key(settings, Scope.WRITE, limits=KeyLimits(max_stored_bytes=len(content)))
+    with running(settings, ray) as api, client_of(api, key) as client:
+        assert upload(client, content).status_code == 201
+        refused = client.post("/v1/jobs", json=SPEC)
+        assert refused.status_code == 413
+        assert "delete datasets or jobs" in refused.json()["detail"]

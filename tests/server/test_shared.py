@@ -1,0 +1,145 @@
+"""One answer for all who ask within a moment, and /readyz, which anybody may ask."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from sqlalchemy import event
+
+import server.readiness
+from server.database import Database
+from server.readiness import Readiness
+from server.settings import Settings
+from server.shared import Shared
+from tests.server.conftest import FakeRay, running
+from workers.client import RayCluster
+
+
+class Question:
+    """What is asked; it is answered, by the number of times that it was asked, when `may_answer` is set."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+        self.may_answer = asyncio.Event()
+        self.error: Exception | None = None
+
+    async def __call__(self) -> int:
+        self.asked += 1
+        answer = self.asked
+        await self.may_answer.wait()
+        if self.error is not None:
+            raise self.error
+        return answer
+
+
+def test_who_asks_meanwhile_or_within_a_moment_gets_the_same_answer() -> None:
+    async def scenario() -> None:
+        question = Question()
+        shared = Shared(question, fresh_s=0.5)
+        assert shared.last is None
+        waiting = [asyncio.create_task(shared.get()) for _ in range(50)]
+        await asyncio.sleep(0.05)
+        waiting[0].cancel()  # who asked first leaves
+        await asyncio.sleep(0.05)
+        question.may_answer.set()
+        assert await asyncio.gather(*waiting[1:]) == [1] * 49
+        assert (await shared.get(), shared.last) == (1, 1)
+        await asyncio.sleep(0.6)
+        assert shared.last == 1
+        assert await asyncio.gather(shared.get(), shared.get()) == [2, 2]
+
+    asyncio.run(scenario())
+
+
+def test_a_failure_is_shared_by_those_who_wait_for_it_and_not_kept() -> None:
+    async def scenario() -> None:
+        question = Question()
+        question.error = ValueError("no")
+        shared = Shared(question, fresh_s=60)
+        waiting = [asyncio.create_task(shared.get()) for _ in range(3)]
+        await asyncio.sleep(0.05)
+        question.may_answer.set()
+        outcomes = await asyncio.gather(*waiting, return_exceptions=True)
+        assert outcomes == [question.error] * 3
+        assert question.asked == 1
+        question.error = None
+        assert await shared.get() == 2
+
+    asyncio.run(scenario())
+
+
+class CountingRay(FakeRay):
+    """Says how often it was asked whether it is ready, and hangs while `hangs` is set."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked = 0
+        self.hangs = False
+
+    async def ready(self) -> bool:
+        self.asked += 1
+        while self.hangs:
+            await asyncio.sleep(0.01)
+        return await super().ready()
+
+
+def test_many_who_ask_whether_the_server_is_ready_cost_one_question(settings: Settings) -> None:
+    settings.data_dir.mkdir()
+    database, ray = Database(settings.database), CountingRay()
+    database.migrate()
+    queries: list[str] = []
+    event.listen(database.engine, "before_cursor_execute", lambda *arguments: queries.append(arguments[2]))
+
+    async def scenario() -> None:
+        readiness = Readiness(database, ray)
+        assert await asyncio.gather(*(readiness.obstacle() for _ in range(100))) == [None] * 100
+        assert ray.asked == len([query for query in queries if "FROM jobs" in query]) == 1
+        ray.down = True
+        assert await readiness.obstacle() is None
+        await asyncio.sleep(1.1)
+        assert "Ray does not answer" in str(await readiness.obstacle())
+        ray.down = False
+        assert "Ray does not answer" in str(await readiness.obstacle())
+        await asyncio.sleep(1.1)
+        assert await readiness.obstacle() is None
+        assert ray.asked == 3
+
+    try:
+        asyncio.run(scenario())
+    finally:
+        database.close()
+
+
+def test_a_question_that_is_not_answered_is_not_joined_by_others(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server.readiness, "WITHIN_S", 0.2)
+    ray = CountingRay()
+    ray.hangs = True
+    with running(settings, ray) as api, ThreadPoolExecutor(8) as pool:
+        for _ in range(3):
+            answers = list(pool.map(lambda _: api.get("/readyz"), range(8)))
+            assert [answer.status_code for answer in answers] == [503] * 8
+            assert "no answer within 0.2 s" in answers[0].json()["detail"]
+        assert ray.asked == 1
+        ray.hangs = False
+        deadline = time.monotonic() + 20
+        while api.get("/readyz").status_code != 200:
+            assert time.monotonic() < deadline
+
+
+def test_the_cluster_is_looked_at_once_for_all_who_submit(settings: Settings) -> None:
+    class SlowRay(FakeRay):
+        cluster_looks = 0
+
+        async def cluster(self) -> RayCluster:
+            self.cluster_looks += 1
+            await asyncio.sleep(0.3)
+            return await super().cluster()
+
+    ray = SlowRay()
+    with running(settings, ray) as api, ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(lambda _: api.get("/v1/cluster"), range(8)))
+    assert [answer.status_code for answer in answers] == [200] * 8
+    assert ray.cluster_looks == 1

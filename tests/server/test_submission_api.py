@@ -1,0 +1,438 @@
+"""Submitting evaluate and sweep jobs: what is taken, what is refused and why, and what is kept with the job."""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from sqlalchemy import event, select
+from sqlalchemy.exc import OperationalError
+from sqlalchemy.orm import Session
+
+from cafe_core.backend import TrialOutcome
+from cafe_core.config import DatasetInfo, SweepSpec, parse_job_spec
+from cafe_core.jobdir import JobDir, JobFile
+from cafe_core.sweep import trials
+from cafe_core.synthetic import SyntheticSet
+from server import jobs
+from server.database import Database
+from server.inputs import _may_be_made, clear_abandoned, input_kept
+from server.models import Job
+from server.settings import Settings
+from tests.server.conftest import SPEC, Api, FakeRay, running
+from tests.server.kinds import EVALUATE, HERDING, SWEEP, digits_set, end_trial, running_job
+from tests.server.test_datasets_api import LABELS, npz
+from tests.server.test_jobs_api import refused
+from tests.server.test_results_api import checkpoint
+
+LARGE = HERDING | {"dataset": {"name": "digits", "image_size": 512}, "ipc": 100}
+WIDE = {"width": 4096, "depth": 1}
+EXAMPLES = sorted((Path(__file__).parents[2] / "docs" / "examples").glob("*.yaml"))
+
+
+def sweep(space: dict[str, Any], **base: Any) -> dict[str, Any]:
+    return SWEEP | {"base": SWEEP["base"] | base, "space": space}
+
+
+def jobs_directory(settings: Settings) -> list[str]:
+    directory = settings.data_dir / "jobs"
+    return [path.name for path in directory.iterdir()] if directory.exists() else []
+
+
+# -- what is taken
+
+
+def test_an_evaluation_is_taken(api: Api) -> None:
+    job = api.submit(
+        EVALUATE | {"baselines": ["random", "whole"], "augment": ["none", "dsa"], "repeats": 3, "labels": {"a": "b"}}
+    )
+    assert (job["kind"], job["status"], job["labels"]) == ("evaluate", "queued", {"a": "b"})
+    assert job["progress"]["total"] == 2 * 2 * 2 * 3  # random is both what is judged and a baseline: once
+    assert job["spec"]["dataset"] == {"name": "digits"}
+    assert job["spec"]["networks"][1] == {"name": "mlp", "width": 128}
+    assert job["spec"]["whole_epochs"] == 300
+    assert job["links"]["trials"] == f"/v1/jobs/{job['id']}/trials"
+    assert [listed["id"] for listed in api.get("/v1/jobs", params={"kind": "evaluate"}).json()["data"]] == [job["id"]]
+
+
+def test_a_sweep_is_taken(api: Api) -> None:
+    job = api.submit(SWEEP)
+    assert (job["kind"], job["progress"]["total"]) == ("sweep", 4)
+    assert job["spec"]["max_concurrent"] == 4
+    assert job["spec"]["base"]["resources"] == {"gpus_per_worker": 0.0}
+    assert job["links"]["trials"] == f"/v1/jobs/{job['id']}/trials"
+    assert api.make()["links"]["trials"] is None
+
+
+def test_the_driver_finds_the_sweep_as_it_was_sent(api: Api, ray: FakeRay, settings: Settings) -> None:
+    """Defaults of one method, written out, would be unknown fields of another."""
+    job_id = running_job(api, ray, sweep({"method.name": {"grid": ["cafe", "dm", "herding"]}}, iterations=0))
+    file = JobFile.model_validate_json(settings.job_dir(job_id).job_file.read_bytes())
+    assert isinstance(file.spec, SweepSpec)
+    info = api.post("/v1/jobs?dry_run=true", json=SPEC).json()["dataset"]
+    found = trials(file.spec, lambda _: DatasetInfo.model_validate(info))
+    assert [trial.spec.method.name for trial in found] == ["cafe", "dm", "herding"]
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.name)
+def test_the_examples_are_accepted(api: Api, path: Path) -> None:
+    response = api.post("/v1/jobs?dry_run=true", json=yaml.safe_load(path.read_text()))
+    assert response.status_code == 200, response.text
+
+
+def test_there_is_an_example_of_each_kind() -> None:
+    assert {yaml.safe_load(path.read_text())["kind"] for path in EXAMPLES} == {"condense", "evaluate", "sweep"}
+
+
+def test_dry_runs_say_what_there_would_be_to_do(api: Api) -> None:
+    condense, evaluate, coreset, swept = (
+        api.post("/v1/jobs?dry_run=true", json=spec).json()
+        for spec in (SPEC, EVALUATE, EVALUATE | {"synthetic": HERDING}, sweep({"ipc": {"grid": list(range(1, 31))}}))
+    )
+    assert (condense["total"], condense["trials"]) == (10, None)
+    assert (evaluate["total"], evaluate["trials"], evaluate["spec"]["kind"]) == (40, None, "evaluate")
+    assert (swept["total"], swept["trials"]["total"]) == (30, 30)
+    assert swept["trials"]["first"] == [{"ipc": ipc} for ipc in range(1, 21)]
+    alone = api.post("/v1/jobs?dry_run=true", json=SWEEP["base"] | {"ipc": 30}).json()
+    assert swept["estimates"] == alone["estimates"]  # the largest trial's
+    assert 600 << 20 < evaluate["estimates"]["memory_bytes"] < coreset["estimates"]["memory_bytes"]  # choosing holds more
+    assert api.get("/v1/jobs").json()["data"] == []
+
+
+def test_openapi_shows_the_three_kinds(api: Api) -> None:
+    schema = api.get("/openapi.json").json()
+    body = schema["paths"]["/v1/jobs"]["post"]["requestBody"]["content"]["application/json"]["schema"]
+    shown = {option["$ref"].rpartition("/")[2] for option in body["oneOf"]}
+    assert shown == {"CondenseSpec", "EvaluateSpec", "SweepSpec"}
+    components = schema["components"]["schemas"]
+    assert {components[name]["properties"]["kind"]["const"] for name in shown} == {"condense", "evaluate", "sweep"}
+
+
+# -- what is refused
+
+
+@pytest.mark.parametrize(
+    ("change", "loc", "message"),
+    [
+        ({"kind": "bake"}, "kind", "must be one of condense, evaluate, sweep"),
+        ({"method": {"name": "magic"}}, "method.name", "must be one of cafe, dc, dm, random, herding"),
+        ({"method": {"beta": -1}}, "method.beta", "greater than or equal to 0"),
+        ({"method": {"name": "dm", "beta": 1}}, "method.beta", "unknown field"),
+        ({"method": {"name": "forgetting", "network_epochs": 1}}, "method.network_epochs", "2 at least"),
+        ({"method": {"name": "herding"}, "iterations": 3}, "iterations", "it has no iterations"),
+        ({"method": {"name": "herding"}, "iterations": 0, "validation": {"every": 1}}, "validation", "makes one set"),
+        ({"evaluation": {"augment": "flip"}}, "evaluation.augment", "'dsa'"),
+        ({"evaluation": {"augment": ["dsa", "flip"]}}, "evaluation.augment.1", "'dsa'"),
+        ({"evaluation": {"augment": ["dsa", "dsa"]}}, "evaluation.augment", "each may be named once"),
+    ],
+)
+def test_a_condensation_that_cannot_run_is_refused_naming_the_field(
+    api: Api, change: dict[str, Any], loc: str, message: str
+) -> None:
+    errors = refused(api.post("/v1/jobs", json=SPEC | change))
+    assert list(errors) == [loc]
+    assert message in errors[loc]
+
+
+@pytest.mark.parametrize("body", [[], "a", 1])
+def test_what_is_no_object_is_no_spec(api: Api, body: Any) -> None:
+    assert refused(api.post("/v1/jobs", json=body)) == {"": "a job spec is an object of fields"}
+
+
+@pytest.mark.parametrize(
+    ("change", "loc", "message"),
+    [
+        ({"ipc": 1}, "ipc", "unknown field"),
+        ({"synthetic": {}}, "synthetic", "exactly one of job_id, path and dataset"),
+        ({"synthetic": {"job_id": "job_unknown"}}, "synthetic.job_id", "there is no job 'job_unknown'"),
+        ({"synthetic": {"job_id": "7"}}, "synthetic.job_id", "String should match"),
+        ({"synthetic": {"path": "absent.npz"}}, "synthetic.path", "there is no 'absent.npz'"),
+        ({"synthetic": {"path": "../../etc/passwd"}}, "synthetic.path", "is not a path under the server's dataset root"),
+        ({"synthetic": {"path": "damaged.safetensors"}}, "synthetic.path", "damaged.safetensors: "),
+        ({"synthetic": {"path": "larger.safetensors"}}, "synthetic", "its images are 1×12×12"),
+        ({"synthetic": {"path": "set.safetensors"}, "dataset": {"name": "cifar10"}}, "synthetic", "images of cifar10 3×32×32"),
+        ({"synthetic": {"path": "nine.safetensors"}}, "synthetic", "it has 9 classes, digits has 10"),
+        ({"synthetic": {"path": "gone.safetensors"}}, "dataset.path", "there is no 'gone'"),
+        ({"synthetic": {"path": "nameless.safetensors"}}, "dataset", "does not say from which dataset"),
+        ({"synthetic": HERDING | {"dataset": {"path": "nowhere"}}}, "synthetic.dataset.path", "there is no 'nowhere'"),
+        ({"synthetic": HERDING | {"dataset": {"name": "imagenet"}}}, "synthetic.dataset.name", "Input should be 'digits'"),
+        ({"synthetic": HERDING | {"selection": "best"}}, "synthetic.selection", "'random', 'whole'"),
+        ({"dataset": {"name": "mnist"}}, "dataset", "judged on its own test images"),
+        ({"networks": [{"name": "mlp", "depth": 2}]}, "networks.0", "mlp has no option 'depth'"),
+        ({"networks": []}, "networks", "at least 1 item"),
+        ({"augment": "flip"}, "augment", "'dsa'"),
+        ({"resources": {"workers": 5}}, "resources", "5 workers of 1 CPU each, but the cluster"),
+        ({"resources": {"gpus_per_worker": 1}}, "resources", "0 GPUs in all"),
+        ({"synthetic": LARGE, "networks": [{"name": "resnet18"}]}, "resources", "but has 8.00 GiB"),
+    ],
+)  # fmt: skip
+def test_an_evaluation_that_cannot_run_is_refused_naming_the_field(
+    api: Api, settings: Settings, change: dict[str, Any], loc: str, message: str
+) -> None:
+    root = settings.roots.datasets
+    digits_set().save(root / "set.safetensors")
+    digits_set(shape=(1, 12, 12)).save(root / "larger.safetensors")
+    nine = digits_set()
+    digits_set(images=nine.images[:9], labels=nine.labels[:9], class_names=nine.class_names[:9]).save(root / "nine.safetensors")
+    digits_set(spec={"dataset": {"path": "gone"}}).save(root / "gone.safetensors")
+    digits_set(spec={}).save(root / "nameless.safetensors")
+    (root / "damaged.safetensors").write_bytes(b"damaged")
+    errors = refused(api.post("/v1/jobs", json=EVALUATE | change))
+    assert message in errors[loc]
+    assert jobs_directory(settings) == []
+
+
+@pytest.mark.parametrize(
+    ("spec", "loc", "message"),
+    [
+        (SWEEP | {"space": {}}, "space", "at least 1 item"),
+        (SWEEP | {"space": {"method.beta": {"grid": []}}}, "space.method.beta.grid", "at least 1 item"),
+        (SWEEP | {"space": {"method.beta": {"uniform": [2, 1]}}}, "space.method.beta", "uniform: [2.0, 1.0] must increase"),
+        (SWEEP | {"space": {"method.beta": {"normal": [0, 1]}}}, "space.method.beta.normal", "unknown field"),
+        (SWEEP | {"space": {"seed": {"grid": list(range(101))}}, "samples": 100}, "space", "10100 trials are more than 10000"),
+        (SWEEP | {"scheduler": "hyperband"}, "scheduler", "'fifo' or 'asha'"),
+        (SWEEP | {"ipc": 1}, "ipc", "unknown field"),
+        (SWEEP | {"base": SPEC}, "base.evaluation", "give base an evaluation"),
+        (sweep({"methods.beta": {"grid": [1]}}), "space.methods.beta", "unknown field"),
+        (sweep({"method.betta": {"grid": [1]}}), "space.method.betta", "1: unknown field"),
+        (sweep({"name": {"grid": ["a"]}}), "space.name", "not a setting"),
+        (sweep({"method.beta": {"grid": [1, -1]}}), "space.method.beta", "-1: Input should be greater than or equal to 0"),
+        (sweep({"method.name": {"grid": ["dm", "magic"]}}), "space.method.name", '"magic": must be one of cafe, dc'),
+        (sweep({"method.layers": {"grid": [[0], [9]]}}), "space.method.layers", "[9]: [9] must be increasing and below 3"),
+        (sweep({"resources.workers": {"grid": [1, 11]}}), "space.resources.workers", "11: 11 workers for 10 classes"),
+        (sweep({"dataset": {"grid": [{"path": "nowhere"}]}}), "space.dataset", "there is no 'nowhere'"),
+        (sweep({"seed": {"grid": [1]}}, dataset={"path": "nowhere"}), "base.dataset.path", "there is no 'nowhere'"),
+        (sweep({"seed": {"grid": [1]}}, method={"beta": -1}), "base.method.beta", "greater than or equal to 0"),
+        (sweep({"seed": {"grid": [1]}}, method={"name": "magic"}), "base.method.name", "must be one of cafe"),
+        (sweep({"seed": {"grid": [1]}}, network={"norm": "batch"}), "base.network.norm", "batch statistics"),
+        (sweep({"seed": {"grid": [1]}}, method={"layers": [9]}), "base.method.layers", "with seed = 1: [9] must be increasing"),
+        (sweep({"method.name": {"grid": ["dm"]}}, method={"beta": 1}), "base.method.beta", 'method.name = "dm": unknown field'),
+        (sweep({"seed": {"grid": [1]}}, resources={"workers": 5}), "base.resources", "can hold at most 4 of them"),
+        (sweep({"seed": {"grid": [1]}}, resources={"workers": 11}), "base.resources.workers", "11 workers for 10 classes"),
+        (sweep({"resources.workers": {"grid": [1, 5]}}), "space.resources.workers", "with resources.workers = 5: 5 workers"),
+        (sweep({"seed": {"grid": [1]}}, ipc=9999, network=WIDE), "base.resources", "with seed = 1: a worker would hold"),
+        (sweep({"ipc": {"grid": [1, 9999]}}, network=WIDE), "space", "with ipc = 9999: a worker would hold"),
+    ],
+)  # fmt: skip
+def test_a_sweep_that_cannot_run_is_refused_naming_the_field(
+    api: Api, settings: Settings, spec: dict[str, Any], loc: str, message: str
+) -> None:
+    errors = refused(api.post("/v1/jobs", json=spec))
+    assert list(errors) == [loc]
+    assert message in errors[loc]
+    assert jobs_directory(settings) == []
+
+
+def test_no_more_trials_run_at_once_than_the_memory_holds(api: Api) -> None:
+    wide = sweep({"seed": {"grid": [1, 2, 3, 4]}}, ipc=20, evaluation={"networks": [{"width": 256}]})
+    wide["base"]["dataset"] = {"name": "digits", "image_size": 64}
+    planned = api.post("/v1/jobs?dry_run=true", json=wide).json()
+    assert 8 << 30 > planned["estimates"]["memory_bytes"] > (8 << 30) / 3
+    a_trial = planned["estimates"]["memory_bytes"] + (210 << 20)  # and its driver
+    assert planned["spec"]["max_concurrent"] == (8 << 30) // a_trial < 4
+
+
+def test_no_more_trials_run_at_once_than_the_cluster_holds_of_the_largest(api: Api) -> None:
+    for workers, concurrent in ([1, 1, 1], 3), ([1, 2, 1], 2), ([1, 4, 1], 1):
+        planned = api.post("/v1/jobs?dry_run=true", json=sweep({"resources.workers": {"grid": workers}})).json()
+        assert planned["spec"]["max_concurrent"] == concurrent
+
+
+# -- the set that is judged
+
+
+def test_the_set_of_another_job_is_kept_as_it_is_now(api: Api, ray: FakeRay, settings: Settings) -> None:
+    made = running_job(api, ray, SPEC)
+    spec = EVALUATE | {"synthetic": {"job_id": made}}
+    assert "no synthetic set yet" in refused(api.post("/v1/jobs", json=spec))["synthetic.job_id"]
+    checkpoint(settings, made, 2)
+    job = api.submit(spec)
+    assert job["spec"]["dataset"] == {"name": "digits"}
+    checkpoint(settings, made, 8)
+    kept = settings.job_dir(job["id"]).input_file
+    assert SyntheticSet.load(kept).iteration == 2
+    assert kept.read_bytes() == api.get(f"/v1/jobs/{job['id']}/synthetic").content
+
+    of_evaluation = api.submit(EVALUATE | {"synthetic": {"job_id": job["id"]}})
+    assert settings.job_dir(of_evaluation["id"]).input_file.read_bytes() == kept.read_bytes()
+    checkpoint(settings, made, 9).write_bytes(b"torn")
+    for path in settings.job_dir(made).checkpoint_files():
+        path.write_bytes(b"torn")
+    assert "no checkpoint of the job can be read" in refused(api.post("/v1/jobs", json=spec))["synthetic.job_id"]
+
+
+def test_the_best_set_of_a_sweep_can_be_judged(api: Api, ray: FakeRay, settings: Settings) -> None:
+    made = running_job(api, ray, SWEEP)
+    spec = EVALUATE | {"synthetic": {"job_id": made}}
+    assert "none of its trials has come to its end" in refused(api.post("/v1/jobs", json=spec))["synthetic.job_id"]
+    end_trial(settings.job_dir(made), TrialOutcome(1, "succeeded", 70.0, 10, 1.0), level=0.1)
+    end_trial(settings.job_dir(made), TrialOutcome(0, "succeeded", 80.0, 10, 1.0), level=0.2)
+    job = api.submit(spec)
+    assert SyntheticSet.load(settings.job_dir(job["id"]).input_file).images.mean() == pytest.approx(0.2)
+
+
+def test_real_images_drawn_at_random_are_no_set(api: Api) -> None:
+    made = api.submit(EVALUATE)
+    errors = refused(api.post("/v1/jobs", json=EVALUATE | {"synthetic": {"job_id": made["id"]}}))
+    assert "it judges real images (random)" in errors["synthetic.job_id"]
+
+
+def test_a_key_makes_one_job_with_one_set(api: Api, settings: Settings) -> None:
+    digits_set().save(settings.roots.datasets / "set.safetensors")
+    spec = EVALUATE | {"synthetic": {"path": "set.safetensors"}}
+    with ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(lambda _: api.post("/v1/jobs", json=spec, headers={"Idempotency-Key": "k"}), range(8)))
+    assert sorted(answer.status_code for answer in answers) == [200] * 7 + [201]
+    assert jobs_directory(settings) == [answers[0].json()["id"]]
+
+
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+def test_a_job_that_cannot_be_stored_leaves_no_set(api: Api, settings: Settings) -> None:
+    digits_set().save(settings.roots.datasets / "set.safetensors")
+    with sqlite3.connect(settings.database.removeprefix("sqlite:///")) as connection:
+        connection.execute("CREATE TRIGGER full BEFORE INSERT ON jobs BEGIN SELECT RAISE(ABORT, 'the disk is full'); END")
+    connection.close()
+    response = api.post("/v1/jobs", json=EVALUATE | {"synthetic": {"path": "set.safetensors"}})
+    assert response.status_code == 500
+    assert jobs_directory(settings) == []
+
+
+@pytest.fixture
+def database(settings: Settings) -> Iterator[Database]:
+    settings.data_dir.mkdir()
+    database = Database(settings.database)
+    database.migrate()
+    yield database
+    database.close()
+
+
+def make_kept(database: Database, directory: JobDir) -> None:
+    """Make an evaluate job as a submission does."""
+    with input_kept(database, directory, digits_set()) as keep, database.write() as session:
+        assert directory.input_file.exists()
+        jobs.create(session, directory.path.name, parse_job_spec(EVALUATE))
+        keep(session)
+
+
+def test_a_set_that_fails_to_be_written_is_no_job(settings: Settings, database: Database) -> None:
+    directory = settings.job_dir("job_a")
+    directory.path.parent.write_text("in the way")
+    with pytest.raises(OSError, match="jobs"):
+        make_kept(database, directory)
+    directory.path.parent.unlink()
+    make_kept(database, directory)
+    assert jobs_directory(settings) == ["job_a"]
+
+
+@pytest.mark.parametrize("database_url", ["sqlite", "postgresql"], indirect=True)
+@pytest.mark.parametrize("committed", [True, False])
+def test_a_commit_whose_answer_is_lost_leaves_the_job_its_set(settings: Settings, database: Database, committed: bool) -> None:
+    def break_off(_session: Session) -> None:
+        raise OperationalError("COMMIT", {}, sqlite3.OperationalError("the connection is lost"))
+
+    event.listen(database.sessions, "after_commit" if committed else "before_commit", break_off, once=True)
+    with pytest.raises(OperationalError, match="connection is lost"):
+        make_kept(database, settings.job_dir("job_a"))
+    assert jobs_directory(settings) == (["job_a"] if committed else [])
+    with database.read() as session:
+        assert list(session.scalars(select(Job.id))) == jobs_directory(settings)
+
+
+def test_a_set_stays_where_the_database_does_not_say_whether_there_is_its_job(
+    settings: Settings, database: Database, caplog: pytest.LogCaptureFixture
+) -> None:
+    def close(_session: Session) -> None:
+        threading.Thread(target=database.close).start()  # it waits for this transaction
+        while not database._closed:
+            time.sleep(0.001)
+        raise OperationalError("COMMIT", {}, sqlite3.OperationalError("the connection is lost"))
+
+    event.listen(database.sessions, "before_commit", close, once=True)
+    with pytest.raises(OperationalError):
+        make_kept(database, settings.job_dir("job_a"))
+    assert jobs_directory(settings) == ["job_a"]
+    assert "job job_a may or may not have been made" in caplog.text
+    clear_abandoned(settings.data_dir / "jobs", set())  # as the next server does
+    assert jobs_directory(settings) == []
+
+
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+def test_whether_there_is_a_job_is_known_when_its_transaction_is_over(settings: Settings, database: Database) -> None:
+    """PostgreSQL may still be at a commit whose client has lost its connection."""
+    directory, asked = settings.job_dir("job_a"), ThreadPoolExecutor(1)
+    with asked, input_kept(database, directory, digits_set()) as keep:
+        with database.write() as session:
+            jobs.create(session, "job_a", parse_job_spec(EVALUATE))
+            keep(session)
+            answer = asked.submit(_may_be_made, database, "job_a")
+            with pytest.raises(TimeoutError):
+                answer.result(timeout=0.5)
+        assert answer.result(timeout=20) is True
+
+
+def test_what_a_server_left_that_died_amid_a_submission_is_removed(settings: Settings, ray: FakeRay) -> None:
+    directory = settings.data_dir / "jobs"
+    with running(settings, ray) as api:
+        digits_set().save(settings.roots.datasets / "set.safetensors")
+        known = api.submit(EVALUATE | {"synthetic": {"path": "set.safetensors"}})["id"]
+        api.await_job(known, lambda _: ray.submissions != [])
+    digits_set().save(JobDir(directory / "job_amid").input_file)
+    (directory / "job_of_a_lost_database").mkdir()
+    JobDir(directory / "job_of_a_lost_database").job_file.write_text("{}")
+    JobDir(directory / known).job_file.unlink()  # as of a job that waits in the queue
+    with running(settings, ray):
+        assert sorted(jobs_directory(settings)) == sorted([known, "job_of_a_lost_database"])
+    assert JobDir(directory / known).input_file.exists()
+    clear_abandoned(settings.data_dir / "nowhere", {known})
+
+
+# -- datasets
+
+
+@pytest.mark.parametrize("place", ["judged", "tested on", "base", "grid", "choice of whole datasets"])
+def test_a_dataset_that_a_job_reads_is_not_deleted(api: Api, ray: FakeRay, settings: Settings, place: str) -> None:
+    images = np.zeros((4, 8, 8), np.uint8)
+    content = npz(images=images, labels=LABELS, test_images=images, test_labels=LABELS)
+    own, other = (api.post("/v1/datasets", files={"file": ("a.npz", content)}).json()["id"] for _ in range(2))
+    ten = digits_set()
+    two = digits_set(images=ten.images[:2], labels=ten.labels[:2], class_names=["0", "1"], spec={})
+    two.save(settings.roots.datasets / "two.safetensors")
+    spec = {
+        "judged": EVALUATE | {"synthetic": {"dataset": {"id": own}, "selection": "whole"}},
+        "tested on": EVALUATE | {"synthetic": {"path": "two.safetensors"}, "dataset": {"id": own}},
+        "base": sweep({"seed": {"grid": [0]}}, dataset={"id": own}),
+        "grid": sweep({"dataset.id": {"grid": [other, own]}}, dataset={"id": other}),
+        "choice of whole datasets": sweep({"dataset": {"choice": [{"id": own}, {"name": "digits"}]}}),
+    }[place]
+    job_id = running_job(api, ray, spec)
+    refused(api.delete(f"/v1/datasets/{own}"), 409)
+    api.post(f"/v1/jobs/{job_id}/cancel")
+    api.await_status(job_id, "cancelled")
+    assert api.delete(f"/v1/datasets/{own}").status_code == 204
+
+
+def test_nodes_that_the_autoscaler_may_add_count(settings: Settings, ray: FakeRay) -> None:
+    wide = SPEC | {"resources": {"workers": 8}}
+    autoscaled = {"autoscaled_nodes": 2, "autoscaled_node_cpus": 4.0, "autoscaled_node_memory_bytes": 8 << 30}
+    with running(settings, ray) as api:
+        assert "can hold at most 4 of them" in api.post("/v1/jobs", json=wide).text
+    with running(settings.model_copy(update=autoscaled), ray) as api:
+        assert api.post("/v1/jobs", json=wide).status_code == 201
+        too_wide = wide | {"resources": {"workers": 4, "cpus_per_worker": 4}}
+        assert "can hold at most 3 of them" in api.post("/v1/jobs", json=too_wide).text
+
+
+def test_a_job_that_leaves_its_driver_no_room_is_refused(settings: Settings, ray: FakeRay) -> None:
+    with running(settings.model_copy(update={"driver_cpus": 0.25}), ray) as api:
+        refused = api.post("/v1/jobs", json=SPEC | {"resources": {"workers": 4}})
+        assert refused.status_code == 422
+        assert "at most 3 of them beside their driver's 0.25 CPU" in refused.text
+        assert api.post("/v1/jobs", json=SPEC | {"resources": {"workers": 3}}).status_code == 201

@@ -1,0 +1,542 @@
+from __future__ import annotations
+
+import asyncio
+import base64
+import hashlib
+import hmac
+import json
+import logging
+import socket
+import ssl
+import stat
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import timedelta
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from socketserver import StreamRequestHandler, ThreadingTCPServer
+from typing import Any
+
+import httpcore
+import httpx
+import pytest
+from pydantic import SecretStr
+from sqlalchemy import select
+
+import server.deliveries
+import server.public_addresses
+import server.webhooks
+from server.database import Database
+from server.deliveries import Due
+from server.keys import Scope
+from server.models import Delivery
+from server.public_addresses import PrivateAddressError, PublicNetwork, is_public
+from server.settings import Settings
+from server.turns import Turns
+from server.webhooks import WebhookSender, signing_secret
+from tests.server.conftest import Api, FakeRay, running
+from tests.server.keyed import add_key, client_of
+
+
+@dataclass
+class Receiver:
+    """What was sent to it, and what it answers: one status a try, the last one for all further."""
+
+    url: str = ""
+    answers: list[int | str] = field(default_factory=lambda: [204])
+    received: list[tuple[dict[str, str], bytes]] = field(default_factory=list)
+    released: threading.Event = field(default_factory=threading.Event)
+
+    def answer(self) -> int | str:
+        return self.answers[min(len(self.received), len(self.answers)) - 1]
+
+    def await_tries(self, count: int) -> None:
+        deadline = time.monotonic() + 20
+        while len(self.received) < count:
+            assert time.monotonic() < deadline, f"{len(self.received)} of {count} tries came"
+            time.sleep(0.02)
+
+
+@contextmanager
+def receiving(*answers: int | str) -> Iterator[Receiver]:
+    receiver = Receiver(answers=list(answers) or [204])
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = self.rfile.read(int(self.headers["content-length"]))
+            receiver.received.append(({name.lower(): value for name, value in self.headers.items()}, body))
+            answer = receiver.answer()
+            if answer == "hang":
+                receiver.released.wait(30)
+                return
+            if answer == "flood":
+                self.send_response(200)
+                self.end_headers()
+                try:
+                    while not receiver.released.is_set():
+                        self.wfile.write(b"x" * 65536)
+                except OSError:
+                    receiver.released.set()
+                return
+            self.send_response(int(answer))
+            if answer in (301, 302, 307, 308):
+                self.send_header("Location", receiver.url + "elsewhere")
+            self.end_headers()
+
+        def log_message(self, format: str, *args: Any) -> None:
+            pass
+
+    server_ = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    receiver.url = f"http://127.0.0.1:{server_.server_address[1]}/"
+    thread = threading.Thread(target=server_.serve_forever, kwargs={"poll_interval": 0.02})
+    thread.start()
+    try:
+        yield receiver
+    finally:
+        receiver.released.set()
+        server_.shutdown()
+        thread.join()
+        server_.server_close()
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    return Settings(data_dir=tmp_path / "data", webhook_allow_private=True)
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server.webhooks, "LOOK_EVERY_S", 0.05)
+    monkeypatch.setattr(server.deliveries, "FIRST_WAIT_S", 0.05)
+    monkeypatch.setattr(server.deliveries, "WAIT_FACTOR", 1.0)
+
+
+def ended(api: Api, url: str) -> dict[str, Any]:
+    """A job with this webhook that was cancelled."""
+    job_id = api.make(webhook=url)["id"]
+    api.post(f"/v1/jobs/{job_id}/cancel")
+    return api.await_status(job_id, "cancelled")
+
+
+def verify(settings: Settings, headers: dict[str, str], body: bytes) -> dict[str, Any]:
+    """As a receiver does by the standard."""
+    key = base64.b64decode(signing_secret(settings, None).removeprefix("whsec_"))
+    signed = f"{headers['webhook-id']}.{headers['webhook-timestamp']}.".encode() + body
+    expected = base64.b64encode(hmac.new(key, signed, hashlib.sha256).digest()).decode()
+    assert headers["webhook-signature"].split(",") == ["v1", expected]
+    assert abs(time.time() - int(headers["webhook-timestamp"])) < 60
+    content: dict[str, Any] = json.loads(body)
+    return content
+
+
+def test_the_end_of_a_job_is_told(api: Api, settings: Settings) -> None:
+    with receiving() as receiver:
+        job = ended(api, receiver.url)
+        receiver.await_tries(1)
+        time.sleep(0.5)
+        assert len(receiver.received) == 1  # once taken, never again
+    headers, body = receiver.received[0]
+    content = verify(settings, headers, body)
+    assert headers["content-type"] == "application/json"
+    assert content["type"] == "job.cancelled"
+    assert content["data"] == job
+
+
+def test_a_resumed_job_tells_its_next_end_too(api: Api) -> None:
+    with receiving() as receiver:
+        job = ended(api, receiver.url)
+        receiver.await_tries(1)
+        api.post(f"/v1/jobs/{job['id']}/resume")
+        api.post(f"/v1/jobs/{job['id']}/cancel")
+        receiver.await_tries(2)
+    first, second = receiver.received
+    assert first[0]["webhook-id"] != second[0]["webhook-id"]
+    assert json.loads(second[1])["data"]["attempt"] == 2
+
+
+def test_the_documented_check_takes_what_is_sent_and_nothing_else(api: Api, settings: Settings) -> None:
+    text = (Path(__file__).parents[2] / "docs" / "webhooks.md").read_text(encoding="utf-8")
+    documented: dict[str, Any] = {}
+    exec(text.partition("```python\n")[2].partition("```")[0], documented)
+    check = documented["verify"]
+    with receiving() as receiver:
+        ended(api, receiver.url)
+        receiver.await_tries(1)
+    headers, body = receiver.received[0]
+    secret = signing_secret(settings, None)
+    check(secret, headers, body)
+    for wrong in (
+        (signing_secret(settings, "key_other"), headers, body),
+        (secret, headers, body + b" "),
+        (secret, headers | {"webhook-id": "msg_other"}, body),
+        (secret, headers | {"webhook-timestamp": "1"}, body),
+    ):
+        with pytest.raises(ValueError, match=r"too old|wrong"):
+            check(*wrong)
+
+
+@pytest.mark.parametrize("failure", [500, 404, 302, 307])
+def test_a_try_that_fails_is_made_again_with_the_same_id(api: Api, settings: Settings, failure: int) -> None:
+    with receiving(failure, failure, 200) as receiver:
+        ended(api, receiver.url)
+        receiver.await_tries(3)
+        time.sleep(0.3)
+    assert len(receiver.received) == 3  # no redirect was followed
+    assert len({headers["webhook-id"] for headers, _ in receiver.received}) == 1
+    for headers, body in receiver.received:
+        verify(settings, headers, body)
+
+
+def test_who_is_gone_is_left_alone(api: Api) -> None:
+    with receiving(410) as receiver:
+        ended(api, receiver.url)
+        receiver.await_tries(1)
+        time.sleep(0.5)
+        assert len(receiver.received) == 1
+
+
+def test_no_try_is_made_after_a_day(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server.deliveries, "GIVE_UP_AFTER", timedelta(seconds=0.4))
+    with receiving(500) as receiver:
+        ended(api, receiver.url)
+        time.sleep(1.5)
+        tries = len(receiver.received)
+        time.sleep(0.5)
+        assert len(receiver.received) == tries > 1
+
+
+def test_a_receiver_that_hangs_holds_up_no_other(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server.webhooks, "TRY_S", 1.0)
+    with receiving("hang") as hanging, receiving() as receiver:
+        ended(api, hanging.url)
+        hanging.await_tries(1)
+        ended(api, receiver.url)
+        receiver.await_tries(1)
+        hanging.await_tries(2)
+
+
+def test_an_owners_receivers_that_hang_hold_up_no_other_owner(
+    settings: Settings, ray: FakeRay, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server.webhooks, "TRY_S", 60.0)  # longer than the test waits for the other's
+    slow_key, other_key = (add_key(settings, Scope.WRITE, name=name) for name in ("slow", "other"))
+    with (
+        receiving("hang") as hanging,
+        receiving() as receiver,
+        running(settings, ray) as api,
+        client_of(api, slow_key) as slow,
+        client_of(api, other_key) as other,
+    ):
+        for _ in range(server.webhooks.AT_ONCE):
+            ended(slow, hanging.url)
+        hanging.await_tries(server.webhooks.PER_OWNER)
+        for _ in range(4):
+            ended(other, receiver.url)
+        receiver.await_tries(4)
+        assert len(hanging.received) == server.webhooks.PER_OWNER
+
+
+def test_who_has_no_key_is_one_owner(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server.webhooks, "TRY_S", 60.0)
+    with receiving("hang") as hanging:
+        for _ in range(4):
+            ended(api, hanging.url)
+        hanging.await_tries(server.webhooks.PER_OWNER)
+        time.sleep(0.5)
+        assert len(hanging.received) == server.webhooks.PER_OWNER
+
+
+def test_owners_take_turns() -> None:
+    turns = Turns(at_once=3, per_owner=2)
+    waiting = [Due(id=f"{owner or '-'}{number}", owner=owner) for owner in ("a", "b", None, "c") for number in range(4)]
+
+    def begin() -> list[Due]:
+        begun = turns.begin(waiting)
+        for one in begun:
+            waiting.remove(one)
+        return begun
+
+    begun = begin()
+    assert [one.id for one in begun] == ["a0", "b0", "-0"]
+    order = []
+    while begun:
+        turns.end(begun.pop(0))
+        begun += (more := begin())
+        order += [one.id for one in more]
+    assert order == ["c0", "a1", "b1", "-1", "c1", "a2", "b2", "-2", "c2", "a3", "b3", "-3", "c3"]
+    waiting += [Due(id=str(number), owner="a") for number in range(4)]
+    assert [one.id for one in begin()] == ["0", "1"]  # a third is not its, though nobody else wants one
+
+
+@pytest.mark.parametrize("turns_of_the_loop", range(4))
+def test_a_try_that_is_settled_as_the_sender_is_stopped_does_not_keep_it_going(tmp_path: Path, turns_of_the_loop: int) -> None:
+    """asyncio.wait_for of Python 3.11 forgets a cancellation that comes in the moment in which what it waits for is there."""
+    settings = Settings(data_dir=tmp_path)
+    database = Database(settings.database)
+    database.migrate()
+
+    async def stopped() -> bool:
+        sender = WebhookSender(database, settings)
+        sending = asyncio.create_task(sender.run())
+        await asyncio.sleep(0.5)  # nothing is due: it waits
+        sender._settled.set()
+        for _ in range(turns_of_the_loop):
+            await asyncio.sleep(0)
+        sending.cancel()
+        await asyncio.wait([sending], timeout=5)
+        ended = sending.cancelled()
+        sending.cancel()
+        return ended
+
+    try:
+        assert asyncio.run(stopped())
+    finally:
+        database.close()
+
+
+@dataclass
+class Broken:
+    """A receiver that answers over TLS with what is no TLS."""
+
+    url: str
+    tries: int = 0
+
+
+@contextmanager
+def broken_tls(directory: Path) -> Iterator[tuple[Broken, ssl.SSLContext]]:
+    """It, and what trusts its certificate."""
+    key, certificate = directory / "key.pem", directory / "certificate.pem"
+    made = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2"]
+    made += ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost", "-keyout", str(key), "-out", str(certificate)]
+    subprocess.run(made, check=True, capture_output=True)
+    own = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    own.load_cert_chain(certificate, key)
+
+    class Handler(StreamRequestHandler):
+        def handle(self) -> None:
+            tls = own.wrap_socket(self.request, server_side=True, do_handshake_on_connect=True)
+            tls.recv(65536)
+            receiver.tries += 1
+            bare = socket.socket(fileno=tls.detach())
+            with bare:
+                bare.sendall(b"\x17\x03\x03\x00\x20" + b"x" * 32)  # a record that nobody has the key of
+                bare.recv(65536)
+
+    server_ = ThreadingTCPServer(("127.0.0.1", 0), Handler)
+    receiver = Broken(f"https://localhost:{server_.server_address[1]}/")
+    thread = threading.Thread(target=server_.serve_forever, kwargs={"poll_interval": 0.02})
+    thread.start()
+    try:
+        yield receiver, ssl.create_default_context(cafile=certificate)
+    finally:
+        server_.shutdown()
+        thread.join()
+        server_.server_close()
+
+
+def await_delivery(settings: Settings, job_id: str, condition: Callable[[Delivery], bool]) -> Delivery:
+    """The job's delivery once a condition holds."""
+    database = Database(settings.database)
+    deadline = time.monotonic() + 20
+    try:
+        while True:
+            with database.read() as session:
+                delivery = session.scalars(select(Delivery).where(Delivery.job_id == job_id)).one()
+            if condition(delivery):
+                return delivery
+            assert time.monotonic() < deadline, f"{delivery.tries} tries, {delivery.error}"
+            time.sleep(0.05)
+    finally:
+        database.close()
+
+
+def test_an_error_that_nobody_thought_of_is_a_try_that_failed(
+    settings: Settings, ray: FakeRay, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    with broken_tls(tmp_path) as (broken, trusting), receiving() as receiver:
+        monkeypatch.setattr(httpx, "create_ssl_context", lambda **_: trusting)
+        with running(settings, ray) as api:
+            job_id = ended(api, broken.url)["id"]
+            tried = await_delivery(settings, job_id, lambda delivery: delivery.tries >= 3)
+            assert tried.error == "SSLError"
+            assert broken.tries >= 3
+            monkeypatch.setattr(server.deliveries, "GIVE_UP_AFTER", timedelta(0))
+            given_up = await_delivery(settings, job_id, lambda delivery: delivery.next_try_at is None)
+            assert given_up.delivered_at is None
+            ended(api, receiver.url)  # the others' are sent as ever
+            receiver.await_tries(1)
+            assert api.get("/readyz").status_code == 200  # this server leads still
+    logged = [record for record in caplog.records if record.name == "server.webhooks" and record.exc_info]
+    assert {(record.levelno, record.exc_info[0]) for record in logged if record.exc_info} == {(logging.ERROR, ssl.SSLError)}
+
+
+def test_a_secret_that_cannot_be_read_is_a_try_that_failed(
+    api: Api, settings: Settings, caplog: pytest.LogCaptureFixture
+) -> None:
+    (settings.data_dir / server.webhooks.SECRET_FILE).mkdir()
+    with receiving() as receiver:
+        job_id = ended(api, receiver.url)["id"]
+        tried = await_delivery(settings, job_id, lambda delivery: delivery.tries >= 2)
+        assert (tried.error, receiver.received) == ("IsADirectoryError", [])
+        assert any(record.exc_info and record.exc_info[0] is IsADirectoryError for record in caplog.records)
+        (settings.data_dir / server.webhooks.SECRET_FILE).rmdir()
+        receiver.await_tries(1)
+
+
+def test_an_endless_answer_is_not_read(api: Api) -> None:
+    with receiving("flood") as receiver:
+        ended(api, receiver.url)
+        receiver.await_tries(1)
+        assert receiver.released.wait(10)  # the connection was closed
+        time.sleep(0.3)
+        assert len(receiver.received) == 1
+
+
+def test_tries_go_on_after_a_restart(settings: Settings, ray: FakeRay, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server.deliveries, "RESERVED", timedelta(seconds=1))  # a try may be broken off by the first one's end
+    with receiving(500, 500, 200) as receiver:
+        with running(settings, ray) as api:
+            ended(api, receiver.url)
+            receiver.await_tries(1)
+        with running(settings, ray):
+            receiver.await_tries(3)
+    assert len({headers["webhook-id"] for headers, _ in receiver.received}) == 1
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["ftp://example.com/", "https://user:secret@example.com/", "https://", "https://example.com/" + "x" * 2048, "example.com"],
+)
+def test_what_is_no_webhook_is_refused(api: Api, url: str) -> None:
+    refused = api.post("/v1/jobs", json={"dataset": {"name": "digits"}, "ipc": 1, "webhook": url})
+    assert refused.status_code == 422
+    assert [error["loc"] for error in refused.json()["errors"]] == ["webhook"]
+
+
+def test_plain_http_is_for_closed_networks(tmp_path: Path, ray: FakeRay) -> None:
+    with running(Settings(data_dir=tmp_path / "open"), ray) as api:
+        spec = {"dataset": {"name": "digits"}, "ipc": 1, "iterations": 1}
+        assert api.post("/v1/jobs", json=spec | {"webhook": "http://example.com/"}).status_code == 422
+        assert api.post("/v1/jobs?dry_run=true", json=spec | {"webhook": "https://example.com/"}).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("address", "public"),
+    [
+        ("93.184.216.34", True),
+        ("2606:2800:220:1::1", True),
+        ("127.0.0.1", False),
+        ("10.0.0.1", False),
+        ("172.16.0.1", False),
+        ("192.168.1.1", False),
+        ("169.254.169.254", False),
+        ("100.64.0.1", False),
+        ("0.0.0.0", False),
+        ("224.0.0.1", False),
+        ("240.0.0.1", False),
+        ("255.255.255.255", False),
+        ("::1", False),
+        ("::", False),
+        ("fe80::1", False),
+        ("fe80::1%eth0", False),
+        ("fc00::1", False),
+        ("fec0::1", False),
+        ("ff02::1", False),
+        ("::ffff:127.0.0.1", False),
+        ("::ffff:8.8.8.8", True),
+        ("::127.0.0.1", False),
+        ("64:ff9b::7f00:1", False),
+        ("64:ff9b::808:808", True),
+        ("64:ff9b:1::808:808", False),
+        ("2002:7f00:1::", False),
+        ("2002:a00:1::", False),
+        ("2001:0:7f00:1::", False),
+        ("2001:db8::1", False),
+        ("168.63.129.15", True),
+        ("168.63.129.16", False),  # Azure's host agent
+        ("::ffff:168.63.129.16", False),
+        ("64:ff9b::a83f:8110", False),
+        ("2002:a83f:8110::1", False),
+        ("2002:808:808::1", True),
+        ("100.100.100.200", False),  # Alibaba's metadata
+        ("192.0.0.192", False),  # Oracle's
+        ("fd00:ec2::254", False),  # Amazon's
+        ("fd20:ce::254", False),  # Google's
+        ("169.254.170.2", False),  # Amazon's containers'
+        ("64:ff9b::a9fe:a9fe", False),
+        ("2002:a9fe:a9fe::", False),
+        ("::ffff:169.254.169.254", False),
+        ("::ffff:0:169.254.169.254", False),  # IPv4-translated
+        ("::169.254.169.254", False),  # IPv4-compatible
+        ("2001:0:808:808::5601:5601", False),  # Teredo
+        ("2600:1f00::5efe:a9fe:a9fe", False),  # ISATAP
+        ("2600:1f00::200:5efe:a00:1", False),
+        ("2600:1f00::5efe:808:808", True),
+        ("64:ff9b::808:808%1", False),
+        ("161.26.0.10", False),  # IBM's private services
+        ("166.9.0.1", False),
+        ("166.12.0.1", True),
+        ("192.0.0.9", False),  # the next NAT gateway
+        ("2001:1::1", False),
+        ("192.88.99.1", False),
+        ("198.18.0.1", False),
+        ("3fff::1", False),
+        ("5f00::1", False),
+        ("2001:200::1", True),
+    ],
+)
+def test_public_addresses(address: str, public: bool) -> None:
+    assert is_public(address) is public
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "0x7f.1", "2130706433", "[::1]", "[::ffff:127.0.0.1]"])
+def test_nothing_is_sent_to_this_machine(host: str) -> None:
+    async def post(port: int) -> None:
+        network = PublicNetwork(allow_private=False)
+        async with httpcore.AsyncConnectionPool(network_backend=network) as http:
+            await http.request("POST", f"http://{host}:{port}/", headers=[("host", "h")])
+
+    with receiving() as receiver:
+        with pytest.raises(PrivateAddressError):
+            asyncio.run(post(int(receiver.url.rstrip("/").rpartition(":")[2])))
+        assert receiver.received == []
+
+
+def test_the_address_that_was_checked_is_connected_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One private address among several is one too many; and a name is resolved once."""
+    answers = [["93.184.216.34", "10.0.0.1"], ["203.0.113.1"]]
+    connected: list[str] = []
+
+    async def resolved(host: str, port: int) -> list[str]:  # noqa: ARG001
+        return answers.pop(0)
+
+    class Network(httpcore.AsyncNetworkBackend):
+        async def connect_tcp(self, host: str, *_: Any, **__: Any) -> httpcore.AsyncNetworkStream:
+            connected.append(host)
+            raise httpcore.ConnectError("as far as a test goes")
+
+    monkeypatch.setattr(server.public_addresses, "resolve", resolved)
+    monkeypatch.setattr(server.public_addresses, "is_public", lambda address: not address.startswith("10."))
+    network = PublicNetwork(allow_private=False)
+    network._network = Network()
+    with pytest.raises(PrivateAddressError):
+        asyncio.run(network.connect_tcp("rebinding.example", 443))
+    with pytest.raises(httpcore.ConnectError):
+        asyncio.run(network.connect_tcp("rebinding.example", 443))
+    assert connected == ["203.0.113.1"]
+    assert answers == []
+
+
+def test_a_key_has_a_secret_of_its_own(tmp_path: Path) -> None:
+    settings = Settings(data_dir=tmp_path)
+    secrets = [signing_secret(settings, key_id) for key_id in (None, "key_a", "key_b")]
+    assert len(set(secrets)) == 3
+    assert all(len(base64.b64decode(secret.removeprefix("whsec_"))) == 32 for secret in secrets)
+    assert stat.S_IMODE((tmp_path / server.webhooks.SECRET_FILE).stat().st_mode) == 0o600
+    assert [signing_secret(settings, key_id) for key_id in (None, "key_a", "key_b")] == secrets
+    given = Settings(data_dir=tmp_path, webhook_secret=SecretStr("x" * 32))
+    assert signing_secret(given, "key_a") != secrets[1]

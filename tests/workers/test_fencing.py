@@ -1,0 +1,87 @@
+"""A driver that wakes up after its attempt was given up: it ends by itself, publishes nothing and harms nothing."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+import pytest
+
+from cafe_core.jobdir import JobDir, read_lines
+from tests.workers import jobs
+from tests.workers.conftest import is_running
+from tests.workers.jobs import Driver, driving
+
+pytestmark = pytest.mark.usefixtures("leaves_nothing")
+
+SPEC = {"iterations": 30, "evaluation": jobs.spec()["evaluation"] | {"repeats": 30}}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(cluster: str, cache: Path, tmp_path_factory: pytest.TempPathFactory) -> JobDir:
+    directory = jobs.create(tmp_path_factory.mktemp("jobs") / "job_undisturbed", cache, **SPEC)
+    with driving(directory, cluster) as driver:
+        driver.succeeds()
+    return directory
+
+
+@contextmanager
+def frozen(driver: Driver, *, with_workers: bool) -> Iterator[None]:
+    """The driver, and its workers too if wanted, as on a machine that is cut off; they go on after the block."""
+    pids = [driver.process.pid, *(driver.pids() if with_workers else [])]
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        for pid in filter(is_running, pids):
+            os.kill(pid, signal.SIGCONT)
+
+
+@pytest.mark.parametrize(
+    ("phase", "with_workers"),
+    [
+        ("condensing", True),
+        ("evaluating", False),
+        pytest.param("condensing", False, marks=pytest.mark.soak),
+        pytest.param("evaluating", True, marks=pytest.mark.soak),
+    ],
+)
+def test_a_driver_that_wakes_up_amid_the_next_attempt(
+    phase: str, with_workers: bool, cluster: str, cache: Path, tmp_path: Path, undisturbed: JobDir
+) -> None:
+    directory = jobs.create(tmp_path / "job_frozen", cache, **SPEC)
+    count = "iteration" if phase == "condensing" else "evaluated"
+    with driving(directory, cluster) as stale:
+        stale.wait_for(lambda: len(stale.events(count)) >= 5, within_s=120)
+        workers = [psutil.Process(pid) for pid in stale.pids()]
+        with frozen(stale, with_workers=with_workers), driving(directory, cluster, attempt=2) as second:
+            second.wait_for(lambda: second.events(count), within_s=120)
+            os.kill(stale.process.pid, signal.SIGCONT)
+            for worker in workers:
+                worker.resume()
+            assert second.succeeds() == undisturbed.attempt(1).synthetic_file.read_bytes()
+        assert stale.process.wait(60) == 1
+        assert not {"finished", "failed", "cancelled"} & {event["type"] for event in stale.events()}
+        assert "was given up" in stale.log.read_text()
+    assert not directory.attempt(1).manifest_file.exists()
+    assert measured(directory) == measured(undisturbed)
+    assert len(read_lines(directory.evaluation_file)) == len(measured(undisturbed))  # none of them twice
+
+
+def measured(directory: JobDir) -> dict[tuple[object, ...], float]:
+    """Every network of the job's evaluation with its accuracy."""
+    return {tuple(line["task"].values()): line["accuracy"] for line in read_lines(directory.evaluation_file)}
+
+
+def test_a_driver_that_starts_after_it_was_given_up_does_nothing(cluster: str, cache: Path, tmp_path: Path) -> None:
+    directory = jobs.create(tmp_path / "job_late", cache)
+    jobs.hand_over(directory, 2)
+    with driving(directory, cluster) as late:
+        assert late.process.wait(60) == 1
+        assert late.events() == []
+    assert not directory.checkpoints.exists()

@@ -1,0 +1,249 @@
+"""Evaluations that Ray Tune fans out: the same numbers whatever happens, and each network once."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from ray.util.placement_group import placement_group, remove_placement_group
+
+from cafe_core.config import EvaluationSpec, NetworkSpec, ResourcesSpec
+from cafe_core.errors import SyntheticSetError, WorkerLostError
+from cafe_core.evaluation.run import train_networks
+from cafe_core.evaluation.tasks import EvaluationSetup, EvaluationTask, all_tasks
+from cafe_core.jobdir import JobDir, JobFile
+from tests.cafe_core.made_data import make_store
+from tests.workers import jobs
+from tests.workers.jobs import driving
+from workers import backend as backend_module
+from workers.backend import RayBackend
+from workers.evaluation import cut
+from workers.interruption import Interruption
+
+pytestmark = pytest.mark.usefixtures("leaves_nothing")
+
+NETWORKS = [NetworkSpec(width=4, depth=1).resolved(), NetworkSpec(name="mlp", width=4).resolved()]
+LONG = 60
+"""Epochs of trainings that last long enough to be disturbed: seconds for all of them."""
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_store(tmp_path_factory.mktemp("made") / "store", [12] * 3, side=16).path
+
+
+def an_evaluation(store: Path, *, epochs: int = 3) -> tuple[list[EvaluationTask], EvaluationSetup]:
+    """Twelve networks on random real images, and on all of them."""
+    spec = EvaluationSpec(networks=NETWORKS, repeats=3, epochs=epochs, whole_epochs=epochs, baselines=["whole"])
+    return all_tasks(spec, "random"), EvaluationSetup(spec, seed=5, store=store, synthetic=None, ipc=2)
+
+
+def workers(count: int) -> ResourcesSpec:
+    return ResourcesSpec(workers=count, gpus_per_worker=0)
+
+
+def backend(tmp_path: Path, *, timeout_s: float = 60, max_restarts: int = 3) -> RayBackend:
+    """Of a job of which nothing but these two numbers matters here."""
+    directory = jobs.create(tmp_path / "job", tmp_path / "cache", timeout_s=timeout_s, max_restarts=max_restarts)
+    job = JobFile.model_validate_json(directory.job_file.read_bytes())
+    return RayBackend(job, directory, "job/attempt 1", Interruption())
+
+
+class Saboteur(list[tuple[str, dict[str, Any]]]):
+    """A report that remembers, and does something to the workers that come from number `first` up to `last`."""
+
+    def __init__(self, trouble: signal.Signals, first: int, last: int) -> None:
+        super().__init__()
+        self._trouble = trouble
+        self._victims = set(range(first, last + 1))
+
+    def __call__(self, type: str, **data: Any) -> None:
+        self.append((type, data))
+        if type == "workers":
+            for worker in data["workers"]:
+                if worker["rank"] in self._victims:
+                    self._victims.remove(worker["rank"])
+                    os.kill(worker["pid"], self._trouble)
+
+    def of(self, type: str) -> list[dict[str, Any]]:
+        return [data for t, data in self if t == type]
+
+
+def undisturbed() -> Saboteur:
+    return Saboteur(signal.SIGKILL, first=0, last=-1)
+
+
+@pytest.fixture(scope="module")
+def in_process(store: Path) -> dict[int, dict[EvaluationTask, float]]:
+    """The accuracies by epochs, measured without Ray."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    measured = {}
+    for epochs in (3, LONG):
+        tasks, setup = an_evaluation(store, epochs=epochs)
+        measured[epochs] = {t: a for task in tasks for t, a in train_networks([task], setup, torch.device("cpu"))}
+    torch.set_num_threads(threads)
+    return measured
+
+
+@pytest.mark.parametrize("count", [1, 4])
+def test_any_fan_out_gives_the_same_numbers(
+    count: int,
+    cluster: str,  # noqa: ARG001
+    store: Path,
+    tmp_path: Path,
+    in_process: dict[int, dict[EvaluationTask, float]],
+) -> None:
+    tasks, setup = an_evaluation(store)
+    events = undisturbed()
+    with closing(backend(tmp_path)) as held:
+        measured = list(held.evaluate(tasks, setup, workers(count), events))
+    assert len(measured) == len(tasks)
+    assert dict(measured) == in_process[3]
+    assert {worker["rank"] for data in events.of("workers") for worker in data["workers"]} <= set(range(count))
+    assert not events.of("restart")
+
+
+@pytest.mark.parametrize(("trouble", "reason"), [(signal.SIGKILL, "died"), (signal.SIGSTOP, "has not answered for")])
+def test_a_lost_worker_changes_nothing(
+    trouble: signal.Signals,
+    reason: str,
+    cluster: str,  # noqa: ARG001
+    store: Path,
+    tmp_path: Path,
+    in_process: dict[int, dict[EvaluationTask, float]],
+) -> None:
+    tasks, setup = an_evaluation(store, epochs=LONG)
+    events = Saboteur(trouble, first=1, last=1)
+    with closing(backend(tmp_path, timeout_s=2)) as held:
+        measured = list(held.evaluate(tasks, setup, workers(2), events))
+    assert len(measured) == len(tasks)  # none twice
+    assert dict(measured) == in_process[LONG]
+    [restart] = events.of("restart")
+    assert restart["reason"].startswith(f"worker 1 {reason}")
+    assert (restart["restarts"], restart["workers"]) == (1, 1)
+
+
+def test_workers_lost_too_often_end_the_job(cluster: str, store: Path, tmp_path: Path) -> None:  # noqa: ARG001
+    tasks, setup = an_evaluation(store, epochs=LONG)
+    events = Saboteur(signal.SIGKILL, first=0, last=99)
+    with closing(backend(tmp_path, max_restarts=2)) as held, pytest.raises(WorkerLostError, match="restarted 2 times"):
+        list(held.evaluate(tasks, setup, workers(1), events))
+    assert len(events.of("restart")) == 2
+
+
+def test_a_set_that_cannot_be_used_ends_the_job(cluster: str, store: Path, tmp_path: Path) -> None:  # noqa: ARG001
+    (tmp_path / "set.safetensors").write_bytes(b"no set")
+    spec = EvaluationSpec(networks=NETWORKS, repeats=3, epochs=1)
+    setup = EvaluationSetup(spec, seed=5, store=store, synthetic=tmp_path / "set.safetensors", ipc=None)
+    events = undisturbed()
+    with closing(backend(tmp_path)) as held, pytest.raises(SyntheticSetError):
+        list(held.evaluate(all_tasks(spec), setup, workers(2), events))
+    assert not events.of("restart")
+
+
+def test_an_evaluation_that_must_wait_says_so(
+    cluster: str,  # noqa: ARG001
+    store: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(backend_module, "NOTICE_S", 0.5)
+    taken = placement_group([{"CPU": 4}], name="another job")
+    assert taken.wait(30)
+    phases = []
+
+    def report(type: str, **data: Any) -> None:
+        if type == "phase":
+            phases.append(data["phase"])
+            if data["phase"] == "waiting_for_resources":
+                remove_placement_group(taken)
+
+    tasks, setup = an_evaluation(store)
+    with closing(backend(tmp_path)) as held:
+        assert len(list(held.evaluate(tasks, setup, workers(2), report))) == len(tasks)
+    assert phases == ["waiting_for_resources", "evaluating"]
+
+
+def test_nothing_to_do_takes_nothing(store: Path, tmp_path: Path) -> None:
+    _, setup = an_evaluation(store)
+    with closing(backend(tmp_path)) as held:
+        assert list(held.evaluate([], setup, workers(2), undisturbed())) == []
+
+
+def evaluated(directory: JobDir) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in directory.evaluation_file.read_text().splitlines()]
+
+
+EVALUATE = {
+    "kind": "evaluate",
+    "synthetic": {"dataset": {"name": "digits"}, "selection": "random", "ipc": 1},
+    "networks": [{"width": 8, "depth": 2}],
+    "repeats": 12,
+    "epochs": 200,
+    "resources": {"workers": 2, "gpus_per_worker": 0},
+}
+
+
+def test_a_killed_driver_leaves_nothing_and_the_next_attempt_repeats_no_network(
+    cluster: str, cache: Path, tmp_path: Path
+) -> None:
+    directory = jobs.create_job(tmp_path / "job_evaluate", cache, EVALUATE)
+    with driving(directory, cluster) as driver:
+        driver.wait_for(lambda: len(driver.events("evaluated")) >= 3)
+        driver.process.kill()
+        driver.process.wait()
+    before = evaluated(directory)
+    with driving(directory, cluster, attempt=2) as second:
+        assert second.ends_with(0)["type"] == "finished"
+        assert second.phases() == ["preparing", "evaluating", "publishing"]
+        assert len(second.events("evaluated")) == 12 - len(before)
+    after = evaluated(directory)
+    assert after[: len(before)] == before
+    assert sorted(record["task"]["repeat"] for record in after) == list(range(12))
+
+
+def test_a_validation_uses_the_gang_that_goes_on(cluster: str, cache: Path, tmp_path: Path) -> None:
+    validation = {"every": 4, "network": {"width": 8, "depth": 2}, "repeats": 3, "epochs": 5}
+    directory = jobs.create(tmp_path / "job_validation", cache, validation=validation, evaluation=None)
+    with driving(directory, cluster) as driver:
+        driver.succeeds()
+        gang = ["waiting_for_resources", "starting_workers"]
+        assert driver.phases() == ["preparing", *gang, *["condensing", "validating"] * 3, "publishing"]
+        assert len(driver.events("workers")) == 1
+    validations = directory.validation_file.read_bytes()
+
+    directory = jobs.create(tmp_path / "job_killed", cache, validation=validation | {"epochs": 5}, evaluation=None)
+    with driving(directory, cluster) as driver:
+        driver.wait_for(lambda: "validating" in driver.phases())
+        os.kill(driver.pids()[1], signal.SIGKILL)
+        driver.succeeds()
+        assert len(driver.events("restart")) == 1
+    assert directory.validation_file.read_bytes() == validations
+
+
+def test_how_tasks_are_cut() -> None:
+    spec = EvaluationSpec(networks=NETWORKS, repeats=40, baselines=["random", "whole"])
+    tasks = all_tasks(spec)
+    on_cpus = cut(tasks, workers(2))
+    assert sorted(map(str, tasks)) == sorted(str(task) for chunk in on_cpus for task in chunk)
+    assert [len(chunk) for chunk in on_cpus[:80]] == [1] * 80
+    assert {chunk[0].source for chunk in on_cpus[:80]} == {"whole"}
+    assert max(len(chunk) for chunk in on_cpus) == 5  # 160 others in at least 2 × 16
+    assert [(chunk[0].source, chunk[0].network) for chunk in on_cpus[80:84]] == [
+        ("synthetic", 0),
+        ("synthetic", 1),
+        ("random", 0),
+        ("random", 1),
+    ]
+    assert {len({(t.source, t.network, t.augment) for t in chunk}) for chunk in on_cpus} == {1}
+
+    on_gpus = cut(tasks, ResourcesSpec(workers=2, gpus_per_worker=1))
+    assert {len(chunk) for chunk in on_gpus} == {20}
+    assert len(cut(tasks[:6], ResourcesSpec(workers=4, gpus_per_worker=1))) >= 4

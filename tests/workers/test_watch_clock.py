@@ -1,0 +1,21 @@
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from workers.watch_clock import GAP_S, WatchClock
+
+
+def test_it_counts_what_is_watched_and_stands_still_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    clock = WatchClock()
+    for _ in range(20):
+        now += 0.5
+        watched = clock.look()
+    assert watched == 10.0
+    now += 3600.0  # frozen, with all that it waits for
+    assert clock.look() == 10.0 + GAP_S
+    now += 0.5
+    assert clock.look() == 10.0 + GAP_S + 0.5
