@@ -14,7 +14,7 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -27,7 +27,8 @@ ENDED = ("succeeded", "failed", "cancelled")
 TRIALS_A_PAGE = 10_000
 """The server reads all of a job's for each page."""
 PATIENCE_S = 60.0
-"""How long following a job outlasts a server that does not answer: it may be restarting."""
+"""How long following a job outlasts a server that does not answer: it may be restarting. And how long a request waits for its
+turn where the key's requests are too many."""
 TIMEOUT_S = 60.0
 RECONNECT_S = 0.3
 STREAM_SILENCE_S = 45.0
@@ -56,14 +57,31 @@ class _NoStreamError(Exception):
     """Events do not come as a stream here."""
 
 
+class _Access(httpx.Auth):
+    """Shows the API key with each request, and asks again when the server says to (429): a key's requests are bounded."""
+
+    def __init__(self, api_key: str | None) -> None:
+        self._api_key = api_key
+
+    def auth_flow(self, request: httpx.Request) -> Generator[httpx.Request, httpx.Response, None]:
+        """See httpx.Auth."""
+        if self._api_key:
+            request.headers["Authorization"] = f"Bearer {self._api_key}"
+        deadline = time.monotonic() + PATIENCE_S
+        while (response := (yield request)).status_code == httpx.codes.TOO_MANY_REQUESTS:
+            wait = response.headers.get("Retry-After", "")
+            if not wait.isdigit() or time.monotonic() + int(wait) > deadline:
+                return
+            time.sleep(int(wait))
+
+
 class ApiClient:
     """Requests to the server at `url`. Methods raise ClientError."""
 
     def __init__(self, url: str, api_key: str | None = None) -> None:
         self._url = url
-        headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
         try:
-            self._http = httpx.Client(base_url=url, headers=headers, timeout=TIMEOUT_S)
+            self._http = httpx.Client(base_url=url, auth=_Access(api_key), timeout=TIMEOUT_S)
         except httpx.InvalidURL as error:
             raise RefusedError(0, f"{url!r} is not a URL: {error}") from error
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -12,6 +13,8 @@ import numpy as np
 import pytest
 
 import server.access
+from server import api_client
+from server.api_client import ApiClient, RefusedError
 from server.errors import TooManyRequestsError
 from server.keys import KeyLimits, Scope
 from server.limits import Buckets, Limits
@@ -66,6 +69,24 @@ def test_requests_beyond_a_minutes_are_told_when_to_come_again(settings: Setting
         assert 1 <= int(answers[-1].headers["Retry-After"]) <= 12
         assert another.get("/v1/jobs").status_code == 200
         assert statuses([api.get("/readyz") for _ in range(8)]) == [200] * 8
+
+
+def test_the_client_waits_for_its_turn(settings: Settings, ray: FakeRay) -> None:
+    key = add_key(settings, Scope.READ, limits=KeyLimits(requests_per_minute=60))
+    with running(settings, ray) as api, contextlib.closing(ApiClient(str(api.base_url), key)) as client:
+        started = time.monotonic()
+        answers = [client.jobs(None, None, (), 1) for _ in range(61)]
+        assert answers == [[]] * 61
+        assert time.monotonic() - started > 0.9  # after 60 at once there is one a second
+
+
+def test_the_client_does_not_wait_for_ever(settings: Settings, ray: FakeRay, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(api_client, "PATIENCE_S", 5.0)
+    key = add_key(settings, Scope.READ, limits=KeyLimits(requests_per_minute=1))
+    with running(settings, ray) as api, contextlib.closing(ApiClient(str(api.base_url), key)) as client:
+        client.jobs(None, None, (), 1)
+        with pytest.raises(RefusedError, match="more than 1 requests a minute"):
+            client.jobs(None, None, (), 1)
 
 
 def test_a_key_keeps_as_many_requests_open_as_it_may(settings: Settings, ray: FakeRay, monkeypatch: pytest.MonkeyPatch) -> None:
