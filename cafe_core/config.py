@@ -568,6 +568,8 @@ class SweepSpec(_Job):
     def _sensible(self) -> SweepSpec:
         if self.base.evaluation is None:
             raise ValueError("base.evaluation: a sweep compares accuracies; give base an evaluation")
+        if self.base.webhook is not None:
+            raise ValueError("base.webhook: a trial is no job of its own; give the sweep a webhook")
         if self.trial_count > MAX_TRIALS:
             raise ValueError(f"space: {self.trial_count} trials are more than {MAX_TRIALS}")
         choices = sum(len(dimension.choice) for dimension in self.space.values() if dimension.choice is not None)

@@ -44,7 +44,7 @@ def trials(sweep: SweepSpec, describe: Describe) -> list[Trial]:
     sent = sweep.base.model_dump(exclude_unset=True)
     gpus_per_worker = sweep.base.resources.gpus_per_worker
     for path in sweep.space:
-        if path.split(".")[0] in ("kind", "name", "labels"):
+        if path.split(".")[0] in ("kind", "name", "labels", "webhook"):
             raise SpecError("it is not a setting", loc=f"space.{path}")
     infos: dict[str, DatasetInfo] = {}
 

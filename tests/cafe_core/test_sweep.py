@@ -145,6 +145,7 @@ def test_fields_inside_lists_and_of_the_evaluation_can_be_swept() -> None:
         ({"gamma": {"grid": [1]}}, "space.gamma", "unknown field"),
         ({"name.first": {"grid": [1]}}, "space.name.first", "not a setting"),
         ({"kind": {"grid": ["evaluate"]}}, "space.kind", "not a setting"),
+        ({"webhook": {"grid": ["https://example.org"]}}, "space.webhook", "not a setting"),
         ({"ipc.x": {"grid": [1]}}, "space.ipc.x", "no field of a value"),
         ({"method.beta": {"grid": [1.0, -2.0]}}, "space.method.beta", "-2.0: Input should be greater than or equal to 0"),
         ({"method.beta": {"uniform": [-1.0, 5.0]}}, "space.method.beta", "-1.0: Input should be greater"),

@@ -201,6 +201,7 @@ def test_an_evaluation_that_cannot_run_is_refused_naming_the_field(
         (SWEEP | {"scheduler": "hyperband"}, "scheduler", "'fifo' or 'asha'"),
         (SWEEP | {"ipc": 1}, "ipc", "unknown field"),
         (SWEEP | {"base": SPEC}, "base.evaluation", "give base an evaluation"),
+        (SWEEP | {"base": SWEEP["base"] | {"webhook": "https://example.org/"}}, "base.webhook", "give the sweep a webhook"),
         (sweep({"methods.beta": {"grid": [1]}}), "space.methods.beta", "unknown field"),
         (sweep({"method.betta": {"grid": [1]}}), "space.method.betta", "1: unknown field"),
         (sweep({"name": {"grid": ["a"]}}), "space.name", "not a setting"),
