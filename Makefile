@@ -6,7 +6,7 @@ PYTHON ?= python3
 export RAY_USAGE_STATS_ENABLED = 0
 export PYTHONPATH = .
 
-.PHONY: help setup demo test serve lint soak bench clean
+.PHONY: help setup packages demo test serve lint soak bench clean
 
 help:  ## list the commands
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 12
@@ -18,13 +18,16 @@ $(VENV)/.installed: pyproject.toml
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
 	@touch $@
 
+packages:
+	.ci/packages
+
 demo: setup  ## condense the built-in digits, evaluate, show the accuracies side by side
 	$(BIN)/python -m server.demo
 
-test: setup  ## the whole test suite
+test: setup packages  ## the whole test suite
 	$(BIN)/python -m pytest -m 'not soak'
 
-soak: setup  ## the long tests
+soak: setup packages  ## the long tests
 	$(BIN)/python -m pytest -m soak --timeout 3600
 
 serve: setup  ## the API on port 8000, with a Ray of its own

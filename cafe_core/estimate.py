@@ -59,7 +59,8 @@ class Estimate(BaseModel):
     network_bytes: int
     """θ, its gradient and momentum, and the inner loop's activations; or those of the largest network of the evaluation."""
     features_bytes: int
-    """Feature maps in flight: bounded whatever the number of classes, but at least one image's."""
+    """Feature maps in flight: bounded whatever the number of classes, but at least those of a class's synthetic images (cafe, dm)
+    or of one image."""
     numbers_per_outer_step: int
     """Numbers a worker sends to the others: 2·K·D for the shared statistics."""
     download_bytes: int

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import time
@@ -208,6 +209,19 @@ def listening(namespace: str) -> set[int]:
     shown = subprocess.run(["ip", "netns", "exec", namespace, "ss", "-Hltn"], capture_output=True, text=True, check=True).stdout
     local = [line.split()[3] for line in shown.splitlines()]
     return {int(address.rpartition(":")[2]) for address in local if not address.startswith("127.")}
+
+
+@needs_namespaces
+def test_the_backups_commands_work_in_the_services(containers: Containers) -> None:
+    text = (ROOT / "docs" / "deployment.md").read_text(encoding="utf-8")
+    wanted = re.findall(r"^docker compose exec -T (postgres pg_dump|api tar|postgres psql) (.*) [<>] backup/\S+$", text, re.M)
+    (_, dump), (_, create), (_, restore) = wanted
+    dumped = containers.running["postgres"].run(["pg_dump", *dump.split()])
+    assert "COPY public.jobs" in dumped.stdout, dumped.stderr
+    again = containers.running["postgres"].run(["sh", "-c", f"pg_dump {dump} | psql {restore}"])
+    assert (again.returncode, again.stderr) == (0, "")
+    listed = containers.running["api"].run(["sh", "-c", f"tar {create} | tar --list"])
+    assert "./uploads/" in listed.stdout.splitlines(), listed.stderr
 
 
 @needs_namespaces
