@@ -82,7 +82,7 @@ class Driver:
         """Of the gang that started last."""
         return [worker["pid"] for worker in self.events("workers")[-1]["workers"]]
 
-    def wait_for(self, condition: Callable[[], Any], within_s: float = 60) -> None:
+    def wait_for(self, condition: Callable[[], Any], within_s: float = 180) -> None:
         deadline = time.monotonic() + within_s
         while not condition():
             assert self.process.poll() is None, f"ended with {self.process.returncode}: {self.log.read_text()[-4000:]}"
@@ -92,7 +92,7 @@ class Driver:
     def wait_for_iterations(self, count: int) -> None:
         self.wait_for(lambda: len(self.events("iteration")) >= count)
 
-    def ends_with(self, exit_code: int, within_s: float = 120) -> dict[str, Any]:
+    def ends_with(self, exit_code: int, within_s: float = 240) -> dict[str, Any]:
         """Its last event."""
         assert self.process.wait(within_s) == exit_code, self.log.read_text()[-4000:]
         return self.events()[-1]

@@ -47,7 +47,8 @@ CLASSES = 3
 
 
 @pytest.mark.parametrize(
-    ("trouble", "reason"), [(signal.SIGKILL, "worker 1 died"), (signal.SIGSTOP, "worker 1 has not answered")]
+    ("trouble", "reason"),
+    [(signal.SIGKILL, "worker 1 died"), pytest.param(signal.SIGSTOP, "worker 1 has not answered", marks=pytest.mark.soak)],
 )
 def test_a_gang_that_lost_a_worker_starts_again(
     trouble: signal.Signals,

@@ -8,6 +8,7 @@ import signal
 import time
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,6 +18,8 @@ from tests.workers.conftest import actor_processes, is_running
 from tests.workers.jobs import driving
 
 pytestmark = pytest.mark.usefixtures("leaves_nothing")
+
+CONDENSE: dict[str, Any] = {"evaluation": None}
 
 
 @pytest.fixture(scope="module")
@@ -28,9 +31,11 @@ def undisturbed(cluster: str, cache: Path, tmp_path_factory: pytest.TempPathFact
     return directory
 
 
-@pytest.fixture
-def same_bytes(undisturbed: JobDir) -> bytes:
-    return undisturbed.attempt(1).synthetic_file.read_bytes()
+@pytest.fixture(scope="module")
+def same_bytes(cluster: str, cache: Path, tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """Of a job of two workers that nothing happened to, without an evaluation."""
+    with driving(jobs.create(tmp_path_factory.mktemp("jobs") / "job_alone", cache, **CONDENSE), cluster) as driver:
+        return driver.succeeds()
 
 
 def accuracies(directory: JobDir) -> list[float]:
@@ -55,9 +60,9 @@ def test_an_undisturbed_job_tells_its_way(undisturbed: JobDir) -> None:
     assert len(accuracies(undisturbed)) == 6
 
 
-@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("rank", [pytest.param(0, marks=pytest.mark.soak), 1])
 def test_a_killed_worker_changes_nothing(rank: int, cluster: str, cache: Path, tmp_path: Path, same_bytes: bytes) -> None:
-    with driving(jobs.create(tmp_path / "job_killed", cache), cluster) as driver:
+    with driving(jobs.create(tmp_path / "job_killed", cache, **CONDENSE), cluster) as driver:
         driver.wait_for_iterations(5)
         before = driver.pids()
         os.kill(before[rank], signal.SIGKILL)
@@ -73,7 +78,7 @@ def test_a_killed_worker_changes_nothing(rank: int, cluster: str, cache: Path, t
 
 def test_a_frozen_worker_is_noticed_and_changes_nothing(cluster: str, cache: Path, tmp_path: Path, same_bytes: bytes) -> None:
     timeout_s = 5.0
-    with driving(jobs.create(tmp_path / "job_frozen", cache, timeout_s=timeout_s), cluster) as driver:
+    with driving(jobs.create(tmp_path / "job_frozen", cache, timeout_s=timeout_s, **CONDENSE), cluster) as driver:
         driver.wait_for_iterations(5)
         frozen = driver.pids()[1]
         os.kill(frozen, signal.SIGSTOP)
@@ -88,7 +93,7 @@ def test_a_frozen_worker_is_noticed_and_changes_nothing(cluster: str, cache: Pat
 
 def test_a_driver_that_was_frozen_takes_nobody_for_silent(cluster: str, cache: Path, tmp_path: Path, same_bytes: bytes) -> None:
     timeout_s = 3.0
-    with driving(jobs.create(tmp_path / "job_frozen", cache, timeout_s=timeout_s), cluster) as driver:
+    with driving(jobs.create(tmp_path / "job_frozen", cache, timeout_s=timeout_s, **CONDENSE), cluster) as driver:
         driver.wait_for_iterations(1)
         driver.process.send_signal(signal.SIGSTOP)
         time.sleep(timeout_s + 4)
@@ -97,11 +102,11 @@ def test_a_driver_that_was_frozen_takes_nobody_for_silent(cluster: str, cache: P
         assert not driver.events("restart")
 
 
-@pytest.mark.parametrize("frozen", [False, True])
+@pytest.mark.parametrize("frozen", [pytest.param(False, marks=pytest.mark.soak), True])
 def test_a_killed_driver_leaves_nothing_and_the_next_attempt_changes_nothing(
     frozen: bool, cluster: str, cache: Path, tmp_path: Path, same_bytes: bytes
 ) -> None:
-    directory = jobs.create(tmp_path / "job_driver", cache)
+    directory = jobs.create(tmp_path / "job_driver", cache, **CONDENSE)
     with driving(directory, cluster) as driver:
         driver.wait_for_iterations(5)
         if frozen:
@@ -126,9 +131,9 @@ def test_cancelling_in_any_phase_leaves_nothing(
     phase: str, number: signal.Signals, cluster: str, cache: Path, tmp_path: Path
 ) -> None:
     resources = {"workers": 2, "gpus_per_worker": 0, "cpus_per_worker": 99 if phase == "waiting_for_resources" else 1}
-    directory = jobs.create(
-        tmp_path / "job_cancelled", cache, resources=resources, evaluation=jobs.spec()["evaluation"] | {"repeats": 1000}
-    )
+    evaluation = jobs.spec()["evaluation"] | {"repeats": 1000} if phase == "evaluating" else None
+    iterations = 12 if phase == "evaluating" else 10_000
+    directory = jobs.create(tmp_path / "job_cancelled", cache, resources=resources, iterations=iterations, evaluation=evaluation)
     if phase == "preparing":
         jobs.forget_stores(directory)
     with driving(directory, cluster) as driver:
@@ -146,7 +151,7 @@ def test_cancelling_in_any_phase_leaves_nothing(
 
 
 def test_cancelling_while_publishing_finishes_or_cancels(cluster: str, cache: Path, tmp_path: Path) -> None:
-    with driving(jobs.create(tmp_path / "job_late", cache, iterations=1), cluster) as driver:
+    with driving(jobs.create(tmp_path / "job_late", cache, iterations=1, **CONDENSE), cluster) as driver:
         driver.wait_for(lambda: "publishing" in driver.phases())
         driver.process.terminate()
         exit_code = driver.process.wait(60)
@@ -155,7 +160,7 @@ def test_cancelling_while_publishing_finishes_or_cancels(cluster: str, cache: Pa
 
 
 def test_a_loss_that_is_not_finite_fails_the_job_at_once(cluster: str, cache: Path, tmp_path: Path) -> None:
-    directory = jobs.create(tmp_path / "job_nan", cache, method=jobs.spec()["method"] | {"image_lr": 1e30})
+    directory = jobs.create(tmp_path / "job_nan", cache, **CONDENSE, method=jobs.spec()["method"] | {"image_lr": 1e30})
     with driving(directory, cluster) as driver:
         failed = driver.ends_with(1)
         assert failed["type"] == "failed"
@@ -166,7 +171,7 @@ def test_a_loss_that_is_not_finite_fails_the_job_at_once(cluster: str, cache: Pa
 
 
 def test_workers_lost_too_often_fail_the_job_retryably(cluster: str, cache: Path, tmp_path: Path) -> None:
-    directory = jobs.create(tmp_path / "job_lost", cache, max_restarts=1, iterations=10_000)
+    directory = jobs.create(tmp_path / "job_lost", cache, max_restarts=1, iterations=10_000, **CONDENSE)
     with driving(directory, cluster) as driver:
         for gang in (1, 2):
             driver.wait_for(lambda gang=gang: len(driver.events("workers")) == gang)
@@ -176,6 +181,7 @@ def test_workers_lost_too_often_fail_the_job_retryably(cluster: str, cache: Path
         assert len(driver.events("restart")) == 1
 
 
+@pytest.mark.soak
 def test_a_worker_killed_while_evaluating_changes_no_accuracy(
     cluster: str, cache: Path, tmp_path: Path, undisturbed: JobDir
 ) -> None:

@@ -46,7 +46,7 @@ def frozen(driver: Driver, *, with_workers: bool) -> Iterator[None]:
     ("phase", "with_workers"),
     [
         ("condensing", True),
-        ("evaluating", False),
+        pytest.param("evaluating", False, marks=pytest.mark.soak),
         pytest.param("condensing", False, marks=pytest.mark.soak),
         pytest.param("evaluating", True, marks=pytest.mark.soak),
     ],

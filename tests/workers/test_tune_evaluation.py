@@ -110,7 +110,10 @@ def test_any_fan_out_gives_the_same_numbers(
     assert not events.of("restart")
 
 
-@pytest.mark.parametrize(("trouble", "reason"), [(signal.SIGKILL, "died"), (signal.SIGSTOP, "has not answered for")])
+@pytest.mark.parametrize(
+    ("trouble", "reason"),
+    [(signal.SIGKILL, "died"), pytest.param(signal.SIGSTOP, "has not answered for", marks=pytest.mark.soak)],
+)
 def test_a_lost_worker_changes_nothing(
     trouble: signal.Signals,
     reason: str,
@@ -130,6 +133,7 @@ def test_a_lost_worker_changes_nothing(
     assert (restart["restarts"], restart["workers"]) == (1, 1)
 
 
+@pytest.mark.soak
 def test_workers_lost_too_often_end_the_job(cluster: str, store: Path, tmp_path: Path) -> None:  # noqa: ARG001
     tasks, setup = an_evaluation(store, epochs=LONG)
     events = Saboteur(signal.SIGKILL, first=0, last=99)

@@ -116,6 +116,7 @@ def driver_of(worker: int) -> int:
     return int(name.partition("driver ")[2].partition("/")[0])
 
 
+@pytest.mark.soak
 @pytest.mark.usefixtures("leaves_nothing")
 def test_a_frozen_trial_driver_is_replaced(undisturbed: JobDir, cluster: str, cache: Path, tmp_path: Path) -> None:
     directory = jobs.create_job(tmp_path / "job_frozen", cache, sweep([0.1]), timeout_s=4)
