@@ -16,11 +16,11 @@ import yaml
 from cafe_core.errors import CafeError, SpecError
 from server.api_client import ApiClient, RefusedError, UnreachableError
 from server.cli_options import EXIT_FAILED, EXIT_REFUSED, EXIT_UNREACHABLE, data_options, load_settings
-from server.database import NewerDatabaseError
 from server.db_cli import command as db
 from server.errors import spec_refusal
 from server.keys_cli import command as keys
 from server.reproduce_cli import command as reproduce
+from server.revisions import NewerDatabaseError
 from server.tables import trial_lines
 from server.watching import FAILED_STATUSES, Display
 
