@@ -16,6 +16,7 @@ import click
 from cafe_core.errors import CafeError, SpecError
 from server.api_client import ApiClient, RefusedError, UnreachableError
 from server.cli_options import EXIT_FAILED, EXIT_REFUSED, EXIT_UNREACHABLE, data_options, load_settings
+from server.importing import for_good
 from server.revisions import NewerDatabaseError
 from server.tables import trial_lines
 from server.watching import FAILED_STATUSES, Display
@@ -109,8 +110,9 @@ _SPEC = click.argument("spec", type=click.Path(exists=True, dir_okay=False, path
 )
 def serve(host: str, port: int, share_port: bool, **options: Any) -> None:
     """Run the API. Without --ray-address it starts a local Ray, and stops it at exit."""
-    settings = load_settings(connects_to_ray=True, **options)
-    from server.serve import run_server
+    with for_good():
+        settings = load_settings(connects_to_ray=True, **options)
+        from server.serve import run_server  # no other command needs FastAPI, nor what else a server loads
 
     run_server(settings, host, port, share_port=share_port)
 
