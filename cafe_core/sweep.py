@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 import itertools
-import json
 import math
 import random
 from collections.abc import Callable, Iterator
@@ -22,6 +21,7 @@ from cafe_core.counters import counter_seed
 from cafe_core.errors import SpecError
 from cafe_core.refusal import named_field, refused_field
 from cafe_core.resolution import resolve
+from cafe_core.setting import setting, shown
 
 
 @dataclass(frozen=True)
@@ -165,15 +165,5 @@ def _refusal(overrides: dict[str, Any], field: str, message: str) -> SpecError:
     """Names the override that the refused field is; where none is, the base's field and all overrides."""
     for path, value in overrides.items():
         if field == path or field.startswith(f"{path}.") or path.startswith(f"{field}."):
-            return SpecError(f"{_shown(value)}: {message}", loc=f"space.{path}")
+            return SpecError(f"{shown(value)}: {message}", loc=f"space.{path}")
     return SpecError(f"with {setting(overrides)}: {message}", loc=f"base.{field}" if field else "space")
-
-
-def setting(overrides: dict[str, Any]) -> str:
-    """A trial's overrides in words: `method.beta = 0.5, ipc = 10`."""
-    return ", ".join(f"{path} = {_shown(value)}" for path, value in overrides.items())
-
-
-def _shown(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 80 else text[:77] + "…"

@@ -15,6 +15,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Generator, Iterator
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -80,14 +81,20 @@ class ApiClient:
 
     def __init__(self, url: str, api_key: str | None = None) -> None:
         self._url = url
+        self._access = _Access(api_key)
+
+    @cached_property
+    def _http(self) -> httpx.Client:
+        """Made for the first request: it reads all certificates, and not every command of `cafe` asks a server."""
         try:
-            self._http = httpx.Client(base_url=url, auth=_Access(api_key), timeout=TIMEOUT_S)
+            return httpx.Client(base_url=self._url, auth=self._access, timeout=TIMEOUT_S)
         except httpx.InvalidURL as error:
-            raise RefusedError(0, f"{url!r} is not a URL: {error}") from error
+            raise RefusedError(0, f"{self._url!r} is not a URL: {error}") from error
 
     def close(self) -> None:
-        """Close the connections."""
-        self._http.close()
+        """Close the connections, if there are any."""
+        if "_http" in vars(self):
+            self._http.close()
 
     def submit(self, spec: dict[str, Any], idempotency_key: str | None = None) -> dict[str, Any]:
         """POST a job."""

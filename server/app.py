@@ -108,13 +108,13 @@ def create_app(settings: Settings, ray: RayApi) -> FastAPI:
     app.add_middleware(Gate, settings=settings)  # around the one above: no body is read of whom it refuses
     app.add_middleware(RequestTimeout, timeout_s=settings.request_timeout_s, is_upload=is_upload)
     app.add_middleware(RequestId, metrics=counted, routes=app.routes)  # outermost: what is refused above has an id, too
+    app.include_router(system.health_router)  # first: FastAPI makes the routes after it ready when one of them is asked for
     app.include_router(jobs.router, prefix="/v1")
     app.include_router(events.router, prefix="/v1")
     app.include_router(trials.router, prefix="/v1")
     app.include_router(artifacts.router, prefix="/v1")
     app.include_router(datasets.router, prefix="/v1")
     app.include_router(system.cluster_router, prefix="/v1")
-    app.include_router(system.health_router)
     app.include_router(dashboard.router)
     app.include_router(metrics.router)
 

@@ -7,28 +7,38 @@ from __future__ import annotations
 
 import json
 import sys
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import click
-import yaml
 
 from cafe_core.errors import CafeError, SpecError
 from server.api_client import ApiClient, RefusedError, UnreachableError
 from server.cli_options import EXIT_FAILED, EXIT_REFUSED, EXIT_UNREACHABLE, data_options, load_settings
-from server.database import NewerDatabaseError
-from server.db_cli import command as db
-from server.errors import spec_refusal
-from server.keys_cli import command as keys
-from server.reproduce_cli import command as reproduce
+from server.importing import for_good
+from server.revisions import NewerDatabaseError
 from server.tables import trial_lines
 from server.watching import FAILED_STATUSES, Display
 
 DEFAULT_URL = "http://127.0.0.1:8000"
+_ELSEWHERE = {"db": "server.db_cli", "keys": "server.keys_cli", "reproduce": "server.reproduce_cli"}
+"""Commands in modules of their own, which load what no other command needs: each is imported when it is asked for."""
 
 
 class _Group(click.Group):
-    """Turns errors into messages and exit codes."""
+    """Finds the commands, and turns errors into messages and exit codes."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """For the help."""
+        return sorted([*super().list_commands(ctx), *_ELSEWHERE])
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """The command of this name."""
+        if cmd_name not in _ELSEWHERE:
+            return super().get_command(ctx, cmd_name)
+        command: click.Command = import_module(_ELSEWHERE[cmd_name]).command
+        return command
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -65,6 +75,8 @@ def main(ctx: click.Context, url: str, api_key: str | None) -> None:
 
 def _load_spec(path: Path) -> dict[str, Any]:
     """A spec from JSON or YAML. Raises click.UsageError when it is neither, or holds what JSON cannot say."""
+    import yaml  # as few commands have a spec
+
     kind, parse = ("JSON", json.loads) if path.suffix == ".json" else ("YAML", yaml.safe_load)
     try:
         spec = parse(path.read_text(encoding="utf-8"))
@@ -98,8 +110,9 @@ _SPEC = click.argument("spec", type=click.Path(exists=True, dir_okay=False, path
 )
 def serve(host: str, port: int, share_port: bool, **options: Any) -> None:
     """Run the API. Without --ray-address it starts a local Ray, and stops it at exit."""
-    settings = load_settings(connects_to_ray=True, **options)
-    from server.serve import run_server
+    with for_good():
+        settings = load_settings(connects_to_ray=True, **options)
+        from server.serve import run_server  # no other command needs FastAPI, nor what else a server loads
 
     run_server(settings, host, port, share_port=share_port)
 
@@ -217,6 +230,7 @@ def run(spec: Path, out: Path, **options: Any) -> None:
     sent = _load_spec(spec)
     settings = load_settings(connects_to_ray=False, **options)
     from cafe_core import local  # torch takes seconds to import: only this command needs it
+    from server.errors import spec_refusal  # FastAPI comes with it
 
     try:
         job = local.prepare(sent, out, settings.roots)
@@ -230,8 +244,3 @@ def run(spec: Path, out: Path, **options: Any) -> None:
             display.report("failed", error=error.as_dict())
             raise SystemExit(EXIT_FAILED) from error
     click.echo(json.dumps(result, indent=2))
-
-
-main.add_command(db)
-main.add_command(keys)
-main.add_command(reproduce)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
-from pydantic import ValidationError
 
-from server.settings import SecretFileError, Settings
+if TYPE_CHECKING:
+    from server.settings import Settings
 
 EXIT_FAILED, EXIT_REFUSED, EXIT_UNREACHABLE = 1, 2, 3
 
@@ -26,6 +26,10 @@ def data_options(command: Any) -> Any:
 
 def load_settings(*, connects_to_ray: bool, **options: Any) -> Settings:
     """What the environment says, overridden by `options`. Raises click.UsageError naming the setting."""
+    from pydantic import ValidationError  # slow to import, and no command that asks a server needs it
+
+    from server.settings import SecretFileError, Settings
+
     try:
         return Settings.load(with_ray_token=connects_to_ray, **options)
     except ValidationError as error:

@@ -13,23 +13,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from alembic import command
-from alembic.config import Config
-from alembic.migration import MigrationContext
-from alembic.script import ScriptDirectory
 from sqlalchemy import create_engine, event, func, inspect, select
 from sqlalchemy.engine import Connection, Engine, make_url
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.orm import Session, sessionmaker
 
-log = logging.getLogger(__name__)
+from server.revisions import NEWEST
 
-MIGRATIONS = Path(__file__).with_name("migrations")
-BEFORE_MIGRATIONS = "0001"
-"""The revision of a database that was made before there were migrations."""
-MIGRATING = 0x0CAFE001
-"""PostgreSQL's advisory lock while the tables are changed."""
+log = logging.getLogger(__name__)
 
 CLOSES_WITHIN_S = 10.0
 
@@ -54,14 +46,6 @@ _POSTGRESQL: dict[str, Any] = {
 
 class ClosedError(Exception):
     """A transaction was begun after the database was closed."""
-
-
-class NewerDatabaseError(Exception):
-    """The tables are at a migration that this version of the server does not know."""
-
-
-class UnknownRevisionError(ValueError):
-    """There is no such migration."""
 
 
 class Database:
@@ -110,7 +94,10 @@ class Database:
     def revision(self) -> str | None:
         """The migration that the tables are at; None: there are none."""
         with self.engine.connect() as connection:
-            return _revision(connection)
+            if not inspect(connection).has_table("alembic_version"):
+                return None
+            revision: str | None = connection.exec_driver_sql("SELECT version_num FROM alembic_version").scalar_one_or_none()
+            return revision
 
     def migrate(self, revision: str = "head") -> None:
         """Bring the tables to a revision, up or down, in one transaction; servers that start at once, one after the other.
@@ -118,19 +105,11 @@ class Database:
         revision: `head`, `base`, or a migration's. Raises NewerDatabaseError when the tables are at one that is not known here,
         UnknownRevisionError when `revision` is none.
         """
-        with self.engine.connect() as connection, _tables_may_be_replaced(connection), connection.begin():
-            if connection.dialect.name == "postgresql":
-                connection.exec_driver_sql("SET LOCAL lock_timeout = 0")  # the server before may take its time
-                connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({MIGRATING})")
-            config = _config(connection)
-            scripts = ScriptDirectory.from_config(config)
-            _refuse_newer(_revision(connection), scripts)
-            target = "base" if revision == "base" else _known(revision, scripts)
-            if _revision(connection) is None and inspect(connection).has_table("jobs"):
-                command.stamp(config, BEFORE_MIGRATIONS)
-            down = {script.revision for script in scripts.iterate_revisions(_revision(connection) or "base", "base")}
-            (command.downgrade if target == "base" or target in down else command.upgrade)(config, target)
-            _check_references(connection)
+        if revision == "head" and self.revision() == NEWEST:
+            return
+        from server.migrating import migrate  # what it takes to change tables is slow to import, and seldom needed
+
+        migrate(self.engine, revision)
 
     def copy_to(self, path: Path) -> None:
         """Write SQLite's tables, as they are at one moment, into a new file. Whoever reads or writes meanwhile is not held up."""
@@ -162,17 +141,6 @@ class Database:
                 self._idle.notify_all()
 
 
-def newest_revision() -> str:
-    """The migration that this version of the server works with."""
-    revision = ScriptDirectory(str(MIGRATIONS)).get_current_head()
-    assert revision is not None
-    return revision
-
-
-def _revision(connection: Connection) -> str | None:
-    return MigrationContext.configure(connection).get_current_revision()
-
-
 def serialise(session: Session, subject: str) -> None:
     """Until its end, let no other transaction pass that names the same subject: what is looked for then stays absent.
 
@@ -188,53 +156,6 @@ def is_outage(error: SQLAlchemyError) -> bool:
     return isinstance(error, OperationalError | InterfaceError | PoolTimeoutError) or (
         isinstance(error, DBAPIError) and error.connection_invalidated
     )
-
-
-def _refuse_newer(revision: str | None, scripts: ScriptDirectory) -> None:
-    if revision is not None and revision not in {script.revision for script in scripts.walk_revisions()}:
-        raise NewerDatabaseError(
-            f"the database's tables are at revision {revision}, which this version of the server does not know (its newest is "
-            f"{scripts.get_current_head()}): upgrade the program, restore the backup of before, or downgrade them with the newer"
-        )
-
-
-def _known(revision: str, scripts: ScriptDirectory) -> str:
-    known = [script.revision for script in scripts.walk_revisions()]
-    if revision == "head":
-        return known[0]
-    if revision not in known:
-        raise UnknownRevisionError(f"there is no revision {revision!r}; there are base, {', '.join(reversed(known))}, head")
-    return revision
-
-
-def _check_references(connection: Connection) -> None:
-    """SQLite does not check while tables are replaced; nothing is committed that refers to what is not there."""
-    if connection.dialect.name == "sqlite":
-        violations = connection.exec_driver_sql("PRAGMA foreign_key_check").all()
-        assert not violations, f"rows refer to rows that are not there: {violations[:5]}"
-
-
-@contextmanager
-def _tables_may_be_replaced(connection: Connection) -> Iterator[None]:
-    """SQLite alters a table by making it anew: dropping the old one must not delete what refers to its rows."""
-    connection.execution_options(writes=True)
-    if connection.dialect.name != "sqlite":
-        yield
-        return
-    sqlite = connection.connection.driver_connection
-    assert sqlite is not None
-    sqlite.execute("PRAGMA foreign_keys = OFF")  # heard only outside a transaction
-    try:
-        yield
-    finally:
-        sqlite.execute("PRAGMA foreign_keys = ON")
-
-
-def _config(connection: Connection) -> Config:
-    config = Config()
-    config.set_main_option("script_location", str(MIGRATIONS))
-    config.attributes["connection"] = connection
-    return config
 
 
 def _configure_sqlite(engine: Engine) -> None:

@@ -13,7 +13,8 @@ import click
 from sqlalchemy.exc import SQLAlchemyError
 
 from server.cli_options import load_settings
-from server.database import Database, NewerDatabaseError, UnknownRevisionError, newest_revision
+from server.database import Database
+from server.revisions import NEWEST, NewerDatabaseError, UnknownRevisionError
 
 _DATA_DIR = click.option(
     "--data-dir", type=click.Path(file_okay=False, path_type=Path), help="The server's, unless CAFE_DATABASE_URL is set."
@@ -31,8 +32,7 @@ def current(data_dir: Path | None) -> None:
     """Print the revision that the tables are at."""
     with _database(data_dir) as database:
         revision = database.revision()
-    newest = newest_revision()
-    click.echo(f"{revision or 'no tables'}{' (newest)' if revision == newest else f', newest: {newest}'}")
+    click.echo(f"{revision or 'no tables'}{' (newest)' if revision == NEWEST else f', newest: {NEWEST}'}")
 
 
 @command.command()

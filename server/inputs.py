@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from sqlalchemy import select
 from sqlalchemy.exc import SQLAlchemyError
@@ -14,10 +15,12 @@ from sqlalchemy.orm import Session
 
 from cafe_core.errors import DiskFullError
 from cafe_core.jobdir import JobDir
-from cafe_core.synthetic import SyntheticSet
 from server.database import ClosedError, Database, serialise
 from server.errors import UnavailableError
 from server.models import Job
+
+if TYPE_CHECKING:
+    from cafe_core.synthetic import SyntheticSet
 
 log = logging.getLogger(__name__)
 

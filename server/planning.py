@@ -1,6 +1,7 @@
 """From a spec as sent to the job that would run: accepted, held against the cluster, estimated.
 
-Everything that can be refused is refused here, before anything is stored or a worker taken.
+Everything that can be refused is refused here, before anything is stored or a worker taken. Numpy comes with it: whoever plans
+a job imports this then, in a thread.
 """
 
 from __future__ import annotations
@@ -13,16 +14,17 @@ from cafe_core.data.readers import absent
 from cafe_core.errors import DatasetError, SpecError, SyntheticSetError
 from cafe_core.estimate import Estimate, estimate
 from cafe_core.evaluation.estimate import estimate_evaluation
+from cafe_core.setting import setting
 from cafe_core.submission import Accepted, Site, accept
-from cafe_core.sweep import Describe, setting
+from cafe_core.sweep import Describe
 from cafe_core.synthetic import SyntheticSet
 from server import jobs
 from server.access import Principal
 from server.capacity import jobs_held, memory_per_worker, too_large
 from server.database import Database
 from server.errors import NotFoundError, RefusedSpecError, spec_refusal
-from server.job_files import synthetic_set
 from server.settings import Settings
+from server.synthetic_sets import synthetic_set
 from server.visibility import find_dataset, find_job
 from workers.client import RayCluster
 

@@ -20,7 +20,7 @@ class SecretFileError(Exception):
 class Settings(BaseModel):
     """Each field is read from `CAFE_<FIELD>`, e.g. CAFE_DATA_DIR; a secret also from the file that `CAFE_<FIELD>_FILE` names."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True)
 
     data_dir: Path = Path("cafe-data")
     """The database, the jobs' directories, uploads and caches. Drivers on other machines see the same path."""

@@ -14,7 +14,6 @@ from typing import BinaryIO
 from fastapi import UploadFile
 
 from cafe_core.config import DatasetInfo, DatasetSpec
-from cafe_core.data import catalog
 from cafe_core.errors import DatasetError, SpecError
 from cafe_core.jobdir import DataRoots
 from server.errors import RefusedSpecError, TooLargeError
@@ -103,7 +102,7 @@ def _copy(source: BinaryIO, path: Path, limit: int) -> tuple[int, str]:
 def _checked(dataset_id: str, roots: DataRoots) -> DatasetInfo | None:
     """The dataset's facts; None where a spec must say `image_size` or `channels` first. Raises RefusedSpecError."""
     try:
-        return catalog.describe(DatasetSpec(id=dataset_id), roots)
+        return _described(DatasetSpec(id=dataset_id), roots)
     except (SpecError, DatasetError) as error:
         if _readable(DatasetSpec(id=dataset_id, image_size=32, channels=1), roots):
             return None
@@ -112,7 +111,14 @@ def _checked(dataset_id: str, roots: DataRoots) -> DatasetInfo | None:
 
 def _readable(spec: DatasetSpec, roots: DataRoots) -> bool:
     try:
-        catalog.describe(spec, roots)
+        _described(spec, roots)
     except (SpecError, DatasetError):
         return False
     return True
+
+
+def _described(spec: DatasetSpec, roots: DataRoots) -> DatasetInfo:
+    """Raises SpecError and DatasetError."""
+    from cafe_core.data import catalog  # numpy comes with it: not while the server starts
+
+    return catalog.describe(spec, roots)

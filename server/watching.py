@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from cafe_core.sweep import setting
+from cafe_core.setting import setting
 
 FAILED_STATUSES = ("failed", "cancelled")
 BAR_WIDTH = 24

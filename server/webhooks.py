@@ -120,35 +120,47 @@ class WebhookSender:
         self._tries: dict[str, asyncio.Task[None]] = {}
         self._settled = asyncio.Event()
         """There is room again."""
+        self._http: httpcore.AsyncConnectionPool | None = None
 
     async def run(self) -> None:
         """Until cancelled. Tries in progress are broken off then, and made again by who sends next."""
-        network = PublicNetwork(allow_private=self._settings.webhook_allow_private)
-        tls = await asyncio.to_thread(httpx.create_ssl_context, trust_env=False)
         try:
-            async with httpcore.AsyncConnectionPool(
-                ssl_context=tls, network_backend=network, max_connections=AT_ONCE, max_keepalive_connections=0
-            ) as http:
-                while True:
-                    self._settled.clear()
-                    try:
-                        await self._begin_due(http)
-                    except SQLAlchemyError:
-                        log.exception("webhooks to be sent could not be looked for; trying again in %g s", LOOK_EVERY_S)
-                    with contextlib.suppress(TimeoutError):
-                        async with asyncio.timeout(LOOK_EVERY_S):  # not wait_for, which may forget a cancellation
-                            await self._settled.wait()
+            while True:
+                self._settled.clear()
+                try:
+                    await self._begin_due()
+                except SQLAlchemyError:
+                    log.exception("webhooks to be sent could not be looked for; trying again in %g s", LOOK_EVERY_S)
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(LOOK_EVERY_S):  # not wait_for, which may forget a cancellation
+                        await self._settled.wait()
         finally:
             tasks = list(self._tries.values())
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+            http, self._http = self._http, None
+            if http is not None:
+                await http.aclose()
 
-    async def _begin_due(self, http: httpcore.AsyncConnectionPool) -> None:
+    async def _begin_due(self) -> None:
         if self._turns.room() == 0:
             return
-        for this in self._turns.begin(await asyncio.to_thread(self._due, set(self._tries))):
+        due = await asyncio.to_thread(self._due, set(self._tries))
+        if not due:
+            return
+        if self._http is None:  # made for the first webhook: to read the certificates takes time, which a start has not
+            self._http = await self._connections()
+        http = self._http
+        for this in self._turns.begin(due):
             self._tries[this.id] = asyncio.create_task(self._send(http, this), name=f"webhook {this.id}")
+
+    async def _connections(self) -> httpcore.AsyncConnectionPool:
+        tls = await asyncio.to_thread(httpx.create_ssl_context, trust_env=False)
+        network = PublicNetwork(allow_private=self._settings.webhook_allow_private)
+        return httpcore.AsyncConnectionPool(
+            ssl_context=tls, network_backend=network, max_connections=AT_ONCE, max_keepalive_connections=0
+        )
 
     async def _send(self, http: httpcore.AsyncConnectionPool, due: Due) -> None:
         try:

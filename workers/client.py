@@ -117,7 +117,10 @@ class RayClient:
     def __init__(self, address: str, token: str | None = None, *, timeout_s: float = 30.0) -> None:
         headers = {"Authorization": f"Bearer {token}"} if token else {}
         self.address = address.rstrip("/")
-        self._http = httpx.AsyncClient(base_url=self.address, headers=headers, timeout=timeout_s, trust_env=False)
+        uses_tls = not self.address.lower().startswith("http:")  # else the certificates need not be read, which takes a while
+        self._http = httpx.AsyncClient(
+            base_url=self.address, headers=headers, timeout=timeout_s, trust_env=False, verify=uses_tls
+        )
 
     async def __aenter__(self) -> RayClient:
         return self

@@ -1,2 +1,2 @@
 """Real images: where they come from (`readers`, `torchvision_source`), what is known of them beforehand
-(`catalog`), the form every worker reads (`class_store`), and the way from one to the other (`sources`)."""
+(`builtin`, `catalog`), the form every worker reads (`class_store`), and the way from one to the other (`sources`)."""

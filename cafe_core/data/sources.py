@@ -11,7 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from cafe_core.config import DatasetSpec
-from cafe_core.data.catalog import BUILTIN, is_native
+from cafe_core.data.builtin import BUILTIN
+from cafe_core.data.catalog import is_native
 from cafe_core.data.class_store import ClassStore, ImageSource, build
 from cafe_core.data.readers import fitted, read
 from cafe_core.data.store_path import store_path

@@ -20,7 +20,8 @@ import numpy as np
 from torchvision import datasets
 
 from cafe_core.config import DatasetName
-from cafe_core.data.catalog import BUILTIN, check_counts
+from cafe_core.data.builtin import BUILTIN
+from cafe_core.data.catalog import check_counts
 from cafe_core.data.class_store import ArraySource, Images, Labels
 from cafe_core.errors import DatasetError
 

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from fastapi import APIRouter, Header, Path, Query, Request, Response
 
 from cafe_core.config import parse_job_spec
 from cafe_core.errors import SyntheticSetError
-from cafe_core.synthetic import SyntheticSet
 from server import jobs, schemas
 from server.access import Principal, Reader
 from server.deps import JobId, Services, ServicesDep
 from server.errors import NotFoundError, UnavailableError, problems
 from server.heavy import in_turn
 from server.http_cache import Body
-from server.job_files import Result, result_of, synthetic_set
+from server.job_files import Result, result_of
 from server.visibility import find_job
+
+if TYPE_CHECKING:
+    from cafe_core.synthetic import SyntheticSet
 
 router = APIRouter(tags=["results"])
 
@@ -79,9 +81,9 @@ def get_artifact(
 
 
 _CONVERTERS: dict[Format, tuple[str, Callable[[SyntheticSet], bytes]]] = {
-    "safetensors": ("application/octet-stream", SyntheticSet.to_safetensors_bytes),
-    "npz": ("application/octet-stream", SyntheticSet.to_npz_bytes),
-    "zip": ("application/zip", SyntheticSet.to_zip_bytes),
+    "safetensors": ("application/octet-stream", lambda made: made.to_safetensors_bytes()),
+    "npz": ("application/octet-stream", lambda made: made.to_npz_bytes()),
+    "zip": ("application/zip", lambda made: made.to_zip_bytes()),
 }
 
 _SYNTHETIC = _bytes("application/octet-stream", "application/zip", errors=(404, 416, 422, 503))
@@ -131,6 +133,8 @@ def _result(services: Services, principal: Principal, job_id: str) -> Result | N
 
 
 def _synthetic_set(services: Services, principal: Principal, job_id: str) -> SyntheticSet:
+    from server.synthetic_sets import synthetic_set  # numpy comes with it: not while the server starts
+
     with services.database.read() as session:
         job = find_job(session, principal, job_id)
         rows = jobs.artifacts(session, job)

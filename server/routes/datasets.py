@@ -9,7 +9,7 @@ from sqlalchemy import select
 from starlette.concurrency import run_in_threadpool
 
 from cafe_core.config import DatasetInfo
-from cafe_core.data import catalog
+from cafe_core.data.builtin import list_builtin
 from server import jobs, models, present, schemas
 from server.access import Principal, Reader, Writer
 from server.body_limit import FORM_BYTES
@@ -32,7 +32,7 @@ def list_datasets(principal: Reader, services: ServicesDep) -> Response:
     if (owner := listed_owner(principal)) is not None:
         query = query.where(models.Dataset.owner == owner)
     with services.database.read() as session:
-        listed = [present.builtin_dataset(info).model_dump_json() for info in catalog.list_builtin()]
+        listed = [present.builtin_dataset(info).model_dump_json() for info in list_builtin()]
         listed += [present.dataset(row).model_dump_json() for row in session.scalars(query)]  # here, and not on the event loop
     return Response(present.dataset_list(listed), media_type="application/json")
 
@@ -103,4 +103,4 @@ def delete_dataset(dataset_id: DatasetId, principal: Writer, services: ServicesD
 
 
 def _builtin(dataset_id: str) -> DatasetInfo | None:
-    return next((info for info in catalog.list_builtin() if info.name == dataset_id), None)
+    return next((info for info in list_builtin() if info.name == dataset_id), None)

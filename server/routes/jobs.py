@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from fastapi import APIRouter, Body, Header, Query, Request, Response
 from starlette.concurrency import run_in_threadpool
@@ -21,13 +21,15 @@ from server.heavy import in_turn
 from server.http_cache import matches, not_modified
 from server.inputs import input_kept
 from server.limits import check_queue
-from server.planning import Plan, plan
 from server.progress import total_of
 from server.removal import removal_of
 from server.states import ENDED, Status
 from server.visibility import find_job, listed_owner
 from server.webhooks import check_url
-from workers.client import RayError
+from workers.client import RayCluster, RayError
+
+if TYPE_CHECKING:
+    from server.planning import Plan
 
 router = APIRouter(tags=["jobs"])
 
@@ -65,7 +67,7 @@ async def submit(
         known = await run_in_threadpool(_recall, services, principal, idempotency_key, body_sha256)
         if known is not None:
             return _job_response(known)
-    planned = await in_turn(plan, spec, services.settings, services.database, await services.cluster.capacity(), principal)
+    planned = await in_turn(_plan, services, principal, spec, await services.cluster.capacity())
     if dry_run:
         return Response(_dry_run(planned).model_dump_json(), media_type="application/json")
     job, created = await run_in_threadpool(_create, services, principal, planned, idempotency_key, body_sha256)
@@ -73,6 +75,12 @@ async def submit(
         return _job_response(job)
     services.changed(job.id)
     return _job_response(job, status_code=201, headers={"Location": f"/v1/jobs/{job.id}"})
+
+
+def _plan(services: Services, principal: Principal, spec: JobSpec, cluster: RayCluster) -> Plan:
+    from server.planning import plan  # numpy comes with it: not while the server starts
+
+    return plan(spec, services.settings, services.database, cluster, principal)
 
 
 def _recall(services: Services, principal: Principal, key: str, body_sha256: str) -> models.Job | None:

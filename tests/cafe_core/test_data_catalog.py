@@ -11,8 +11,9 @@ import pytest
 from sklearn.datasets import load_digits
 
 from cafe_core.config import DatasetName, DatasetSpec
-from cafe_core.data import catalog, torchvision_source
-from cafe_core.data.catalog import BUILTIN, describe, list_builtin
+from cafe_core.data import torchvision_source
+from cafe_core.data.builtin import BUILTIN, list_builtin
+from cafe_core.data.catalog import describe
 from cafe_core.data.digits import digits_source
 from cafe_core.data.sources import open_store
 from cafe_core.errors import DatasetError
@@ -80,7 +81,7 @@ def test_digits_are_all_there_in_a_fixed_split() -> None:
 
 
 def test_digits_catalogue_entry_is_what_is_measured(roots: DataRoots) -> None:
-    measured = catalog.BUILTIN["digits"]
+    measured = BUILTIN["digits"]
     source = digits_source()
     assert measured.class_counts == source.class_counts
     assert measured.mean == [round(float((source.images / 255).mean()), 4)]

@@ -8,7 +8,7 @@ from math import prod
 import pytest
 
 from cafe_core.config import CondenseSpec, EvaluateSpec, NetworkSpec, aligned_map_count
-from cafe_core.data.catalog import BUILTIN
+from cafe_core.data.builtin import BUILTIN
 from cafe_core.estimate import Estimate, estimate, map_shapes, parameter_count, training_bytes
 from cafe_core.evaluation.estimate import estimate_evaluation
 from cafe_core.networks import build_network

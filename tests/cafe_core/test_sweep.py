@@ -9,7 +9,7 @@ import pytest
 from pydantic import ValidationError
 
 from cafe_core.config import DatasetInfo, DatasetSpec, SweepSpec, field_path
-from cafe_core.data.catalog import BUILTIN
+from cafe_core.data.builtin import BUILTIN
 from cafe_core.errors import SpecError
 from cafe_core.resolution import resolve_sweep
 from cafe_core.sweep import Trial, trials

@@ -16,7 +16,7 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from cafe_core.config import CondenseSpec, DatasetInfo, DatasetSpec
-from cafe_core.data.catalog import BUILTIN
+from cafe_core.data.builtin import BUILTIN
 from cafe_core.data.sources import open_store
 from cafe_core.errors import SyntheticSetError
 from cafe_core.jobdir import DataRoots

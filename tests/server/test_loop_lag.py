@@ -21,7 +21,7 @@ import numpy as np
 import pytest
 from sqlalchemy.orm import Session
 
-from cafe_core.data.catalog import BUILTIN
+from cafe_core.data.builtin import BUILTIN
 from cafe_core.jobdir import JobDir
 from server.database import Database
 from server.models import Artifact, Attempt, Dataset, Event, Job, new_id

@@ -8,14 +8,17 @@ from typing import Any
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
 from click.testing import CliRunner, Result
 from sqlalchemy import inspect, text
 from sqlalchemy.exc import IntegrityError
 
 from server import models
 from server.cli import main
-from server.database import Database, NewerDatabaseError, UnknownRevisionError, newest_revision
+from server.database import Database
+from server.migrating import MIGRATIONS
 from server.models import ApiKey, Artifact, Attempt, Base, Dataset, Delivery, Event, IdempotencyKey, Job, JobLabel
+from server.revisions import NEWEST, NewerDatabaseError, UnknownRevisionError
 from server.settings import Settings
 
 OF_THE_FIRST = ("jobs", "job_labels", "attempts", "events", "idempotency", "datasets")
@@ -64,6 +67,10 @@ def rows(database: Database, table: str) -> list[dict[str, Any]]:
 
 def counts(database: Database) -> dict[str, int]:
     return {table: len(rows(database, table)) for table in Base.metadata.tables}
+
+
+def test_the_newest_migration_is_the_one_that_is_said_to_be() -> None:
+    assert ScriptDirectory(str(MIGRATIONS)).get_current_head() == NEWEST
 
 
 def test_what_is_in_the_tables_survives_down_and_up(database: Database) -> None:
@@ -120,7 +127,7 @@ def test_down_to_nothing_and_up_again(database: Database) -> None:
 
 def test_the_migrations_make_the_tables_of_the_models(database: Database) -> None:
     database.migrate()
-    assert database.revision() == newest_revision()
+    assert database.revision() == NEWEST
     with database.engine.connect() as connection:
         context = MigrationContext.configure(connection, opts={"compare_type": True})
         assert compare_metadata(context, models.Base.metadata) == []
@@ -137,7 +144,7 @@ def test_tables_from_before_there_were_migrations_are_taken_over(database: Datab
         values = "'job_a', 'sweep', 'failed', 1, 0, 1, '{}', '2026', 0, 1"
         session.execute(text(f"INSERT INTO jobs ({columns}) VALUES ({values})"))
     database.migrate()
-    assert database.revision() == newest_revision()
+    assert database.revision() == NEWEST
     assert [(row["id"], row["owner"]) for row in rows(database, "jobs")] == [("job_a", None)]
 
 
@@ -147,7 +154,7 @@ def test_servers_that_start_at_once_migrate_one_after_the_other(database: Databa
         for server in servers:
             stack.callback(server.close)
         list(pool.map(Database.migrate, servers))  # raises what one of them raised
-    assert database.revision() == newest_revision()
+    assert database.revision() == NEWEST
 
 
 def test_a_migration_that_fails_changes_nothing(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -158,7 +165,7 @@ def test_a_migration_that_fails_changes_nothing(database: Database, monkeypatch:
         raise SystemError("the power is off")
 
     with monkeypatch.context() as patched:
-        patched.setattr("server.database._check_references", fails)
+        patched.setattr("server.migrating._check_references", fails)
         with pytest.raises(SystemError):
             database.migrate()
     assert database.revision() == "0001"
@@ -191,7 +198,7 @@ def cafe_db(database: Database, settings: Settings, monkeypatch: pytest.MonkeyPa
 
 
 def test_the_command(cafe_db: Callable[..., Result], database: Database) -> None:
-    newest = newest_revision()
+    newest = NEWEST
     assert cafe_db("current").output == f"no tables, newest: {newest}\n"
     assert cafe_db("upgrade").output == f"the tables are at revision {newest}\n"
     assert cafe_db("downgrade", "0001").output == "the tables are at revision 0001\n"

@@ -12,7 +12,7 @@ from PIL import Image
 from safetensors.numpy import load, save_file
 
 from cafe_core.config import CondenseSpec, DatasetInfo
-from cafe_core.data.catalog import BUILTIN
+from cafe_core.data.builtin import BUILTIN
 from cafe_core.job import write_manifest
 from cafe_core.synthetic import SyntheticSet, from_checkpoint
 from server.settings import Settings
@@ -91,7 +91,7 @@ def test_checkpoints_that_are_replaced_while_they_are_read(
             checkpoint(settings, started, 8)
         return from_checkpoint(path, info, spec)
 
-    monkeypatch.setattr("server.job_files.from_checkpoint", after_rotation)
+    monkeypatch.setattr("server.synthetic_sets.from_checkpoint", after_rotation)
     arrays = load(api.get(f"/v1/jobs/{started}/synthetic").content)
     assert arrays["images"][0, 0, 0, 0] == np.float32(0.8)
 

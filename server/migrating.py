@@ -1,0 +1,90 @@
+"""Brings a database's tables from one migration to another, with Alembic. :meth:`server.database.Database.migrate` imports it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from alembic import command
+from alembic.config import Config
+from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import inspect
+from sqlalchemy.engine import Connection, Engine
+
+from server.revisions import NewerDatabaseError, UnknownRevisionError
+
+MIGRATIONS = Path(__file__).with_name("migrations")
+BEFORE_MIGRATIONS = "0001"
+"""The revision of a database that was made before there were migrations."""
+MIGRATING = 0x0CAFE001
+"""PostgreSQL's advisory lock while the tables are changed."""
+
+
+def migrate(engine: Engine, revision: str) -> None:
+    """See :meth:`server.database.Database.migrate`."""
+    with engine.connect() as connection, _tables_may_be_replaced(connection), connection.begin():
+        if connection.dialect.name == "postgresql":
+            connection.exec_driver_sql("SET LOCAL lock_timeout = 0")  # the server before may take its time
+            connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({MIGRATING})")
+        config = _config(connection)
+        scripts = ScriptDirectory.from_config(config)
+        _refuse_newer(_revision(connection), scripts)
+        target = "base" if revision == "base" else _known(revision, scripts)
+        if _revision(connection) is None and inspect(connection).has_table("jobs"):
+            command.stamp(config, BEFORE_MIGRATIONS)
+        down = {script.revision for script in scripts.iterate_revisions(_revision(connection) or "base", "base")}
+        (command.downgrade if target == "base" or target in down else command.upgrade)(config, target)
+        _check_references(connection)
+
+
+def _revision(connection: Connection) -> str | None:
+    return MigrationContext.configure(connection).get_current_revision()
+
+
+def _refuse_newer(revision: str | None, scripts: ScriptDirectory) -> None:
+    if revision is not None and revision not in {script.revision for script in scripts.walk_revisions()}:
+        raise NewerDatabaseError(
+            f"the database's tables are at revision {revision}, which this version of the server does not know (its newest is "
+            f"{scripts.get_current_head()}): upgrade the program, restore the backup of before, or downgrade them with the newer"
+        )
+
+
+def _known(revision: str, scripts: ScriptDirectory) -> str:
+    known = [script.revision for script in scripts.walk_revisions()]
+    if revision == "head":
+        return known[0]
+    if revision not in known:
+        raise UnknownRevisionError(f"there is no revision {revision!r}; there are base, {', '.join(reversed(known))}, head")
+    return revision
+
+
+def _check_references(connection: Connection) -> None:
+    """SQLite does not check while tables are replaced; nothing is committed that refers to what is not there."""
+    if connection.dialect.name == "sqlite":
+        violations = connection.exec_driver_sql("PRAGMA foreign_key_check").all()
+        assert not violations, f"rows refer to rows that are not there: {violations[:5]}"
+
+
+@contextmanager
+def _tables_may_be_replaced(connection: Connection) -> Iterator[None]:
+    """SQLite alters a table by making it anew: dropping the old one must not delete what refers to its rows."""
+    connection.execution_options(writes=True)
+    if connection.dialect.name != "sqlite":
+        yield
+        return
+    sqlite = connection.connection.driver_connection
+    assert sqlite is not None
+    sqlite.execute("PRAGMA foreign_keys = OFF")  # heard only outside a transaction
+    try:
+        yield
+    finally:
+        sqlite.execute("PRAGMA foreign_keys = ON")
+
+
+def _config(connection: Connection) -> Config:
+    config = Config()
+    config.set_main_option("script_location", str(MIGRATIONS))
+    config.attributes["connection"] = connection
+    return config
