@@ -124,7 +124,7 @@ def list_jobs(
     principal: Reader,
     services: ServicesDep,
     status: Status | None = None,
-    kind: Annotated[str | None, Query(max_length=16)] = None,
+    kind: schemas.JobKind | None = None,
     label: Annotated[
         list[str] | None, Query(max_length=64, description="`KEY=VALUE`, or `KEY`; may be repeated: all must hold.")
     ] = None,
