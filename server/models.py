@@ -190,7 +190,7 @@ class Dataset(Base):
     number: Mapped[int] = mapped_column(primary_key=True, autoincrement=True)
     id: Mapped[str] = mapped_column(String(40), unique=True)
     owner: Mapped[str | None] = mapped_column(ForeignKey("api_keys.id"), index=True)
-    """See Job.owner. None: everybody may use it."""
+    """See Job.owner. What has none is there for admins only, as jobs without one are."""
     name: Mapped[str] = mapped_column(Text)
     size: Mapped[int] = mapped_column(BigInteger)
     sha256: Mapped[str] = mapped_column(String(64))

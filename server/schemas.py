@@ -76,7 +76,7 @@ class Job(_Schema):
     labels: dict[str, str]
     status: Status
     attempt: int
-    """1 for the first run, one more with each resume."""
+    """1 for the first run, one more with each resume, and each that the server made itself for one that was lost."""
     phase: str | None
     """What the driver does: preparing, waiting_for_resources, starting_workers, condensing, validating, evaluating, sweeping,
     publishing."""
