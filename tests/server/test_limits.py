@@ -115,6 +115,17 @@ def test_an_upload_larger_than_the_key_may_send_is_refused(settings: Settings, r
     assert len(list(settings.roots.uploads.glob("ds_*"))) == 1
 
 
+def test_a_keys_upload_may_be_larger_than_the_servers_limit(settings: Settings, ray: FakeRay) -> None:
+    settings = settings.model_copy(update={"max_upload_bytes": 1000})
+    content = npz()
+    assert len(content) > settings.max_upload_bytes
+    key = add_key(settings, Scope.WRITE, limits=KeyLimits(max_upload_bytes=10_000_000))
+    others = add_key(settings, Scope.WRITE)
+    with running(settings, ray) as api, client_of(api, key) as client, client_of(api, others) as other:
+        assert upload(client, content).status_code == 201
+        assert upload(other, content).status_code == 413
+
+
 def test_of_uploads_at_once_as_many_are_kept_as_there_is_room_for(settings: Settings, ray: FakeRay) -> None:
     content = npz()
     key = add_key(settings, Scope.WRITE, limits=KeyLimits(max_stored_bytes=2 * len(content) + 10))
