@@ -28,7 +28,7 @@ from starlette.types import Scope as AsgiScope
 
 from server.database import Database
 from server.errors import ApiError, ForbiddenError, UnauthorizedError, UnavailableError, problem_response, problems
-from server.keys import KeyLimits, Scope, all_of, hash_of, scopes_of
+from server.keys import Scope, all_of, hash_of, limits_of, scopes_of
 from server.limits import Buckets, InFlight, Limits
 from server.models import ApiKey
 from server.settings import Settings
@@ -133,8 +133,7 @@ class KeyRing:
         scopes: set[str] = set(scopes_of(row))
         if Scope.ADMIN in scopes:
             scopes.add(METRICS_SCOPE)
-        own = KeyLimits(row.max_running_jobs, row.requests_per_minute, row.max_upload_bytes, row.max_stored_bytes)
-        return Principal(row.id, frozenset(scopes), Limits.of(own, self._settings))
+        return Principal(row.id, frozenset(scopes), Limits.of(limits_of(row), self._settings))
 
 
 class Gate:

@@ -69,12 +69,12 @@ async def upload(
 def _check_room(services: Services, principal: Principal, size: int) -> None:
     """Before the work of checking and storing an upload; of uploads at once, `_add` sees to it. Raises TooLargeError."""
     with services.database.read() as session:
-        check_room(session, principal.key_id, principal.limits, size)
+        check_room(session, principal.key_id, services.settings, size)
 
 
 def _add(services: Services, principal: Principal, row: models.Dataset) -> None:
     with services.database.write() as session:
-        check_room(session, principal.key_id, principal.limits, row.size)
+        check_room(session, principal.key_id, services.settings, row.size)
         session.add(row)
 
 

@@ -91,7 +91,7 @@ def _create(
             serialise(session, f"idempotency {principal.key_id or ''} {key}")
         if key is not None and (known := jobs.recall_key(session, key, body_sha256, owner=principal.key_id)) is not None:
             return known, False
-        check_queue(session, principal.key_id, principal.limits)
+        check_queue(session, principal.key_id, services.settings)
         jobs.hold_datasets(session, accepted.spec)
         job = jobs.create(session, job_id, accepted.spec, owner=principal.key_id)
         if key is not None:
@@ -203,12 +203,12 @@ def cancel(job_id: JobId, principal: Writer, services: ServicesDep) -> Response:
     return _job_response(job, status_code=202 if accepted else 200)
 
 
-@router.post("/jobs/{job_id}/resume", status_code=202, response_model=schemas.Job, responses=problems(404, 409, 422))
+@router.post("/jobs/{job_id}/resume", status_code=202, response_model=schemas.Job, responses=problems(404, 409, 413, 422))
 def resume(job_id: JobId, principal: Writer, services: ServicesDep) -> Response:
     """A new attempt from the last checkpoint, for a failed or cancelled job."""
     with services.database.write() as session:
         job = find_job(session, principal, job_id, lock=True)
-        check_queue(session, job.owner, principal.limits)
+        check_queue(session, job.owner, services.settings)
         jobs.resume(session, job)
     services.changed(job_id)
     return _job_response(job, status_code=202)

@@ -139,6 +139,23 @@ def test_of_uploads_at_once_as_many_are_kept_as_there_is_room_for(settings: Sett
         assert upload(client, content).status_code == 201
 
 
+def test_a_job_is_resumed_within_its_owners_limits_whoever_asks(settings: Settings, ray: FakeRay) -> None:
+    content = npz()
+    full = add_key(settings, Scope.WRITE, limits=KeyLimits(max_stored_bytes=len(content)))
+    roomy = add_key(settings, Scope.WRITE)
+    operator = add_key(settings, Scope.ADMIN, limits=KeyLimits(max_stored_bytes=1))
+    with ExitStack() as stack:
+        api = stack.enter_context(running(settings, ray))
+        full_client, roomy_client, admin = (stack.enter_context(client_of(api, key)) for key in (full, roomy, operator))
+        assert upload(roomy_client, content).status_code == 201
+        resumed = [f"/v1/jobs/{client.make()['id']}" for client in (full_client, roomy_client)]
+        for job in resumed:
+            admin.post(f"{job}/cancel")
+            admin.await_status(job.rpartition("/")[2], "cancelled")
+        assert upload(full_client, content).status_code == 201
+        assert statuses([admin.post(f"{job}/resume") for job in resumed]) == [413, 202]
+
+
 def test_a_key_that_has_filled_its_room_starts_no_jobs(settings: Settings, ray: FakeRay) -> None:
     content = npz()
     key = add_key(settings, Scope.WRITE, limits=KeyLimits(max_stored_bytes=len(content)))
