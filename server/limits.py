@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from sqlalchemy import func, select
@@ -23,7 +21,6 @@ from server.settings import Settings
 from server.states import Status
 
 QUEUE_RETRY_AFTER_S = 30
-OPEN_RETRY_AFTER_S = 5
 
 
 @dataclass(frozen=True)
@@ -67,29 +64,6 @@ class Buckets:
             wait_s = (1 - tokens) * 60 / per_minute
             raise TooManyRequestsError(f"more than {per_minute} requests a minute, which this key may make", math.ceil(wait_s))
         self._buckets[key_id] = tokens - 1, now
-
-
-class InFlight:
-    """How many requests of each key are being answered: streams and long polls keep a connection each. Of one event loop."""
-
-    def __init__(self, at_most: int) -> None:
-        self._at_most = at_most
-        self._counts: Counter[str] = Counter()
-
-    @contextmanager
-    def one_more(self, key_id: str) -> Iterator[None]:
-        """Around a request. Raises TooManyRequestsError."""
-        if self._counts[key_id] >= self._at_most:
-            raise TooManyRequestsError(
-                f"{self._at_most} requests and event streams of this key are open, which is as many as may be", OPEN_RETRY_AFTER_S
-            )
-        self._counts[key_id] += 1
-        try:
-            yield
-        finally:
-            self._counts[key_id] -= 1
-            if not self._counts[key_id]:
-                del self._counts[key_id]
 
 
 def stored_bytes(session: Session, key_id: str) -> int:

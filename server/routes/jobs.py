@@ -21,6 +21,7 @@ from server.heavy import in_turn
 from server.http_cache import matches, not_modified
 from server.inputs import input_kept
 from server.limits import check_queue
+from server.open_requests import will_last
 from server.planning import Plan, plan
 from server.progress import total_of
 from server.removal import removal_of
@@ -160,6 +161,7 @@ async def get_job(
     job = await run_in_threadpool(_get, services, principal, job_id)
     if wait and (job.state not in ENDED or if_none_match is not None):
         seen = if_none_match if if_none_match is not None else present.job_etag(job)
+        will_last(request)
         job = await _changed_from(seen, job_id, request, principal, services, wait)
         if not await services.keys.still_holds(principal):
             raise UnauthorizedError("the API key was revoked meanwhile", "Bearer")
