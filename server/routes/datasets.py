@@ -15,7 +15,6 @@ from server.access import Principal, Reader, Writer, max_upload_bytes
 from server.body_limit import FORM_BYTES
 from server.deps import Services, ServicesDep
 from server.errors import ConflictError, problems
-from server.heavy import in_turn
 from server.limits import check_room
 from server.uploads import discard_upload, removal_of_upload, store_upload
 from server.visibility import find_dataset, listed_owner
@@ -56,7 +55,9 @@ async def upload(
     """
     await run_in_threadpool(_check_room, services, principal, file.size or 0)
     at_most = max_upload_bytes(request.scope, services.settings)
-    row = await in_turn(store_upload, file, name, services.settings.roots, at_most=at_most)
+    row = await services.upload_checks.in_turn(
+        principal.key_id, store_upload, file, name, services.settings.roots, at_most=at_most
+    )
     row.owner = principal.key_id
     try:
         await run_in_threadpool(_add, services, principal, row)

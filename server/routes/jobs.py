@@ -17,7 +17,6 @@ from server.changes import wait_until_set
 from server.database import serialise
 from server.deps import JobId, Services, ServicesDep
 from server.errors import UnauthorizedError, problems
-from server.heavy import in_turn
 from server.http_cache import matches, not_modified
 from server.inputs import input_kept
 from server.limits import check_queue
@@ -66,7 +65,10 @@ async def submit(
         known = await run_in_threadpool(_recall, services, principal, idempotency_key, body_sha256)
         if known is not None:
             return _job_response(known)
-    planned = await in_turn(plan, spec, services.settings, services.database, await services.cluster.capacity(), principal)
+    capacity = await services.cluster.capacity()
+    planned = await services.heavy.in_turn(
+        principal.key_id, plan, spec, services.settings, services.database, capacity, principal
+    )
     if dry_run:
         return Response(_dry_run(planned).model_dump_json(), media_type="application/json")
     job, created = await run_in_threadpool(_create, services, principal, planned, idempotency_key, body_sha256)
