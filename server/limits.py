@@ -16,7 +16,7 @@ from sqlalchemy.orm import Session
 
 from server.errors import TooLargeError, TooManyRequestsError
 from server.keys import KeyLimits, limits_of
-from server.models import ApiKey, Artifact, Dataset, Job
+from server.models import ApiKey, Dataset, Job
 from server.settings import Settings
 from server.states import Status
 
@@ -67,10 +67,10 @@ class Buckets:
 
 
 def stored_bytes(session: Session, key_id: str) -> int:
-    """What a key's datasets and its jobs' artifacts take."""
+    """What counts against a key's max_stored_bytes."""
     datasets = select(func.coalesce(func.sum(Dataset.size), 0)).where(Dataset.owner == key_id)
-    artifacts = select(func.coalesce(func.sum(Artifact.size), 0)).join(Job, Job.id == Artifact.job_id).where(Job.owner == key_id)
-    return int(session.scalar(datasets) or 0) + int(session.scalar(artifacts) or 0)
+    jobs = select(func.coalesce(func.sum(Job.stored_bytes), 0)).where(Job.owner == key_id)
+    return int(session.scalar(datasets) or 0) + int(session.scalar(jobs) or 0)
 
 
 def check_room(session: Session, owner: str | None, settings: Settings, adding: int) -> None:
@@ -86,8 +86,8 @@ def check_room(session: Session, owner: str | None, settings: Settings, adding: 
         )
 
 
-def check_queue(session: Session, owner: str | None, settings: Settings) -> None:
-    """Within the transaction that queues a job of `owner`, a key's id, whoever asks for it.
+def check_queue(session: Session, owner: str | None, settings: Settings, *, adding: int) -> None:
+    """Within the transaction that queues a job of `owner`, a key's id, whoever asks for it; `adding`: bytes that it stores now.
 
     Raises TooManyRequestsError; TooLargeError where its result could not be kept.
     """
@@ -99,7 +99,7 @@ def check_queue(session: Session, owner: str | None, settings: Settings) -> None
         raise TooManyRequestsError(
             f"{limits.max_queued_jobs} jobs of the key are queued, which is as many as may be", QUEUE_RETRY_AFTER_S
         )
-    check_room(session, owner, settings, adding=1)
+    check_room(session, owner, settings, max(adding, 1))
 
 
 def _locked(session: Session, key_id: str, settings: Settings) -> Limits:

@@ -80,6 +80,8 @@ class Job(Base):
     finished_at: Mapped[str | None] = mapped_column(String(32))
     last_event: Mapped[int] = mapped_column(default=0)
     """The number of the job's newest event."""
+    stored_bytes: Mapped[int | None] = mapped_column(BigInteger)
+    """What it keeps on disk, see server.job_sizes. None: it was made by an earlier version, and not measured yet."""
     version: Mapped[int] = mapped_column()
 
     labels: Mapped[list[JobLabel]] = relationship(cascade="all, delete-orphan", lazy="selectin", order_by="JobLabel.key")

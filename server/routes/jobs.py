@@ -19,6 +19,7 @@ from server.deps import JobId, Services, ServicesDep
 from server.errors import UnauthorizedError, problems
 from server.http_cache import matches, not_modified
 from server.inputs import input_kept
+from server.job_sizes import bytes_in
 from server.limits import check_queue
 from server.open_requests import will_last
 from server.planning import Plan, plan
@@ -94,9 +95,10 @@ def _create(
             serialise(session, f"idempotency {principal.key_id or ''} {key}")
         if key is not None and (known := jobs.recall_key(session, key, body_sha256, owner=principal.key_id)) is not None:
             return known, False
-        check_queue(session, principal.key_id, services.settings)
+        written = bytes_in(directory.path)
+        check_queue(session, principal.key_id, services.settings, adding=written)
         jobs.hold_datasets(session, accepted.spec)
-        job = jobs.create(session, job_id, accepted.spec, owner=principal.key_id)
+        job = jobs.create(session, job_id, accepted.spec, owner=principal.key_id, stored_bytes=written)
         if key is not None:
             jobs.remember_key(session, key, body_sha256, job)
         keep(session)
@@ -212,7 +214,7 @@ def resume(job_id: JobId, principal: Writer, services: ServicesDep) -> Response:
     """A new attempt from the last checkpoint, for a failed or cancelled job."""
     with services.database.write() as session:
         job = find_job(session, principal, job_id, lock=True)
-        check_queue(session, job.owner, services.settings)
+        check_queue(session, job.owner, services.settings, adding=0)
         jobs.resume(session, job)
     services.changed(job_id)
     return _job_response(job, status_code=202)
