@@ -28,9 +28,10 @@ from starlette.types import Scope as AsgiScope
 
 from server.database import Database
 from server.errors import ApiError, ForbiddenError, UnauthorizedError, UnavailableError, problem_response, problems
-from server.keys import KeyLimits, Scope, all_of, hash_of, scopes_of
-from server.limits import Buckets, InFlight, Limits
+from server.keys import Scope, all_of, hash_of, limits_of, scopes_of
+from server.limits import Buckets, Limits
 from server.models import ApiKey
+from server.open_requests import OpenRequests
 from server.settings import Settings
 
 KEYS_FRESH_S = 0.5
@@ -41,8 +42,6 @@ DASHBOARD = "/dashboard"
 METRICS = "/metrics"
 METRICS_SCOPE = "metrics"
 """What settings.metrics_token may do, and keys of scope admin."""
-MAX_OPEN = 500
-"""Requests and event streams of one key at a time: a quarter of the connections that a server takes (server.connections)."""
 READING = frozenset({"GET", "HEAD", "OPTIONS"})
 OF_PROXIES = frozenset({"forwarded", "via", "x-real-ip"})
 OF_PROXIES_BELOW = "x-forwarded-"
@@ -133,8 +132,7 @@ class KeyRing:
         scopes: set[str] = set(scopes_of(row))
         if Scope.ADMIN in scopes:
             scopes.add(METRICS_SCOPE)
-        own = KeyLimits(row.max_running_jobs, row.requests_per_minute, row.max_upload_bytes, row.max_stored_bytes)
-        return Principal(row.id, frozenset(scopes), Limits.of(own, self._settings))
+        return Principal(row.id, frozenset(scopes), Limits.of(limits_of(row), self._settings))
 
 
 class Gate:
@@ -144,18 +142,20 @@ class Gate:
         self._app = app
         self._metrics_token = settings.metrics_token
         self._buckets = Buckets()
-        self._in_flight = InFlight(MAX_OPEN)
+        self._open = OpenRequests()
 
     async def __call__(self, scope: AsgiScope, receive: Receive, send: Send) -> None:
         """ASGI."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        state = scope.setdefault("state", {})
         with contextlib.ExitStack() as answering:
             try:
-                principal = scope.setdefault("state", {})["principal"] = await self._admit(scope)
+                principal = state["principal"] = await self._admit(scope)
+                state["open_request"] = None
                 if principal is not None and principal.key_id is not None:
-                    answering.enter_context(self._in_flight.one_more(principal.key_id))
+                    state["open_request"] = answering.enter_context(self._open.one_more(principal.key_id))
             except ApiError as error:
                 refusal = problem_response(error.status, error.detail, headers=error.headers)
                 await refusal(scope, receive, send)

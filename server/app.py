@@ -25,6 +25,7 @@ from server.database import Database
 from server.deps import Services
 from server.event_streams import EventStreams
 from server.inputs import clear_abandoned
+from server.job_sizes import measure_those_of_earlier_versions
 from server.leadership import Leader
 from server.manifests import add_those_of_earlier_versions
 from server.metrics import Metrics
@@ -136,6 +137,7 @@ def _tidy_up(database: Database, settings: Settings) -> None:
     clear_abandoned(settings.data_dir / "jobs", known_jobs)
     finish_removals_of_uploads(settings.roots, known_datasets)
     add_those_of_earlier_versions(database, settings)
+    measure_those_of_earlier_versions(database, settings)
 
 
 def _log_failure(task: asyncio.Task[None]) -> None:

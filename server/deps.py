@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
+from functools import cached_property, partial
 from typing import Annotated
 
 from fastapi import Depends, Path, Request
@@ -13,6 +13,7 @@ from server.changes import Changes
 from server.cluster_view import ClusterView
 from server.database import Database
 from server.event_streams import EventStreams
+from server.heavy import HeavyWork
 from server.leadership import Leader
 from server.ray_api import RayApi
 from server.readiness import Readiness
@@ -33,6 +34,10 @@ class Services:
     leader: Leader
     keys: KeyRing
     streams: EventStreams
+    heavy: HeavyWork = field(default_factory=partial(HeavyWork, waiting_per_key=64))
+    """Planning jobs and converting synthetic sets: each takes seconds at most."""
+    upload_checks: HeavyWork = field(default_factory=partial(HeavyWork, waiting_per_key=16))
+    """They may take minutes, and those that wait are on disk."""
 
     @cached_property
     def readiness(self) -> Readiness:

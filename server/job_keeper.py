@@ -21,6 +21,7 @@ from server import job_json, jobs, tracing
 from server.changes import Changes, wait_until_set
 from server.database import Database
 from server.errors import NotFoundError
+from server.job_sizes import bytes_in
 from server.manifests import ArtifactError, Entry, add_artifacts, checked_result
 from server.models import Attempt, Job
 from server.policy import Act, Decision, Facts, decide
@@ -280,7 +281,10 @@ class JobKeeper:
             return jobs.renewals_in_a_row(session, jobs.get(session, self._job_id))
 
     def _renew(self, seen: Seen, decision: Decision) -> None:
+        stored = bytes_in(self._settings.job_dir(self._job_id).path)
+
         def renew(session: Session, job: Job, _attempt: Attempt) -> None:
+            job.stored_bytes = stored
             if job.state is Status.CANCELLING:  # asked for after the decision
                 jobs.transition(session, job, Status.CANCELLED)
                 return
@@ -301,7 +305,10 @@ class JobKeeper:
                 failure = {"code": "damaged_result", "message": f"{error}. Resume to make it again", "retryable": True}
                 decision = Decision(Act.END, Status.FAILED, failure)
 
+        stored = bytes_in(self._settings.job_dir(self._job_id).path)
+
         def end(session: Session, job: Job, _attempt: Attempt) -> None:
+            job.stored_bytes = stored
             if job.state is Status.CANCELLING:  # also when that was asked for after the decision
                 jobs.transition(session, job, Status.CANCELLED)
                 return

@@ -35,8 +35,8 @@ class Filter:
     """An API key's id: only its jobs."""
 
 
-def create(session: Session, job_id: str, spec: JobSpec, *, owner: str | None = None) -> Job:
-    """A new queued job with its first attempt. `spec` is resolved; `owner`: an API key's id."""
+def create(session: Session, job_id: str, spec: JobSpec, *, owner: str | None = None, stored_bytes: int = 0) -> Job:
+    """A new queued job with its first attempt. `spec` is resolved; `owner`: an API key's id; `stored_bytes`: by now."""
     job = Job(
         id=job_id,
         owner=owner,
@@ -45,6 +45,7 @@ def create(session: Session, job_id: str, spec: JobSpec, *, owner: str | None = 
         spec=spec.model_dump(mode="json", exclude_none=True),
         done=0,
         total=total_of(spec),
+        stored_bytes=stored_bytes,
         labels=[JobLabel(key=key, value=value) for key, value in spec.labels.items()],
     )
     session.add(job)

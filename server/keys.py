@@ -106,6 +106,11 @@ def revoke(session: Session, key_id: str) -> ApiKey:
     return row
 
 
+def limits_of(row: ApiKey) -> KeyLimits:
+    """A key's own limits."""
+    return KeyLimits(row.max_running_jobs, row.requests_per_minute, row.max_upload_bytes, row.max_stored_bytes)
+
+
 def scopes_of(row: ApiKey) -> frozenset[Scope]:
     """What a key may do, implied scopes included."""
     return implied([Scope(scope) for scope in row.scopes.split()])

@@ -48,7 +48,7 @@ def _limit(option: str, at_most: int, text: str) -> Callable[[Command], Command]
 @_limit("--max-running-jobs", _AT_MOST, "At a time.")
 @_limit("--requests-per-minute", _AT_MOST, "To one server process.")
 @_limit("--max-upload-bytes", _BYTES_AT_MOST, "Of one dataset.")
-@_limit("--max-stored-bytes", _BYTES_AT_MOST, "Of its datasets and artifacts together.")
+@_limit("--max-stored-bytes", _BYTES_AT_MOST, "Of its datasets and its jobs' files together.")
 @click.option(
     "--key-file",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),

@@ -8,22 +8,19 @@ from __future__ import annotations
 
 import math
 import time
-from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from server.errors import TooLargeError, TooManyRequestsError
-from server.keys import KeyLimits
-from server.models import ApiKey, Artifact, Dataset, Job
+from server.keys import KeyLimits, limits_of
+from server.models import ApiKey, Dataset, Job
 from server.settings import Settings
 from server.states import Status
 
 QUEUE_RETRY_AFTER_S = 30
-OPEN_RETRY_AFTER_S = 5
 
 
 @dataclass(frozen=True)
@@ -69,62 +66,43 @@ class Buckets:
         self._buckets[key_id] = tokens - 1, now
 
 
-class InFlight:
-    """How many requests of each key are being answered: streams and long polls keep a connection each. Of one event loop."""
-
-    def __init__(self, at_most: int) -> None:
-        self._at_most = at_most
-        self._counts: Counter[str] = Counter()
-
-    @contextmanager
-    def one_more(self, key_id: str) -> Iterator[None]:
-        """Around a request. Raises TooManyRequestsError."""
-        if self._counts[key_id] >= self._at_most:
-            raise TooManyRequestsError(
-                f"{self._at_most} requests and event streams of this key are open, which is as many as may be", OPEN_RETRY_AFTER_S
-            )
-        self._counts[key_id] += 1
-        try:
-            yield
-        finally:
-            self._counts[key_id] -= 1
-            if not self._counts[key_id]:
-                del self._counts[key_id]
-
-
 def stored_bytes(session: Session, key_id: str) -> int:
-    """What a key's datasets and its jobs' artifacts take."""
+    """What counts against a key's max_stored_bytes."""
     datasets = select(func.coalesce(func.sum(Dataset.size), 0)).where(Dataset.owner == key_id)
-    artifacts = select(func.coalesce(func.sum(Artifact.size), 0)).join(Job, Job.id == Artifact.job_id).where(Job.owner == key_id)
-    return int(session.scalar(datasets) or 0) + int(session.scalar(artifacts) or 0)
+    jobs = select(func.coalesce(func.sum(Job.stored_bytes), 0)).where(Job.owner == key_id)
+    return int(session.scalar(datasets) or 0) + int(session.scalar(jobs) or 0)
 
 
-def check_room(session: Session, key_id: str | None, limits: Limits | None, adding: int) -> None:
-    """Within the transaction that stores `adding` bytes more. Raises TooLargeError."""
-    if key_id is None or limits is None:
+def check_room(session: Session, owner: str | None, settings: Settings, adding: int) -> None:
+    """Within the transaction that stores `adding` bytes more for `owner`, a key's id. Raises TooLargeError."""
+    if owner is None:
         return
-    _lock(session, key_id)
-    stored = stored_bytes(session, key_id)
+    limits = _locked(session, owner, settings)
+    stored = stored_bytes(session, owner)
     if stored + adding > limits.max_stored_bytes:
         more = f" and {adding} more" if adding else ""
         raise TooLargeError(
-            f"this key stores {stored} bytes{more}, of the {limits.max_stored_bytes} that it may: delete datasets or jobs"
+            f"the key stores {stored} bytes{more}, of the {limits.max_stored_bytes} that it may: delete datasets or jobs"
         )
 
 
-def check_queue(session: Session, key_id: str | None, limits: Limits | None) -> None:
-    """Within the transaction that queues a job. Raises TooManyRequestsError; TooLargeError where its result could not be kept."""
-    if key_id is None or limits is None:
+def check_queue(session: Session, owner: str | None, settings: Settings, *, adding: int) -> None:
+    """Within the transaction that queues a job of `owner`, a key's id, whoever asks for it; `adding`: bytes that it stores now.
+
+    Raises TooManyRequestsError; TooLargeError where its result could not be kept.
+    """
+    if owner is None:
         return
-    _lock(session, key_id)
-    queued = select(func.count()).select_from(Job).where(Job.owner == key_id, Job.status == Status.QUEUED.value)
+    limits = _locked(session, owner, settings)
+    queued = select(func.count()).select_from(Job).where(Job.owner == owner, Job.status == Status.QUEUED.value)
     if (session.scalar(queued) or 0) >= limits.max_queued_jobs:
         raise TooManyRequestsError(
-            f"{limits.max_queued_jobs} jobs of this key are queued, which is as many as may be", QUEUE_RETRY_AFTER_S
+            f"{limits.max_queued_jobs} jobs of the key are queued, which is as many as may be", QUEUE_RETRY_AFTER_S
         )
-    check_room(session, key_id, limits, adding=1)
+    check_room(session, owner, settings, max(adding, 1))
 
 
-def _lock(session: Session, key_id: str) -> None:
-    """Until the transaction ends, no other counts for this key. SQLite's have locked the database already."""
-    session.execute(select(ApiKey.number).where(ApiKey.id == key_id).with_for_update())
+def _locked(session: Session, key_id: str, settings: Settings) -> Limits:
+    """A key's limits. Until the transaction ends, no other counts for this key; SQLite's have locked the database already."""
+    row = session.scalars(select(ApiKey).where(ApiKey.id == key_id).with_for_update()).one()
+    return Limits.of(limits_of(row), settings)

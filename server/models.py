@@ -80,6 +80,8 @@ class Job(Base):
     finished_at: Mapped[str | None] = mapped_column(String(32))
     last_event: Mapped[int] = mapped_column(default=0)
     """The number of the job's newest event."""
+    stored_bytes: Mapped[int | None] = mapped_column(BigInteger)
+    """What it keeps on disk, see server.job_sizes. None: it was made by an earlier version, and not measured yet."""
     version: Mapped[int] = mapped_column()
 
     labels: Mapped[list[JobLabel]] = relationship(cascade="all, delete-orphan", lazy="selectin", order_by="JobLabel.key")
@@ -190,7 +192,7 @@ class Dataset(Base):
     number: Mapped[int] = mapped_column(primary_key=True, autoincrement=True)
     id: Mapped[str] = mapped_column(String(40), unique=True)
     owner: Mapped[str | None] = mapped_column(ForeignKey("api_keys.id"), index=True)
-    """See Job.owner. None: everybody may use it."""
+    """See Job.owner. What has none is there for admins only, as jobs without one are."""
     name: Mapped[str] = mapped_column(Text)
     size: Mapped[int] = mapped_column(BigInteger)
     sha256: Mapped[str] = mapped_column(String(64))

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict
 
 from cafe_core.config import DatasetInfo
 from cafe_core.estimate import Estimate
 from server.states import Status
+
+JobKind: TypeAlias = Literal["condense", "evaluate", "sweep"]
 
 
 class _Schema(BaseModel):
@@ -69,12 +71,12 @@ class Job(_Schema):
     """A job."""
 
     id: str
-    kind: Literal["condense", "evaluate", "sweep"]
+    kind: JobKind
     name: str | None
     labels: dict[str, str]
     status: Status
     attempt: int
-    """1 for the first run, one more with each resume."""
+    """1 for the first run, one more with each resume, and each that the server made itself for one that was lost."""
     phase: str | None
     """What the driver does: preparing, waiting_for_resources, starting_workers, condensing, validating, evaluating, sweeping,
     publishing."""

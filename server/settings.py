@@ -67,7 +67,12 @@ class Settings(BaseModel):
     requests_per_minute: Annotated[int, Field(ge=1)] = 600
     """Of one API key to one server process. So many may come at once."""
     max_stored_bytes: Annotated[int, Field(ge=1)] = 256 * 2**30
-    """Of one API key: its uploads and its jobs' artifacts together."""
+    """Of one API key: its uploads, and its jobs with all their files. Beyond it nothing is uploaded, submitted or resumed.
+
+    A job counts by what its submission wrote (the set that an evaluation judges), and from the end of an attempt, however it
+    ended, by all that is in its directory then. What a running attempt has written so far does not count, nor do the copies of
+    uploads' images under `cache/`.
+    """
     request_timeout_s: Annotated[float, Field(gt=0)] = 60.0
     """How long a request may take; streams and the bodies of uploads have bounds of their own."""
     metrics_token: SecretStr | None = None

@@ -19,17 +19,16 @@ from cafe_core.jobdir import DataRoots
 from server.errors import RefusedSpecError, TooLargeError
 from server.models import Dataset, new_id
 from server.removal import ASIDE, finish_removals, removal_of
-from server.settings import Settings
 
 CHUNK_BYTES = 1 << 20
 SUFFIXES = (".zip", ".npz")
 MAX_NAME_LENGTH = 128
 
 
-def store_upload(file: UploadFile, name: str | None, settings: Settings) -> Dataset:
+def store_upload(file: UploadFile, name: str | None, roots: DataRoots, *, at_most: int) -> Dataset:
     """Keep an upload and return its row, not yet in the database.
 
-    Raises RefusedSpecError when it is no dataset, TooLargeError when it is larger than the operator allows; then nothing
+    Raises RefusedSpecError when it is no dataset, TooLargeError when it is larger than `at_most` bytes; then nothing
     of it is kept.
     """
     filename = PurePosixPath((file.filename or "").replace("\\", "/")).name
@@ -40,12 +39,12 @@ def store_upload(file: UploadFile, name: str | None, settings: Settings) -> Data
     if len(name) > MAX_NAME_LENGTH or not name.isprintable():
         raise RefusedSpecError.of("name", f"a name has at most {MAX_NAME_LENGTH} characters, all printable; give the upload one")
     dataset_id = new_id("ds")
-    directory = settings.roots.uploads / dataset_id
+    directory = roots.uploads / dataset_id
     directory.mkdir(parents=True)
     try:
         path = directory / f"data{suffix}"
-        size, sha256 = _copy(file.file, path, settings.max_upload_bytes)
-        info = _checked(dataset_id, settings.roots)
+        size, sha256 = _copy(file.file, path, at_most)
+        info = _checked(dataset_id, roots)
     except BaseException:
         shutil.rmtree(directory)
         raise
@@ -86,14 +85,14 @@ def _remove_class_stores(roots: DataRoots, dataset_id: str) -> None:
             lock.unlink()
 
 
-def _copy(source: BinaryIO, path: Path, limit: int) -> tuple[int, str]:
+def _copy(source: BinaryIO, path: Path, at_most: int) -> tuple[int, str]:
     """(size, SHA-256) of what was copied."""
     size, digest = 0, hashlib.sha256()
     with path.open("wb") as target:
         while chunk := source.read(CHUNK_BYTES):
             size += len(chunk)
-            if size > limit:
-                raise TooLargeError(f"the upload is larger than {limit} bytes, which this server allows")
+            if size > at_most:
+                raise TooLargeError(f"the upload is larger than {at_most} bytes, which is as much as may be uploaded")
             digest.update(chunk)
             target.write(chunk)
     return size, digest.hexdigest()

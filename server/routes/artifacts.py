@@ -13,7 +13,6 @@ from server import jobs, schemas
 from server.access import Principal, Reader
 from server.deps import JobId, Services, ServicesDep
 from server.errors import NotFoundError, UnavailableError, problems
-from server.heavy import in_turn
 from server.http_cache import Body
 from server.job_files import Result, result_of
 from server.visibility import find_job
@@ -108,7 +107,7 @@ async def get_synthetic(
         content = convert(_synthetic_set(services, principal, job_id))
         return Body.of(content, media_type=media_type, filename=f"{job_id}.{format}")
 
-    return (await in_turn(made)).response(request)
+    return (await services.heavy.in_turn(principal.key_id, made)).response(request)
 
 
 _PREVIEW = _bytes("image/png", errors=(404, 416, 422, 503))
@@ -123,7 +122,7 @@ async def get_preview(job_id: JobId, request: Request, principal: Reader, servic
         content = _synthetic_set(services, principal, job_id).preview_png()
         return Body.of(content, media_type="image/png", filename=f"{job_id}.png")
 
-    return (await in_turn(made)).response(request)
+    return (await services.heavy.in_turn(principal.key_id, made)).response(request)
 
 
 def _result(services: Services, principal: Principal, job_id: str) -> Result | None:

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import APIRouter, Form, Path, Response, UploadFile
+from fastapi import APIRouter, Form, Path, Request, Response, UploadFile
 from sqlalchemy import select
 from starlette.concurrency import run_in_threadpool
 
 from cafe_core.config import DatasetInfo
 from cafe_core.data.builtin import list_builtin
 from server import jobs, models, present, schemas
-from server.access import Principal, Reader, Writer
+from server.access import Principal, Reader, Writer, max_upload_bytes
 from server.body_limit import FORM_BYTES
 from server.deps import Services, ServicesDep
-from server.errors import ConflictError, TooLargeError, problems
-from server.heavy import in_turn
+from server.errors import ConflictError, problems
 from server.limits import check_room
 from server.uploads import discard_upload, removal_of_upload, store_upload
 from server.visibility import find_dataset, listed_owner
@@ -45,6 +44,7 @@ def list_datasets(principal: Reader, services: ServicesDep) -> Response:
 )
 async def upload(
     file: UploadFile,
+    request: Request,
     principal: Writer,
     services: ServicesDep,
     name: Annotated[str | None, Form(max_length=128, description="A name for people. Default: the file's.")] = None,
@@ -53,8 +53,11 @@ async def upload(
 
     The `.npz` holds `images` uint8 N×H×W[×C], `labels`, and optionally `test_images`, `test_labels`. No pickles are read.
     """
-    await run_in_threadpool(_check_limits, services, principal, file.size or 0)
-    row = await in_turn(store_upload, file, name, services.settings)
+    await run_in_threadpool(_check_room, services, principal, file.size or 0)
+    at_most = max_upload_bytes(request.scope, services.settings)
+    row = await services.upload_checks.in_turn(
+        principal.key_id, store_upload, file, name, services.settings.roots, at_most=at_most
+    )
     row.owner = principal.key_id
     try:
         await run_in_threadpool(_add, services, principal, row)
@@ -64,17 +67,15 @@ async def upload(
     return present.dataset(row)
 
 
-def _check_limits(services: Services, principal: Principal, size: int) -> None:
+def _check_room(services: Services, principal: Principal, size: int) -> None:
     """Before the work of checking and storing an upload; of uploads at once, `_add` sees to it. Raises TooLargeError."""
-    if principal.limits is not None and size > principal.limits.max_upload_bytes:
-        raise TooLargeError(f"the upload is larger than {principal.limits.max_upload_bytes} bytes, which this key may upload")
     with services.database.read() as session:
-        check_room(session, principal.key_id, principal.limits, size)
+        check_room(session, principal.key_id, services.settings, size)
 
 
 def _add(services: Services, principal: Principal, row: models.Dataset) -> None:
     with services.database.write() as session:
-        check_room(session, principal.key_id, principal.limits, row.size)
+        check_room(session, principal.key_id, services.settings, row.size)
         session.add(row)
 
 

@@ -16,6 +16,7 @@ from server.errors import NotAcceptableError, UnavailableError, problems
 from server.event_streams import EventStream
 from server.job_logs import read_log
 from server.negotiation import preferred
+from server.open_requests import will_last
 from server.visibility import find_job
 from workers.client import RayError
 
@@ -70,6 +71,7 @@ async def get_events(
     page = await services.streams.read(job_id, after if last_event_id is None else last_event_id)
     if page.complete and not page.content and last_event_id is not None:
         return Response(status_code=204, headers={"Vary": "Accept"})
+    will_last(request)
     return EventStream(services.streams, job_id, page, partial(services.keys.still_holds, principal))
 
 

@@ -17,10 +17,11 @@ from server.changes import wait_until_set
 from server.database import serialise
 from server.deps import JobId, Services, ServicesDep
 from server.errors import UnauthorizedError, problems
-from server.heavy import in_turn
 from server.http_cache import matches, not_modified
 from server.inputs import input_kept
+from server.job_sizes import bytes_in
 from server.limits import check_queue
+from server.open_requests import will_last
 from server.progress import total_of
 from server.removal import removal_of
 from server.states import ENDED, Status
@@ -67,7 +68,8 @@ async def submit(
         known = await run_in_threadpool(_recall, services, principal, idempotency_key, body_sha256)
         if known is not None:
             return _job_response(known)
-    planned = await in_turn(_plan, services, principal, spec, await services.cluster.capacity())
+    capacity = await services.cluster.capacity()
+    planned = await services.heavy.in_turn(principal.key_id, _plan, services, principal, spec, capacity)
     if dry_run:
         return Response(_dry_run(planned).model_dump_json(), media_type="application/json")
     job, created = await run_in_threadpool(_create, services, principal, planned, idempotency_key, body_sha256)
@@ -99,9 +101,10 @@ def _create(
             serialise(session, f"idempotency {principal.key_id or ''} {key}")
         if key is not None and (known := jobs.recall_key(session, key, body_sha256, owner=principal.key_id)) is not None:
             return known, False
-        check_queue(session, principal.key_id, principal.limits)
+        written = bytes_in(directory.path)
+        check_queue(session, principal.key_id, services.settings, adding=written)
         jobs.hold_datasets(session, accepted.spec)
-        job = jobs.create(session, job_id, accepted.spec, owner=principal.key_id)
+        job = jobs.create(session, job_id, accepted.spec, owner=principal.key_id, stored_bytes=written)
         if key is not None:
             jobs.remember_key(session, key, body_sha256, job)
         keep(session)
@@ -132,7 +135,7 @@ def list_jobs(
     principal: Reader,
     services: ServicesDep,
     status: Status | None = None,
-    kind: Annotated[str | None, Query(max_length=16)] = None,
+    kind: schemas.JobKind | None = None,
     label: Annotated[
         list[str] | None, Query(max_length=64, description="`KEY=VALUE`, or `KEY`; may be repeated: all must hold.")
     ] = None,
@@ -168,6 +171,7 @@ async def get_job(
     job = await run_in_threadpool(_get, services, principal, job_id)
     if wait and (job.state not in ENDED or if_none_match is not None):
         seen = if_none_match if if_none_match is not None else present.job_etag(job)
+        will_last(request)
         job = await _changed_from(seen, job_id, request, principal, services, wait)
         if not await services.keys.still_holds(principal):
             raise UnauthorizedError("the API key was revoked meanwhile", "Bearer")
@@ -211,12 +215,12 @@ def cancel(job_id: JobId, principal: Writer, services: ServicesDep) -> Response:
     return _job_response(job, status_code=202 if accepted else 200)
 
 
-@router.post("/jobs/{job_id}/resume", status_code=202, response_model=schemas.Job, responses=problems(404, 409, 422))
+@router.post("/jobs/{job_id}/resume", status_code=202, response_model=schemas.Job, responses=problems(404, 409, 413, 422))
 def resume(job_id: JobId, principal: Writer, services: ServicesDep) -> Response:
     """A new attempt from the last checkpoint, for a failed or cancelled job."""
     with services.database.write() as session:
         job = find_job(session, principal, job_id, lock=True)
-        check_queue(session, job.owner, principal.limits)
+        check_queue(session, job.owner, services.settings, adding=0)
         jobs.resume(session, job)
     services.changed(job_id)
     return _job_response(job, status_code=202)

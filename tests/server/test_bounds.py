@@ -8,7 +8,9 @@ import json
 import socket
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from typing import Any
 
 import pytest
@@ -17,15 +19,19 @@ from pydantic import ValidationError
 import server.request_timeout
 import server.routes.jobs
 from cafe_core.config import MAX_NESTING, parse_job_spec
-from server import heavy, jobs
+from server import jobs
 from server.api_client import ApiClient
 from server.body_limit import MAX_PARTS
 from server.database import Database
-from server.errors import SHOWN_CHARACTERS, SHOWN_ERRORS, spec_refusal
-from server.heavy import in_turn
+from server.errors import SHOWN_CHARACTERS, SHOWN_ERRORS, TooManyRequestsError, spec_refusal
+from server.heavy import AT_ONCE, HeavyWork
+from server.keys import Scope
+from server.planning import Plan
 from server.settings import Settings
-from tests.server.conftest import SPEC, Api
+from tests.server.conftest import SPEC, Api, FakeRay, running
+from tests.server.keyed import add_key, client_of
 from tests.server.kinds import SWEEP
+from tests.server.test_limits import npz, upload
 
 UPLOAD_HEAD = (
     b"POST /v1/datasets HTTP/1.1\r\nHost: localhost\r\nContent-Type: multipart/form-data; boundary=x\r\n"
@@ -101,40 +107,137 @@ async def _until(condition: Callable[[], bool]) -> None:
             await asyncio.sleep(0.01)
 
 
+def asked(heavy: HeavyWork, owner: str | None, work: Work, number: int) -> asyncio.Task[int]:
+    """Work to be done in its turn."""
+    return asyncio.create_task(heavy.in_turn(owner, work, number))
+
+
 def test_heavy_work_is_done_so_much_at_a_time_and_first_come_first_served() -> None:
     async def scenario() -> None:
-        work = Work()
-        tasks = [asyncio.create_task(in_turn(work, number)) for number in range(7)]
-        await _until(lambda: len(work.begun) == heavy.AT_ONCE)
+        heavy, work = HeavyWork(waiting_per_key=2), Work()
+        tasks = [asked(heavy, None, work, number) for number in range(7)]
+        others = asked(heavy, "a", work, 7)
+        await _until(lambda: len(work.begun) == AT_ONCE)
         await asyncio.sleep(0.2)
-        assert len(work.begun) == heavy.AT_ONCE
+        assert sorted(work.begun) == [0, 7]
         tasks[3].cancel()  # who waits may leave
         await asyncio.wait({tasks[3]})
         work.may_end.set()
-        outcomes = await asyncio.gather(*tasks, return_exceptions=True)
-        assert [outcome for outcome in outcomes if isinstance(outcome, int)] == [0, 1, 2, 4, 5, 6]
-        assert work.most == heavy.AT_ONCE
-        assert sorted(work.begun) == [0, 1, 2, 4, 5, 6]
+        outcomes = await asyncio.gather(*tasks, others, return_exceptions=True)
+        assert [outcome for outcome in outcomes if isinstance(outcome, int)] == [0, 1, 2, 4, 5, 6, 7]
+        assert work.most <= AT_ONCE
+        assert [number for number in work.begun if number != 7] == [0, 1, 2, 4, 5, 6]
+
+    asyncio.run(scenario())
+
+
+def test_a_key_that_asks_for_much_heavy_work_waits_for_itself() -> None:
+    async def scenario() -> None:
+        heavy, endless, quick = HeavyWork(waiting_per_key=3), Work(), Work()
+        quick.may_end.set()
+        much = [asked(heavy, "a", endless, number) for number in range(4)]
+        await _until(lambda: endless.begun == [0])
+        with pytest.raises(TooManyRequestsError) as refused:
+            await asked(heavy, "a", endless, 4)
+        assert refused.value.headers == {"Retry-After": "5"}
+        assert [await asked(heavy, "b", quick, number) for number in range(5)] == [0, 1, 2, 3, 4]
+        assert endless.begun == [0]
+        much[1].cancel()
+        await asyncio.wait({much[1]})
+        much.append(asked(heavy, "a", endless, 5))  # in the place of the one that has left
+        endless.may_end.set()
+        outcomes = await asyncio.gather(*much, return_exceptions=True)
+        assert [outcome for outcome in outcomes if isinstance(outcome, int)] == [0, 2, 3, 5]
+
+    asyncio.run(scenario())
+
+
+def test_keys_take_turns_at_heavy_work() -> None:
+    async def scenario() -> None:
+        heavy, hold, work = HeavyWork(waiting_per_key=9), Work(), Work()
+        held = [asked(heavy, owner, hold, 0) for owner in "ab"]
+        await _until(lambda: len(hold.begun) == AT_ONCE)
+        waiting = [asked(heavy, owner, work, number) for number, owner in enumerate("aaabbbc")]
+        await asyncio.sleep(0)
+        work.may_end.set()
+        held.pop().cancel()  # heard or not, it keeps its place
+        await asyncio.sleep(0.1)
+        assert work.begun == []
+        hold.may_end.set()
+        await asyncio.gather(*waiting)
+        assert work.begun.index(6) < 3  # c, which came last, had no turn before
+        assert [number for number in work.begun if number < 3] == [0, 1, 2]
+        await asyncio.gather(*held)
 
     asyncio.run(scenario())
 
 
 def test_work_that_nobody_waits_for_any_more_counts_until_it_ends() -> None:
     async def scenario() -> None:
-        abandoned, next_ = Work(), Work()
-        first = [asyncio.create_task(in_turn(abandoned, number)) for number in range(heavy.AT_ONCE)]
-        await _until(lambda: len(abandoned.begun) == heavy.AT_ONCE)
+        heavy, abandoned, next_ = HeavyWork(waiting_per_key=9), Work(), Work()
+        first = [asked(heavy, owner, abandoned, 0) for owner in "ab"]
+        await _until(lambda: len(abandoned.begun) == AT_ONCE)
         for task in first:
             task.cancel()
-        after = asyncio.create_task(in_turn(next_, 9))
+        await asyncio.gather(*first, return_exceptions=True)
+        after = asked(heavy, "c", next_, 9)
         await asyncio.sleep(0.2)
         assert next_.begun == []
         abandoned.may_end.set()
         next_.may_end.set()
         assert await after == 9
-        await asyncio.gather(*first, return_exceptions=True)
 
     asyncio.run(scenario())
+
+
+def test_a_turn_that_comes_as_its_request_is_given_up_is_passed_on() -> None:
+    async def scenario() -> None:
+        heavy, first, work = HeavyWork(waiting_per_key=9), Work(), Work()
+        first.may_end.set()
+        work.may_end.set()
+        begun = asked(heavy, "a", first, 0)
+        given_up, after = (asked(heavy, "a", work, number) for number in (1, 2))
+        end = heavy._end
+
+        def end_and_give_up(turn: Any) -> None:
+            end(turn)
+            given_up.cancel()
+
+        heavy._end = end_and_give_up  # type: ignore[method-assign]
+        async with asyncio.timeout(20):
+            assert [await begun, await after] == [0, 2]
+        assert work.begun == [2]
+
+    asyncio.run(scenario())
+
+
+def test_many_plans_of_one_key_hold_up_no_other_and_no_upload(
+    settings: Settings, ray: FakeRay, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan, may_end, planned = server.routes.jobs.plan, threading.Event(), threading.Semaphore(0)
+
+    def slow(spec: Any, *rest: Any) -> Plan:
+        if spec.name == "slow":
+            planned.release()
+            assert may_end.wait(60)
+        return plan(spec, *rest)
+
+    monkeypatch.setattr(server.routes.jobs, "plan", slow)
+    greedy, other = (add_key(settings, Scope.WRITE) for _ in range(2))
+    with running(settings, ray) as api, client_of(api, greedy) as client, client_of(api, other) as another:
+        with ThreadPoolExecutor(70) as pool:
+            slow_spec = SPEC | {"name": "slow"}
+            asked = [pool.submit(client.post, "/v1/jobs", json=slow_spec, params={"dry_run": True}) for _ in range(70)]
+            try:
+                assert planned.acquire(timeout=20)
+                refused = next(as_completed(asked, timeout=20)).result()
+                assert (refused.status_code, refused.headers["Retry-After"]) == (429, "5")
+                assert another.post("/v1/jobs", json=SPEC).status_code == 201
+                assert upload(client, npz()).status_code == 201
+            finally:
+                may_end.set()
+        counted = Counter(answer.result().status_code for answer in asked)
+        assert counted == {200: 65, 429: 5}  # one under way and 64 that wait
 
 
 def _refusal(spec: dict[str, Any]) -> tuple[str, list[tuple[str, str]]]:

@@ -149,7 +149,7 @@ def test_a_made_up_cursor_is_refused(api: Api, cursor: str) -> None:
     assert "cursor" in refused(api.get("/v1/jobs", params={"cursor": cursor}))
 
 
-@pytest.mark.parametrize("params", [{"limit": 0}, {"limit": 501}, {"status": "done"}])
+@pytest.mark.parametrize("params", [{"limit": 0}, {"limit": 501}, {"status": "done"}, {"kind": "nope"}, {"kind": ""}])
 def test_bad_filters_are_refused(api: Api, params: dict[str, Any]) -> None:
     assert set(refused(api.get("/v1/jobs", params=params))) == set(params)
 

@@ -21,7 +21,8 @@ from server.models import ApiKey
 from server.settings import Settings
 from server.webhooks import signing_secret
 from tests.server.conftest import Api, FakeRay, running
-from tests.server.keyed import add_key, client_of, key_id
+from tests.server.keyed import add_key, client_of, key_id, statuses
+from tests.server.test_limits import npz, upload
 
 KEY = re.compile(r"cafe_[A-Za-z0-9_-]{43}")
 
@@ -151,7 +152,8 @@ def test_a_wait_ends_with_the_key(keyed: Api, settings: Settings) -> None:
 
 
 def test_a_server_without_keys_needs_one_as_soon_as_there_is_one(api: Api, settings: Settings) -> None:
-    job = api.make()
+    job, dataset = api.make(), upload(api, npz()).json()
+    things = (f"/v1/jobs/{job['id']}", f"/v1/datasets/{dataset['id']}")
     key = add_key(settings, Scope.ADMIN)
     await_status(api, 401)
     revoke(settings, key)
@@ -159,10 +161,10 @@ def test_a_server_without_keys_needs_one_as_soon_as_there_is_one(api: Api, setti
     assert api.get("/v1/jobs").status_code == 401  # for good
     with client_of(api, add_key(settings, Scope.WRITE)) as writer:
         await_taken(writer)
-        assert writer.get(f"/v1/jobs/{job['id']}").status_code == 404  # of nobody: for admins
+        assert statuses([writer.get(thing) for thing in things]) == [404, 404]  # of nobody: for admins
     with client_of(api, add_key(settings, Scope.ADMIN)) as admin:
         await_taken(admin)
-        assert admin.get(f"/v1/jobs/{job['id']}").status_code == 200
+        assert statuses([admin.get(thing) for thing in things]) == [200, 200]
 
 
 @pytest.mark.parametrize(

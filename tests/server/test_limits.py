@@ -6,13 +6,11 @@ import contextlib
 import io
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
 
 import httpx
 import numpy as np
 import pytest
 
-import server.access
 from server import api_client
 from server.api_client import ApiClient, RefusedError
 from server.errors import TooManyRequestsError
@@ -89,25 +87,6 @@ def test_the_client_does_not_wait_for_ever(settings: Settings, ray: FakeRay, mon
             client.jobs(None, None, (), 1)
 
 
-def test_a_key_keeps_as_many_requests_open_as_it_may(settings: Settings, ray: FakeRay, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server.access, "MAX_OPEN", 2)
-    key, other = (add_key(settings, Scope.WRITE) for _ in range(2))
-    with running(settings, ray) as api, client_of(api, key) as client, client_of(api, other) as another, ExitStack() as streams:
-        events = f"/v1/jobs/{client.make()['id']}/events"
-        first, second = (ExitStack() for _ in range(2))
-        for each in (first, second):
-            streams.enter_context(each)
-            each.enter_context(client.stream("GET", events, headers={"Accept": "text/event-stream"}))
-        refused = client.get("/v1/jobs")
-        assert (refused.status_code, refused.headers["Retry-After"]) == (429, "5")
-        assert another.get("/v1/jobs").status_code == 200
-        first.close()
-        deadline = time.monotonic() + 20
-        while client.get("/v1/jobs").status_code != 200:  # the server learns a moment later that the stream is left
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
-
-
 def test_of_many_jobs_at_once_as_many_are_queued_as_may_be(settings: Settings, ray: FakeRay) -> None:
     settings = settings.model_copy(update={"max_queued_jobs": 3, "max_active_jobs": 1})
     ray.down = True  # all stay queued, but for the one that is being submitted
@@ -134,6 +113,17 @@ def test_an_upload_larger_than_the_key_may_send_is_refused(settings: Settings, r
         assert refused.post("/v1/datasets", files={"file": ("made.npz", bytes(200_000))}).status_code == 413  # before it is read
         assert upload(taken, content).status_code == 201
     assert len(list(settings.roots.uploads.glob("ds_*"))) == 1
+
+
+def test_a_keys_upload_may_be_larger_than_the_servers_limit(settings: Settings, ray: FakeRay) -> None:
+    settings = settings.model_copy(update={"max_upload_bytes": 1000})
+    content = npz()
+    assert len(content) > settings.max_upload_bytes
+    key = add_key(settings, Scope.WRITE, limits=KeyLimits(max_upload_bytes=10_000_000))
+    others = add_key(settings, Scope.WRITE)
+    with running(settings, ray) as api, client_of(api, key) as client, client_of(api, others) as other:
+        assert upload(client, content).status_code == 201
+        assert upload(other, content).status_code == 413
 
 
 def test_of_uploads_at_once_as_many_are_kept_as_there_is_room_for(settings: Settings, ray: FakeRay) -> None:

@@ -45,7 +45,11 @@ def fill(database: Database) -> None:
         session.add(ApiKey(id="key_a", name="a", hash="0" * 64, scopes="read write", max_stored_bytes=2**40))
         session.flush()
         session.add_all(
-            [job("job_a", owner="key_a", eta_s=0.5, labels=[JobLabel(key="k", value="v")]), job("job_b"), job("job_c")]
+            [
+                job("job_a", owner="key_a", stored_bytes=2**40, labels=[JobLabel(key="k", value="v")]),
+                job("job_b", eta_s=0.5),
+                job("job_c"),
+            ]
         )
         session.add(Dataset(id="ds_a", owner="key_a", name="a", size=2**30, sha256="1" * 64, info={"classes": 10}))
         session.flush()
@@ -86,12 +90,23 @@ def test_what_is_in_the_tables_survives_down_and_up(database: Database) -> None:
     assert [row["job_id"] for row in rows(database, "idempotency")] == ["job_b"]  # of a key that two owners used, the first job's
 
     database.migrate()
-    forgotten = {"owner": None, "cause": "submitted"}
+    forgotten = {"owner": None, "cause": "submitted", "stored_bytes": None}
     for table in set(OF_THE_FIRST) - {"idempotency"}:
         expected = [row | {column: value for column, value in forgotten.items() if column in row} for row in newest[table]]
         assert rows(database, table) == sorted(expected, key=repr), table
     assert [(row["owner"], row["job_id"]) for row in rows(database, "idempotency")] == [("", "job_b")]
     assert counts(database) | {"api_keys": 0, "artifacts": 0, "deliveries": 0} == counts(database)
+
+
+def test_the_sizes_of_jobs_come_and_go_with_their_migration(database: Database) -> None:
+    database.migrate()
+    fill(database)
+    newest = {table: rows(database, table) for table in Base.metadata.tables}
+    database.migrate("0002")
+    assert "stored_bytes" not in rows(database, "jobs")[0]
+    database.migrate()
+    assert rows(database, "jobs") == sorted([row | {"stored_bytes": None} for row in newest.pop("jobs")], key=repr)
+    assert {table: rows(database, table) for table in newest} == newest
 
 
 def test_rows_keep_together_after_migrations(database: Database) -> None:

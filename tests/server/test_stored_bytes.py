@@ -1,0 +1,147 @@
+"""What of a key's jobs counts against its room on disk, and what is refused beyond it."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import server.job_keeper
+from cafe_core.jobdir import write_atomically
+from server.database import Database
+from server.job_sizes import bytes_in
+from server.keys import KeyLimits, Scope
+from server.limits import stored_bytes
+from server.models import Job
+from server.settings import Settings
+from server.states import ENDED, Status
+from tests.server.conftest import SPEC, Api, FakeRay, running
+from tests.server.keyed import add_key, client_of, key_id, statuses
+from tests.server.kinds import EVALUATE, SWEEP, digits_set, running_job
+from workers.client import RayJob, RayJobState
+
+
+def leave(client: Api, settings: Settings, ray: FakeRay, size: int) -> str:
+    """A job that was cancelled while it ran, with a checkpoint of so many bytes."""
+    job_id = running_job(client, ray, SPEC)
+    checkpoint = settings.job_dir(job_id).checkpoints / "checkpoint-00000001.safetensors"
+    checkpoint.parent.mkdir(parents=True)
+    checkpoint.write_bytes(bytes(size))
+    client.post(f"/v1/jobs/{job_id}/cancel")
+    client.await_status(job_id, "cancelled")
+    return job_id
+
+
+def test_what_jobs_leave_counts_however_they_end(settings: Settings, ray: FakeRay) -> None:
+    key = add_key(settings, Scope.WRITE)
+    with running(settings, ray) as api, client_of(api, key) as client:
+        made: dict[Status, str] = {}
+        for status in ENDED:
+            job_id = made[status] = running_job(client, ray, SWEEP)
+            directory = settings.job_dir(job_id)
+            trial = directory.trial(3).checkpoints
+            trial.mkdir(parents=True)
+            (trial / "checkpoint-00000001.safetensors").write_bytes(bytes(5000))
+            end_attempt(client, settings, ray, job_id, status)
+            client.await_status(job_id, status)
+        files = {job_id: sum(path.stat().st_size for path in files_of(settings, job_id)) for job_id in made.values()}
+        assert min(files.values()) > 5000
+        assert stored(settings, key) == sum(files.values())
+        deleted = made[Status.FAILED]
+        assert client.delete(f"/v1/jobs/{deleted}").status_code == 204
+        assert stored(settings, key) == sum(files.values()) - files[deleted]
+
+
+def end_attempt(client: Api, settings: Settings, ray: FakeRay, job_id: str, status: Status) -> None:
+    """What its driver, its user or Ray do of the first attempt."""
+    if status is Status.CANCELLED:
+        client.post(f"/v1/jobs/{job_id}/cancel")
+        return
+    if status is Status.SUCCEEDED:
+        attempt = settings.job_dir(job_id).attempt(1)
+        write_atomically(attempt.result_file, b"{}")
+        write_atomically(attempt.manifest_file, b'{"artifacts": []}')
+        ray.jobs[job_id, 1] = RayJob(RayJobState.SUCCEEDED, "", 0)
+    else:
+        ray.jobs[job_id, 1] = RayJob(RayJobState.STOPPED, "")
+
+
+def files_of(settings: Settings, job_id: str) -> list[Path]:
+    return [path for path in settings.job_dir(job_id).path.rglob("*") if path.is_file()]
+
+
+def stored(settings: Settings, key: str) -> int:
+    """What counts against the key's room."""
+    database = Database(settings.database)
+    try:
+        with database.read() as session:
+            return stored_bytes(session, key_id(settings, key))
+    finally:
+        database.close()
+
+
+def test_a_lost_attempt_counts_when_the_next_one_is_queued(
+    settings: Settings, ray: FakeRay, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server.job_keeper, "RENEW_PAUSE_S", 0.0)
+    key = add_key(settings, Scope.WRITE)
+    with running(settings, ray) as api, client_of(api, key) as client:
+        job_id = running_job(client, ray, SPEC)
+        assert stored(settings, key) == 0
+        write_atomically(settings.job_dir(job_id).validated_file, bytes(5000))
+        ray.jobs[job_id, 1] = RayJob(RayJobState.FAILED, "it died")
+        client.await_job(job_id, lambda job: job["attempt"] == 2)
+        assert stored(settings, key) > 5000
+
+
+def test_sets_to_be_judged_count_from_the_submission_on(settings: Settings, ray: FakeRay) -> None:
+    judged = settings.roots.datasets / "set.safetensors"
+    digits_set(images=np.zeros((400, 1, 8, 8), np.float32), labels=np.repeat(np.arange(10), 40)).save(judged)
+    size = judged.stat().st_size
+    key = add_key(settings, Scope.WRITE, limits=KeyLimits(max_stored_bytes=2 * size + size // 2))
+    with running(settings, ray) as api, client_of(api, key) as client:
+        spec = EVALUATE | {"synthetic": {"path": judged.name}}
+        answers = [client.post("/v1/jobs", json=spec) for _ in range(4)]
+        assert statuses(answers) == [201, 201, 413, 413]
+        assert stored(settings, key) == 2 * size
+        made = [answer.json()["id"] for answer in answers[:2]]
+        assert {path.name for path in (settings.data_dir / "jobs").iterdir()} == set(made)
+        client.post(f"/v1/jobs/{made[0]}/cancel")
+        client.await_status(made[0], "cancelled")
+        assert client.delete(f"/v1/jobs/{made[0]}").status_code == 204
+        assert client.post("/v1/jobs", json=spec).status_code == 201
+
+
+def test_a_job_is_resumed_within_its_owners_limits_whoever_asks(settings: Settings, ray: FakeRay) -> None:
+    full = add_key(settings, Scope.WRITE, limits=KeyLimits(max_stored_bytes=20_000))
+    roomy = add_key(settings, Scope.WRITE)
+    operator = add_key(settings, Scope.ADMIN, limits=KeyLimits(max_stored_bytes=1))
+    with ExitStack() as stack:
+        api = stack.enter_context(running(settings, ray))
+        full_client, roomy_client, admin = (stack.enter_context(client_of(api, key)) for key in (full, roomy, operator))
+        made = [leave(client, settings, ray, 20_000) for client in (full_client, roomy_client)]
+        assert statuses([admin.post(f"/v1/jobs/{job_id}/resume") for job_id in made]) == [413, 202]
+
+
+def test_jobs_of_earlier_versions_are_measured_when_the_server_starts(settings: Settings, ray: FakeRay) -> None:
+    key = add_key(settings, Scope.WRITE)
+    with running(settings, ray) as api, client_of(api, key) as client:
+        left, unfinished = leave(client, settings, ray, 5000), running_job(client, ray, SPEC)
+    database = Database(settings.database)
+    with database.write() as session:
+        session.query(Job).update({Job.stored_bytes: None})
+    database.close()
+    with running(settings, ray) as api, client_of(api, key) as client:
+        assert stored(settings, key) == sum(path.stat().st_size for path in files_of(settings, left)) > 5000
+        assert client.job(unfinished)["status"] == "starting"
+
+
+def test_the_size_of_a_directory(tmp_path: Path) -> None:
+    assert bytes_in(tmp_path / "absent") == 0
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    (tmp_path / "c").write_bytes(bytes(10))
+    (tmp_path / "a" / "b" / ".hidden").write_bytes(bytes(100))
+    (tmp_path / "a" / "large").symlink_to("/bin/sh")
+    assert 110 <= bytes_in(tmp_path) < 200
