@@ -13,6 +13,7 @@
         tune/                       Ray Tune's own state
         attempts/<n>/
             events.jsonl            what happened, one JSON object a line, appended by the driver
+            heartbeat               how often the driver has shown that it lives (`workers.heartbeat`)
             driver.log              what the driver printed; bounded: driver.log.1 holds what came before
             artifacts/              result.json and the files of the job's kind; manifest.json last
 
@@ -200,6 +201,11 @@ class AttemptDir:
     @property
     def events_file(self) -> Path:
         return self.path / "events.jsonl"
+
+    @property
+    def heartbeat_file(self) -> Path:
+        """What changes while the driver lives; empty until it first does."""
+        return self.path / "heartbeat"
 
     @property
     def log_file(self) -> Path:

@@ -20,6 +20,7 @@ from cafe_core.jobdir import AttemptDir, utc_now, write_atomically
 from server import job_json, jobs, tracing
 from server.changes import Changes, wait_until_set
 from server.database import Database
+from server.driver_watch import DriverWatch
 from server.errors import NotFoundError
 from server.job_sizes import bytes_in
 from server.manifests import ArtifactError, Entry, add_artifacts, checked_result
@@ -43,12 +44,8 @@ RAY_SOON_S = 0.2
 REFUSED_FOR_S = 60.0
 """How long Ray may refuse to take an attempt, or the disk its job.json, before the job fails and makes room for others: the agent
 of a node that is starting is not there yet, and a disk that is full may be so for a moment."""
-LAST_WORDS_GRACE_S = 30.0
-"""How long a driver may live on after its last event."""
 RENEW_PAUSE_S = 5.0
 """What a new attempt waits for each one before it that was lost and came no further: what they died of may pass."""
-STOP_EVERY_S = 3.0
-"""How often a driver that was asked to stop, but lives on, is asked again."""
 CHUNK_BYTES = 8 << 20
 
 
@@ -59,6 +56,7 @@ class Seen:
     status: Status
     attempt: int
     submitted: bool
+    given_up: bool
     last_words: dict[str, Any] | None
     offset: int
 
@@ -73,9 +71,8 @@ class JobKeeper:
         self._settings = settings
         self._changes = changes
         self._before = Predecessor(ray, job_id)
-        self._stop_heard_at = float("-inf")
+        self._watch = DriverWatch()
         self._refused_since: float | None = None
-        self._last_words_at: float | None = None
 
     async def run(self) -> None:
         """Returns when the job has ended, or was deleted."""
@@ -86,7 +83,7 @@ class JobKeeper:
                 seen = await asyncio.to_thread(self.look)
                 if seen is None:
                     return
-                near_an_end = seen.status is not Status.RUNNING or seen.last_words is not None
+                near_an_end = seen.status is not Status.RUNNING or seen.last_words is not None or seen.given_up
                 now = time.monotonic()
                 if now - ray_asked >= (RAY_SOON_S if near_an_end else RAY_EVERY_S):
                     ray_asked = now
@@ -101,8 +98,11 @@ class JobKeeper:
     async def step(self, seen: Seen) -> bool:
         """Ask Ray, decide, act. True when the job has ended, or is queued again. Raises RayError."""
         ray_job = await self._ray.job(self._job_id, seen.attempt)
-        renewals = 0
-        if ray_job is None or ray_job.state.ended:
+        said_last_word, directory = seen.last_words is not None, self._attempt_dir(seen.attempt)
+        watched = await asyncio.to_thread(self._watch.look, directory, said_last_word=said_last_word)
+        lives, renewals = ray_job is not None and not ray_job.state.ended, 0
+        deaf = lives and watched.deaf
+        if deaf or not lives:
             if ray_job is None and seen.submitted and not await self._ray.ready():
                 return False  # it is not there yet itself: it may still know the attempt
             # The driver may have written its last events after they were last looked for.
@@ -115,15 +115,29 @@ class JobKeeper:
             submitted=seen.submitted,
             ray=ray_job,
             last_words=seen.last_words,
-            has_result=await asyncio.to_thread(self._attempt_dir(seen.attempt).manifest_file.exists),
-            stop_asked=time.monotonic() - self._stop_heard_at < STOP_EVERY_S,
+            has_result=await asyncio.to_thread(directory.manifest_file.exists),
+            silent=watched.silent_s > self._settings.driver_silence_s,
+            given_up=seen.given_up,
+            lingers=watched.lingers,
+            stop_asked=watched.stop_asked,
+            deaf=deaf,
             renewals=renewals,
             max_renewals=self._settings.max_lost_attempts,
         )
-        decision = decide(facts)
+        if deaf:
+            log.warning(
+                "job %s: Ray does not end attempt %d, which it was asked to: it counts as ended", self._job_id, seen.attempt
+            )
+            await asyncio.to_thread(job_json.name_none, self._settings, self._job_id)  # its driver may live
+        return await self._carry_out(decide(facts), seen, renewals)
+
+    async def _carry_out(self, decision: Decision, seen: Seen, renewals: int) -> bool:
+        """What `step` has decided, and whether the job has ended then, or is queued again. Raises RayError."""
         match decision.act:
             case Act.SUBMIT:
                 return await self._submit(seen)
+            case Act.GIVE_UP:
+                await asyncio.to_thread(self._note_given_up, seen)
             case Act.STOP:
                 await self._stop(seen.attempt)
             case Act.RENEW:
@@ -139,7 +153,6 @@ class JobKeeper:
             case Act.WAIT:
                 if not seen.submitted:
                     await asyncio.to_thread(self._note_submitted, seen)
-                await self._stop_if_it_lingers(seen)
         return False
 
     async def _submit(self, seen: Seen) -> bool:
@@ -179,17 +192,7 @@ class JobKeeper:
     async def _stop(self, attempt: int) -> None:
         """What Ray has yet to start a supervisor for hears nothing: it is asked again at the next step."""
         if await self._ray.stop(self._job_id, attempt):
-            self._stop_heard_at = time.monotonic()
-
-    async def _stop_if_it_lingers(self, seen: Seen) -> None:
-        """A driver that has said its last word but does not end is stopped: what it holds is needed."""
-        if seen.last_words is None:
-            return
-        now = time.monotonic()
-        self._last_words_at = self._last_words_at or now
-        if now - self._last_words_at > LAST_WORDS_GRACE_S and now - self._stop_heard_at >= STOP_EVERY_S:
-            log.warning("job %s: its driver lives on %g s after its last word; stopping it", self._job_id, LAST_WORDS_GRACE_S)
-            await self._stop(seen.attempt)
+            self._watch.stop_heard()
 
     async def _keep_logs(self, attempt: int) -> None:
         """Keep what the driver printed with the job, where it could not do so itself: Ray forgets it when it is started anew."""
@@ -229,7 +232,8 @@ class JobKeeper:
             except NotFoundError:
                 return None
             attempt = jobs.attempt_of(session, job)
-            return Seen(job.state, job.attempt, attempt.submitted_at is not None, attempt.outcome, attempt.events_offset)
+            submitted, given_up = attempt.submitted_at is not None, attempt.given_up_at is not None
+            return Seen(job.state, job.attempt, submitted, given_up, attempt.outcome, attempt.events_offset)
 
     def _start(self) -> None:
         """From queued to starting, unless it was cancelled meanwhile. What is submitted has its job.json first: `_submit`."""
@@ -274,6 +278,14 @@ class JobKeeper:
         def note(_session: Session, _job: Job, attempt: Attempt) -> None:
             attempt.submitted_at = utc_now()
 
+        self._change(seen, note)
+
+    def _note_given_up(self, seen: Seen) -> None:
+        def note(_session: Session, _job: Job, attempt: Attempt) -> None:
+            attempt.given_up_at = utc_now()
+
+        silence_s = self._settings.driver_silence_s
+        log.warning("job %s: attempt %d is given up: its driver shows no life for %g s", self._job_id, seen.attempt, silence_s)
         self._change(seen, note)
 
     def _renewals(self) -> int:

@@ -119,6 +119,8 @@ class Attempt(Base):
     created_at: Mapped[str] = mapped_column(String(32), default=utc_now)
     submitted_at: Mapped[str | None] = mapped_column(String(32))
     """When Ray took it; None: Ray may or may not have it."""
+    given_up_at: Mapped[str | None] = mapped_column(String(32))
+    """When its driver was found silent, so that Ray is to end it: it counts as lost then."""
     finished_at: Mapped[str | None] = mapped_column(String(32))
     events_offset: Mapped[int] = mapped_column(BigInteger, default=0)
     outcome: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))

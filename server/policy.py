@@ -28,8 +28,16 @@ class Facts:
     """Its driver's last event, with its type."""
     has_result: bool = False
     """Whether its manifest is there."""
+    silent: bool = False
+    """Whether its driver has shown no life for as long as is waited for that."""
+    given_up: bool = False
+    """Whether it was given up for that."""
+    lingers: bool = False
+    """Whether its driver lives on, some time after its last event."""
     stop_asked: bool = False
     """Whether it was asked to stop a moment ago, and heard it."""
+    deaf: bool = False
+    """Whether it heard that long ago, and Ray still says that it runs: then nothing will end it, and it counts as ended."""
     renewals: int = 0
     """Attempts made for lost ones, in a row, the current one included, since one came further: see `jobs.renewals_in_a_row`."""
     max_renewals: int = 0
@@ -41,6 +49,7 @@ class Act(Enum):
 
     WAIT = auto()
     SUBMIT = auto()
+    GIVE_UP = auto()
     STOP = auto()
     RENEW = auto()
     END = auto()
@@ -57,22 +66,27 @@ class Decision:
 
 def decide(facts: Facts) -> Decision:
     """The next step of a job that may have a driver (`starting`, `running`, `cancelling`)."""
-    gone = facts.ray is None or facts.ray.state.ended
+    gone = facts.ray is None or facts.ray.state.ended or facts.deaf
+    if not gone:
+        return Decision(_while_it_lives(facts))
     if facts.status is Status.CANCELLING:
-        if gone:
-            return Decision(Act.END, Status.CANCELLED)
-        return Decision(Act.WAIT if facts.stop_asked else Act.STOP)
+        return Decision(Act.END, Status.CANCELLED)
     if facts.ray is None and not facts.submitted:
         return Decision(Act.SUBMIT)
-    if not gone:
-        return Decision(Act.WAIT)
     if facts.has_result:
         return Decision(Act.END, Status.SUCCEEDED)
     if (error := _own_failure(facts)) is not None:
         return Decision(Act.END, Status.FAILED, error)
     if facts.renewals < facts.max_renewals:
-        return Decision(Act.RENEW, Status.QUEUED, _loss(facts.ray))
+        return Decision(Act.RENEW, Status.QUEUED, _loss(facts))
     return Decision(Act.END, Status.FAILED, _lost_too_often(facts))
+
+
+def _while_it_lives(facts: Facts) -> Act:
+    """What is given up is noted first, and stopped then: the next server is not to take that for somebody's wish."""
+    if facts.status is Status.CANCELLING or facts.given_up or facts.lingers:
+        return Act.WAIT if facts.stop_asked else Act.STOP
+    return Act.GIVE_UP if facts.silent else Act.WAIT
 
 
 def _own_failure(facts: Facts) -> dict[str, Any] | None:
@@ -83,7 +97,7 @@ def _own_failure(facts: Facts) -> dict[str, Any] | None:
     said = None if facts.last_words is None else facts.last_words["type"]
     if facts.last_words is not None and said == "failed":
         return dict(facts.last_words["error"])
-    if facts.ray is not None and facts.ray.state is RayJobState.STOPPED:
+    if facts.ray is not None and facts.ray.state is RayJobState.STOPPED and not facts.given_up:
         return _error("stopped", "the job was stopped in Ray, not through this API. Resume to go on from the last checkpoint")
     if said == "finished":
         return _error("result_lost", "the job finished, but its result is gone. Resume to make it again from the last checkpoint")
@@ -91,13 +105,17 @@ def _own_failure(facts: Facts) -> dict[str, Any] | None:
 
 
 def _lost_too_often(facts: Facts) -> dict[str, Any]:
-    loss = _loss(facts.ray)
+    loss = _loss(facts)
     often = "" if not facts.renewals else f"; so were {facts.renewals} before it that came no further"
     return loss | {"message": f"{loss['message']}{often}. Resume to go on from the last checkpoint"}
 
 
-def _loss(ray: RayJob | None) -> dict[str, Any]:
+def _loss(facts: Facts) -> dict[str, Any]:
     """What an attempt was lost with."""
+    ray = facts.ray
+    if facts.given_up or facts.deaf:
+        frozen = "its driver showed no life any more" if facts.given_up else "Ray did not end it when asked to"
+        return _error("driver_silent", f"the attempt was lost: {frozen}. Its machine may hang, or the process was frozen")
     if ray is None:
         return _error("ray_lost", "the attempt was lost: Ray no longer knows it, so it was started anew")
     exit_code = "" if ray.exit_code is None else f" (exit code {ray.exit_code})"

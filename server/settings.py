@@ -44,6 +44,8 @@ class Settings(BaseModel):
     """Times an attempt's workers are started again after one died or hung."""
     collective_timeout_s: Annotated[float, Field(gt=0)] = 300.0
     """How long a silent worker is waited for."""
+    driver_silence_s: Annotated[float, Field(ge=10)] = 300.0
+    """How long a driver that shows no life is waited for, before Ray is asked to end it; it shows some every 2 s."""
     max_upload_bytes: Annotated[int, Field(ge=1)] = 4 * 2**30
     """The largest dataset that can be uploaded. An API key's own limit wins."""
     max_lost_attempts: Annotated[int, Field(ge=0)] = 3

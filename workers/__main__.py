@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from cafe_core.jobdir import JobDir
+from workers.heartbeat import beating
 from workers.output import copied_to
 
 
@@ -18,8 +19,9 @@ def main(arguments: list[str] | None = None) -> int:
     parsed = parser.parse_args(arguments)
     job_dir = parsed.job_dir.resolve()
     attempt = JobDir(job_dir).attempt(parsed.attempt)
-    with copied_to(attempt.log_file, attempt.older_log_file):
-        from workers.driver import run_attempt  # libraries that it loads start threads, and the above forks
+    # The first forks, so it comes before all that starts threads; on a cold network file system the import takes minutes.
+    with copied_to(attempt.log_file, attempt.older_log_file), beating(JobDir(job_dir), parsed.attempt):
+        from workers.driver import run_attempt
 
         return run_attempt(job_dir, parsed.attempt)
 

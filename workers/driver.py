@@ -64,7 +64,9 @@ def _run(directory: JobDir, attempt: int, events: EventLog, interruption: Interr
     def make_backend() -> Backend:
         held.callback(_connect(interruption))
         from workers.backend import RayBackend
+        from workers.earlier import end_earlier_attempts
 
+        end_earlier_attempts(job.job_id, attempt)
         return held.enter_context(closing(RayBackend(job, directory, f"{job.job_id}/attempt {attempt}", interruption)))
 
     result = run_job(job, directory, attempt, make_backend, events, fence=fence)

@@ -19,13 +19,13 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from cafe_core.config import ResourcesSpec
 from cafe_core.errors import CafeError
 from cafe_core.sharding import class_shard
+from cafe_core.watch_clock import WatchClock
 from workers.background import Answer, Done, Raised
 from workers.cluster import bundle_of, nodes
 from workers.interruption import Interruption
 from workers.policy import Failure, Kind
 from workers.processes import Process, end_everywhere
 from workers.shard_worker import Device, Seat, ShardWorker, Work
-from workers.watch_clock import WatchClock
 
 log = logging.getLogger(__name__)
 

@@ -25,6 +25,8 @@ EXIT_GRACE_S = 1.0
 """How long a process that was asked to exit may take before SIGKILL."""
 KILL_TIMEOUT_S = 30.0
 """How long SIGKILL may take: the kernel first finishes what the process has asked of a device."""
+NODE_LOST_WITHIN_S = 90.0
+"""How long Ray may take to give up a node that is frozen as a whole: five health checks of up to 13 s each, as it is set."""
 
 
 @dataclass(frozen=True)
@@ -108,7 +110,7 @@ def end_everywhere(processes: Iterable[Process]) -> None:
     remaining = end_here(by_node.get(here, []))
     for node, answer in elsewhere.items():
         try:
-            left: list[Process] = ray.get(answer, timeout=2 * KILL_TIMEOUT_S)
+            left: list[Process] = ray.get(answer, timeout=KILL_TIMEOUT_S + NODE_LOST_WITHIN_S)
             remaining += left
         except RayError:
             if any(alive.id == node for alive in nodes()):

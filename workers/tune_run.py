@@ -19,13 +19,13 @@ from ray.exceptions import RayActorError
 from ray.tune.schedulers import TrialScheduler
 
 from cafe_core.errors import CafeError
+from cafe_core.watch_clock import WatchClock
 from workers.background import Done, Raised
 from workers.cluster import nodes, starting_actors
 from workers.policy import Failure, Kind
 from workers.processes import Process, end_everywhere, process_of
 from workers.tune_experiment import Experiment, Message
 from workers.tune_worker import METRICS, POLL_WAIT_S, Records, Told, TrialWork, TuneWorker
-from workers.watch_clock import WatchClock
 
 log = logging.getLogger(__name__)
 

@@ -6,10 +6,11 @@ import contextlib
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import httpx
+import psutil
 
 from tests.postgres import PostgresCluster
 from tests.reliability import mortal
@@ -25,6 +26,8 @@ FULL_S = 5.0
 """How long the disk is full."""
 UNHEALTHY_S = 10.0
 """How long a health check takes to see that a node is to be started anew."""
+FROZEN_S = 10.0
+"""How long what is frozen for a while is."""
 
 
 @dataclass(frozen=True)
@@ -94,21 +97,78 @@ def kill_evaluating_driver(scene: Scene) -> None:
 
 
 def freeze_driver_for_a_while(scene: Scene) -> None:
-    """SIGSTOP, 10 s, SIGCONT."""
+    """SIGSTOP, some seconds, SIGCONT."""
     scene.amid_condensing()
     driver = scene.driver()
     scene.happens_now()
     driver.suspend()
-    time.sleep(10)
+    time.sleep(FROZEN_S)
     driver.resume()
+
+
+def freeze_driver(scene: Scene) -> None:
+    """SIGSTOP, and it is never continued."""
+    scene.amid_condensing()
+    driver = scene.driver()
+    scene.happens_now()
+    driver.suspend()
+
+
+def freeze_evaluating_driver(scene: Scene) -> None:
+    """The same, while its workers evaluate."""
+    scene.amid_evaluating()
+    driver = scene.driver()
+    scene.happens_now()
+    driver.suspend()
 
 
 def kill_supervisor(scene: Scene) -> None:
     """Ray's actor that started the driver."""
     scene.amid_condensing()
-    [supervisor] = [p for p in scene.driver().parents() if p.cmdline()[0].startswith("ray::")]
+    supervisor = scene.supervisor()
     scene.happens_now()
     supervisor.kill()
+
+
+def freeze_supervisor(scene: Scene) -> None:
+    """Until the job has ended; Ray has nothing that would notice it."""
+    scene.amid_condensing()
+    supervisor = scene.supervisor()
+    scene.happens_now()
+    with frozen([supervisor]):
+        scene.ended()
+
+
+def freeze_driver_and_supervisor(scene: Scene) -> None:
+    """Neither is continued: Ray hears that the driver is to stop, and nothing stops it."""
+    scene.amid_condensing()
+    frozen_for_good = [scene.supervisor(), scene.driver()]
+    scene.happens_now()
+    for process in frozen_for_good:
+        process.suspend()
+
+
+@contextlib.contextmanager
+def frozen(processes: Iterable[psutil.Process]) -> Iterator[None]:
+    """Within, they are stopped; those that are left are continued then."""
+    stopped = list(processes)
+    for process in stopped:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.suspend()
+    try:
+        yield
+    finally:
+        for process in stopped:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.resume()
+
+
+def freeze_server_for_a_while(scene: Scene) -> None:
+    """SIGSTOP of `cafe serve`, some seconds, SIGCONT: the driver is not to be called silent for that."""
+    scene.amid_condensing()
+    scene.happens_now()
+    with frozen([scene.server.process]):
+        time.sleep(FROZEN_S)
 
 
 def kill_server(scene: Scene) -> None:
@@ -184,6 +244,41 @@ def kill_process(words: str) -> Callable[[Scene], None]:
     return happen
 
 
+def freeze_process(words: str) -> Callable[[Scene], None]:
+    """Of the node of rank 1, until the job has ended."""
+
+    def happen(scene: Scene) -> None:
+        scene.amid_condensing()
+        [process] = nodes_of(scene).processes(_number_of(scene, 1), words)
+        scene.happens_now()
+        with frozen([process]):
+            scene.ended()
+
+    return happen
+
+
+def freeze_process_of_head(words: str) -> Callable[[Scene], None]:
+    """Of the head, until the job has ended."""
+
+    def happen(scene: Scene) -> None:
+        scene.amid_condensing()
+        [process] = nodes_of(scene).processes(0, words)
+        scene.happens_now()
+        with frozen([process]):
+            scene.ended()
+
+    return happen
+
+
+def freeze_node(scene: Scene) -> None:
+    """All that runs on rank 1's machine, until the job has ended; then it wakes up, and finds that Ray has given it up."""
+    scene.amid_condensing()
+    number = _number_of(scene, 1)
+    scene.happens_now()
+    with frozen(nodes_of(scene).processes(number, "")):
+        scene.ended()
+
+
 def kill_process_of_head(words: str) -> Callable[[Scene], None]:
     """Of the head, which is useless then; it is started anew, as its health check demands."""
 
@@ -254,12 +349,20 @@ OF_DRIVERS = [
     Case("kill -9 the driver", "condensing", kill_driver, attempts=2),
     Case("kill -9 the driver", "evaluating", kill_evaluating_driver, attempts=2),
     Case("freeze the driver for 10 s", "condensing", freeze_driver_for_a_while),
+    Case("freeze the driver", "condensing", freeze_driver, attempts=2),
+    Case("freeze the driver", "evaluating", freeze_evaluating_driver, attempts=2),
     Case("kill -9 Ray's job supervisor", "condensing", kill_supervisor, attempts=2),
+    Case("freeze Ray's job supervisor", "condensing", freeze_supervisor),
+    Case("freeze the driver and Ray's job supervisor", "condensing", freeze_driver_and_supervisor, attempts=2),
 ]
 OF_NODES = [
     Case("rank 1's node loses power", "condensing", lose_node, restarts=(1, 1)),
     Case("kill -9 the raylet of rank 1's node", "condensing", kill_process(RAYLET), restarts=(1, 1)),
     Case("kill -9 the dashboard agent of rank 1's node", "condensing", kill_process(AGENT), restarts=(1, 1)),
+    Case("freeze rank 1's node", "condensing", freeze_node, restarts=(1, 1)),
+    Case("freeze the raylet of rank 1's node", "condensing", freeze_process(RAYLET), restarts=(0, 1)),
+    Case("freeze the dashboard agent of rank 1's node", "condensing", freeze_process(AGENT)),
+    Case("freeze the dashboard agent of the head", "condensing", freeze_process_of_head(AGENT)),
     Case("both workers' nodes lose power, one spare", "condensing", lose_two_nodes, restarts=(1, 2), equal=False),
     Case("kill -9 the dashboard agent of the head, started anew", "condensing", kill_process_of_head(AGENT), attempts=2),
     Case("kill -9 the dashboard, the head started anew", "condensing", kill_process_of_head(DASHBOARD), attempts=2),
@@ -274,6 +377,7 @@ OF_NETWORKS = [
 OF_SUBMISSIONS = [
     *(Case(f"kill -9 the server: {step}", "submission", die_at(step)) for step in mortal.STEPS),
     Case("kill -9 the server", "condensing", kill_server),
+    Case("freeze the server for 10 s", "condensing", freeze_server_for_a_while),
 ]
 
 

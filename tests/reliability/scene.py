@@ -159,3 +159,8 @@ class Scene:
         """The newest driver's process; not what it has started (what writes its log has the same command line)."""
         found = {p.pid: p for p in self.processes() if "-m workers run" in " ".join(p.cmdline()) and "python" in p.name()}
         return max((p for p in found.values() if p.ppid() not in found), key=lambda process: process.create_time())
+
+    def supervisor(self) -> psutil.Process:
+        """Ray's actor that has started the newest driver."""
+        [found] = [p for p in self.driver().parents() if p.cmdline()[0].startswith("ray::")]
+        return found

@@ -35,9 +35,13 @@ ON_SEVERAL_NODES = [*faults.IN_COLLECTIVES, *faults.OF_DRIVERS, *faults.OF_NODES
 pytestmark = pytest.mark.timeout(900)
 
 
+WAITS = {"CAFE_COLLECTIVE_TIMEOUT_S": "8", "CAFE_DRIVER_SILENCE_S": "15"}
+"""For a silent worker, and for a silent driver: longer than the one that is frozen for a while."""
+
+
 def environ_of(ray: Ray) -> dict[str, str]:
     """For a server on this Ray."""
-    return {"CAFE_RAY_ADDRESS": ray.address, "CAFE_RAY_TOKEN": ray.token, "CAFE_COLLECTIVE_TIMEOUT_S": "8"}
+    return {"CAFE_RAY_ADDRESS": ray.address, "CAFE_RAY_TOKEN": ray.token, **WAITS}
 
 
 def undisturbed_yield(scene: Scene) -> Yield:
@@ -144,7 +148,7 @@ class LocalRay:
 @pytest.mark.soak
 @pytest.mark.parametrize("case", faults.OF_LOCAL_RAYS, ids=lambda case: case.fault)
 def test_the_servers_own_ray(case: Case, small: tuple[Ray, Server, Yield], rows: list[Row], tmp_path: Path) -> None:
-    with Server(tmp_path / "data", "--num-cpus", "2", CAFE_COLLECTIVE_TIMEOUT_S="8") as server:
+    with Server(tmp_path / "data", "--num-cpus", "2", **WAITS) as server:
         make_row(case, Scene(LocalRay.of(server), server, SMALL), small[2], rows)
 
 

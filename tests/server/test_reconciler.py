@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from sqlalchemy import text
 
+import server.driver_watch
 import server.job_json
 import server.job_keeper
 import server.reconciler
@@ -173,7 +174,7 @@ def test_a_stop_that_nothing_heard_is_asked_again(api: Api, ray: FakeRay) -> Non
 def test_a_driver_that_does_not_stop_is_asked_again_but_not_all_the_time(
     api: Api, ray: FakeRay, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(server.job_keeper, "STOP_EVERY_S", 1.0)
+    monkeypatch.setattr(server.driver_watch, "STOP_EVERY_S", 1.0)
     monkeypatch.setattr(server.job_keeper, "RAY_SOON_S", 0.01)
     ray.stops_at_once = False
     job_id = submitted(api, ray)
@@ -347,7 +348,7 @@ def test_a_disk_that_is_full_for_a_moment_fails_no_job(api: Api, ray: FakeRay, m
 def test_a_driver_that_lingers_after_its_last_word_is_stopped(
     api: Api, ray: FakeRay, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(server.job_keeper, "LAST_WORDS_GRACE_S", 0.2)
+    monkeypatch.setattr(server.driver_watch, "LAST_WORDS_GRACE_S", 0.2)
     job_id = submitted(api, ray)
     publish(settings, job_id)
     with driver_of(settings, job_id) as report:

@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, precondition, rule
 from sqlalchemy import select
 
+import server.driver_watch
 import server.job_keeper
 from cafe_core.config import parse_job_spec
 from cafe_core.errors import StaleAttemptError
@@ -88,7 +89,8 @@ class JobLife(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.directory = Path(tempfile.mkdtemp(prefix="cafe-status-"))
-        self.settings = Settings(data_dir=self.directory, max_active_jobs=MAX_ACTIVE, max_lost_attempts=1)
+        bounded = Settings(data_dir=self.directory, max_active_jobs=MAX_ACTIVE, max_lost_attempts=1)
+        self.settings = bounded.model_copy(update={"driver_silence_s": 0.0})  # from one look to the next
         self.database = Database(self.settings.database)
         self.database.migrate()
         self.ray = MortalRay()
@@ -163,6 +165,15 @@ class JobLife(RuleBasedStateMachine):
             log("checkpoint", iteration=1, file="checkpoint-00000001.safetensors")
 
         self._driver(data, come)
+
+    @rule(data=st.data(), beats=st.integers(1, 3))
+    def driver_beats(self, data: st.DataObject, beats: int) -> None:
+        """It is silent from the keeper's second look on, unless it beats again."""
+
+        def beat(directory: JobDir, log: EventLog, fence: AttemptFence) -> None:  # noqa: ARG001
+            directory.attempt(fence.attempt).heartbeat_file.write_bytes(b"%d" % beats)
+
+        self._driver(data, beat)
 
     @rule(data=st.data(), exits=st.booleans())
     def driver_finishes(self, data: st.DataObject, exits: bool) -> None:
@@ -315,7 +326,13 @@ class JobLife(RuleBasedStateMachine):
 @pytest.fixture(autouse=True)
 def _no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(server.job_keeper, "RENEW_PAUSE_S", 0.0)
-    monkeypatch.setattr(server.job_keeper, "STOP_EVERY_S", 0.0)
+    monkeypatch.setattr(server.driver_watch, "STOP_EVERY_S", 0.0)
+
+
+@pytest.fixture(params=[60.0, 0.0], ids=["ray_obeys", "ray_is_deaf"])
+def _ray_obeys(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray may still end what it was asked to, or counts as deaf from the keeper's next look on."""
+    monkeypatch.setattr(server.driver_watch, "OBEYS_WITHIN_S", request.param)
 
 
 def run(examples: int, steps: int) -> None:
@@ -326,10 +343,12 @@ def run(examples: int, steps: int) -> None:
     run_state_machine_as_test(JobLife, settings=options)
 
 
+@pytest.mark.usefixtures("_ray_obeys")
 def test_no_interleaving_makes_an_illegal_transition() -> None:
     run(examples=12, steps=30)
 
 
 @pytest.mark.soak
+@pytest.mark.usefixtures("_ray_obeys")
 def test_no_interleaving_makes_an_illegal_transition_at_length() -> None:
     run(examples=1000, steps=60)

@@ -58,6 +58,7 @@ def test_an_undisturbed_job_tells_its_way(undisturbed: JobDir) -> None:
     assert [event["done"] for event in events if event["type"] == "evaluated"] == list(range(1, 7))
     assert events[-1]["type"] == "finished"
     assert len(accuracies(undisturbed)) == 6
+    assert int(undisturbed.attempt(1).heartbeat_file.read_bytes()) > 1
 
 
 @pytest.mark.parametrize("rank", [pytest.param(0, marks=pytest.mark.soak), 1])

@@ -1,0 +1,89 @@
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+
+from cafe_core.jobdir import AttemptDir
+from cafe_core.watch_clock import GAP_S
+from server.driver_watch import LAST_WORDS_GRACE_S, OBEYS_WITHIN_S, STOP_EVERY_S, DriverWatch, Watched
+
+
+class Clock:
+    """In the place of time.monotonic."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    made = Clock()
+    monkeypatch.setattr(time, "monotonic", made)
+    return made
+
+
+@pytest.fixture
+def attempt(tmp_path: Path) -> AttemptDir:
+    return AttemptDir(tmp_path)
+
+
+def look_for(watch: DriverWatch, clock: Clock, attempt: AttemptDir, seconds: int, *, said_last_word: bool = False) -> Watched:
+    """A look a second."""
+    for _ in range(seconds):
+        clock.now += 1.0
+        watched = watch.look(attempt, said_last_word=said_last_word)
+    return watched
+
+
+def test_a_driver_is_silent_while_its_heartbeat_stays_the_same(clock: Clock, attempt: AttemptDir) -> None:
+    watch = DriverWatch()
+    attempt.heartbeat_file.write_bytes(b"1")
+    assert look_for(watch, clock, attempt, 1).silent_s == 0
+    assert look_for(watch, clock, attempt, 300).silent_s == 300
+    attempt.heartbeat_file.write_bytes(b"2")
+    assert look_for(watch, clock, attempt, 1).silent_s == 0
+    assert look_for(watch, clock, attempt, 5).silent_s == 5
+
+
+def test_nothing_is_known_without_a_heartbeat(clock: Clock, attempt: AttemptDir) -> None:
+    watch = DriverWatch()
+    assert look_for(watch, clock, attempt, 1000).silent_s == 0  # of a driver from before there were any
+    attempt.heartbeat_file.touch()
+    assert look_for(watch, clock, attempt, 1000).silent_s == 0  # its disk lets it write none
+    attempt.heartbeat_file.write_bytes(b"1")
+    assert look_for(watch, clock, attempt, 11).silent_s == 10
+    attempt.heartbeat_file.unlink()
+    assert look_for(watch, clock, attempt, 1).silent_s == 0
+
+
+def test_time_in_which_nobody_looked_does_not_count(clock: Clock, attempt: AttemptDir) -> None:
+    watch = DriverWatch()
+    attempt.heartbeat_file.write_bytes(b"1")
+    look_for(watch, clock, attempt, 1)
+    clock.now += 3600.0  # the server was frozen, with or without the driver's machine
+    assert watch.look(attempt, said_last_word=False).silent_s == GAP_S
+
+
+def test_a_driver_lingers_some_time_after_its_last_word(clock: Clock, attempt: AttemptDir) -> None:
+    watch = DriverWatch()
+    assert not look_for(watch, clock, attempt, 100).lingers
+    assert not look_for(watch, clock, attempt, int(LAST_WORDS_GRACE_S), said_last_word=True).lingers
+    assert look_for(watch, clock, attempt, 2, said_last_word=True).lingers
+
+
+def test_ray_is_deaf_some_time_after_it_heard_the_first_request(clock: Clock, attempt: AttemptDir) -> None:
+    watch = DriverWatch()
+    assert not look_for(watch, clock, attempt, 100).deaf
+    watch.stop_heard()
+    assert watch.look(attempt, said_last_word=False).stop_asked
+    seen = [look_for(watch, clock, attempt, int(STOP_EVERY_S)) for _ in range(int(OBEYS_WITHIN_S / STOP_EVERY_S))]
+    assert not any(each.deaf or each.stop_asked for each in seen)
+    watch.stop_heard()
+    last = look_for(watch, clock, attempt, 1)
+    assert last.deaf
+    assert last.stop_asked
