@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-NEWEST = "0002"
+NEWEST = "0004"
 """The migration that this version of the server works with: the last one in `server/migrations/versions`."""
 
 
