@@ -6,8 +6,10 @@ import contextlib
 import os
 import signal
 import socket
+import tempfile
 import types
 from collections.abc import Iterator
+from pathlib import Path
 
 import click
 import uvicorn
@@ -33,18 +35,24 @@ def run_server(settings: Settings, host: str, port: int, *, share_port: bool = F
     stopped takes over without a moment in which nobody listens.
 
     Raises click.UsageError for a host that others reach while there is no API key, for a port shared while each server
-    would have a Ray of its own, for one that cannot be listened on, and for a dataset root that shows what others keep;
-    NewerDatabaseError; click.ClickException when the database does not answer.
+    would have a Ray of its own, for one that cannot be listened on, for another Ray without its token, and for a dataset
+    root that shows what others keep; NewerDatabaseError; click.ClickException when the database does not answer.
     """
     try:
         settings.check_dataset_root()
     except ValueError as error:
         raise click.UsageError(str(error)) from error
+    tempfile.tempdir = str(_made(settings.data_dir.absolute() / "spool"))
     has_keys = _has_keys(settings)  # before a Ray is started: it may be that the database cannot be used
     if not is_loopback(host) and not has_keys:
         raise click.UsageError(
             f"--host {host} is reached from outside, and this server has no API keys. Make one first, with the same data "
             "directory or CAFE_DATABASE_URL: cafe keys create NAME --scope admin"
+        )
+    if settings.ray_address is not None and settings.ray_token is None:
+        raise click.UsageError(
+            "--ray-address needs Ray's token: start that Ray with RAY_AUTH_MODE=token, since who reaches it without runs what "
+            "they like on its machines, and say RAY_AUTH_TOKEN_PATH or RAY_AUTH_TOKEN here, too"
         )
     if share_port and settings.ray_address is None:
         raise click.UsageError("--share-port needs --ray-address: a local Ray, and its jobs, would end with one of the servers")
@@ -77,6 +85,12 @@ def run_server(settings: Settings, host: str, port: int, *, share_port: bool = F
         server.run([_shared(host, port)] if share_port else None)
         if not server.started:
             raise SystemExit(3)  # as uvicorn.run does
+
+
+def _made(spool: Path) -> Path:
+    """Where uploads lie until they are whole: on the disk that is to take them. /tmp may be small, or memory (in containers)."""
+    spool.mkdir(parents=True, exist_ok=True)
+    return spool
 
 
 def _shared(host: str, port: int) -> socket.socket:

@@ -223,6 +223,13 @@ def test_a_database_that_does_not_answer_is_said_in_a_line(tmp_path: Path) -> No
     assert "hidden" not in result.stderr
 
 
+def test_another_ray_is_not_served_without_its_token(tmp_path: Path) -> None:
+    environ = {"RAY_AUTH_TOKEN": "", "RAY_AUTH_TOKEN_PATH": "", "CAFE_RAY_TOKEN": ""}
+    result = CliRunner(env=environ).invoke(main, ["serve", "--data-dir", str(tmp_path), "--ray-address", "http://127.0.0.1:9"])
+    assert result.exit_code == 2
+    assert "--ray-address needs Ray's token" in result.stderr
+
+
 @pytest.mark.parametrize(
     ("environ", "command", "message"),
     [

@@ -71,6 +71,12 @@ class Served:
             time.sleep(0.01)
         raise AssertionError("no answer within a minute")
 
+    @property
+    def pid(self) -> int:
+        """Its process's number."""
+        assert self._process is not None
+        return self._process.pid
+
     def end(self, how: signal.Signals) -> float:
         """Seconds until it has ended."""
         assert self._process is not None
