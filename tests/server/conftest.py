@@ -154,7 +154,6 @@ ON_BOTH_DATABASES = {
     "test_reconciler",
     "test_removal",
     "test_stored_bytes",
-    "test_visibility",
 }
 """Modules whose tests `make test` runs on SQLite and on PostgreSQL. It runs the others on SQLite, `make soak` on PostgreSQL."""
 

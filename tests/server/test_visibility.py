@@ -74,9 +74,12 @@ class Site:
     """Both are ann's."""
 
 
-@pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
-    settings = Settings(data_dir=tmp_path_factory.mktemp("site"))
+@pytest.fixture(scope="module", params=["sqlite", "postgresql"])
+def site(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    url = None
+    if request.param == "postgresql":
+        url = request.getfixturevalue("postgres").create("site", template="migrated")
+    settings = Settings(data_dir=tmp_path_factory.mktemp("site"), database_url=url)
     scopes = {"ann": Scope.WRITE, "bob": Scope.WRITE, "reader": Scope.READ, "admin": Scope.ADMIN}
     keys = {name: add_key(settings, scope, name=name) for name, scope in scopes.items()}
     with running(settings, FakeRay()) as api:
