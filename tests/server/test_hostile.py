@@ -185,6 +185,14 @@ def test_what_means_harm_is_answered(tmp_path: Path) -> None:
     assert list((tmp_path / "tmp").iterdir()) == []
 
 
+def test_the_documentation_has_the_table() -> None:
+    document = (Path(__file__).parents[2] / "docs" / "reliability.md").read_text(encoding="utf-8")
+    _, _, table = document.partition("| what comes | status |\n|---|---|\n")
+    written = [line.strip("| ").rsplit(" | ", 1) for line in table.partition("\n\n")[0].splitlines()]
+    sent = [(name, wanted) for name, _, _, wanted in UPLOADS] + [(name, wanted) for name, _, wanted in _requests("job_x")]
+    assert [(name, int(status)) for name, status in written] == sent
+
+
 def test_an_upload_that_breaks_off_leaves_nothing(tmp_path: Path) -> None:
     head = b'--x\r\nContent-Disposition: form-data; name="file"; filename="a.zip"\r\n\r\n'
     with served(tmp_path / "data") as server:
