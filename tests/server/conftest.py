@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 import threading
 import time
@@ -125,12 +126,21 @@ class Api(httpx.Client):
         return job
 
 
+class PromptServer(GracefulServer):
+    """Looks every few milliseconds whether it is to stop, not every tenth of a second: the tests have a thousand of them."""
+
+    async def main_loop(self) -> None:
+        await self.on_tick(0)
+        while not self.should_exit:
+            await asyncio.sleep(0.005)
+
+
 @contextmanager
 def running(settings: Settings, ray: RayApi) -> Iterator[Api]:
     """A server on a free port, in a thread, until the end of the block."""
     app = create_app(settings, ray)
     config = uvicorn.Config(app, port=0, log_level="warning", access_log=False, timeout_graceful_shutdown=2)
-    server = GracefulServer(config, app)
+    server = PromptServer(config, app)
     thread = threading.Thread(target=server.run)
     thread.start()
     try:
