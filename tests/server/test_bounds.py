@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+import server.planning
 import server.request_timeout
-import server.routes.jobs
 from cafe_core.config import MAX_NESTING, parse_job_spec
 from server import jobs
 from server.api_client import ApiClient
@@ -214,7 +214,7 @@ def test_a_turn_that_comes_as_its_request_is_given_up_is_passed_on() -> None:
 def test_many_plans_of_one_key_hold_up_no_other_and_no_upload(
     settings: Settings, ray: FakeRay, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plan, may_end, planned = server.routes.jobs.plan, threading.Event(), threading.Semaphore(0)
+    plan, may_end, planned = server.planning.plan, threading.Event(), threading.Semaphore(0)
 
     def slow(spec: Any, *rest: Any) -> Plan:
         if spec.name == "slow":
@@ -222,7 +222,7 @@ def test_many_plans_of_one_key_hold_up_no_other_and_no_upload(
             assert may_end.wait(60)
         return plan(spec, *rest)
 
-    monkeypatch.setattr(server.routes.jobs, "plan", slow)
+    monkeypatch.setattr(server.planning, "plan", slow)
     greedy, other = (add_key(settings, Scope.WRITE) for _ in range(2))
     with running(settings, ray) as api, client_of(api, greedy) as client, client_of(api, other) as another:
         with ThreadPoolExecutor(70) as pool:
