@@ -98,13 +98,15 @@ class JobKeeper:
     async def step(self, seen: Seen) -> bool:
         """Ask Ray, decide, act. True when the job has ended, or is queued again. Raises RayError."""
         ray_job = await self._ray.job(self._job_id, seen.attempt)
+        if ray_job is None and seen.submitted:
+            if not await self._ray.ready():
+                return False  # it is not there yet itself: it may still know the attempt
+            ray_job = await self._ray.job(self._job_id, seen.attempt)  # it may have come up since it was asked
         said_last_word, directory = seen.last_words is not None, self._attempt_dir(seen.attempt)
         watched = await asyncio.to_thread(self._watch.look, directory, said_last_word=said_last_word)
         lives, renewals = ray_job is not None and not ray_job.state.ended, 0
         deaf = lives and watched.deaf
         if deaf or not lives:
-            if ray_job is None and seen.submitted and not await self._ray.ready():
-                return False  # it is not there yet itself: it may still know the attempt
             # The driver may have written its last events after they were last looked for.
             latest = await asyncio.to_thread(self.look)
             if latest is None:
