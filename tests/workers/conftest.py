@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from collections.abc import Iterator
@@ -20,15 +21,42 @@ import psutil  # noqa: E402
 import ray  # noqa: E402
 from ray.util.placement_group import placement_group_table  # noqa: E402
 
+RAY: pytest.StashKey[SmallRay] = pytest.StashKey()
+HOLD_NOTHING = ("ray::IDLE", "ray::DashboardAgent", "ray::RuntimeEnvAgent")
+
+
+class SmallRay:
+    """A running cluster, which this process is connected to."""
+
+    def __init__(self) -> None:
+        self.address = ""
+        self.started_anew = 0
+
+    def start(self) -> None:
+        context = ray.init(
+            address="local", num_cpus=4, num_gpus=0, include_dashboard=False, _node_ip_address="127.0.0.1", logging_level="ERROR"
+        )
+        self.address = context.address_info["gcs_address"]
+
+    def start_anew(self) -> None:
+        ray.shutdown()
+        self.start()
+        self.started_anew += 1
+
 
 @pytest.fixture(scope="session")
-def cluster() -> Iterator[str]:
-    """The address of a running cluster, which this process is connected to."""
-    context = ray.init(
-        address="local", num_cpus=4, num_gpus=0, include_dashboard=False, _node_ip_address="127.0.0.1", logging_level="ERROR"
-    )
-    yield context.address_info["gcs_address"]
+def small_ray(request: pytest.FixtureRequest) -> Iterator[SmallRay]:
+    """The cluster of all tests."""
+    running = request.config.stash[RAY] = SmallRay()
+    running.start()
+    yield running
     ray.shutdown()
+
+
+@pytest.fixture
+def cluster(small_ray: SmallRay) -> str:
+    """Its address."""
+    return small_ray.address
 
 
 @pytest.fixture(scope="session")
@@ -38,20 +66,51 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def leaves_nothing(cluster: str) -> Iterator[None]:  # noqa: ARG001
+def leaves_nothing(small_ray: SmallRay) -> Iterator[None]:
     """Checks that, soon after the test, all CPUs are free again, with no placement group and no worker left."""
     yield
     deadline = time.monotonic() + 20
-    while left := leftovers():
+    while left := [*leftovers(), *cpus_taken()]:
+        if time.monotonic() > deadline and left == cpus_taken() and not processes_that_hold_any():
+            small_ray.start_anew()
+            return
         assert time.monotonic() < deadline, left
         time.sleep(0.1)
 
 
 def leftovers() -> list[str]:
-    """What jobs hold of the cluster now: placement groups, CPUs, processes of actors."""
+    """What jobs hold of the cluster now: placement groups, processes of actors."""
     groups = [f"placement group {g['name']}" for g in placement_group_table().values() if g["state"] != "REMOVED"]
+    return groups + [f"process {name}" for name in actor_processes()]
+
+
+def cpus_taken() -> list[str]:
+    """CPUs that are not free, as Ray counts them.
+
+    Ray 2.60 was once seen to miscount, when a placement group was removed a few milliseconds after a worker in it had been
+    killed, which Tune does: a CPU was never free again, though no process was left that could hold it. Such a cluster is
+    started anew, and the tests' summary says so.
+    """
     taken = ray.cluster_resources()["CPU"] - ray.available_resources().get("CPU", 0)
-    return groups + ([f"{taken} CPUs"] if taken else []) + [f"process {name}" for name in actor_processes()]
+    return [f"{taken} CPUs"] if taken else []
+
+
+def processes_that_hold_any() -> list[str]:
+    """Of this cluster's: those that run an actor or a task. Ray titles its processes after what they do."""
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess, psutil.ZombieProcess):
+            title = " ".join(process.cmdline())
+            if title.startswith("ray::") and not title.startswith(HOLD_NOTHING):
+                found.append(title)
+    return found
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """Say how often the cluster was started anew."""
+    running = config.stash.get(RAY, None)
+    if running is not None and running.started_anew:
+        terminalreporter.write_line(f"Ray miscounted its CPUs, and was started anew, {running.started_anew} times")
 
 
 def is_running(pid: int) -> bool:

@@ -14,7 +14,7 @@ import pytest
 
 from cafe_core.jobdir import JobDir
 from tests.workers import jobs
-from tests.workers.conftest import actor_processes, is_running
+from tests.workers.conftest import SmallRay, actor_processes, is_running
 from tests.workers.jobs import driving
 
 pytestmark = pytest.mark.usefixtures("leaves_nothing")
@@ -23,18 +23,18 @@ CONDENSE: dict[str, Any] = {"evaluation": None}
 
 
 @pytest.fixture(scope="module")
-def undisturbed(cluster: str, cache: Path, tmp_path_factory: pytest.TempPathFactory) -> JobDir:
+def undisturbed(small_ray: SmallRay, cache: Path, tmp_path_factory: pytest.TempPathFactory) -> JobDir:
     """A job of two workers that nothing happened to, with an evaluation."""
     directory = jobs.create(tmp_path_factory.mktemp("jobs") / "job_undisturbed", cache)
-    with driving(directory, cluster) as driver:
+    with driving(directory, small_ray.address) as driver:
         driver.succeeds()
     return directory
 
 
 @pytest.fixture(scope="module")
-def same_bytes(cluster: str, cache: Path, tmp_path_factory: pytest.TempPathFactory) -> bytes:
+def same_bytes(small_ray: SmallRay, cache: Path, tmp_path_factory: pytest.TempPathFactory) -> bytes:
     """Of a job of two workers that nothing happened to, without an evaluation."""
-    with driving(jobs.create(tmp_path_factory.mktemp("jobs") / "job_alone", cache, **CONDENSE), cluster) as driver:
+    with driving(jobs.create(tmp_path_factory.mktemp("jobs") / "job_alone", cache, **CONDENSE), small_ray.address) as driver:
         return driver.succeeds()
 
 

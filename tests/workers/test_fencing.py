@@ -13,7 +13,7 @@ import pytest
 
 from cafe_core.jobdir import JobDir, read_lines
 from tests.workers import jobs
-from tests.workers.conftest import is_running
+from tests.workers.conftest import SmallRay, is_running
 from tests.workers.jobs import Driver, driving
 
 pytestmark = pytest.mark.usefixtures("leaves_nothing")
@@ -22,9 +22,9 @@ SPEC = {"iterations": 30, "evaluation": jobs.spec()["evaluation"] | {"repeats": 
 
 
 @pytest.fixture(scope="module")
-def undisturbed(cluster: str, cache: Path, tmp_path_factory: pytest.TempPathFactory) -> JobDir:
+def undisturbed(small_ray: SmallRay, cache: Path, tmp_path_factory: pytest.TempPathFactory) -> JobDir:
     directory = jobs.create(tmp_path_factory.mktemp("jobs") / "job_undisturbed", cache, **SPEC)
-    with driving(directory, cluster) as driver:
+    with driving(directory, small_ray.address) as driver:
         driver.succeeds()
     return directory
 

@@ -17,7 +17,7 @@ from cafe_core.config import SweepSpec
 from cafe_core.jobdir import JobDir, JobFile, write_atomically
 from cafe_core.sweep_job import sweep_trials
 from tests.workers import jobs
-from tests.workers.conftest import actor_processes
+from tests.workers.conftest import SmallRay, actor_processes
 from tests.workers.jobs import Driver, driving
 
 VALIDATION = {"every": 3, "network": {"width": 8, "depth": 2}, "repeats": 1, "epochs": 1}
@@ -62,10 +62,10 @@ def trial_drivers() -> list[int]:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(cluster: str, cache: Path, tmp_path_factory: pytest.TempPathFactory) -> JobDir:
+def undisturbed(small_ray: SmallRay, cache: Path, tmp_path_factory: pytest.TempPathFactory) -> JobDir:
     """Three trials, of which number 1 fails."""
     directory = jobs.create_job(tmp_path_factory.mktemp("sweeps") / "job_undisturbed", cache, sweep([0.1, 1e30, 1.0]))
-    with driving(directory, cluster) as driver:
+    with driving(directory, small_ray.address) as driver:
         assert driver.ends_with(0)["type"] == "finished"
     return directory
 
