@@ -22,7 +22,7 @@ packages:
 	.ci/packages
 
 demo: setup  ## condense the built-in digits, evaluate, show the accuracies side by side
-	$(BIN)/python -m server.demo
+	$(BIN)/python -m server.cli.demo
 
 test: setup packages  ## the whole test suite
 	$(BIN)/python -m pytest -m 'not soak'

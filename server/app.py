@@ -15,33 +15,34 @@ from fastapi_offline import FastAPIOffline
 from sqlalchemy import select
 from starlette.types import Scope
 
-from server import access, errors, openapi_links
-from server.access import Gate, KeyRing
-from server.body_limit import FORM_BYTES, MAX_BODY_BYTES, BodyLimit
-from server.changes import Changes
-from server.cluster_view import ClusterView
-from server.commit_counts import count_commits
-from server.database import Database
+from server import errors
+from server.auth import access
+from server.auth.access import Gate, KeyRing
 from server.deps import Services
-from server.event_streams import EventStreams
-from server.inputs import clear_abandoned
-from server.job_sizes import measure_those_of_earlier_versions
-from server.leadership import Leader
-from server.manifests import add_those_of_earlier_versions
-from server.metrics import Metrics
-from server.models import Dataset, Job
-from server.presence import present
-from server.ray_api import RayApi
-from server.reconciler import Reconciler
-from server.removal import finish_removals
-from server.request_id import RequestId
-from server.request_timeout import RequestTimeout
-from server.routes import artifacts, dashboard, datasets, events, jobs, metrics, system, trials
-from server.scraping import Scraper
+from server.files.inputs import clear_abandoned
+from server.files.manifests import add_those_of_earlier_versions
+from server.files.removal import finish_removals
+from server.files.uploads import finish_removals_of_uploads
+from server.http.body_limit import FORM_BYTES, MAX_BODY_BYTES, BodyLimit
+from server.http.request_id import RequestId
+from server.http.request_timeout import RequestTimeout
+from server.ray.api import RayApi
+from server.ray.cluster_view import ClusterView
+from server.reconciler.leader_election import Leader
+from server.reconciler.presence import present
+from server.reconciler.reconciler import Reconciler
+from server.routes import artifacts, dashboard, datasets, events, jobs, metrics, openapi_links, system, trials
+from server.routes.event_streams import EventStreams
 from server.settings import Settings
-from server.tracing import OF_REQUESTS
-from server.uploads import finish_removals_of_uploads
-from server.webhooks import WebhookSender
+from server.store.changes import Changes
+from server.store.database import Database
+from server.store.job_sizes import measure_those_of_earlier_versions
+from server.store.models import Dataset, Job
+from server.telemetry.commit_counts import count_commits
+from server.telemetry.metrics import Metrics
+from server.telemetry.scraping import Scraper
+from server.telemetry.tracing import OF_REQUESTS
+from server.webhooks.sender import WebhookSender
 
 VERSION = "0.1.0"
 

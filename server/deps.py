@@ -8,17 +8,17 @@ from typing import Annotated
 
 from fastapi import Depends, Path, Request
 
-from server.access import KeyRing
-from server.changes import Changes
-from server.cluster_view import ClusterView
-from server.database import Database
-from server.event_streams import EventStreams
-from server.heavy import HeavyWork
-from server.leadership import Leader
-from server.ray_api import RayApi
-from server.readiness import Readiness
-from server.reconciler import Reconciler
+from server.auth.access import KeyRing
+from server.http.heavy_work import HeavyWork
+from server.ray.api import RayApi
+from server.ray.cluster_view import ClusterView
+from server.reconciler.leader_election import Leader
+from server.reconciler.reconciler import Reconciler
+from server.routes.event_streams import EventStreams
 from server.settings import Settings
+from server.store.changes import Changes
+from server.store.database import Database
+from server.telemetry.readiness import Readiness
 
 
 @dataclass(frozen=True)

@@ -30,10 +30,10 @@ from sqlalchemy.exc import DataError, SQLAlchemyError
 from starlette.exceptions import HTTPException
 
 from cafe_core.errors import SpecError
-from cafe_core.refusal import named_field, refused_field
-from server import request_id
-from server.database import is_outage
+from cafe_core.spec.refusal import named_field, refused_field
+from server.http import request_id
 from server.schemas import FieldError, Problem
+from server.store.database import is_outage
 from workers.client import RayError
 
 log = logging.getLogger(__name__)
@@ -211,7 +211,7 @@ def document(schema: dict[str, Any]) -> dict[str, Any]:
 
 
 def spec_refusal(error: ValueError | SpecError) -> RefusedSpecError:
-    """What validating a spec and `cafe_core.submission.accept` raise, as the answer."""
+    """What validating a spec and `cafe_core.jobs.submission.accept` raise, as the answer."""
     match error:
         case ValidationError():
             return _refusal_of(error.errors())

@@ -6,9 +6,9 @@ from typing import Any, Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict
 
-from cafe_core.config import DatasetInfo
-from cafe_core.estimate import Estimate
-from server.states import Status
+from cafe_core.spec.config import DatasetInfo
+from cafe_core.spec.estimate import Estimate
+from server.store.states import Status
 
 JobKind: TypeAlias = Literal["condense", "evaluate", "sweep"]
 

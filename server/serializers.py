@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 
-from cafe_core.config import DatasetInfo
-from server import models, schemas
+from cafe_core.spec.config import DatasetInfo
+from server import schemas
+from server.store import models
 
 
 def job(row: models.Job) -> schemas.Job:

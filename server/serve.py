@@ -15,16 +15,17 @@ import click
 import uvicorn
 from sqlalchemy.exc import SQLAlchemyError
 
-from server import keys, logs, tracing
-from server.access import is_loopback
 from server.app import create_app
-from server.connections import BACKLOG, KEEP_ALIVE_S, MAX_CONNECTIONS, MAX_HEADER_BYTES, BoundedConnection
-from server.database import Database
-from server.embedded_ray import EmbeddedRay
-from server.graceful import GracefulServer
-from server.logs import secrets_of
-from server.ray_keeper import kept
+from server.auth import keys
+from server.auth.access import is_loopback
+from server.http.connections import BACKLOG, KEEP_ALIVE_S, MAX_CONNECTIONS, MAX_HEADER_BYTES, BoundedConnection
+from server.http.graceful import GracefulServer
+from server.ray.embedded import EmbeddedRay
+from server.ray.keeper import kept
 from server.settings import Settings
+from server.store.database import Database
+from server.telemetry import logs, tracing
+from server.telemetry.logs import secrets_of
 from workers.client import RayClient
 
 

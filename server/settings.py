@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, model_validator
 
-from cafe_core.jobdir import DataRoots, JobDir
+from cafe_core.jobs.jobdir import DataRoots, JobDir
 
 
 class SecretFileError(Exception):

@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from cafe_core.jobdir import JobDir
+from cafe_core.jobs.jobdir import JobDir
 from workers.heartbeat import beating
 from workers.output import copied_to
 

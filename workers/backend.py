@@ -13,12 +13,12 @@ from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from cafe_core.backend import Condensation, Report, TrialOutcome
-from cafe_core.config import ResourcesSpec
 from cafe_core.data.class_store import ClassStore
 from cafe_core.evaluation.tasks import EvaluationSetup, EvaluationTask
-from cafe_core.jobdir import JobDir, JobFile
-from cafe_core.sweep import Trial
+from cafe_core.jobs.backend import Condensation, Report, TrialOutcome
+from cafe_core.jobs.jobdir import JobDir, JobFile
+from cafe_core.spec.config import ResourcesSpec
+from cafe_core.spec.trials import Trial
 from workers.cluster import bundle_of, capacity, room
 from workers.evaluation import cut
 from workers.gang import Gang, GangFailedError, Reported, Reservation, Returned
@@ -46,7 +46,7 @@ NOTICE_S = 5.0
 
 
 class RayBackend:
-    """Implements :class:`cafe_core.backend.Backend`."""
+    """Implements :class:`cafe_core.jobs.backend.Backend`."""
 
     def __init__(self, job: JobFile, directory: JobDir, title: str, interruption: Interruption, *, fan_out: bool = True) -> None:
         """title: names the workers for people, uniquely; fan_out: evaluate by Tune."""
@@ -184,7 +184,7 @@ class RayBackend:
                 self._lose(gang, failures, report)
 
     def run_trials(self, trials: Sequence[Trial], finished: Mapping[int, TrialOutcome], report: Report) -> Iterator[TrialOutcome]:
-        """See :class:`cafe_core.backend.Backend`. Raises CafeError for what ends the sweep."""
+        """See :class:`cafe_core.jobs.backend.Backend`. Raises CafeError for what ends the sweep."""
         remaining = [trial for trial in trials if trial.number not in finished]
         if not remaining:
             return

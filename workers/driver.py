@@ -16,11 +16,11 @@ from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
-from cafe_core.backend import Backend
 from cafe_core.errors import CafeError, StaleAttemptError
-from cafe_core.fence import AttemptFence
-from cafe_core.job import run_job
-from cafe_core.jobdir import EventLog, JobDir, JobFile
+from cafe_core.jobs.backend import Backend
+from cafe_core.jobs.fence import AttemptFence
+from cafe_core.jobs.job import run_job
+from cafe_core.jobs.jobdir import EventLog, JobDir, JobFile
 from workers.interruption import Interruption
 
 log = logging.getLogger(__name__)
@@ -64,7 +64,7 @@ def _run(directory: JobDir, attempt: int, events: EventLog, interruption: Interr
     def make_backend() -> Backend:
         held.callback(_connect(interruption))
         from workers.backend import RayBackend
-        from workers.earlier import end_earlier_attempts
+        from workers.stale_drivers import end_earlier_attempts
 
         end_earlier_attempts(job.job_id, attempt)
         return held.enter_context(closing(RayBackend(job, directory, f"{job.job_id}/attempt {attempt}", interruption)))

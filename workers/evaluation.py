@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from cafe_core.config import ResourcesSpec
 from cafe_core.evaluation.tasks import EvaluationTask, chunks
+from cafe_core.spec.config import ResourcesSpec
 
 ENSEMBLE = 20
 """Networks that a GPU is given at once; how many of them it trains at the same time is its memory's matter."""

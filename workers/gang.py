@@ -16,10 +16,10 @@ from ray.exceptions import ActorUnavailableError, RayActorError, RayTaskError
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from cafe_core.config import ResourcesSpec
+from cafe_core.algorithm.sharding import class_shard
 from cafe_core.errors import CafeError
-from cafe_core.sharding import class_shard
-from cafe_core.watch_clock import WatchClock
+from cafe_core.jobs.watch_clock import WatchClock
+from cafe_core.spec.config import ResourcesSpec
 from workers.background import Answer, Done, Raised
 from workers.cluster import bundle_of, nodes
 from workers.interruption import Interruption

@@ -1,7 +1,7 @@
 """A driver shows that it lives: a thread of it counts in its attempt's directory, whatever the main thread does.
 
 Of a driver that is frozen, or whose machine hangs, Ray says that it runs, for ever. The server watches whether the count changes
-(:mod:`server.driver_watch`).
+(:mod:`server.reconciler.driver_watch`).
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from cafe_core.errors import StaleAttemptError
-from cafe_core.fence import AttemptFence
-from cafe_core.jobdir import JobDir
+from cafe_core.jobs.fence import AttemptFence
+from cafe_core.jobs.jobdir import JobDir
 
 EVERY_S = 2.0
 CLOSE_WITHIN_S = 1.0

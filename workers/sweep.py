@@ -22,13 +22,13 @@ from typing import Any
 
 from ray.tune.schedulers import ASHAScheduler
 
-from cafe_core.backend import Report, TrialOutcome
-from cafe_core.config import SweepSpec
 from cafe_core.errors import CafeError, WorkerLostError
-from cafe_core.fence import AttemptFence
-from cafe_core.jobdir import JobDir, JobFile
-from cafe_core.sweep import Trial
-from cafe_core.sweep_job import run_trial
+from cafe_core.jobs.backend import Report, TrialOutcome
+from cafe_core.jobs.fence import AttemptFence
+from cafe_core.jobs.jobdir import JobDir, JobFile
+from cafe_core.jobs.sweep_job import run_trial
+from cafe_core.spec.config import SweepSpec
+from cafe_core.spec.trials import Trial
 from workers.cluster import remove_groups
 from workers.interruption import Interruption
 from workers.policy import Failure, Kind

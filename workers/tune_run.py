@@ -19,7 +19,7 @@ from ray.exceptions import RayActorError
 from ray.tune.schedulers import TrialScheduler
 
 from cafe_core.errors import CafeError
-from cafe_core.watch_clock import WatchClock
+from cafe_core.jobs.watch_clock import WatchClock
 from workers.background import Done, Raised
 from workers.cluster import nodes, starting_actors
 from workers.policy import Failure, Kind

@@ -8,12 +8,12 @@ from dataclasses import dataclass, replace
 from ipaddress import ip_address
 from typing import Any
 
-from cafe_core.backend import Condensation
 from cafe_core.evaluation.tasks import EvaluationSetup, EvaluationTask
+from cafe_core.jobs.backend import Condensation
 from workers.background import Report
 from workers.shard_worker import Seat
 
-IMPORTS = ("cafe_core.condense",)
+IMPORTS = ("cafe_core.algorithm.condense",)
 """What a worker of a gang imports before it says that it is ready: torch alone takes seconds."""
 
 ACCURACY = "accuracy"
@@ -31,9 +31,9 @@ class CondenseShard:
     def __call__(self, seat: Seat, report: Report) -> None:
         import torch
 
-        from cafe_core.condense import condense
+        from cafe_core.algorithm.collectives import Comm
+        from cafe_core.algorithm.condense import condense
         from cafe_core.data.class_store import ClassStore
-        from cafe_core.distributed import Comm
 
         if ip_address(seat.host).is_loopback:
             os.environ["NCCL_SOCKET_IFNAME"] = "lo"

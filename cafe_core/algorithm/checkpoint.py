@@ -17,9 +17,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from cafe_core.config import CondenseSpec
 from cafe_core.errors import CheckpointError, DiskFullError
-from cafe_core.jobdir import Fence, checkpoint_files, unfenced, write_atomically
+from cafe_core.jobs.jobdir import Fence, checkpoint_files, unfenced, write_atomically
+from cafe_core.spec.config import CondenseSpec
 
 log = logging.getLogger(__name__)
 

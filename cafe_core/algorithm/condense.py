@@ -22,25 +22,25 @@ from typing import Any
 
 import torch
 
-from cafe_core import augment
-from cafe_core.bilevel import Loop, QueryAverage, needed_queries
-from cafe_core.config import BilevelMethod, CondenseSpec, MatchingMethod
+from cafe_core.algorithm import augment
+from cafe_core.algorithm.bilevel import Loop, QueryAverage, needed_queries
+from cafe_core.algorithm.collectives import Comm
+from cafe_core.algorithm.inner_loop import query_accuracy, train_epoch
+from cafe_core.algorithm.model import Budget
+from cafe_core.algorithm.rank import Rank
+from cafe_core.algorithm.real_images import Rows
+from cafe_core.algorithm.run_state import advice, save, start
+from cafe_core.algorithm.sampling import choose, generator
+from cafe_core.algorithm.synthetic_shard import SyntheticShard
 from cafe_core.data.class_store import ClassStore
-from cafe_core.distributed import Comm
 from cafe_core.errors import NonFiniteLossError
-from cafe_core.inner_loop import query_accuracy, train_epoch
-from cafe_core.jobdir import Fence, unfenced
+from cafe_core.jobs.jobdir import Fence, unfenced
 from cafe_core.methods import Losses, make_matching
-from cafe_core.model import Budget
-from cafe_core.rank import Rank
-from cafe_core.real_images import Rows
-from cafe_core.resolution import image_lr_at
-from cafe_core.run_state import advice, save, start
-from cafe_core.sampling import choose, generator
-from cafe_core.synthetic_shard import SyntheticShard
+from cafe_core.spec.config import BilevelMethod, CondenseSpec, MatchingMethod
+from cafe_core.spec.resolution import image_lr_at
 
 Report = Callable[..., None]
-"""report(type, **data): what happened, see cafe_core.jobdir for where it goes."""
+"""report(type, **data): what happened, see cafe_core.jobs.jobdir for where it goes."""
 
 
 def condense(

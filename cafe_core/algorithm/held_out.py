@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from cafe_core.sampling import generator
+from cafe_core.algorithm.sampling import generator
 
 
 def split(seed: int, k: int, count: int, fraction: float) -> tuple[Tensor, Tensor]:

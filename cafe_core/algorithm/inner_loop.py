@@ -10,12 +10,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cafe_core.augment import Draws, apply
-from cafe_core.distributed import Comm
-from cafe_core.model import Model
-from cafe_core.real_images import RealImages, Rows
-from cafe_core.shared_gradient import shared_gradient
-from cafe_core.synthetic_shard import SyntheticShard
+from cafe_core.algorithm.augment import Draws, apply
+from cafe_core.algorithm.collectives import Comm
+from cafe_core.algorithm.model import Model
+from cafe_core.algorithm.real_images import RealImages, Rows
+from cafe_core.algorithm.shared_gradient import shared_gradient
+from cafe_core.algorithm.synthetic_shard import SyntheticShard
 
 
 def train_epoch(

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from cafe_core.config import CondenseSpec, DatasetInfo
-from cafe_core.estimate import DOUBLE_GRAPH_FACTOR, GRAPH_BYTES_CPU, GRAPH_FACTOR
+from cafe_core.algorithm.sampling import counter_seed
 from cafe_core.networks import init_network
-from cafe_core.sampling import counter_seed
+from cafe_core.spec.config import CondenseSpec, DatasetInfo
+from cafe_core.spec.estimate import DOUBLE_GRAPH_FACTOR, GRAPH_BYTES_CPU, GRAPH_FACTOR
 
 
 class Model:

@@ -16,12 +16,12 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from cafe_core import losses
-from cafe_core.augment import Draws, apply
-from cafe_core.distributed import Comm
-from cafe_core.rank import Rank
-from cafe_core.real_images import RealImages, Rows
-from cafe_core.synthetic_shard import SyntheticShard
+from cafe_core.algorithm import losses
+from cafe_core.algorithm.augment import Draws, apply
+from cafe_core.algorithm.collectives import Comm
+from cafe_core.algorithm.rank import Rank
+from cafe_core.algorithm.real_images import RealImages, Rows
+from cafe_core.algorithm.synthetic_shard import SyntheticShard
 
 FeatureMaps = Callable[[Tensor], Iterable[Tensor]]
 """images (n, C, H, W) → the aligned maps and, last, the map that gives the centres: each (n, C, H, W)."""

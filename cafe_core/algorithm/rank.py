@@ -8,13 +8,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from cafe_core.config import CondenseSpec, DatasetInfo
+from cafe_core.algorithm.collectives import Comm
+from cafe_core.algorithm.held_out import split
+from cafe_core.algorithm.model import Budget, Model
+from cafe_core.algorithm.real_images import RealImages
+from cafe_core.algorithm.sharding import class_shard
 from cafe_core.data.class_store import ClassStore
-from cafe_core.distributed import Comm
-from cafe_core.held_out import split
-from cafe_core.model import Budget, Model
-from cafe_core.real_images import RealImages
-from cafe_core.sharding import class_shard
+from cafe_core.spec.config import CondenseSpec, DatasetInfo
 
 
 @dataclass(frozen=True)

@@ -18,11 +18,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cafe_core.distributed import Comm
+from cafe_core.algorithm.collectives import Comm
+from cafe_core.algorithm.real_images import RealImages, Rows
+from cafe_core.algorithm.sampling import generator
+from cafe_core.algorithm.shared_gradient import shared_gradient
 from cafe_core.errors import NonFiniteLossError
-from cafe_core.real_images import RealImages, Rows
-from cafe_core.sampling import generator
-from cafe_core.shared_gradient import shared_gradient
 
 # The evaluation's (method.md, "Evaluation").
 _MOMENTUM = 0.9
@@ -30,7 +30,7 @@ _WEIGHT_DECAY = 5e-4
 
 
 class Classifier(Protocol):
-    """A network in training, e.g. a :class:`cafe_core.model.Model`."""
+    """A network in training, e.g. a :class:`cafe_core.algorithm.model.Model`."""
 
     def __call__(self, images: Tensor) -> Tensor:
         """Logits (n, K) of normalised images (n, C, H, W), with a graph to the parameters."""

@@ -8,16 +8,16 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from cafe_core.checkpoint import Checkpoint, latest_checkpoint, read_checkpoint, save_checkpoint
-from cafe_core.config import BilevelMethod, MatchingMethod, MethodSpec
+from cafe_core.algorithm.checkpoint import Checkpoint, latest_checkpoint, read_checkpoint, save_checkpoint
+from cafe_core.algorithm.rank import Rank
+from cafe_core.algorithm.sampling import choose, generator
+from cafe_core.algorithm.selection import repeated
+from cafe_core.algorithm.sharding import class_shard
+from cafe_core.algorithm.synthetic_shard import SyntheticShard
 from cafe_core.errors import CheckpointError, NonFiniteLossError
-from cafe_core.jobdir import Fence, unfenced
+from cafe_core.jobs.jobdir import Fence, unfenced
 from cafe_core.methods import select
-from cafe_core.rank import Rank
-from cafe_core.sampling import choose, generator
-from cafe_core.selection import repeated
-from cafe_core.sharding import class_shard
-from cafe_core.synthetic_shard import SyntheticShard
+from cafe_core.spec.config import BilevelMethod, MatchingMethod, MethodSpec
 
 
 def start(rank: Rank, checkpoints: Path, report: Callable[..., None], fence: Fence = unfenced) -> tuple[int, SyntheticShard]:

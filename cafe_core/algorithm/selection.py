@@ -1,7 +1,8 @@
 """What the methods share that choose real images instead of making images: random, herding, k_center, kmeans, forgetting.
 
 Each is one function, `select(rank, report)`, in a module of `cafe_core.methods`. Choosing is local to a class, hence to a rank.
-All that ranks must agree on is the network θ that judges the images; they train it together (:mod:`cafe_core.real_training`).
+All that ranks must agree on is the network θ that judges the images; they train it together
+(:mod:`cafe_core.algorithm.real_training`).
 So in float64 any number of shards chooses the same images. In float32, two trainings differ in their last bits, and between
 images that are almost equally good the choice may differ with the number of shards.
 
@@ -16,12 +17,12 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from cafe_core.config import CoresetMethod
+from cafe_core.algorithm.rank import Rank
+from cafe_core.algorithm.real_images import Rows
+from cafe_core.algorithm.real_training import Epoch, SgdRecipe, train
+from cafe_core.algorithm.sampling import counter_seed
 from cafe_core.errors import NonFiniteLossError
-from cafe_core.rank import Rank
-from cafe_core.real_images import Rows
-from cafe_core.real_training import Epoch, SgdRecipe, train
-from cafe_core.sampling import counter_seed
+from cafe_core.spec.config import CoresetMethod
 
 
 def repeated(chosen: Tensor, ipc: int) -> Tensor:

@@ -26,9 +26,9 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from cafe_core.config import DatasetInfo
 from cafe_core.errors import DatasetError, DiskFullError
-from cafe_core.jobdir import write_atomically
+from cafe_core.jobs.jobdir import write_atomically
+from cafe_core.spec.config import DatasetInfo
 
 #: Part of every store's cache key: raise it when the files' meaning changes.
 FORMAT_VERSION = 1

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from math import prod
 
-from cafe_core.config import DatasetInfo, EvaluateSpec
-from cafe_core.estimate import RUNTIME_BYTES, Estimate, evaluation_bytes
+from cafe_core.spec.config import DatasetInfo, EvaluateSpec
+from cafe_core.spec.estimate import RUNTIME_BYTES, Estimate, evaluation_bytes
 
 _HELD_BYTES = 4 + 1
 """Of each number of an image that is held: as a float32, and as a level for augmentations of pixels."""

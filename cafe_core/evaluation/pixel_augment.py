@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchvision.transforms import v2
 
-from cafe_core.augment import cut_out
+from cafe_core.algorithm.augment import cut_out
 from cafe_core.evaluation.images import Images
 
 _CROP_RATIO = 1 / 8
@@ -137,7 +137,7 @@ def _crop_and_flip(levels: Tensor, u: Tensor, is_digits: bool) -> Tensor:
 
 
 def _cutout_box(u: Tensor, shape: tuple[int, int, int]) -> Tensor:
-    """(n, 4) as in `cafe_core.augment.Draws.cutout`: around any pixel; what reaches beyond the image is lost."""
+    """(n, 4) as in `cafe_core.algorithm.augment.Draws.cutout`: around any pixel; what reaches beyond the image is lost."""
     box = []
     for axis, side in enumerate(shape[1:]):
         size = int(side * _CUTOUT_RATIO + 0.5)

@@ -17,9 +17,9 @@ from dataclasses import dataclass
 from statistics import fmean, stdev
 from typing import Any
 
-from cafe_core.config import Augmentation, EvaluationSpec
 from cafe_core.evaluation import scores
 from cafe_core.evaluation.tasks import EvaluationTask, Source
+from cafe_core.spec.config import Augmentation, EvaluationSpec
 
 
 def evaluation_result(spec: EvaluationSpec, judged: Source, accuracies: Mapping[EvaluationTask, float]) -> dict[str, Any]:

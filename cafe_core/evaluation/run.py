@@ -10,16 +10,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cafe_core.config import DatasetInfo
+from cafe_core.algorithm.held_out import split
+from cafe_core.algorithm.sampling import choose, generator
 from cafe_core.data.class_store import ClassStore
 from cafe_core.errors import SyntheticSetError
-from cafe_core.estimate import EVALUATION_BATCH, training_bytes
 from cafe_core.evaluation.images import HeldImages, Images, Normalisation, StoredImages
 from cafe_core.evaluation.tasks import EvaluationSetup, EvaluationTask, Source
 from cafe_core.evaluation.training import Recipe, accuracies, network_seed, train
-from cafe_core.held_out import split
-from cafe_core.sampling import choose, generator
-from cafe_core.synthetic import SyntheticSet
+from cafe_core.spec.config import DatasetInfo
+from cafe_core.spec.estimate import EVALUATION_BATCH, training_bytes
+from cafe_core.synthetic_set.synthetic_set import SyntheticSet
 
 _ENSEMBLE_BYTES = 2 << 30
 """What an ensemble may hold while it trains: a thousand 32×32 images in ConvNet-3, which fill a GPU. More gains nothing."""

@@ -8,7 +8,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Literal
 
-from cafe_core.config import Augmentation, EvaluateSpec, EvaluationSpec
+from cafe_core.spec.config import Augmentation, EvaluateSpec, EvaluationSpec
 
 Source = Literal["synthetic", "random", "whole"]
 """What a network is trained on: the set that is judged, as many random real images, or all real training images."""

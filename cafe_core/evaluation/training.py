@@ -12,13 +12,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cafe_core.config import Augmentation, DatasetInfo, NetworkSpec
-from cafe_core.estimate import EVALUATION_BATCH
+from cafe_core.algorithm.sampling import counter_seed, generator
 from cafe_core.evaluation.augmentation import augmented_epoch
 from cafe_core.evaluation.ensemble import Ensemble
 from cafe_core.evaluation.images import Images
 from cafe_core.networks import init_network
-from cafe_core.sampling import counter_seed, generator
+from cafe_core.spec.config import Augmentation, DatasetInfo, NetworkSpec
+from cafe_core.spec.estimate import EVALUATION_BATCH
 
 # Both presets' (method.md, "Evaluation").
 _LR = 0.01

@@ -1,6 +1,6 @@
 """What a job asks for, and of whom: a :class:`Backend` is where the work runs.
 
-Two implement it: :mod:`cafe_core.local` in one process, and `workers.backend` with Ray. No torch here.
+Two implement it: :mod:`cafe_core.jobs.local` in one process, and `workers.backend` with Ray. No torch here.
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from cafe_core.config import CondenseSpec, ResourcesSpec
 from cafe_core.evaluation.tasks import EvaluationSetup, EvaluationTask
-from cafe_core.fence import AttemptFence
-from cafe_core.jobdir import AttemptDir, JobDir, JobFile
-from cafe_core.sweep import Trial
+from cafe_core.jobs.fence import AttemptFence
+from cafe_core.jobs.jobdir import AttemptDir, JobDir, JobFile
+from cafe_core.spec.config import CondenseSpec, ResourcesSpec
+from cafe_core.spec.trials import Trial
 
 Report = Callable[..., None]
 """report(type, **data), for the event log."""
@@ -67,7 +67,7 @@ class Backend(Protocol):
     def run_trials(self, trials: Sequence[Trial], finished: Mapping[int, TrialOutcome], report: Report) -> Iterator[TrialOutcome]:
         """The outcome of each of the sweep's trials that is not among the finished ones, as they end, in any order.
 
-        A trial is a whole job in a directory of its own: see :func:`cafe_core.sweep_job.run_trial`.
+        A trial is a whole job in a directory of its own: see :func:`cafe_core.jobs.sweep_job.run_trial`.
         """
 
     def close(self) -> None:

@@ -8,16 +8,16 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from cafe_core.backend import Attempt, Condensation
-from cafe_core.config import CondenseSpec, DatasetInfo, EvaluationSpec, ValidationSpec
 from cafe_core.data import sources
 from cafe_core.data.class_store import ClassStore
 from cafe_core.errors import CheckpointError, DatasetError
-from cafe_core.evaluation.measure import measure
 from cafe_core.evaluation.report import evaluation_result
 from cafe_core.evaluation.tasks import EvaluationSetup, HeldOut, all_tasks
-from cafe_core.jobdir import JobDir, write_atomically
-from cafe_core.synthetic import SyntheticSet, from_checkpoint
+from cafe_core.jobs.backend import Attempt, Condensation
+from cafe_core.jobs.jobdir import JobDir, write_atomically
+from cafe_core.jobs.measure import measure
+from cafe_core.spec.config import CondenseSpec, DatasetInfo, EvaluationSpec, ValidationSpec
+from cafe_core.synthetic_set.synthetic_set import SyntheticSet, from_checkpoint
 
 
 def run(attempt: Attempt, spec: CondenseSpec) -> dict[str, Any]:

@@ -15,12 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cafe_core.errors import StaleAttemptError
-from cafe_core.jobdir import JobDir
+from cafe_core.jobs.jobdir import JobDir
 
 
 @dataclass(frozen=True)
 class AttemptFence:
-    """Lets one attempt write; a :data:`cafe_core.jobdir.Fence`. Pickled to the workers."""
+    """Lets one attempt write; a :data:`cafe_core.jobs.jobdir.Fence`. Pickled to the workers."""
 
     job_file: Path
     """Of the job; for a sweep's trial the sweep's."""

@@ -4,7 +4,7 @@
     evaluate   preparing (→ condensing, of a coreset) → evaluating → publishing
     sweep      preparing → sweeping, each trial a condense job → publishing
 
-The same for Ray and for `cafe run` in one process: what differs is the :class:`cafe_core.backend.Backend`.
+The same for Ray and for `cafe run` in one process: what differs is the :class:`cafe_core.jobs.backend.Backend`.
 No torch is imported here, so that a driver, which only coordinates, starts quickly.
 """
 
@@ -16,12 +16,12 @@ from collections.abc import Callable
 from contextlib import closing
 from typing import Any
 
-from cafe_core import condense_job, evaluate_job, sweep_job
-from cafe_core.backend import Attempt, Backend, Report
-from cafe_core.config import CondenseSpec, EvaluateSpec
-from cafe_core.fence import AttemptFence
-from cafe_core.jobdir import AttemptDir, Fence, JobDir, JobFile, unfenced, write_atomically
-from cafe_core.synthetic import versions
+from cafe_core.jobs import condense_job, evaluate_job, sweep_job
+from cafe_core.jobs.backend import Attempt, Backend, Report
+from cafe_core.jobs.fence import AttemptFence
+from cafe_core.jobs.jobdir import AttemptDir, Fence, JobDir, JobFile, unfenced, write_atomically
+from cafe_core.spec.config import CondenseSpec, EvaluateSpec
+from cafe_core.synthetic_set.synthetic_set import versions
 
 MEDIA_TYPES = {
     ".safetensors": "application/octet-stream",

@@ -35,8 +35,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from cafe_core.config import JobSpec
 from cafe_core.errors import DiskFullError
+from cafe_core.spec.config import JobSpec
 
 
 def utc_now() -> str:
@@ -56,7 +56,7 @@ def disk_full_named(path: Path) -> Iterator[None]:
 
 
 Fence = Callable[[], None]
-"""Called before something is written; raises where it may not be. See :class:`cafe_core.fence.AttemptFence`."""
+"""Called before something is written; raises where it may not be. See :class:`cafe_core.jobs.fence.AttemptFence`."""
 
 
 def unfenced() -> None:

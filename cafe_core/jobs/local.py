@@ -10,35 +10,35 @@ from typing import Any, NoReturn
 import torch
 from pydantic import ValidationError
 
-from cafe_core.backend import Condensation, Report, TrialOutcome
-from cafe_core.condense import condense
-from cafe_core.config import CondenseSpec, EvaluateSpec, JobSpec, ResourcesSpec, SweepSpec, parse_job_spec
+from cafe_core.algorithm.collectives import Comm
+from cafe_core.algorithm.condense import condense
 from cafe_core.data import sources
 from cafe_core.data.class_store import ClassStore
-from cafe_core.distributed import Comm
 from cafe_core.errors import SpecError
 from cafe_core.evaluation.run import train_networks
 from cafe_core.evaluation.tasks import EvaluationSetup, EvaluationTask, chunks
-from cafe_core.fence import AttemptFence
-from cafe_core.job import run_job
-from cafe_core.jobdir import DataRoots, JobDir, JobFile, write_atomically
-from cafe_core.submission import Site, accept
-from cafe_core.sweep import Trial
-from cafe_core.sweep_job import run_trial
+from cafe_core.jobs.backend import Condensation, Report, TrialOutcome
+from cafe_core.jobs.fence import AttemptFence
+from cafe_core.jobs.job import run_job
+from cafe_core.jobs.jobdir import DataRoots, JobDir, JobFile, write_atomically
+from cafe_core.jobs.submission import Site, accept
+from cafe_core.jobs.sweep_job import run_trial
+from cafe_core.spec.config import CondenseSpec, EvaluateSpec, JobSpec, ResourcesSpec, SweepSpec, parse_job_spec
+from cafe_core.spec.trials import Trial
 
 ENSEMBLE = 20
 """Networks that a GPU trains at once."""
 
 
 class LocalBackend:
-    """One worker, which is this process. Implements :class:`cafe_core.backend.Backend`."""
+    """One worker, which is this process. Implements :class:`cafe_core.jobs.backend.Backend`."""
 
     def __init__(self, job: JobFile, directory: JobDir) -> None:
         self._job = job
         self._directory = directory
 
     def condense(self, condensation: Condensation, until: int, report: Report) -> None:
-        """See :class:`cafe_core.backend.Backend`."""
+        """See :class:`cafe_core.jobs.backend.Backend`."""
         report("phase", phase="condensing")
         spec = condensation.spec
         device = _take(spec.resources)
@@ -61,13 +61,13 @@ class LocalBackend:
         resources: ResourcesSpec,
         report: Report,  # noqa: ARG002
     ) -> Iterator[tuple[EvaluationTask, float]]:
-        """See :class:`cafe_core.backend.Backend`."""
+        """See :class:`cafe_core.jobs.backend.Backend`."""
         device = _take(resources)
         for chunk in chunks(tasks, ENSEMBLE):
             yield from train_networks(chunk, setup, device)
 
     def run_trials(self, trials: Sequence[Trial], finished: Mapping[int, TrialOutcome], report: Report) -> Iterator[TrialOutcome]:
-        """See :class:`cafe_core.backend.Backend`: one after the other."""
+        """See :class:`cafe_core.jobs.backend.Backend`: one after the other."""
         fence = AttemptFence.of(self._directory, self._job.attempt)
         for trial in trials:
             if trial.number not in finished:

@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import asdict
 
-from cafe_core.backend import Attempt
-from cafe_core.config import ResourcesSpec
 from cafe_core.evaluation.tasks import EvaluationSetup, EvaluationTask
-from cafe_core.jobdir import LineLog, read_lines
+from cafe_core.jobs.backend import Attempt
+from cafe_core.jobs.jobdir import LineLog, read_lines
+from cafe_core.spec.config import ResourcesSpec
 
 
 def measure(

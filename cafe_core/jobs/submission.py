@@ -12,13 +12,13 @@ from dataclasses import dataclass, field
 
 from pydantic import ValidationError
 
-from cafe_core.config import CondenseSpec, DatasetInfo, DatasetSpec, EvaluateSpec, JobSpec, ResourcesSpec, SweepSpec
 from cafe_core.data.readers import within_root
 from cafe_core.errors import DatasetError, SpecError, SyntheticSetError
-from cafe_core.jobdir import DataRoots
-from cafe_core.resolution import resolve, resolve_evaluate, resolve_resources, resolve_sweep, selection_spec
-from cafe_core.sweep import Trial, trials
-from cafe_core.synthetic import SyntheticSet
+from cafe_core.jobs.jobdir import DataRoots
+from cafe_core.spec.config import CondenseSpec, DatasetInfo, DatasetSpec, EvaluateSpec, JobSpec, ResourcesSpec, SweepSpec
+from cafe_core.spec.resolution import resolve, resolve_evaluate, resolve_resources, resolve_sweep, selection_spec
+from cafe_core.spec.trials import Trial, trials
+from cafe_core.synthetic_set.synthetic_set import SyntheticSet
 
 _NAMES_A_DATASET_FIELD = re.compile(rf"dataset\.({'|'.join(DatasetSpec.model_fields)}): ")
 

@@ -10,16 +10,16 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from cafe_core.backend import Attempt, Backend, Report, TrialOutcome
-from cafe_core.condense_job import check_unchanged
-from cafe_core.config import DatasetInfo, DatasetSpec, SweepSpec
 from cafe_core.data import sources
 from cafe_core.data.class_store import ClassStore
 from cafe_core.errors import CafeError, StaleAttemptError, SweepError
-from cafe_core.fence import AttemptFence
-from cafe_core.jobdir import EventLog, Fence, JobDir, JobFile, LineLog, read_lines, write_atomically
-from cafe_core.sweep import Trial, trials
-from cafe_core.trial_table import best_outcome, read_outcomes, trial_row, trials_csv
+from cafe_core.jobs.backend import Attempt, Backend, Report, TrialOutcome
+from cafe_core.jobs.condense_job import check_unchanged
+from cafe_core.jobs.fence import AttemptFence
+from cafe_core.jobs.jobdir import EventLog, Fence, JobDir, JobFile, LineLog, read_lines, write_atomically
+from cafe_core.jobs.trial_table import best_outcome, read_outcomes, trial_row, trials_csv
+from cafe_core.spec.config import DatasetInfo, DatasetSpec, SweepSpec
+from cafe_core.spec.trials import Trial, trials
 
 MakeBackend = Callable[[JobFile, JobDir], Backend]
 
@@ -100,7 +100,7 @@ def run_trial(
     fence: the sweep's. on_event hears the events that also go to the trial's log. A CafeError is the trial's outcome, not the
     sweep's, but for StaleAttemptError, which is raised.
     """
-    from cafe_core.job import run_job
+    from cafe_core.jobs.job import run_job
 
     files = directory.attempt(1)
     if files.manifest_file.exists():

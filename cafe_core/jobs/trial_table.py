@@ -13,10 +13,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from cafe_core.backend import TrialOutcome
-from cafe_core.config import NetworkSpec
 from cafe_core.evaluation.tasks import EvaluationTask
-from cafe_core.jobdir import read_lines
+from cafe_core.jobs.backend import TrialOutcome
+from cafe_core.jobs.jobdir import read_lines
+from cafe_core.spec.config import NetworkSpec
 
 Row = dict[str, Any]
 

@@ -3,9 +3,9 @@
 A module says what its method needs of a class shard and what it must agree on across shards, and defines one of two things:
 
 * ``class Method(Matching)``, for a method that *learns* synthetic images (its spec is a `MatchingMethod`): the gradient of its
-  loss in this rank's synthetic images, and how many steps an iteration takes. :mod:`cafe_core.condense` does the rest.
+  loss in this rank's synthetic images, and how many steps an iteration takes. :mod:`cafe_core.algorithm.condense` does the rest.
 * ``def select(rank: Rank, report) -> list[Tensor]``, for a method that *chooses* real images: of each own class the
-  positions of ipc images. See :mod:`cafe_core.selection`.
+  positions of ipc images. See :mod:`cafe_core.algorithm.selection`.
 
 All that a method may do together with the other ranks goes through `Rank.comm`. It holds no state between steps and draws
 nothing by itself: so any number of shards gives the same images, and a checkpoint is S, its momentum and the iteration.
@@ -22,10 +22,10 @@ from typing import TypeAlias
 
 from torch import Tensor
 
-from cafe_core.augment import Draws
-from cafe_core.rank import Rank
-from cafe_core.real_images import Rows
-from cafe_core.synthetic_shard import SyntheticShard
+from cafe_core.algorithm.augment import Draws
+from cafe_core.algorithm.rank import Rank
+from cafe_core.algorithm.real_images import Rows
+from cafe_core.algorithm.synthetic_shard import SyntheticShard
 
 Losses: TypeAlias = dict[str, Tensor]
 """What a step's `iteration` event tells: `loss`, which is minimised, and its parts where it has any. Scalars, over all ranks,
@@ -49,7 +49,7 @@ class Loops:
     query_per_class: int = 0
     """Query images per class at each check."""
     query_carry: bool = False
-    """See :class:`cafe_core.bilevel.QueryAverage`."""
+    """See :class:`cafe_core.algorithm.bilevel.QueryAverage`."""
 
 
 class Matching(ABC):

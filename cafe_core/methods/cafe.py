@@ -1,20 +1,20 @@
 """CAFE: aligned feature statistics at several layers, and discrimination (Wang et al., CVPR 2022, section 3).
 
 A rank needs θ and its own classes' images. Ranks agree on the class centres C and on the gradient of L_d in them:
-2·K·D numbers a step (:mod:`cafe_core.outer_step`); and on the query accuracies, two integers a check.
+2·K·D numbers a step (:mod:`cafe_core.algorithm.outer_step`); and on the query accuracies, two integers a check.
 """
 
 from __future__ import annotations
 
 from torch import Tensor
 
-from cafe_core.augment import Draws
-from cafe_core.config import CafeMethod
+from cafe_core.algorithm.augment import Draws
+from cafe_core.algorithm.outer_step import OuterStep
+from cafe_core.algorithm.rank import Rank
+from cafe_core.algorithm.real_images import Rows
+from cafe_core.algorithm.synthetic_shard import SyntheticShard
 from cafe_core.methods import Loops, Losses, Matching
-from cafe_core.outer_step import OuterStep
-from cafe_core.rank import Rank
-from cafe_core.real_images import Rows
-from cafe_core.synthetic_shard import SyntheticShard
+from cafe_core.spec.config import CafeMethod
 
 
 class Method(Matching):

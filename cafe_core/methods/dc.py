@@ -2,9 +2,9 @@
 
     loss = Σ_k D(∇_θ CE(θ; A(S_k)), ∇_θ CE(θ; A(T_k)))
 
-CE is the mean cross-entropy of class k's images, D the distance of :func:`cafe_core.losses.gradient_distance`. After a step of
-all classes' images, θ is trained on S for a fixed number of epochs. With `augment: dsa` it is DSA (Zhao & Bilen, ICML 2021,
-https://arxiv.org/abs/2102.08259): A is drawn for each class and shared by its real and synthetic images.
+CE is the mean cross-entropy of class k's images, D the distance of :func:`cafe_core.algorithm.losses.gradient_distance`. After a
+step of all classes' images, θ is trained on S for a fixed number of epochs. With `augment: dsa` it is DSA (Zhao & Bilen,
+ICML 2021, https://arxiv.org/abs/2102.08259): A is drawn for each class and shared by its real and synthetic images.
 
 It wants maps that instance norm leaves something of. On the 8×8 digits (one image per class, two cores) the ConvNet of depth 3,
 whose last block normalises 2×2 maps, came to 21 % after 200 iterations, below random images' 69 %; that of depth 2 to 91 % after
@@ -22,13 +22,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cafe_core import losses
-from cafe_core.augment import Draws, apply
-from cafe_core.config import DcMethod
+from cafe_core.algorithm import losses
+from cafe_core.algorithm.augment import Draws, apply
+from cafe_core.algorithm.rank import Rank
+from cafe_core.algorithm.real_images import Rows
+from cafe_core.algorithm.synthetic_shard import SyntheticShard
 from cafe_core.methods import Loops, Losses, Matching
-from cafe_core.rank import Rank
-from cafe_core.real_images import Rows
-from cafe_core.synthetic_shard import SyntheticShard
+from cafe_core.spec.config import DcMethod
 
 
 class Method(Matching):

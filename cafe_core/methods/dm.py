@@ -13,12 +13,12 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from cafe_core.augment import Draws
+from cafe_core.algorithm.augment import Draws
+from cafe_core.algorithm.outer_step import OuterStep
+from cafe_core.algorithm.rank import Rank
+from cafe_core.algorithm.real_images import Rows
+from cafe_core.algorithm.synthetic_shard import SyntheticShard
 from cafe_core.methods import Loops, Losses, Matching
-from cafe_core.outer_step import OuterStep
-from cafe_core.rank import Rank
-from cafe_core.real_images import Rows
-from cafe_core.synthetic_shard import SyntheticShard
 
 
 class Method(Matching):

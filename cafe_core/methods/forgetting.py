@@ -12,9 +12,9 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from cafe_core.coresets import ForgettingCounts, most_forgotten
-from cafe_core.rank import Rank
-from cafe_core.selection import repeated, train_network
+from cafe_core.algorithm.coresets import ForgettingCounts, most_forgotten
+from cafe_core.algorithm.rank import Rank
+from cafe_core.algorithm.selection import repeated, train_network
 
 
 def select(rank: Rank, report: Callable[..., None]) -> list[Tensor]:

@@ -11,9 +11,9 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from cafe_core.coresets import k_center
-from cafe_core.rank import Rank
-from cafe_core.selection import select_by_features
+from cafe_core.algorithm.coresets import k_center
+from cafe_core.algorithm.rank import Rank
+from cafe_core.algorithm.selection import select_by_features
 
 
 def select(rank: Rank, report: Callable[..., None]) -> list[Tensor]:

@@ -12,10 +12,10 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from cafe_core.coresets import kmeans
-from cafe_core.rank import Rank
-from cafe_core.sampling import counter_seed
-from cafe_core.selection import select_by_features
+from cafe_core.algorithm.coresets import kmeans
+from cafe_core.algorithm.rank import Rank
+from cafe_core.algorithm.sampling import counter_seed
+from cafe_core.algorithm.selection import select_by_features
 
 
 def select(rank: Rank, report: Callable[..., None]) -> list[Tensor]:

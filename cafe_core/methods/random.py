@@ -9,9 +9,9 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from cafe_core.rank import Rank
-from cafe_core.sampling import choose, generator
-from cafe_core.selection import repeated
+from cafe_core.algorithm.rank import Rank
+from cafe_core.algorithm.sampling import choose, generator
+from cafe_core.algorithm.selection import repeated
 
 
 def select(rank: Rank, _report: Callable[..., None]) -> list[Tensor]:

@@ -9,11 +9,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cafe_core.config import DatasetInfo, NetworkSpec
 from cafe_core.evaluation.images import HeldImages, Normalisation
 from cafe_core.evaluation.training import Recipe, train
 from cafe_core.networks import FeatureNetwork
-from cafe_core.synthetic import SyntheticSet
+from cafe_core.spec.config import DatasetInfo, NetworkSpec
+from cafe_core.synthetic_set.synthetic_set import SyntheticSet
 
 EPOCHS = 20
 _CHUNK = 32

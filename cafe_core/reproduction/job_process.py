@@ -15,9 +15,9 @@ from contextlib import closing
 from pathlib import Path
 from typing import IO, Any
 
-from cafe_core import local
 from cafe_core.errors import CafeError
-from cafe_core.jobdir import DataRoots, EventLog
+from cafe_core.jobs import local
+from cafe_core.jobs.jobdir import DataRoots, EventLog
 
 
 def main() -> None:

@@ -13,8 +13,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
-from cafe_core.jobdir import JobDir, write_atomically
-from cafe_core.synthetic import SyntheticSet
+from cafe_core.jobs.jobdir import JobDir, write_atomically
+from cafe_core.synthetic_set.synthetic_set import SyntheticSet
 
 JobReport = Callable[[str, str], None]
 """report(job's name, how far it is), from any thread."""
@@ -94,7 +94,7 @@ class Workplace:
 
     OUT/jobs/NAME/
         finished.json      written last: until it is there, the job is to be run, or to go on
-        …                  its files: see :mod:`cafe_core.jobdir`
+        …                  its files: see :mod:`cafe_core.jobs.jobdir`
     """
 
     out: Path

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import IO, Any
 
 import cafe_core
-from cafe_core.jobdir import DataRoots, write_atomically
+from cafe_core.jobs.jobdir import DataRoots, write_atomically
 from cafe_core.reproduction.jobs import Failed, Job, JobReport, Outcome, Workplace, condensing_seconds
 
 _LAST_WORDS = 400

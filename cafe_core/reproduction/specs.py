@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from cafe_core.config import CondenseSpec, NetworkSpec, aligned_map_count
 from cafe_core.data.builtin import BUILTIN
 from cafe_core.reproduction.jobs import Job
 from cafe_core.reproduction.scales import Scale, Setting
-from cafe_core.resolution import resolve
+from cafe_core.spec.config import CondenseSpec, NetworkSpec, aligned_map_count
+from cafe_core.spec.resolution import resolve
 
 
 def condense(

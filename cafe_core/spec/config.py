@@ -7,7 +7,7 @@ A spec has two forms, of the same classes:
 
 * as *sent*: what a user wrote; fields whose default depends on the method, on ipc or on the data
   may be absent;
-* as *resolved* by :mod:`cafe_core.resolution`: every default written out. Only a resolved spec is stored or run.
+* as *resolved* by :mod:`cafe_core.spec.resolution`: every default written out. Only a resolved spec is stored or run.
 
 Symbols as in the method: K classes, N real images per class and outer step, ipc synthetic images per class.
 """
@@ -60,7 +60,7 @@ class _Model(BaseModel):
 
 
 def _resolved_later(**constraints: Any) -> Any:
-    """A field that :mod:`cafe_core.resolution` fills when the spec leaves it out.
+    """A field that :mod:`cafe_core.spec.resolution` fills when the spec leaves it out.
 
     The attribute is typed without None, because everything that runs a spec runs a resolved one.
     """

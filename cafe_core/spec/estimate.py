@@ -9,7 +9,7 @@ from math import prod
 
 from pydantic import BaseModel, ConfigDict
 
-from cafe_core.config import (
+from cafe_core.spec.config import (
     BilevelMethod,
     CafeMethod,
     CondenseSpec,
@@ -26,7 +26,7 @@ RUNTIME_BYTES = 600 << 20
 """A worker before it holds anything of the job: Python, torch and Ray (a ShardWorker had 573 MiB resident after its imports)."""
 EVALUATION_BATCH = 256
 GRAPH_BYTES_CPU = 256 << 20
-"""What feature maps in flight may take on a CPU, whatever K and N (cafe_core.model.Budget)."""
+"""What feature maps in flight may take on a CPU, whatever K and N (cafe_core.algorithm.model.Budget)."""
 
 GRAPH_FACTOR = {"convnet": 3, "mlp": 3, "lenet": 3, "alexnet": 3, "vgg11": 4, "resnet18": 10}
 """What a graph holds for the backward pass, in units of the aligned maps (measured at most 2.2, 1.6, 3.2 and 9.6)."""

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from cafe_core.config import CondenseSpec, EvaluateSpec, SweepSpec, field_path
+from cafe_core.spec.config import CondenseSpec, EvaluateSpec, SweepSpec, field_path
 
 _FIELDS = {**CondenseSpec.model_fields, **EvaluateSpec.model_fields, **SweepSpec.model_fields}
 _NAMES_A_FIELD = re.compile(rf"((?:{'|'.join(_FIELDS)})(?:\.[a-z0-9_]+)*): ")

@@ -9,7 +9,8 @@ import math
 from itertools import pairwise
 from typing import Any, TypeVar
 
-from cafe_core.config import (
+from cafe_core.evaluation.tasks import Source, judged_source, task_count
+from cafe_core.spec.config import (
     CafeMethod,
     CondenseSpec,
     CoresetMethod,
@@ -28,7 +29,6 @@ from cafe_core.config import (
     ValidationSpec,
     aligned_map_count,
 )
-from cafe_core.evaluation.tasks import Source, judged_source, task_count
 
 _Evaluation = TypeVar("_Evaluation", bound=EvaluationSpec)
 

@@ -16,12 +16,12 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from cafe_core.config import CondenseSpec, DatasetInfo, DatasetSpec, DimensionSpec, SweepSpec
-from cafe_core.counters import counter_seed
+from cafe_core.algorithm.counters import counter_seed
 from cafe_core.errors import SpecError
-from cafe_core.refusal import named_field, refused_field
-from cafe_core.resolution import resolve
-from cafe_core.setting import setting, shown
+from cafe_core.spec.config import CondenseSpec, DatasetInfo, DatasetSpec, DimensionSpec, SweepSpec
+from cafe_core.spec.overrides import setting, shown
+from cafe_core.spec.refusal import named_field, refused_field
+from cafe_core.spec.resolution import resolve
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """The bytes of synthetic sets' files: .safetensors, .npz and .zip, each decided by its content alone.
 
-What the content must be is `cafe_core.synthetic`'s matter; here it is found, unpacked with bounds, and written.
+What the content must be is `cafe_core.synthetic_set.synthetic_set`'s matter; here it is found, unpacked with bounds, and written.
 """
 
 from __future__ import annotations

@@ -20,12 +20,12 @@ from numpy.typing import NDArray
 from PIL import Image
 from safetensors import SafetensorError, safe_open
 
-from cafe_core import preview
-from cafe_core.config import CondenseSpec, DatasetInfo
 from cafe_core.data.image_folder import is_ignored
 from cafe_core.errors import SyntheticSetError
-from cafe_core.jobdir import Fence, unfenced, write_atomically
-from cafe_core.synthetic_files import npy_bytes, read_npz, read_safetensors, safetensors_bytes, zip_bytes
+from cafe_core.jobs.jobdir import Fence, unfenced, write_atomically
+from cafe_core.spec.config import CondenseSpec, DatasetInfo
+from cafe_core.synthetic_set import preview
+from cafe_core.synthetic_set.files import npy_bytes, read_npz, read_safetensors, safetensors_bytes, zip_bytes
 
 _DTYPES: dict[str, np.dtype[Any]] = {
     "images": np.dtype("<f4"),

@@ -26,13 +26,13 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Send
 from starlette.types import Scope as AsgiScope
 
-from server.database import Database
+from server.auth.keys import Scope, all_of, hash_of, limits_of, scopes_of
+from server.auth.limits import Buckets, Limits
+from server.auth.open_requests import OpenRequests
 from server.errors import ApiError, ForbiddenError, UnauthorizedError, UnavailableError, problem_response, problems
-from server.keys import Scope, all_of, hash_of, limits_of, scopes_of
-from server.limits import Buckets, Limits
-from server.models import ApiKey
-from server.open_requests import OpenRequests
 from server.settings import Settings
+from server.store.database import Database
+from server.store.models import ApiKey
 
 KEYS_FRESH_S = 0.5
 """How old what is known of the keys may be: a key is made, or revoked, for every server within so many seconds."""

@@ -16,8 +16,8 @@ from enum import StrEnum
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from cafe_core.jobdir import utc_now
-from server.models import ApiKey, new_id
+from cafe_core.jobs.jobdir import utc_now
+from server.store.models import ApiKey, new_id
 
 PREFIX = "cafe_"
 KEY_BYTES = 32

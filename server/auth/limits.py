@@ -1,7 +1,7 @@
 """How much of the server one API key may take: requests, waiting jobs, bytes.
 
 What is counted in the database is counted under a lock on the key's row, so that of two requests at once, of whatever
-server, the second sees what the first has added. Running jobs are bounded where jobs are admitted: :mod:`server.jobs`.
+server, the second sees what the first has added. Running jobs are bounded where jobs are admitted: :mod:`server.store.jobs`.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from dataclasses import dataclass
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
+from server.auth.keys import KeyLimits, limits_of
 from server.errors import TooLargeError, TooManyRequestsError
-from server.keys import KeyLimits, limits_of
-from server.models import ApiKey, Dataset, Job
 from server.settings import Settings
-from server.states import Status
+from server.store.models import ApiKey, Dataset, Job
+from server.store.states import Status
 
 QUEUE_RETRY_AFTER_S = 30
 

@@ -1,7 +1,8 @@
 """How many requests of one API key are being answered at a time, each of which keeps a connection.
 
 Those that last by design, event streams and long polls, are counted apart from the plain ones: a key that has as many streams
-open as it may can still ask. Together they are at most half of the connections that a server takes (:mod:`server.connections`).
+open as it may can still ask. Together they are at most half of the connections that a server takes
+(:mod:`server.http.connections`).
 """
 
 from __future__ import annotations

@@ -5,14 +5,14 @@ from __future__ import annotations
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from server import jobs
-from server.access import Principal
+from server.auth.access import Principal
 from server.errors import NotFoundError
-from server.models import Dataset, Job
+from server.store import jobs
+from server.store.models import Dataset, Job
 
 
 def find_job(session: Session, principal: Principal, job_id: str, *, lock: bool = False) -> Job:
-    """See :func:`server.jobs.get`. Raises NotFoundError."""
+    """See :func:`server.store.jobs.get`. Raises NotFoundError."""
     job = jobs.get(session, job_id, lock=lock)
     if not principal.sees(job.owner):
         raise NotFoundError(f"there is no job {job_id!r}")  # word for word what jobs.get says

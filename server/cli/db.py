@@ -12,9 +12,9 @@ from pathlib import Path
 import click
 from sqlalchemy.exc import SQLAlchemyError
 
-from server.cli_options import load_settings
-from server.database import Database
-from server.revisions import NEWEST, NewerDatabaseError, UnknownRevisionError
+from server.cli.options import load_settings
+from server.store.database import Database
+from server.store.revisions import NEWEST, NewerDatabaseError, UnknownRevisionError
 
 _DATA_DIR = click.option(
     "--data-dir", type=click.Path(file_okay=False, path_type=Path), help="The server's, unless CAFE_DATABASE_URL is set."

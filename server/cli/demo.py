@@ -21,10 +21,10 @@ from typing import Any
 import click
 import yaml
 
-from server.api_client import ApiClient
-from server.watching import Display, duration
+from server.cli.watching import Display, duration
+from server.client.client import ApiClient
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 SPEC = ROOT / "docs" / "examples" / "digits.yaml"
 START_TIMEOUT_S = 120
 

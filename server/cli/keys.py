@@ -10,10 +10,10 @@ from typing import TypeVar
 import click
 from sqlalchemy.exc import SQLAlchemyError
 
-from server import keys
-from server.cli_options import load_settings
-from server.database import Database
-from server.webhooks import signing_secret
+from server.auth import keys
+from server.cli.options import load_settings
+from server.store.database import Database
+from server.webhooks.sender import signing_secret
 
 _DATA_DIR = click.option(
     "--data-dir", type=click.Path(file_okay=False, path_type=Path), help="The server's, unless CAFE_DATABASE_URL is set."

@@ -14,15 +14,15 @@ from typing import Any
 import click
 
 from cafe_core.errors import CafeError, SpecError
-from server.api_client import ApiClient, RefusedError, UnreachableError
-from server.cli_options import EXIT_FAILED, EXIT_REFUSED, EXIT_UNREACHABLE, data_options, load_settings
-from server.importing import for_good
-from server.revisions import NewerDatabaseError
-from server.tables import trial_lines
-from server.watching import FAILED_STATUSES, Display
+from server.cli.importing import for_good
+from server.cli.options import EXIT_FAILED, EXIT_REFUSED, EXIT_UNREACHABLE, data_options, load_settings
+from server.cli.tables import trial_lines
+from server.cli.watching import FAILED_STATUSES, Display
+from server.client.client import ApiClient, RefusedError, UnreachableError
+from server.store.revisions import NewerDatabaseError
 
 DEFAULT_URL = "http://127.0.0.1:8000"
-_ELSEWHERE = {"db": "server.db_cli", "keys": "server.keys_cli", "reproduce": "server.reproduce_cli"}
+_ELSEWHERE = {"db": "server.cli.db", "keys": "server.cli.keys", "reproduce": "server.cli.reproduce"}
 """Commands in modules of their own, which load what no other command needs: each is imported when it is asked for."""
 
 
@@ -229,7 +229,7 @@ def run(spec: Path, out: Path, **options: Any) -> None:
     """Run the job in SPEC in this process, on one device, without Ray or a server."""
     sent = _load_spec(spec)
     settings = load_settings(connects_to_ray=False, **options)
-    from cafe_core import local  # torch takes seconds to import: only this command needs it
+    from cafe_core.jobs import local  # torch takes seconds to import: only this command needs it
     from server.errors import spec_refusal  # FastAPI comes with it
 
     try:

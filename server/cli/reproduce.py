@@ -20,10 +20,10 @@ from cafe_core.reproduction.local_runner import LocalRunner
 from cafe_core.reproduction.markdown import Circumstances
 from cafe_core.reproduction.reproduce import BusyError, reproduce
 from cafe_core.reproduction.scales import SCALES
-from server.api_client import ApiClient
-from server.cli_options import EXIT_FAILED, data_options, load_settings
-from server.reproduce_runner import ServerRunner
-from server.watching import duration
+from server.cli.options import EXIT_FAILED, data_options, load_settings
+from server.cli.reproduce_runner import ServerRunner
+from server.cli.watching import duration
+from server.client.client import ApiClient
 
 _PLAIN_EVERY_S = 20.0
 """Between lines that say how far a job is."""

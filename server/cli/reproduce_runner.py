@@ -7,10 +7,10 @@ import uuid
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from cafe_core.jobdir import write_atomically
+from cafe_core.jobs.jobdir import write_atomically
 from cafe_core.reproduction.jobs import Failed, Job, JobReport, Outcome, Workplace, condensing_seconds
-from server.api_client import ENDED, ApiClient, RefusedError
-from server.watching import FAILED_STATUSES
+from server.cli.watching import FAILED_STATUSES
+from server.client.client import ENDED, ApiClient, RefusedError
 
 _POLL_S = 2.0
 _LOOKED_AT = 12

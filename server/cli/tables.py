@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from cafe_core.setting import setting
+from cafe_core.spec.overrides import setting
 
 
 def trial_lines(rows: Sequence[dict[str, Any]]) -> Iterator[str]:

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from cafe_core.setting import setting
+from cafe_core.spec.overrides import setting
 
 FAILED_STATUSES = ("failed", "cancelled")
 BAR_WIDTH = 24

@@ -14,13 +14,13 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
 from cafe_core.errors import DiskFullError
-from cafe_core.jobdir import JobDir
-from server.database import ClosedError, Database, serialise
+from cafe_core.jobs.jobdir import JobDir
 from server.errors import UnavailableError
-from server.models import Job
+from server.store.database import ClosedError, Database, serialise
+from server.store.models import Job
 
 if TYPE_CHECKING:
-    from cafe_core.synthetic import SyntheticSet
+    from cafe_core.synthetic_set.synthetic_set import SyntheticSet
 
 log = logging.getLogger(__name__)
 

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from cafe_core.jobdir import AttemptDir, JobDir
-from server.models import Artifact
+from cafe_core.jobs.jobdir import AttemptDir, JobDir
+from server.store.models import Artifact
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""A job's job.json, as the server writes it: what its driver is to do, and which attempt may write (:mod:`cafe_core.fence`).
+"""A job's job.json, as the server writes it: what its driver is to do, and which attempt may write (:mod:`cafe_core.jobs.fence`).
 
 It is written outside of transactions: SQLite has one writer at a time, and a disk that is slow or hangs is not to hold up all of
 them. So a job is `starting` first and then has its job.json, before each try to submit it: who dies in between leaves a job that
@@ -10,15 +10,15 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-from cafe_core.config import parse_job_spec
 from cafe_core.errors import DiskFullError, StaleAttemptError
-from cafe_core.jobdir import JobFile, write_atomically
-from server import jobs
-from server.database import Database
+from cafe_core.jobs.jobdir import JobFile, write_atomically
+from cafe_core.spec.config import parse_job_spec
 from server.errors import NotFoundError
-from server.models import Job
 from server.settings import Settings
-from server.states import Status
+from server.store import jobs
+from server.store.database import Database
+from server.store.models import Job
+from server.store.states import Status
 
 log = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from cafe_core.jobdir import AttemptDir
+from cafe_core.jobs.jobdir import AttemptDir
 
 BLOCK_BYTES = 64 << 10
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from cafe_core.config import CondenseSpec, DatasetInfo, EvaluateSpec, JobSpec
 from cafe_core.errors import SyntheticSetError
-from cafe_core.jobdir import JobDir
-from cafe_core.synthetic import SyntheticSet, from_checkpoint
-from cafe_core.trial_table import best_outcome, read_outcomes
+from cafe_core.jobs.jobdir import JobDir
+from cafe_core.jobs.trial_table import best_outcome, read_outcomes
+from cafe_core.spec.config import CondenseSpec, DatasetInfo, EvaluateSpec, JobSpec
+from cafe_core.synthetic_set.synthetic_set import SyntheticSet, from_checkpoint
 from server.errors import NotFoundError
-from server.job_files import result_of
-from server.models import Artifact
+from server.files.job_files import result_of
+from server.store.models import Artifact
 
 
 def synthetic_set(directory: JobDir, rows: Sequence[Artifact], attempts: int, spec: JobSpec) -> SyntheticSet:

@@ -7,11 +7,11 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-from cafe_core.backend import TrialOutcome
-from cafe_core.config import CondenseSpec, JobSpec, SweepSpec
-from cafe_core.jobdir import JobDir
-from cafe_core.sweep import settings
-from cafe_core.trial_table import Row, network_rows, read_outcomes, trial_row
+from cafe_core.jobs.backend import TrialOutcome
+from cafe_core.jobs.jobdir import JobDir
+from cafe_core.jobs.trial_table import Row, network_rows, read_outcomes, trial_row
+from cafe_core.spec.config import CondenseSpec, JobSpec, SweepSpec
+from cafe_core.spec.trials import settings
 from server.errors import NotFoundError
 
 TAIL_BYTES = 1 << 16

@@ -13,12 +13,12 @@ from typing import BinaryIO
 
 from fastapi import UploadFile
 
-from cafe_core.config import DatasetInfo, DatasetSpec
 from cafe_core.errors import DatasetError, SpecError
-from cafe_core.jobdir import DataRoots
+from cafe_core.jobs.jobdir import DataRoots
+from cafe_core.spec.config import DatasetInfo, DatasetSpec
 from server.errors import RefusedSpecError, TooLargeError
-from server.models import Dataset, new_id
-from server.removal import ASIDE, finish_removals, removal_of
+from server.files.removal import ASIDE, finish_removals, removal_of
+from server.store.models import Dataset, new_id
 
 CHUNK_BYTES = 1 << 20
 SUFFIXES = (".zip", ".npz")
@@ -57,12 +57,12 @@ def discard_upload(roots: DataRoots, dataset_id: str) -> None:
 
 
 def removal_of_upload(roots: DataRoots, dataset_id: str) -> AbstractContextManager[Callable[[], None]]:
-    """See :func:`server.removal.removal_of`: of an upload's files and of the class stores made from them."""
+    """See :func:`server.files.removal.removal_of`: of an upload's files and of the class stores made from them."""
     return removal_of(roots.uploads / dataset_id, partial(_clear, roots))
 
 
 def finish_removals_of_uploads(roots: DataRoots, known: Collection[str]) -> None:
-    """See :func:`server.removal.finish_removals`."""
+    """See :func:`server.files.removal.finish_removals`."""
     finish_removals(roots.uploads, known, partial(_clear, roots))
 
 

@@ -1,7 +1,8 @@
 """Work that holds much memory: checking uploads, planning jobs, converting synthetic sets. A bounded number at once, in threads.
 
 The bound is what keeps the server's memory bounded; and as they wait for it here, and not in the threads that other routes share,
-many such requests do not hold up the others. API keys take turns (:mod:`server.turns`): who asks for much waits for themselves.
+many such requests do not hold up the others. API keys take turns (:mod:`server.http.fair_turns`): who asks for much
+waits for themselves.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from functools import partial
 from typing import ParamSpec, TypeVar
 
 from server.errors import TooManyRequestsError
-from server.turns import Turns
+from server.http.fair_turns import Turns
 
 AT_ONCE = 2
 PER_KEY = 1

@@ -1,7 +1,7 @@
 """The outermost ASGI middleware: gives each request an id, counts it, and logs it with its outcome.
 
 A request's id is the client's X-Request-ID where that is sane, else made here. It is in the answer, whatever that is, and on
-every line that is logged meanwhile (:mod:`server.logs`).
+every line that is logged meanwhile (:mod:`server.telemetry.logs`).
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from fastapi.routing import iter_route_contexts
 from starlette.routing import BaseRoute
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from server.logs import request_id
-from server.metrics import Metrics
+from server.telemetry.logs import request_id
+from server.telemetry.metrics import Metrics
 
 log = logging.getLogger("cafe.access")
 

@@ -1,7 +1,7 @@
 """Every request comes to an answer in bounded time, whatever its client does or what the answer waits for (ASGI middleware).
 
 An answer that has begun is not bounded: streams and downloads take as long as they take. The body of an upload has a bound per
-chunk and a least pace instead. Headers are bounded by :mod:`server.connections`.
+chunk and a least pace instead. Headers are bounded by :mod:`server.http.connections`.
 """
 
 from __future__ import annotations

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from server.capacity import with_nodes_to_come
 from server.errors import UnavailableError
-from server.ray_api import RayApi
+from server.http.shared_answer import Shared
+from server.ray.api import RayApi
+from server.ray.capacity import with_nodes_to_come
 from server.settings import Settings
-from server.shared import Shared
 from workers.client import RayCluster, RayError, RayNode
 
 FRESH_S = 2.0

@@ -145,7 +145,7 @@ class EmbeddedRay:
     def _environment(self) -> dict[str, str]:
         # Nothing of the server's own: its settings hold secrets, and drivers run what users describe.
         inherited = {key: value for key, value in os.environ.items() if not key.startswith(("RAY_", "CAFE_"))}
-        here = str(Path(__file__).resolve().parents[1])
+        here = str(Path(__file__).resolve().parents[2])
         return inherited | {
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN_PATH": str(self.token_file),

@@ -1,6 +1,6 @@
 """Starts the local Ray again when it has ended while the server goes on.
 
-Its jobs are lost with it, and go on as new attempts when it is back: see :mod:`server.policy`.
+Its jobs are lost with it, and go on as new attempts when it is back: see :mod:`server.reconciler.policy`.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from server.embedded_ray import EmbeddedRay
+from server.ray.embedded import EmbeddedRay
 
 log = logging.getLogger(__name__)
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 
-from cafe_core.jobdir import AttemptDir
-from cafe_core.watch_clock import WatchClock
+from cafe_core.jobs.jobdir import AttemptDir
+from cafe_core.jobs.watch_clock import WatchClock
 
 LAST_WORDS_GRACE_S = 30.0
 """How long a driver may live on after its last event."""

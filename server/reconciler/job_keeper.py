@@ -1,6 +1,6 @@
 """Looks after one job: submits it, follows its driver, stops it, ends it.
 
-What to do is decided in :mod:`server.policy`, from facts; here they are gathered and the decision is carried out.
+What to do is decided in :mod:`server.reconciler.policy`, from facts; here they are gathered and the decision is carried out.
 """
 
 from __future__ import annotations
@@ -16,21 +16,23 @@ from typing import Any
 from sqlalchemy.orm import Session
 
 from cafe_core.errors import DiskFullError, StaleAttemptError
-from cafe_core.jobdir import AttemptDir, utc_now, write_atomically
-from server import job_json, jobs, tracing
-from server.changes import Changes, wait_until_set
-from server.database import Database
-from server.driver_watch import DriverWatch
+from cafe_core.jobs.jobdir import AttemptDir, utc_now, write_atomically
 from server.errors import NotFoundError
-from server.job_sizes import bytes_in
-from server.manifests import ArtifactError, Entry, add_artifacts, checked_result
-from server.models import Attempt, Job
-from server.policy import Act, Decision, Facts, decide
-from server.predecessor import Predecessor
-from server.progress import DriverEvent, whole_lines
-from server.ray_api import RayApi
+from server.files import job_json
+from server.files.manifests import ArtifactError, Entry, add_artifacts, checked_result
+from server.ray.api import RayApi
+from server.reconciler.driver_watch import DriverWatch
+from server.reconciler.policy import Act, Decision, Facts, decide
+from server.reconciler.previous_attempt import Predecessor
 from server.settings import Settings
-from server.states import ENDED, IN_RAY, Status
+from server.store import jobs
+from server.store.changes import Changes, wait_until_set
+from server.store.database import Database
+from server.store.job_sizes import bytes_in
+from server.store.models import Attempt, Job
+from server.store.progress import DriverEvent, whole_lines
+from server.store.states import ENDED, IN_RAY, Status
+from server.telemetry import tracing
 from workers.client import RayError, RayRefusedError
 
 log = logging.getLogger(__name__)

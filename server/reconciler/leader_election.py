@@ -24,7 +24,7 @@ from typing import Any, BinaryIO, Protocol, TypeVar
 from sqlalchemy.engine import Connection
 from sqlalchemy.exc import SQLAlchemyError
 
-from server.database import Database
+from server.store.database import Database
 
 log = logging.getLogger(__name__)
 

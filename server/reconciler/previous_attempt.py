@@ -1,7 +1,7 @@
 """The attempt before the one that is to start: it is to let go of what it holds first.
 
 A lost attempt may run on, and Ray may know it (again). Once the next one is submitted it can write nothing any more
-(:mod:`server.job_json`), but its workers hold CPUs and GPUs that the next one's wait for.
+(:mod:`server.files.job_json`), but its workers hold CPUs and GPUs that the next one's wait for.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import time
 
-from server.ray_api import RayApi
+from server.ray.api import RayApi
 from workers.client import RayRefusedError
 
 log = logging.getLogger(__name__)

@@ -1,6 +1,6 @@
 """Makes what is so (Ray, the drivers' files) and what the database says meet.
 
-One asyncio task looks for jobs to look after, and one more per such job does it (:mod:`server.job_keeper`), so that no
+One asyncio task looks for jobs to look after, and one more per such job does it (:mod:`server.reconciler.job_keeper`), so that no
 job waits for another's submission. All that they know is in the database, in files and in Ray: a server that is killed
 goes on when it starts again.
 """
@@ -10,12 +10,13 @@ from __future__ import annotations
 import asyncio
 import logging
 
-from server import jobs, logs
-from server.changes import Changes, wait_until_set
-from server.database import Database
-from server.job_keeper import JobKeeper
-from server.ray_api import RayApi
+from server.ray.api import RayApi
+from server.reconciler.job_keeper import JobKeeper
 from server.settings import Settings
+from server.store import jobs
+from server.store.changes import Changes, wait_until_set
+from server.store.database import Database
+from server.telemetry import logs
 
 log = logging.getLogger(__name__)
 
@@ -24,7 +25,10 @@ LOOK_EVERY_S = 1.0
 
 
 class Reconciler:
-    """Runs while :meth:`run` does: on one server at a time (:mod:`server.leadership`). Belongs to the loop it is made in."""
+    """Runs while :meth:`run` does: on one server at a time, see :mod:`server.reconciler.leader_election`.
+
+    Belongs to the loop it is made in.
+    """
 
     def __init__(self, database: Database, ray: RayApi, settings: Settings, changes: Changes) -> None:
         self._database = database

@@ -14,7 +14,7 @@ import httpx
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, RedirectResponse, Response, StreamingResponse
 
-from server.access import DASHBOARD, Admin
+from server.auth.access import DASHBOARD, Admin
 from server.deps import ServicesDep
 from server.errors import NotFoundError
 

@@ -8,16 +8,17 @@ from fastapi import APIRouter, Form, Path, Request, Response, UploadFile
 from sqlalchemy import select
 from starlette.concurrency import run_in_threadpool
 
-from cafe_core.config import DatasetInfo
 from cafe_core.data.builtin import list_builtin
-from server import jobs, models, present, schemas
-from server.access import Principal, Reader, Writer, max_upload_bytes
-from server.body_limit import FORM_BYTES
+from cafe_core.spec.config import DatasetInfo
+from server import schemas, serializers
+from server.auth.access import Principal, Reader, Writer, max_upload_bytes
+from server.auth.limits import check_room
+from server.auth.visibility import find_dataset, listed_owner
 from server.deps import Services, ServicesDep
 from server.errors import ConflictError, problems
-from server.limits import check_room
-from server.uploads import discard_upload, removal_of_upload, store_upload
-from server.visibility import find_dataset, listed_owner
+from server.files.uploads import discard_upload, removal_of_upload, store_upload
+from server.http.body_limit import FORM_BYTES
+from server.store import jobs, models
 
 router = APIRouter(tags=["datasets"])
 
@@ -31,9 +32,10 @@ def list_datasets(principal: Reader, services: ServicesDep) -> Response:
     if (owner := listed_owner(principal)) is not None:
         query = query.where(models.Dataset.owner == owner)
     with services.database.read() as session:
-        listed = [present.builtin_dataset(info).model_dump_json() for info in list_builtin()]
-        listed += [present.dataset(row).model_dump_json() for row in session.scalars(query)]  # here, and not on the event loop
-    return Response(present.dataset_list(listed), media_type="application/json")
+        listed = [serializers.builtin_dataset(info).model_dump_json() for info in list_builtin()]
+        # Serialized here, off the event loop.
+        listed += [serializers.dataset(row).model_dump_json() for row in session.scalars(query)]
+    return Response(serializers.dataset_list(listed), media_type="application/json")
 
 
 @router.post(
@@ -64,7 +66,7 @@ async def upload(
     except BaseException:
         discard_upload(services.settings.roots, row.id)
         raise
-    return present.dataset(row)
+    return serializers.dataset(row)
 
 
 def _check_room(services: Services, principal: Principal, size: int) -> None:
@@ -83,10 +85,10 @@ def _add(services: Services, principal: Principal, row: models.Dataset) -> None:
 def get_dataset(dataset_id: DatasetId, principal: Reader, services: ServicesDep) -> schemas.Dataset:
     """A dataset."""
     if (info := _builtin(dataset_id)) is not None:
-        return present.builtin_dataset(info)
+        return serializers.builtin_dataset(info)
     with services.database.read() as session:
         row = find_dataset(session, principal, dataset_id)
-    return present.dataset(row)
+    return serializers.dataset(row)
 
 
 @router.delete("/datasets/{dataset_id}", status_code=204, responses=problems(404, 409, 422))

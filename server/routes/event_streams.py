@@ -20,12 +20,13 @@ from sqlalchemy import select
 from sqlalchemy.exc import SQLAlchemyError
 from starlette.types import Receive, Scope, Send
 
-from server import jobs, present
-from server.changes import Changes, wait_until_set
-from server.database import Database
+from server import serializers
 from server.errors import ApiError
-from server.models import Event, Job
-from server.states import ENDED, Status
+from server.store import jobs
+from server.store.changes import Changes, wait_until_set
+from server.store.database import Database
+from server.store.models import Event, Job
+from server.store.states import ENDED, Status
 
 log = logging.getLogger(__name__)
 
@@ -182,4 +183,4 @@ def _page(database: Database, job_id: str, after: int) -> Page:
 
 
 def _encoded(event: Event) -> bytes:
-    return format_sse_event(data_str=present.event(event).model_dump_json(), event=event.type, id=str(event.number))
+    return format_sse_event(data_str=serializers.event(event).model_dump_json(), event=event.type, id=str(event.number))

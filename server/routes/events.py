@@ -9,15 +9,16 @@ from fastapi import APIRouter, Header, Query, Request
 from fastapi.responses import PlainTextResponse, Response, StreamingResponse
 from starlette.concurrency import run_in_threadpool
 
-from server import jobs, present, schemas
-from server.access import Principal, Reader
+from server import schemas, serializers
+from server.auth.access import Principal, Reader
+from server.auth.open_requests import will_last
+from server.auth.visibility import find_job
 from server.deps import JobId, Services, ServicesDep
 from server.errors import NotAcceptableError, UnavailableError, problems
-from server.event_streams import EventStream
-from server.job_logs import read_log
-from server.negotiation import preferred
-from server.open_requests import will_last
-from server.visibility import find_job
+from server.files.job_logs import read_log
+from server.http.negotiation import preferred
+from server.routes.event_streams import EventStream
+from server.store import jobs
 from workers.client import RayError
 
 router = APIRouter(tags=["jobs"])
@@ -79,7 +80,7 @@ def _page(services: Services, principal: Principal, job_id: str, after: int, lim
     with services.database.read() as session:
         find_job(session, principal, job_id)
         found = jobs.events_after(session, job_id, after, limit)
-    return schemas.EventPage(data=[present.event(event) for event in found], next_after=found[-1].number if found else after)
+    return schemas.EventPage(data=[serializers.event(event) for event in found], next_after=found[-1].number if found else after)
 
 
 def _check(services: Services, principal: Principal, job_id: str) -> None:

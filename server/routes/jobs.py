@@ -10,27 +10,28 @@ from typing import TYPE_CHECKING, Annotated, Any
 from fastapi import APIRouter, Body, Header, Query, Request, Response
 from starlette.concurrency import run_in_threadpool
 
-from cafe_core.config import JobSpec
-from server import jobs, models, present, schemas
-from server.access import Principal, Reader, Writer
-from server.changes import wait_until_set
-from server.database import serialise
+from cafe_core.spec.config import JobSpec
+from server import schemas, serializers
+from server.auth.access import Principal, Reader, Writer
+from server.auth.limits import check_queue
+from server.auth.open_requests import will_last
+from server.auth.visibility import find_job, listed_owner
 from server.deps import JobId, Services, ServicesDep
 from server.errors import UnauthorizedError, problems
-from server.http_cache import matches, not_modified
-from server.inputs import input_kept
-from server.job_sizes import bytes_in
-from server.limits import check_queue
-from server.open_requests import will_last
-from server.progress import total_of
-from server.removal import removal_of
-from server.states import ENDED, Status
-from server.visibility import find_job, listed_owner
-from server.webhooks import check_url
+from server.files.inputs import input_kept
+from server.files.removal import removal_of
+from server.http.conditional import matches, not_modified
+from server.store import jobs, models
+from server.store.changes import wait_until_set
+from server.store.database import serialise
+from server.store.job_sizes import bytes_in
+from server.store.progress import total_of
+from server.store.states import ENDED, Status
+from server.webhooks.sender import check_url
 from workers.client import RayCluster, RayError
 
 if TYPE_CHECKING:
-    from server.planning import Plan
+    from server.submission.planning import Plan
 
 router = APIRouter(tags=["jobs"])
 
@@ -80,7 +81,7 @@ async def submit(
 
 
 def _plan(services: Services, principal: Principal, spec: JobSpec, cluster: RayCluster) -> Plan:
-    from server.planning import plan  # numpy comes with it: not while the server starts
+    from server.submission.planning import plan  # numpy comes with it: not while the server starts
 
     return plan(spec, services.settings, services.database, cluster, principal)
 
@@ -125,8 +126,8 @@ def _dry_run(planned: Plan) -> schemas.DryRun:
 
 
 def _job_response(job: models.Job, *, status_code: int = 200, headers: dict[str, str] | None = None) -> Response:
-    content = present.job(job).model_dump_json()
-    all_headers = {"ETag": present.job_etag(job), "Cache-Control": "no-cache", **(headers or {})}
+    content = serializers.job(job).model_dump_json()
+    all_headers = {"ETag": serializers.job_etag(job), "Cache-Control": "no-cache", **(headers or {})}
     return Response(content, status_code, all_headers, media_type="application/json")
 
 
@@ -149,10 +150,11 @@ def list_jobs(
         while True:
             rows = min(limit - len(listed), ROWS_AT_ONCE)
             found, cursor = jobs.page(session, wanted, limit=rows, cursor=cursor)
-            listed += [present.job(job).model_dump_json() for job in found]  # as text: as objects it would be some times as much
+            # Text takes a fraction of the memory of the objects.
+            listed += [serializers.job(job).model_dump_json() for job in found]
             if cursor is None or len(listed) == limit or sum(map(len, listed)) >= PAGE_BYTES:
                 break
-    return Response(present.job_page(listed, next_cursor=cursor), media_type="application/json")
+    return Response(serializers.job_page(listed, next_cursor=cursor), media_type="application/json")
 
 
 @router.get("/jobs/{job_id}", response_model=schemas.Job, responses={**NOT_MODIFIED, **problems(404, 422)})
@@ -170,13 +172,13 @@ async def get_job(
     """A job. `wait` answers early on a change, and at once for a job that has ended (without If-None-Match)."""
     job = await run_in_threadpool(_get, services, principal, job_id)
     if wait and (job.state not in ENDED or if_none_match is not None):
-        seen = if_none_match if if_none_match is not None else present.job_etag(job)
+        seen = if_none_match if if_none_match is not None else serializers.job_etag(job)
         will_last(request)
         job = await _changed_from(seen, job_id, request, principal, services, wait)
         if not await services.keys.still_holds(principal):
             raise UnauthorizedError("the API key was revoked meanwhile", "Bearer")
-    if matches(if_none_match, present.job_etag(job)):
-        return not_modified(present.job_etag(job))
+    if matches(if_none_match, serializers.job_etag(job)):
+        return not_modified(serializers.job_etag(job))
     return _job_response(job)
 
 
@@ -190,7 +192,7 @@ async def _changed_from(
             changed.clear()
             job = await run_in_threadpool(_get, services, principal, job_id)
             left = 0 if services.changes.closed else deadline - asyncio.get_running_loop().time()
-            if not matches(seen, present.job_etag(job)) or left <= 0 or await request.is_disconnected():
+            if not matches(seen, serializers.job_etag(job)) or left <= 0 or await request.is_disconnected():
                 return job
             await wait_until_set(changed, left)
 

@@ -6,9 +6,9 @@ from typing import Annotated
 
 from fastapi import APIRouter, Header, Request, Response
 
-from server.access import MetricsReader
+from server.auth.access import MetricsReader
 from server.errors import problems
-from server.scraping import Scraper
+from server.telemetry.scraping import Scraper
 
 router = APIRouter(tags=["health"])
 

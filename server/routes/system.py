@@ -5,7 +5,7 @@ from __future__ import annotations
 from fastapi import APIRouter, Request
 
 from server import schemas
-from server.access import Reader
+from server.auth.access import Reader
 from server.deps import ServicesDep
 from server.errors import UnavailableError, problems
 

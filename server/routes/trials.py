@@ -6,15 +6,16 @@ from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query, Response
 
-from cafe_core.config import SweepSpec, parse_job_spec
-from cafe_core.trial_table import networks_csv, trials_csv
-from server import jobs, schemas
-from server.access import Reader
+from cafe_core.jobs.trial_table import networks_csv, trials_csv
+from cafe_core.spec.config import SweepSpec, parse_job_spec
+from server import schemas
+from server.auth.access import Reader
+from server.auth.visibility import find_job
 from server.deps import JobId, ServicesDep
 from server.errors import problems
-from server.states import IN_RAY
-from server.trials import rows_of
-from server.visibility import find_job
+from server.files.trials import rows_of
+from server.store import jobs
+from server.store.states import IN_RAY
 
 router = APIRouter(tags=["results"])
 

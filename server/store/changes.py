@@ -12,8 +12,8 @@ from contextlib import contextmanager
 from sqlalchemy import select
 from sqlalchemy.exc import SQLAlchemyError
 
-from server.database import Database
-from server.models import Job
+from server.store.database import Database
+from server.store.models import Job
 
 log = logging.getLogger(__name__)
 

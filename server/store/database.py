@@ -19,7 +19,7 @@ from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, SQLAlch
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.orm import Session, sessionmaker
 
-from server.revisions import NEWEST
+from server.store.revisions import NEWEST
 
 log = logging.getLogger(__name__)
 
@@ -107,7 +107,7 @@ class Database:
         """
         if revision == "head" and self.revision() == NEWEST:
             return
-        from server.migrating import migrate  # what it takes to change tables is slow to import, and seldom needed
+        from server.store.migrating import migrate  # what it takes to change tables is slow to import, and seldom needed
 
         migrate(self.engine, revision)
 

@@ -12,13 +12,13 @@ from typing import Any
 from sqlalchemy import Select, and_, case, func, literal, or_, select
 from sqlalchemy.orm import Session
 
-from cafe_core.config import CondenseSpec, EvaluateSpec, JobSpec, parse_job_spec
-from cafe_core.jobdir import utc_now
-from server.deliveries import enqueue
+from cafe_core.jobs.jobdir import utc_now
+from cafe_core.spec.config import CondenseSpec, EvaluateSpec, JobSpec, parse_job_spec
 from server.errors import ConflictError, NotFoundError, RefusedSpecError
-from server.models import ApiKey, Artifact, Attempt, Dataset, Event, IdempotencyKey, Job, JobLabel
-from server.progress import LAST_WORDS, LASTING, DriverEvent, changes_of, total_of
-from server.states import ENDED, IN_RAY, RESUMABLE, Status, after_cancel, check_transition
+from server.store.models import ApiKey, Artifact, Attempt, Dataset, Event, IdempotencyKey, Job, JobLabel
+from server.store.progress import LAST_WORDS, LASTING, DriverEvent, changes_of, total_of
+from server.store.states import ENDED, IN_RAY, RESUMABLE, Status, after_cancel, check_transition
+from server.webhooks.deliveries import enqueue
 
 LARGEST_NUMBER = 2**31 - 1
 """Of jobs, attempts and events: PostgreSQL compares its integers with none above that."""

@@ -1,4 +1,4 @@
-"""Brings a database's tables from one migration to another, with Alembic. :meth:`server.database.Database.migrate` imports it."""
+"""Migrate a database with Alembic. Imported by :meth:`server.store.database.Database.migrate`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import inspect
 from sqlalchemy.engine import Connection, Engine
 
-from server.revisions import NewerDatabaseError, UnknownRevisionError
+from server.store.revisions import NewerDatabaseError, UnknownRevisionError
 
 MIGRATIONS = Path(__file__).with_name("migrations")
 BEFORE_MIGRATIONS = "0001"
@@ -23,7 +23,7 @@ MIGRATING = 0x0CAFE001
 
 
 def migrate(engine: Engine, revision: str) -> None:
-    """See :meth:`server.database.Database.migrate`."""
+    """See :meth:`server.store.database.Database.migrate`."""
     with engine.connect() as connection, _tables_may_be_replaced(connection), connection.begin():
         if connection.dialect.name == "postgresql":
             connection.exec_driver_sql("SET LOCAL lock_timeout = 0")  # the server before may take its time

@@ -19,8 +19,8 @@ from typing import Any
 from sqlalchemy import JSON, BigInteger, ForeignKey, ForeignKeyConstraint, Index, String, Text
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
 
-from cafe_core.jobdir import utc_now
-from server.states import Status
+from cafe_core.jobs.jobdir import utc_now
+from server.store.states import Status
 
 
 def new_id(prefix: str) -> str:
@@ -81,7 +81,7 @@ class Job(Base):
     last_event: Mapped[int] = mapped_column(default=0)
     """The number of the job's newest event."""
     stored_bytes: Mapped[int | None] = mapped_column(BigInteger)
-    """What it keeps on disk, see server.job_sizes. None: it was made by an earlier version, and not measured yet."""
+    """What it keeps on disk, see server.store.job_sizes. None: it was made by an earlier version, and not measured yet."""
     version: Mapped[int] = mapped_column()
 
     labels: Mapped[list[JobLabel]] = relationship(cascade="all, delete-orphan", lazy="selectin", order_by="JobLabel.key")

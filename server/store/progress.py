@@ -6,8 +6,8 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from cafe_core.config import CondenseSpec, EvaluateSpec, JobSpec
 from cafe_core.evaluation.tasks import judged_source, task_count
+from cafe_core.spec.config import CondenseSpec, EvaluateSpec, JobSpec
 
 COMPUTING = frozenset({"condensing", "validating", "evaluating", "sweeping", "publishing"})
 """Phases in which the job's workers, or its driver, compute."""

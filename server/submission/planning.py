@@ -8,24 +8,24 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from cafe_core.config import DatasetInfo, DatasetSpec, EvaluateSpec, JobSpec, ResourcesSpec, SweepSpec, parse_job_spec
 from cafe_core.data import catalog
 from cafe_core.data.readers import absent
 from cafe_core.errors import DatasetError, SpecError, SyntheticSetError
-from cafe_core.estimate import Estimate, estimate
 from cafe_core.evaluation.estimate import estimate_evaluation
-from cafe_core.setting import setting
-from cafe_core.submission import Accepted, Site, accept
-from cafe_core.sweep import Describe
-from cafe_core.synthetic import SyntheticSet
-from server import jobs
-from server.access import Principal
-from server.capacity import jobs_held, memory_per_worker, too_large
-from server.database import Database
+from cafe_core.jobs.submission import Accepted, Site, accept
+from cafe_core.spec.config import DatasetInfo, DatasetSpec, EvaluateSpec, JobSpec, ResourcesSpec, SweepSpec, parse_job_spec
+from cafe_core.spec.estimate import Estimate, estimate
+from cafe_core.spec.overrides import setting
+from cafe_core.spec.trials import Describe
+from cafe_core.synthetic_set.synthetic_set import SyntheticSet
+from server.auth.access import Principal
+from server.auth.visibility import find_dataset, find_job
 from server.errors import NotFoundError, RefusedSpecError, spec_refusal
+from server.files.synthetic_sets import synthetic_set
+from server.ray.capacity import jobs_held, memory_per_worker, too_large
 from server.settings import Settings
-from server.synthetic_sets import synthetic_set
-from server.visibility import find_dataset, find_job
+from server.store import jobs
+from server.store.database import Database
 from workers.client import RayCluster
 
 TRIAL_DRIVER_BYTES = 210 << 20

@@ -11,8 +11,8 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from sqlalchemy import and_, func, select
 from sqlalchemy.orm import Session
 
-from server.models import Attempt, Event, Job
-from server.states import Status
+from server.store.models import Attempt, Event, Job
+from server.store.states import Status
 
 RECENT = 10
 """Iterations that rates are means over."""
@@ -25,7 +25,7 @@ KINDS = ("condense", "evaluate", "sweep")
 
 @dataclass(frozen=True)
 class Iteration:
-    """An `iteration` event: see `cafe_core.condense.Progress` for what is in `data`."""
+    """An `iteration` event: see `cafe_core.algorithm.condense.Progress` for what is in `data`."""
 
     time: str
     data: dict[str, Any]

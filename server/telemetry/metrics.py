@@ -1,7 +1,7 @@
 """What this server process counts, and the registry that /metrics shows. docs/metrics.md lists every metric.
 
 Counters and histograms are this process's own: Prometheus adds up those of several servers. What is read from the database
-(:mod:`server.job_metrics`) and what is asked of others (:mod:`server.scraping`) is the same on every server.
+(:mod:`server.telemetry.job_metrics`) and what is asked of others (:mod:`server.telemetry.scraping`) is the same on every server.
 """
 
 from __future__ import annotations

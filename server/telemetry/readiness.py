@@ -8,10 +8,10 @@ import logging
 from sqlalchemy import select
 from sqlalchemy.exc import SQLAlchemyError
 
-from server.database import Database
-from server.models import Job
-from server.ray_api import RayApi
-from server.shared import Shared
+from server.http.shared_answer import Shared
+from server.ray.api import RayApi
+from server.store.database import Database
+from server.store.models import Job
 from workers.client import RayError
 
 FRESH_S = 1.0

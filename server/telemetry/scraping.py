@@ -14,9 +14,9 @@ from prometheus_client.openmetrics import exposition as openmetrics
 from prometheus_client.registry import Collector
 from sqlalchemy.exc import SQLAlchemyError
 
-from server.database import Database
-from server.job_metrics import JobsSeen, families, look
-from server.ray_api import RayApi
+from server.ray.api import RayApi
+from server.store.database import Database
+from server.telemetry.job_metrics import JobsSeen, families, look
 from workers.client import RayError
 
 FRESH_S = 1.0

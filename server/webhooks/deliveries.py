@@ -10,9 +10,9 @@ from datetime import UTC, datetime, timedelta
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from cafe_core.jobdir import utc_now
-from server import present
-from server.models import Delivery, Job, new_id
+from cafe_core.jobs.jobdir import utc_now
+from server import serializers
+from server.store.models import Delivery, Job, new_id
 
 FIRST_WAIT_S, WAIT_FACTOR, LONGEST_WAIT_S = 5.0, 3.0, 6 * 3600.0
 """Between tries: 5 s, 15 s, 45 s, … 6 h, each a fifth more or less, lest all meet a receiver that comes back at once."""
@@ -38,7 +38,7 @@ def enqueue(session: Session, job: Job) -> None:
         return
     session.flush()  # the job is shown as it will be stored
     now = utc_now()
-    shown = present.job(job).model_dump(mode="json")
+    shown = serializers.job(job).model_dump(mode="json")
     body = json.dumps({"type": f"job.{job.status}", "timestamp": now, "data": shown}, separators=(",", ":"))
     session.add(Delivery(id=new_id("msg"), job_id=job.id, url=url, body=body, next_try_at=now))
 

@@ -1,9 +1,9 @@
 """Sends webhooks: Standard Webhooks (https://www.standardwebhooks.com), at least once each.
 
-What is to be sent stands in the table `deliveries` (:mod:`server.deliveries`). One server at a time sends. A job's URL is its
-user's choice, and so is what answers there: only public addresses are connected to (:mod:`server.public_addresses`), redirects
-are not followed, an answer's body is not read, and a try ends after TRY_S whatever the other side does. Owners take turns
-(:mod:`server.turns`).
+Pending deliveries are in the table `deliveries` (:mod:`server.webhooks.deliveries`). One server at a time sends. A job's URL is
+its user's choice, and so is what answers there: only public addresses are connected to (:mod:`server.webhooks.public_addresses`),
+redirects are not followed, response bodies are not read, and an attempt ends after TRY_S. Owners take turns
+(:mod:`server.http.fair_turns`).
 """
 
 from __future__ import annotations
@@ -24,13 +24,14 @@ import httpcore
 import httpx
 from sqlalchemy.exc import SQLAlchemyError
 
-from server import deliveries, jobs
-from server.database import Database
-from server.deliveries import Due
 from server.errors import RefusedSpecError
-from server.public_addresses import PrivateAddressError, PublicNetwork
+from server.http.fair_turns import Turns
 from server.settings import Settings
-from server.turns import Turns
+from server.store import jobs
+from server.store.database import Database
+from server.webhooks import deliveries
+from server.webhooks.deliveries import Due
+from server.webhooks.public_addresses import PrivateAddressError, PublicNetwork
 
 log = logging.getLogger(__name__)
 

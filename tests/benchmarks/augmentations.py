@@ -9,10 +9,10 @@ from typing import get_args
 
 import torch
 
-from cafe_core.config import Augmentation, NetworkSpec
 from cafe_core.evaluation.augmentation import augmented_epoch
 from cafe_core.evaluation.images import HeldImages, Normalisation
 from cafe_core.evaluation.training import Recipe, train
+from cafe_core.spec.config import Augmentation, NetworkSpec
 from tests.benchmarks.ensemble import INFO
 from tests.benchmarks.figures import Figure
 

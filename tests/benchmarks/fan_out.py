@@ -12,10 +12,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TypeVar
 
-from cafe_core.config import DatasetSpec, EvaluationSpec, NetworkSpec, ResourcesSpec
 from cafe_core.data import sources
 from cafe_core.evaluation.tasks import EvaluationSetup, EvaluationTask, all_tasks
-from cafe_core.jobdir import DataRoots
+from cafe_core.jobs.jobdir import DataRoots
+from cafe_core.spec.config import DatasetSpec, EvaluationSpec, NetworkSpec, ResourcesSpec
 from tests.benchmarks.figures import Figure
 from workers.background import Report
 from workers.shard_worker import Seat

@@ -10,9 +10,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from cafe_core.jobdir import DataRoots
-from server.api_client import ApiClient
-from server.demo import running_server
+from cafe_core.jobs.jobdir import DataRoots
+from server.cli.demo import running_server
+from server.client.client import ApiClient
 from tests.benchmarks.figures import Figure
 
 SPEC = {
@@ -35,7 +35,7 @@ def _by_service(api: ApiClient) -> tuple[float, float]:
 
 def _in_process(directory: Path) -> float:
     """The same by `cafe run`: seconds from the first outer step to the last."""
-    from cafe_core import local
+    from cafe_core.jobs import local
 
     roots = DataRoots(datasets=directory, uploads=directory, downloads=directory, cache=directory / "cache")
     ends: list[float] = []

@@ -13,12 +13,12 @@ from typing import Any, TypeVar
 
 import torch
 
-from cafe_core.condense import Run
+from cafe_core.algorithm.collectives import Comm
+from cafe_core.algorithm.condense import Run
+from cafe_core.algorithm.model import Budget
+from cafe_core.algorithm.rank import Rank
+from cafe_core.algorithm.run_state import start
 from cafe_core.data.class_store import ClassStore
-from cafe_core.distributed import Comm
-from cafe_core.model import Budget
-from cafe_core.rank import Rank
-from cafe_core.run_state import start
 from tests.benchmarks.figures import Figure
 from tests.cafe_core.gangs import free_port
 from tests.cafe_core.made_data import make_spec, make_store

@@ -9,7 +9,7 @@ from typing import TypeVar
 
 import torch
 
-from cafe_core.distributed import Comm
+from cafe_core.algorithm.collectives import Comm
 
 T = TypeVar("T")
 

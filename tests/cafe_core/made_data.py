@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
-from cafe_core.config import CondenseSpec, DatasetInfo
 from cafe_core.data.class_store import ArraySource, ClassStore, build
-from cafe_core.resolution import resolve
+from cafe_core.spec.config import CondenseSpec, DatasetInfo
+from cafe_core.spec.resolution import resolve
 
 
 def made_info(counts: list[int], *, side: int, channels: int = 3, test_count: int = 0) -> DatasetInfo:

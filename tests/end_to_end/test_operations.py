@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from cafe_core.config import CondenseSpec, DatasetInfo
-from cafe_core.estimate import Estimate, estimate, map_shapes
-from cafe_core.resolution import resolve
+from cafe_core.spec.config import CondenseSpec, DatasetInfo
+from cafe_core.spec.estimate import Estimate, estimate, map_shapes
+from cafe_core.spec.resolution import resolve
 from tests.cafe_core.made_data import made_info
 from tests.postgres import ABSENT, binaries, postgres_cluster
 

@@ -38,16 +38,18 @@ def _posts_a_job(_client: Any, method: str, path: str, **_options: Any) -> bool:
 
 STEPS = {
     "request received": Step("server.routes.jobs", "_create", "before"),
-    "row written, not committed": Step("server.jobs", "create", "after"),
+    "row written, not committed": Step("server.store.jobs", "create", "after"),
     "row committed": Step("server.routes.jobs", "_create", "after"),
-    "start committed": Step("server.job_keeper", "JobKeeper._start", "after"),
-    "job.json written": Step("server.job_json", "write_atomically", "after"),
+    "start committed": Step("server.reconciler.job_keeper", "JobKeeper._start", "after"),
+    "job.json written": Step("server.files.job_json", "write_atomically", "after"),
     "submission not sent": Step("workers.client", "RayClient._request", "before", _posts_a_job),
     "submission on its way": Step("workers.client", "RayClient._request", "amid", _posts_a_job),
     "submission answered": Step("workers.client", "RayClient.submit", "after"),
-    "submission noted": Step("server.job_keeper", "JobKeeper._note_submitted", "after"),
-    "first event written, not committed": Step("server.jobs", "take_events", "after"),
-    "first event taken": Step("server.job_keeper", "JobKeeper._take_events", "after", lambda self, seen: _has_events(self, seen)),
+    "submission noted": Step("server.reconciler.job_keeper", "JobKeeper._note_submitted", "after"),
+    "first event written, not committed": Step("server.store.jobs", "take_events", "after"),
+    "first event taken": Step(
+        "server.reconciler.job_keeper", "JobKeeper._take_events", "after", lambda self, seen: _has_events(self, seen)
+    ),
 }
 """In their order, with the names by which they are asked for."""
 

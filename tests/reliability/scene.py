@@ -14,8 +14,8 @@ from typing import Any, Protocol
 import httpx
 import psutil
 
-from cafe_core.jobdir import utc_now
-from server.states import ENDED
+from cafe_core.jobs.jobdir import utc_now
+from server.store.states import ENDED
 from tests.reliability.served import Server
 
 SPEC: dict[str, Any] = {

@@ -45,7 +45,7 @@ class Server:
 
     def start(self, *, dies_at: str | None = None) -> None:
         """Start it and wait until it is ready; dies_at: a step of :mod:`tests.reliability.mortal`."""
-        program = ["-m", "tests.reliability.mortal", dies_at] if dies_at else ["-c", "from server.cli import main; main()"]
+        program = ["-m", "tests.reliability.mortal", dies_at] if dies_at else ["-c", "from server.cli.main import main; main()"]
         command = [sys.executable, *program, "serve", "--port", str(self.port), "--data-dir", str(self.data_dir), *self._options]
         with self.log.open("ab") as output:
             self._process = subprocess.Popen(command, env=os.environ | self._environ, cwd=ROOT, stdout=output, stderr=output)

@@ -13,8 +13,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from server.embedded_ray import EmbeddedRay
-from tests.cafe_core.test_disk_full import small_disk
+from server.ray.embedded import EmbeddedRay
+from tests.cafe_core.jobs.test_disk_full import small_disk
 from tests.postgres import ABSENT, PostgresCluster, binaries, postgres_cluster
 from tests.reliability import faults, mortal
 from tests.reliability.faults import Case

@@ -7,8 +7,8 @@ import time
 import httpx
 import psutil
 
-from server.embedded_ray import EmbeddedRay
-from server.ray_keeper import kept
+from server.ray.embedded import EmbeddedRay
+from server.ray.keeper import kept
 
 
 def test_a_local_ray_that_has_ended_is_started_again_at_the_same_address() -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from server.embedded_ray import EmbeddedRay
+from server.ray.embedded import EmbeddedRay
 from tests.reliability.scene import SPEC, Scene
 from tests.reliability.served import ROOT, Server
 from tests.reliability.streams import Reader, client, read_stream
@@ -34,7 +34,7 @@ def test_restarts_during_a_run_lose_no_event_and_break_no_watch(ray: EmbeddedRay
         scene = Scene(ray, server, SPEC | {"iterations": 150})
         scene.submit()
         watch = subprocess.Popen(
-            [sys.executable, "-c", "from server.cli import main; main()", "watch", scene.job_id],
+            [sys.executable, "-c", "from server.cli.main import main; main()", "watch", scene.job_id],
             env=os.environ | {"CAFE_URL": f"http://127.0.0.1:{server.port}"},
             cwd=ROOT,
             stdout=subprocess.PIPE,

@@ -15,12 +15,12 @@ import httpx
 import pytest
 import uvicorn
 
-from cafe_core.jobdir import AttemptDir, EventLog
+from cafe_core.jobs.jobdir import AttemptDir, EventLog
 from server.app import create_app
-from server.database import Database
-from server.graceful import GracefulServer
-from server.ray_api import RayApi
+from server.http.graceful import GracefulServer
+from server.ray.api import RayApi
 from server.settings import Settings
+from server.store.database import Database
 from tests.postgres import ABSENT, PostgresCluster, binaries, postgres_cluster
 from workers.client import RayCluster, RayJob, RayJobState, RayNode, RayRefusedError, RayUnreachableError
 

@@ -6,10 +6,10 @@ from collections.abc import Collection
 
 import httpx
 
-from server import keys
-from server.database import Database
-from server.keys import KeyLimits, Scope
+from server.auth import keys
+from server.auth.keys import KeyLimits, Scope
 from server.settings import Settings
+from server.store.database import Database
 from tests.server.conftest import Api
 
 

@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from cafe_core.backend import TrialOutcome
 from cafe_core.evaluation.tasks import EvaluationTask
-from cafe_core.jobdir import JobDir
-from cafe_core.synthetic import SyntheticSet
+from cafe_core.jobs.backend import TrialOutcome
+from cafe_core.jobs.jobdir import JobDir
+from cafe_core.synthetic_set.synthetic_set import SyntheticSet
 from tests.server.conftest import SPEC, Api, FakeRay
 
 RANDOM = {"dataset": {"name": "digits"}, "selection": "random", "ipc": 1}

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import uvicorn
 
-from server import connections
 from server.app import create_app
-from server.connections import BACKLOG, KEEP_ALIVE_S, MAX_CONNECTIONS, MAX_HEADER_BYTES, BoundedConnection
+from server.http import connections
+from server.http.connections import BACKLOG, KEEP_ALIVE_S, MAX_CONNECTIONS, MAX_HEADER_BYTES, BoundedConnection
 from server.settings import Settings
 from tests.server.conftest import FakeRay
 

@@ -8,16 +8,16 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from cafe_core.config import EvaluateSpec, ResourcesSpec, parse_job_spec
 from cafe_core.evaluation.tasks import all_tasks, judged_source
-from server.capacity import jobs_held, memory_per_worker, too_large, with_nodes_to_come, workers_on
+from cafe_core.spec.config import EvaluateSpec, ResourcesSpec, parse_job_spec
+from server.cli.tables import trial_lines
+from server.cli.watching import describe, duration
 from server.errors import RangeError
-from server.http_cache import byte_range, matches
-from server.models import new_id
-from server.progress import Changes, DriverEvent, changes_of, total_of, whole_lines
+from server.http.conditional import byte_range, matches
+from server.ray.capacity import jobs_held, memory_per_worker, too_large, with_nodes_to_come, workers_on
 from server.settings import SecretFileError, Settings
-from server.tables import trial_lines
-from server.watching import describe, duration
+from server.store.models import new_id
+from server.store.progress import Changes, DriverEvent, changes_of, total_of, whole_lines
 from workers.client import RayCluster, RayNode, entrypoint, parse_cluster
 
 GIB = 1 << 30

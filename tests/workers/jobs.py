@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-from cafe_core.config import parse_job_spec
 from cafe_core.data import sources
 from cafe_core.data.class_store import ClassStore
-from cafe_core.jobdir import DataRoots, JobDir, JobFile, write_atomically
-from cafe_core.submission import Site, accept
+from cafe_core.jobs.jobdir import DataRoots, JobDir, JobFile, write_atomically
+from cafe_core.jobs.submission import Site, accept
+from cafe_core.spec.config import parse_job_spec
 from tests.workers.conftest import ROOT
 
 

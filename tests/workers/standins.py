@@ -62,7 +62,7 @@ class SumForever:
     def __call__(self, seat: Seat, report: Report) -> Any:
         import torch
 
-        from cafe_core.distributed import Comm
+        from cafe_core.algorithm.collectives import Comm
 
         comm = Comm.connect(
             rank=seat.rank,

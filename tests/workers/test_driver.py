@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from cafe_core.jobdir import JobDir
+from cafe_core.jobs.jobdir import JobDir
 from tests.workers import jobs
 from tests.workers.conftest import SmallRay, actor_processes, is_running
 from tests.workers.jobs import driving

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 import workers.heartbeat
-from cafe_core.jobdir import JobDir
-from tests.cafe_core.test_disk_full import small_disk
+from cafe_core.jobs.jobdir import JobDir
+from tests.cafe_core.jobs.test_disk_full import small_disk
 from workers.heartbeat import beating
 
 

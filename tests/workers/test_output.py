@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from cafe_core.jobdir import AttemptDir
-from server.job_logs import BLOCK_BYTES, read_log
+from cafe_core.jobs.jobdir import AttemptDir
+from server.files.job_logs import BLOCK_BYTES, read_log
 from tests.workers.conftest import ROOT
 
 

@@ -12,7 +12,7 @@ from ray.dashboard.modules.job.common import JOB_ACTOR_NAME_TEMPLATE, SUPERVISOR
 
 from tests.workers.conftest import is_running
 from workers.client import submission_id
-from workers.earlier import end_earlier_attempts
+from workers.stale_drivers import end_earlier_attempts
 
 JOB_ID = "job_frozen"
 

@@ -13,11 +13,11 @@ import pytest
 import torch
 from ray.util.placement_group import placement_group, remove_placement_group
 
-from cafe_core.config import EvaluationSpec, NetworkSpec, ResourcesSpec
 from cafe_core.errors import SyntheticSetError, WorkerLostError
 from cafe_core.evaluation.run import train_networks
 from cafe_core.evaluation.tasks import EvaluationSetup, EvaluationTask, all_tasks
-from cafe_core.jobdir import JobDir, JobFile
+from cafe_core.jobs.jobdir import JobDir, JobFile
+from cafe_core.spec.config import EvaluationSpec, NetworkSpec, ResourcesSpec
 from tests.cafe_core.made_data import make_store
 from tests.workers import jobs
 from tests.workers.jobs import driving

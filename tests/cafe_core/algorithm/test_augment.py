@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from cafe_core.augment import Draws, apply, draw
-from cafe_core.config import Augmentation
-from cafe_core.sampling import generator
+from cafe_core.algorithm.augment import Draws, apply, draw
+from cafe_core.algorithm.sampling import generator
+from cafe_core.spec.config import Augmentation
 
 STRATEGIES: list[Augmentation] = ["dsa", "crop_scale_rotate"]
 

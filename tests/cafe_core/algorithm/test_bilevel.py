@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cafe_core.bilevel import Loop, QueryAverage, StopReason, needed_queries
+from cafe_core.algorithm.bilevel import Loop, QueryAverage, StopReason, needed_queries
 
 
 def run(loop: Loop, accuracies: list[float]) -> tuple[int, StopReason | None]:

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from torch import Tensor
 
-from cafe_core import coresets
-from cafe_core.coresets import ForgettingCounts, herding, k_center, kmeans, most_forgotten
+from cafe_core.algorithm import coresets
+from cafe_core.algorithm.coresets import ForgettingCounts, herding, k_center, kmeans, most_forgotten
 
 # Small whole numbers: ties and equal images are frequent, and their distances exact.
 CLASSES = arrays(np.int64, st.tuples(st.integers(1, 12), st.integers(1, 3)), elements=st.integers(-3, 3)).map(

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cafe_core.held_out import split
+from cafe_core.algorithm.held_out import split
 
 
 @given(count=st.integers(2, 300), fraction=st.floats(0, 1), seed=st.integers(0, 2**63 - 1))

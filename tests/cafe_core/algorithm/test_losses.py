@@ -7,9 +7,9 @@ import math
 import pytest
 import torch
 
-from cafe_core import losses
-from cafe_core.config import CafeMethod, NetworkSpec
-from cafe_core.resolution import resolve_method
+from cafe_core.algorithm import losses
+from cafe_core.spec.config import CafeMethod, NetworkSpec
+from cafe_core.spec.resolution import resolve_method
 
 RTOL = 1e-10
 

@@ -9,15 +9,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from cafe_core.condense import Run
-from cafe_core.config import NetworkSpec
+from cafe_core.algorithm.collectives import Comm
+from cafe_core.algorithm.condense import Run
+from cafe_core.algorithm.model import Budget
+from cafe_core.algorithm.rank import Rank
+from cafe_core.algorithm.run_state import start
 from cafe_core.data.class_store import ClassStore
-from cafe_core.distributed import Comm
-from cafe_core.estimate import DOUBLE_GRAPH_FACTOR, GRAPH_BYTES_CPU, WEIGHT_GRADIENTS_HELD, estimate
-from cafe_core.model import Budget
 from cafe_core.networks import build_network
-from cafe_core.rank import Rank
-from cafe_core.run_state import start
+from cafe_core.spec.config import NetworkSpec
+from cafe_core.spec.estimate import DOUBLE_GRAPH_FACTOR, GRAPH_BYTES_CPU, WEIGHT_GRADIENTS_HELD, estimate
 from tests.cafe_core.live_memory import LiveBytes
 from tests.cafe_core.made_data import make_spec, make_store
 

@@ -9,14 +9,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cafe_core.condense import Run
-from cafe_core.config import CondenseSpec
+from cafe_core.algorithm.collectives import Comm
+from cafe_core.algorithm.condense import Run
+from cafe_core.algorithm.model import Budget
+from cafe_core.algorithm.rank import Rank
+from cafe_core.algorithm.run_state import start
+from cafe_core.algorithm.synthetic_shard import SyntheticShard
 from cafe_core.data.class_store import ClassStore
-from cafe_core.distributed import Comm
-from cafe_core.model import Budget
-from cafe_core.rank import Rank
-from cafe_core.run_state import start
-from cafe_core.synthetic_shard import SyntheticShard
+from cafe_core.spec.config import CondenseSpec
 from tests.cafe_core.gangs import run_gang
 from tests.cafe_core.made_data import make_spec, make_store
 

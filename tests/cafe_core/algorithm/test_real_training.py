@@ -9,15 +9,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cafe_core.config import NetworkSpec
+from cafe_core.algorithm.collectives import Comm
+from cafe_core.algorithm.real_images import RealImages
+from cafe_core.algorithm.real_training import Epoch, SgdRecipe, train
+from cafe_core.algorithm.sampling import generator
+from cafe_core.algorithm.sharding import class_shard
 from cafe_core.data.class_store import ClassStore
-from cafe_core.distributed import Comm
 from cafe_core.errors import NonFiniteLossError
 from cafe_core.networks import init_network
-from cafe_core.real_images import RealImages
-from cafe_core.real_training import Epoch, SgdRecipe, train
-from cafe_core.sampling import generator
-from cafe_core.sharding import class_shard
+from cafe_core.spec.config import NetworkSpec
 from tests.cafe_core.gangs import run_gang
 from tests.cafe_core.made_data import make_store
 

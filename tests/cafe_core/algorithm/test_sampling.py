@@ -5,7 +5,7 @@ import itertools
 import pytest
 import torch
 
-from cafe_core.sampling import choose, counter_seed, generator
+from cafe_core.algorithm.sampling import choose, counter_seed, generator
 
 
 def test_the_same_address_gives_the_same_draw() -> None:

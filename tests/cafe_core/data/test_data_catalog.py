@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 
-from cafe_core.config import DatasetName, DatasetSpec
 from cafe_core.data import torchvision_source
 from cafe_core.data.builtin import BUILTIN, list_builtin
 from cafe_core.data.catalog import describe
 from cafe_core.data.digits import digits_source
 from cafe_core.data.sources import open_store
 from cafe_core.errors import DatasetError
-from cafe_core.jobdir import DataRoots
+from cafe_core.jobs.jobdir import DataRoots
+from cafe_core.spec.config import DatasetName, DatasetSpec
 
 SHARED = Path("/work/shared/data")
 needs_mnist = pytest.mark.skipif(not (SHARED / "MNIST/raw").is_dir(), reason=f"no MNIST under {SHARED}")
@@ -33,7 +33,8 @@ def roots(tmp_path: Path) -> DataRoots:
 
 def test_no_torch_until_a_torchvision_dataset_is_built() -> None:
     code = (
-        "import sys; import cafe_core.synthetic, cafe_core.data.catalog, cafe_core.data.sources, cafe_core.data.digits;"
+        "import sys; import cafe_core.synthetic_set.synthetic_set, cafe_core.data.catalog;"
+        "import cafe_core.data.sources, cafe_core.data.digits;"
         "assert 'torch' not in sys.modules and 'torchvision' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

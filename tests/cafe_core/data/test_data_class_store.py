@@ -16,12 +16,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cafe_core.config import DatasetSpec
 from cafe_core.data import class_store, sources
 from cafe_core.data.class_store import ArraySource, ClassStore, Images, build, build_from_arrays
 from cafe_core.data.sources import open_store, prepare
 from cafe_core.errors import DatasetError, DiskFullError
-from cafe_core.jobdir import DataRoots
+from cafe_core.jobs.jobdir import DataRoots
+from cafe_core.spec.config import DatasetSpec
 
 
 @pytest.fixture

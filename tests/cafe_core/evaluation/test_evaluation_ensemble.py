@@ -4,11 +4,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from cafe_core.config import Augmentation, DatasetInfo, NetworkSpec
 from cafe_core.evaluation.ensemble import Ensemble
 from cafe_core.evaluation.images import HeldImages, Normalisation
 from cafe_core.evaluation.training import Recipe, accuracies, train
 from cafe_core.networks import init_network
+from cafe_core.spec.config import Augmentation, DatasetInfo, NetworkSpec
 from tests.cafe_core.made_data import made_info
 
 SEEDS = [11, 12, 13]

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from cafe_core.config import EvaluationSpec, NetworkSpec
+from cafe_core.algorithm.held_out import split
 from cafe_core.data.class_store import ClassStore
 from cafe_core.errors import SyntheticSetError
 from cafe_core.evaluation import run, training
@@ -15,8 +15,8 @@ from cafe_core.evaluation.images import Images, StoredImages
 from cafe_core.evaluation.run import ensemble_size, train_networks
 from cafe_core.evaluation.tasks import EvaluationSetup, EvaluationTask, HeldOut, Source, all_tasks, chunks
 from cafe_core.evaluation.training import Recipe, network_seed
-from cafe_core.held_out import split
-from cafe_core.synthetic import SyntheticSet, versions
+from cafe_core.spec.config import EvaluationSpec, NetworkSpec
+from cafe_core.synthetic_set.synthetic_set import SyntheticSet, versions
 from tests.cafe_core.separable import CPU, MLP, separable, separable_store
 
 NETWORKS = [MLP.resolved(), NetworkSpec(width=8, depth=1).resolved()]

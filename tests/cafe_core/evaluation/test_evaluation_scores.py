@@ -10,7 +10,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cafe_core.config import EvaluationSpec
 from cafe_core.evaluation.report import evaluation_result
 from cafe_core.evaluation.scores import (
     augmentation_robustness,
@@ -20,6 +19,7 @@ from cafe_core.evaluation.scores import (
     label_robustness,
 )
 from cafe_core.evaluation.tasks import EvaluationTask, Source, all_tasks, chunks
+from cafe_core.spec.config import EvaluationSpec
 
 fractions = st.floats(0, 1)
 CONVNET, MLP = {"name": "convnet"}, {"name": "mlp"}

@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 import torch
 
-from cafe_core import local
-from cafe_core.checkpoint import Checkpoint, latest_checkpoint, save_checkpoint
+from cafe_core.algorithm.checkpoint import Checkpoint, latest_checkpoint, save_checkpoint
 from cafe_core.errors import DiskFullError
-from cafe_core.jobdir import DataRoots, EventLog, LineLog, checkpoint_files, read_lines
+from cafe_core.jobs import local
+from cafe_core.jobs.jobdir import DataRoots, EventLog, LineLog, checkpoint_files, read_lines
 from tests.cafe_core.made_data import make_spec, make_store
 
 

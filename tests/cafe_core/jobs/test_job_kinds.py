@@ -11,16 +11,17 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cafe_core import condense_job, local, synthetic
-from cafe_core.config import DatasetSpec
+from cafe_core.algorithm.held_out import split
 from cafe_core.data import sources
 from cafe_core.data.class_store import ClassStore
 from cafe_core.errors import DatasetError, DiskFullError, SpecError, SweepError
 from cafe_core.evaluation.training import network_seed
-from cafe_core.held_out import split
-from cafe_core.jobdir import DataRoots, JobDir, write_atomically
-from cafe_core.synthetic import SyntheticSet
-from tests.cafe_core.test_local import BrokenOffError, save_images, silent
+from cafe_core.jobs import condense_job, local
+from cafe_core.jobs.jobdir import DataRoots, JobDir, write_atomically
+from cafe_core.spec.config import DatasetSpec
+from cafe_core.synthetic_set import synthetic_set
+from cafe_core.synthetic_set.synthetic_set import SyntheticSet
+from tests.cafe_core.jobs.test_local import BrokenOffError, save_images, silent
 
 CONDENSE: dict[str, Any] = {
     "dataset": {"path": "own.npz"},
@@ -133,7 +134,7 @@ def test_a_validation_that_is_repeated_and_comes_out_lower_leaves_the_best_set(
             raise BrokenOffError
         write_atomically(path, content, **options)
 
-    for module in (condense_job, synthetic):
+    for module in (condense_job, synthetic_set):
         monkeypatch.setattr(module, "write_atomically", crash)
     for crash_at in (JobDir(tmp_path / "out").validation_file, JobDir(tmp_path / "out").best_file, None):
         if crash_at is None:

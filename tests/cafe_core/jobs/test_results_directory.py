@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from cafe_core import local
 from cafe_core.errors import SpecError
-from cafe_core.jobdir import DataRoots, JobDir
-from tests.cafe_core.test_job_kinds import CONDENSE, EVALUATE, SWEEP, VALIDATION
-from tests.cafe_core.test_local import save_images, silent
+from cafe_core.jobs import local
+from cafe_core.jobs.jobdir import DataRoots, JobDir
+from tests.cafe_core.jobs.test_job_kinds import CONDENSE, EVALUATE, SWEEP, VALIDATION
+from tests.cafe_core.jobs.test_local import save_images, silent
 
 
 @pytest.fixture

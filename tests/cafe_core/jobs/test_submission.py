@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cafe_core.config import CondenseSpec, EvaluateSpec, SweepSpec, parse_job_spec
 from cafe_core.data import catalog
 from cafe_core.errors import SpecError
-from cafe_core.jobdir import DataRoots
-from cafe_core.submission import Accepted, Site, accept
-from cafe_core.synthetic import SyntheticSet
+from cafe_core.jobs.jobdir import DataRoots
+from cafe_core.jobs.submission import Accepted, Site, accept
+from cafe_core.spec.config import CondenseSpec, EvaluateSpec, SweepSpec, parse_job_spec
+from cafe_core.synthetic_set.synthetic_set import SyntheticSet
 
 Submit = Callable[[dict[str, Any]], Accepted]
 

@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from cafe_core.watch_clock import GAP_S, WatchClock
+from cafe_core.jobs.watch_clock import GAP_S, WatchClock
 
 
 def test_it_counts_what_is_watched_and_stands_still_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:

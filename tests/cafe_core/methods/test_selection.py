@@ -12,18 +12,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cafe_core import local
-from cafe_core.checkpoint import latest_checkpoint
-from cafe_core.condense import condense
-from cafe_core.config import CondenseSpec
-from cafe_core.coresets import ForgettingCounts, herding, k_center, kmeans, most_forgotten
+from cafe_core.algorithm.checkpoint import latest_checkpoint
+from cafe_core.algorithm.collectives import Comm
+from cafe_core.algorithm.condense import condense
+from cafe_core.algorithm.coresets import ForgettingCounts, herding, k_center, kmeans, most_forgotten
+from cafe_core.algorithm.sampling import counter_seed, generator
 from cafe_core.data.class_store import ClassStore
-from cafe_core.distributed import Comm
 from cafe_core.errors import NonFiniteLossError
-from cafe_core.jobdir import DataRoots, JobDir
+from cafe_core.jobs import local
+from cafe_core.jobs.jobdir import DataRoots, JobDir
 from cafe_core.networks import init_network
-from cafe_core.sampling import counter_seed, generator
-from cafe_core.synthetic import SyntheticSet
+from cafe_core.spec.config import CondenseSpec
+from cafe_core.synthetic_set.synthetic_set import SyntheticSet
 from tests.cafe_core.gangs import run_gang
 from tests.cafe_core.made_data import make_spec, make_store
 
@@ -202,7 +202,7 @@ def test_a_last_step_that_diverges_is_noticed_by_every_rank(store: ClassStore, t
 
 
 def test_a_whole_job_in_one_process(store: ClassStore, tmp_path: Path) -> None:
-    """Through `cafe_core.local`: from images in a file to a set of real ones, with the phases and epochs on the way."""
+    """Through `cafe_core.jobs.local`: from images in a file to a set of real ones, with the phases and epochs on the way."""
     images = np.concatenate([store.images(k) for k in range(len(COUNTS))]).transpose(0, 2, 3, 1)
     labels = np.repeat(np.arange(len(COUNTS)), COUNTS)
     (tmp_path / "datasets").mkdir()

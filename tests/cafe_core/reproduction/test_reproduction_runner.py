@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from cafe_core.jobdir import DataRoots
+from cafe_core.jobs.jobdir import DataRoots
 from cafe_core.reproduction.experiment import Cell, Experiment
 from cafe_core.reproduction.jobs import Failed, Finished, Job, Outcome, Workplace
 from cafe_core.reproduction.local_runner import LocalRunner, visible_gpus
@@ -137,7 +137,7 @@ def test_a_job_ends_with_what_started_it(tmp_path: Path) -> None:
     roots = {name: str(tmp_path) for name in ("datasets", "uploads", "downloads", "cache")}
     order.write_text(json.dumps({"spec": job.spec, "out": str(tmp_path / "job"), "roots": roots}))
     command = [sys.executable, "-m", "cafe_core.reproduction.job_process", str(order)]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=Path(__file__).parents[2]) as process:
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=Path(__file__).parents[3]) as process:
         assert process.stdin is not None
         assert process.stdout is not None
         while b'"iteration"' not in process.stdout.readline():

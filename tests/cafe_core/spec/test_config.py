@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from cafe_core.config import CafeMethod, CondenseSpec, DatasetInfo, NetworkSpec, field_path
-from cafe_core.resolution import dc_loops, image_lr_at, resolve, resolve_method
-from cafe_core.spec_reference import markdown
+from cafe_core.spec.config import CafeMethod, CondenseSpec, DatasetInfo, NetworkSpec, field_path
+from cafe_core.spec.reference import markdown
+from cafe_core.spec.resolution import dc_loops, image_lr_at, resolve, resolve_method
 from tests.cafe_core.made_data import made_info
 
 
@@ -151,10 +151,13 @@ def test_every_field_is_documented() -> None:
 
 
 def test_the_spec_needs_no_torch() -> None:
-    code = "import sys, cafe_core.config, cafe_core.estimate, cafe_core.synthetic; sys.exit('torch' in sys.modules)"
+    code = (
+        "import sys, cafe_core.spec.config, cafe_core.spec.estimate, cafe_core.synthetic_set.synthetic_set;"
+        "sys.exit('torch' in sys.modules)"
+    )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 def test_the_documentation_of_the_spec_is_current() -> None:
-    documented = (Path(__file__).parents[2] / "docs" / "spec.md").read_text(encoding="utf-8")
-    assert documented == markdown(), "run: python -m cafe_core.spec_reference > docs/spec.md"
+    documented = (Path(__file__).parents[3] / "docs" / "spec.md").read_text(encoding="utf-8")
+    assert documented == markdown(), "run: python -m cafe_core.spec.reference > docs/spec.md"

@@ -7,12 +7,12 @@ from math import prod
 
 import pytest
 
-from cafe_core.config import CondenseSpec, EvaluateSpec, NetworkSpec, aligned_map_count
 from cafe_core.data.builtin import BUILTIN
-from cafe_core.estimate import Estimate, estimate, map_shapes, parameter_count, training_bytes
 from cafe_core.evaluation.estimate import estimate_evaluation
 from cafe_core.networks import build_network
-from cafe_core.resolution import resolve
+from cafe_core.spec.config import CondenseSpec, EvaluateSpec, NetworkSpec, aligned_map_count
+from cafe_core.spec.estimate import Estimate, estimate, map_shapes, parameter_count, training_bytes
+from cafe_core.spec.resolution import resolve
 from tests.cafe_core.made_data import made_info
 
 NETWORKS = [

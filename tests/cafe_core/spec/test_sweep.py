@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from cafe_core.config import DatasetInfo, DatasetSpec, SweepSpec, field_path
 from cafe_core.data.builtin import BUILTIN
 from cafe_core.errors import SpecError
-from cafe_core.resolution import resolve_sweep
-from cafe_core.sweep import Trial, trials
+from cafe_core.spec.config import DatasetInfo, DatasetSpec, SweepSpec, field_path
+from cafe_core.spec.resolution import resolve_sweep
+from cafe_core.spec.trials import Trial, trials
 
 BASE: dict[str, Any] = {"dataset": {"name": "digits"}, "ipc": 1, "iterations": 4, "evaluation": {"repeats": 1}}
 

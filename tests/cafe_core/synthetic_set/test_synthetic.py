@@ -15,13 +15,13 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
-from cafe_core.config import CondenseSpec, DatasetInfo, DatasetSpec
 from cafe_core.data.builtin import BUILTIN
 from cafe_core.data.sources import open_store
 from cafe_core.errors import SyntheticSetError
-from cafe_core.jobdir import DataRoots
-from cafe_core.resolution import resolve
-from cafe_core.synthetic import SyntheticSet, folder_names, from_checkpoint
+from cafe_core.jobs.jobdir import DataRoots
+from cafe_core.spec.config import CondenseSpec, DatasetInfo, DatasetSpec
+from cafe_core.spec.resolution import resolve
+from cafe_core.synthetic_set.synthetic_set import SyntheticSet, folder_names, from_checkpoint
 
 
 def _set(classes: int = 3, ipc: int = 2, shape: tuple[int, int, int] = (3, 5, 4), **parts: Any) -> SyntheticSet:

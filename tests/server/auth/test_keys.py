@@ -12,17 +12,17 @@ import pytest
 from click.testing import CliRunner
 from sqlalchemy import select
 
-from server import keys
-from server.access import credentials, is_loopback
+from server.auth import keys
+from server.auth.access import credentials, is_loopback
+from server.auth.keys import KeyLimits, Scope
 from server.cli import main
-from server.database import Database
-from server.keys import KeyLimits, Scope
-from server.models import ApiKey
 from server.settings import Settings
-from server.webhooks import signing_secret
+from server.store.database import Database
+from server.store.models import ApiKey
+from server.webhooks.sender import signing_secret
+from tests.server.auth.test_limits import npz, upload
 from tests.server.conftest import Api, FakeRay, running
 from tests.server.keyed import add_key, client_of, key_id, statuses
-from tests.server.test_limits import npz, upload
 
 KEY = re.compile(r"cafe_[A-Za-z0-9_-]{43}")
 

@@ -11,11 +11,11 @@ import httpx
 import numpy as np
 import pytest
 
-from server import api_client
-from server.api_client import ApiClient, RefusedError
+from server.auth.keys import KeyLimits, Scope
+from server.auth.limits import Buckets, Limits
+from server.client import client as api_client
+from server.client.client import ApiClient, RefusedError
 from server.errors import TooManyRequestsError
-from server.keys import KeyLimits, Scope
-from server.limits import Buckets, Limits
 from server.settings import Settings
 from tests.server.conftest import SPEC, Api, FakeRay, running
 from tests.server.keyed import add_key, client_of, statuses

@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-import server.open_requests
+import server.auth.open_requests
 import server.routes.jobs
-from server.keys import KeyLimits, Scope
+from server.auth.keys import KeyLimits, Scope
 from server.settings import Settings
 from tests.server.conftest import FakeRay, running
 from tests.server.keyed import add_key, client_of, statuses
@@ -32,7 +32,7 @@ def until(condition: Callable[[], bool]) -> None:
 def test_a_key_keeps_as_many_streams_open_as_it_may_and_asks_besides(
     settings: Settings, ray: FakeRay, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(server.open_requests, "MAX_LASTING", 2)
+    monkeypatch.setattr(server.auth.open_requests, "MAX_LASTING", 2)
     key, other = (add_key(settings, Scope.WRITE) for _ in range(2))
     with running(settings, ray) as api, client_of(api, key) as client, client_of(api, other) as another, ExitStack() as streams:
         job, others = (f"/v1/jobs/{each.make()['id']}" for each in (client, another))
@@ -50,7 +50,7 @@ def test_a_key_keeps_as_many_streams_open_as_it_may_and_asks_besides(
 def test_a_key_has_as_many_plain_requests_answered_at_a_time_as_it_may(
     settings: Settings, ray: FakeRay, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(server.open_requests, "MAX_PLAIN", 2)
+    monkeypatch.setattr(server.auth.open_requests, "MAX_PLAIN", 2)
     asked, may_answer = threading.Semaphore(0), threading.Event()
 
     def slow(*_: Any, **__: Any) -> tuple[list[Any], None]:
@@ -95,7 +95,7 @@ def test_a_key_with_five_hundred_open_streams_can_still_ask(settings: Settings, 
             assert stream.recv(64).startswith(b"HTTP/1.1 200 ")
             return stream
 
-        for stream in pool.map(opened, range(server.open_requests.MAX_LASTING)):
+        for stream in pool.map(opened, range(server.auth.open_requests.MAX_LASTING)):
             streams.callback(stream.close)
         assert statuses([client.get(job), client.get("/v1/jobs"), client.get(job, params={"wait": 1})]) == [200, 200, 429]
         assert client.post(f"{job}/cancel").status_code == 202

@@ -16,13 +16,13 @@ import pytest
 from sqlalchemy import text
 from sqlalchemy.exc import SQLAlchemyError
 
-from server.access import is_loopback
-from server.database import Database
-from server.keys import Scope
+from server.auth.access import is_loopback
+from server.auth.keys import Scope
 from server.settings import Settings
+from server.store.database import Database
 from tests.server.conftest import FakeRay, running
 from tests.server.keyed import add_key, client_of
-from tests.server.test_embedded_ray import Served, serving, succeeded
+from tests.server.ray.test_embedded_ray import Served, serving, succeeded
 
 METRICS, WEBHOOK, CLIENT = "metrics-secret-6b1f", "webhook-secret-9c2e", "cafe_client-secret-77"
 

@@ -11,12 +11,12 @@ import pytest
 from fastapi import APIRouter
 
 from server.app import create_app
-from server.keys import Scope
+from server.auth.keys import Scope
 from server.routes import artifacts, dashboard, datasets, events, jobs, metrics, system, trials
 from server.settings import Settings
+from tests.server.auth.test_limits import npz, upload
 from tests.server.conftest import SPEC, Api, FakeRay, running
 from tests.server.keyed import add_key, client_of
-from tests.server.test_limits import npz, upload
 
 OPEN = {"/healthz", "/readyz"}
 OF_THE_SERVER = {

@@ -14,16 +14,16 @@ import yaml
 from click.testing import CliRunner, Result
 from sqlalchemy import text
 
-from cafe_core import local
-from cafe_core.backend import TrialOutcome
 from cafe_core.errors import DatasetError, DiskFullError
 from cafe_core.evaluation.tasks import EvaluationTask
-from cafe_core.job import write_manifest
-from cafe_core.jobdir import JobDir
-from server import api_client
+from cafe_core.jobs import local
+from cafe_core.jobs.backend import TrialOutcome
+from cafe_core.jobs.job import write_manifest
+from cafe_core.jobs.jobdir import JobDir
 from server.cli import main
-from server.database import Database
+from server.client import client as api_client
 from server.settings import Settings
+from server.store.database import Database
 from tests.server.conftest import SPEC, Api, FakeRay, attempt_dir, driver_of
 from tests.server.kinds import EVALUATE, SWEEP, end_trial, running_job, trained
 from workers.client import RayJob, RayJobState
@@ -207,8 +207,17 @@ def test_a_database_that_a_newer_version_has_migrated_is_not_served(tmp_path: Pa
     with database.write() as session:
         session.execute(text("UPDATE alembic_version SET version_num = '9999'"))
     database.close()
-    serve = [sys.executable, "-c", "from server.cli import main; main()", "serve", "--port", "0", "--data-dir", str(tmp_path)]
-    refused = subprocess.run(serve, cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=120)
+    serve = [
+        sys.executable,
+        "-c",
+        "from server.cli.main import main; main()",
+        "serve",
+        "--port",
+        "0",
+        "--data-dir",
+        str(tmp_path),
+    ]
+    refused = subprocess.run(serve, cwd=Path(__file__).parents[3], capture_output=True, text=True, timeout=120)
     assert refused.returncode == 1
     assert len(refused.stderr.splitlines()) == 1, refused.stderr
     assert "revision 9999" in refused.stderr

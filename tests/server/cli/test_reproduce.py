@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from cafe_core import local
-from cafe_core.job import run_job
-from cafe_core.jobdir import EventLog, JobDir, JobFile
+from cafe_core.jobs import local
+from cafe_core.jobs.job import run_job
+from cafe_core.jobs.jobdir import EventLog, JobDir, JobFile
 from cafe_core.reproduction.jobs import Failed, Finished, Job, Workplace
-from server.api_client import ApiClient
 from server.cli import main
-from server.reproduce_runner import ServerRunner
+from server.cli.reproduce_runner import ServerRunner
+from server.client.client import ApiClient
 from server.settings import Settings
 from tests.server.conftest import Api, FakeRay, running
 from workers.client import RayJob, RayJobState

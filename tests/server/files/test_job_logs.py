@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from cafe_core.jobdir import AttemptDir
-from server.job_logs import BLOCK_BYTES, read_log
+from cafe_core.jobs.jobdir import AttemptDir
+from server.files.job_logs import BLOCK_BYTES, read_log
 from server.settings import Settings
 from tests.server.conftest import Api, FakeRay, attempt_dir
-from tests.server.test_reconciler import submitted
+from tests.server.reconciler.test_reconciler import submitted
 
 MIB = 1 << 20
 
@@ -25,7 +25,7 @@ def printed(attempt: AttemptDir, tail: int | None) -> str:
 
 @pytest.mark.parametrize("seed", range(20))
 def test_the_tail_is_that_of_both_files_together(tmp_path: Path, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("server.job_logs.BLOCK_BYTES", 7)  # lines and characters are cut everywhere
+    monkeypatch.setattr("server.files.job_logs.BLOCK_BYTES", 7)  # lines and characters are cut everywhere
     attempt, draw = AttemptDir(tmp_path), random.Random(seed)
     older, newer = (
         "".join(draw.choice(["\n", "\n", "a", "\r", "é", "😀", "\u2028"]) for _ in range(draw.randrange(60))) for _ in range(2)

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from cafe_core.config import DatasetSpec
 from cafe_core.data import sources
-from server.removal import finish_removals, removal_of
+from cafe_core.spec.config import DatasetSpec
+from server.files.removal import finish_removals, removal_of
 from server.settings import Settings
 from tests.server.conftest import Api, FakeRay, running
-from tests.server.test_datasets_api import ARRAYS
+from tests.server.routes.test_datasets_api import ARRAYS
 
 
 def test_a_failed_transaction_leaves_the_directory_where_it_was(tmp_path: Path) -> None:

@@ -16,22 +16,22 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-import server.planning
-import server.request_timeout
-from cafe_core.config import MAX_NESTING, parse_job_spec
-from server import jobs
-from server.api_client import ApiClient
-from server.body_limit import MAX_PARTS
-from server.database import Database
+import server.http.request_timeout
+import server.submission.planning
+from cafe_core.spec.config import MAX_NESTING, parse_job_spec
+from server.auth.keys import Scope
+from server.client.client import ApiClient
 from server.errors import SHOWN_CHARACTERS, SHOWN_ERRORS, TooManyRequestsError, spec_refusal
-from server.heavy import AT_ONCE, HeavyWork
-from server.keys import Scope
-from server.planning import Plan
+from server.http.body_limit import MAX_PARTS
+from server.http.heavy_work import AT_ONCE, HeavyWork
 from server.settings import Settings
+from server.store import jobs
+from server.store.database import Database
+from server.submission.planning import Plan
+from tests.server.auth.test_limits import npz, upload
 from tests.server.conftest import SPEC, Api, FakeRay, running
 from tests.server.keyed import add_key, client_of
 from tests.server.kinds import SWEEP
-from tests.server.test_limits import npz, upload
 
 UPLOAD_HEAD = (
     b"POST /v1/datasets HTTP/1.1\r\nHost: localhost\r\nContent-Type: multipart/form-data; boundary=x\r\n"
@@ -67,16 +67,16 @@ def _refused(answer: bytes) -> None:
 
 
 def test_an_upload_that_stops_is_given_up(api: Api, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server.request_timeout, "CHUNK_S", 0.3)
+    monkeypatch.setattr(server.http.request_timeout, "CHUNK_S", 0.3)
     _refused(_drip(api.base_url.port or 0, every_s=20, count=1))
     assert list(settings.roots.uploads.iterdir()) == []
 
 
 def test_an_upload_that_drips_is_given_up(api: Api, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server.request_timeout, "GRACE_S", 0.5)
+    monkeypatch.setattr(server.http.request_timeout, "GRACE_S", 0.5)
     began = time.monotonic()
     _refused(_drip(api.base_url.port or 0, every_s=0.05, count=400))  # never CHUNK_S without a byte
-    assert time.monotonic() - began < server.request_timeout.CHUNK_S / 2
+    assert time.monotonic() - began < server.http.request_timeout.CHUNK_S / 2
     assert list(settings.roots.uploads.iterdir()) == []
 
 
@@ -214,7 +214,7 @@ def test_a_turn_that_comes_as_its_request_is_given_up_is_passed_on() -> None:
 def test_many_plans_of_one_key_hold_up_no_other_and_no_upload(
     settings: Settings, ray: FakeRay, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plan, may_end, planned = server.planning.plan, threading.Event(), threading.Semaphore(0)
+    plan, may_end, planned = server.submission.planning.plan, threading.Event(), threading.Semaphore(0)
 
     def slow(spec: Any, *rest: Any) -> Plan:
         if spec.name == "slow":
@@ -222,7 +222,7 @@ def test_many_plans_of_one_key_hold_up_no_other_and_no_upload(
             assert may_end.wait(60)
         return plan(spec, *rest)
 
-    monkeypatch.setattr(server.planning, "plan", slow)
+    monkeypatch.setattr(server.submission.planning, "plan", slow)
     greedy, other = (add_key(settings, Scope.WRITE) for _ in range(2))
     with running(settings, ray) as api, client_of(api, greedy) as client, client_of(api, other) as another:
         with ThreadPoolExecutor(70) as pool:

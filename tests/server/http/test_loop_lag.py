@@ -22,10 +22,10 @@ import pytest
 from sqlalchemy.orm import Session
 
 from cafe_core.data.builtin import BUILTIN
-from cafe_core.jobdir import JobDir
-from server.database import Database
-from server.models import Artifact, Attempt, Dataset, Event, Job, new_id
+from cafe_core.jobs.jobdir import JobDir
 from server.settings import Settings
+from server.store.database import Database
+from server.store.models import Artifact, Attempt, Dataset, Event, Job, new_id
 from tests.server.conftest import SPEC
 from tests.server.kinds import EVALUATE, SWEEP, digits_set
 from tests.server.probed import Lag

@@ -9,11 +9,11 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from sqlalchemy import event
 
-import server.readiness
-from server.database import Database
-from server.readiness import Readiness
+import server.telemetry.readiness
+from server.http.shared_answer import Shared
 from server.settings import Settings
-from server.shared import Shared
+from server.store.database import Database
+from server.telemetry.readiness import Readiness
 from tests.server.conftest import FakeRay, running
 from workers.client import RayCluster
 
@@ -114,7 +114,7 @@ def test_many_who_ask_whether_the_server_is_ready_cost_one_question(settings: Se
 
 
 def test_a_question_that_is_not_answered_is_not_joined_by_others(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server.readiness, "WITHIN_S", 0.2)
+    monkeypatch.setattr(server.telemetry.readiness, "WITHIN_S", 0.2)
     ray = CountingRay()
     ray.hangs = True
     with running(settings, ray) as api, ThreadPoolExecutor(8) as pool:

@@ -9,7 +9,7 @@ from pathlib import Path
 import httpx
 
 from server.settings import Settings
-from tests.server.test_restarts import serving
+from tests.server.reconciler.test_restarts import serving
 
 BOUNDARY = "boundary"
 HEAD = f'--{BOUNDARY}\r\nContent-Disposition: form-data; name="file"; filename="made.npz"\r\n\r\n'.encode()

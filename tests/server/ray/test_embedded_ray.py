@@ -19,7 +19,7 @@ import httpx
 import psutil
 import pytest
 
-from server.embedded_ray import EmbeddedRay
+from server.ray.embedded import EmbeddedRay
 from server.settings import Settings
 from tests.server.conftest import Api, running
 from workers.client import RayClient, submission_id
@@ -57,10 +57,19 @@ def serving(data_dir: Path, *options: str, **environ: str) -> Iterator[Served]:
     """`cafe serve` on a free port, until the end of the block at the latest."""
     data_dir.mkdir(exist_ok=True)
     log = data_dir / f"server-{time.monotonic_ns()}.log"
-    command = [sys.executable, "-c", "from server.cli import main; main()", "serve", "--port", "0", "--data-dir", str(data_dir)]
+    command = [
+        sys.executable,
+        "-c",
+        "from server.cli.main import main; main()",
+        "serve",
+        "--port",
+        "0",
+        "--data-dir",
+        str(data_dir),
+    ]
     with log.open("wb") as output:
         process = subprocess.Popen(
-            [*command, *options], env=os.environ | environ, cwd=Path(__file__).parents[2], stdout=output, stderr=output
+            [*command, *options], env=os.environ | environ, cwd=Path(__file__).parents[3], stdout=output, stderr=output
         )
     try:
         deadline = time.monotonic() + START_WITHIN_S

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from server import embedded_ray
+from server.ray import embedded
 
 DYING_SERVER = """
 import os, pathlib, sys
-from server import embedded_ray
-embedded_ray.PARENT = pathlib.Path(sys.argv[1])
-directory, lock = embedded_ray._new_directory()
+from server.ray import embedded
+embedded.PARENT = pathlib.Path(sys.argv[1])
+directory, lock = embedded._new_directory()
 (directory / "ray").mkdir()
 (directory / "ray" / "file").touch()
 os.kill(os.getpid(), 9)
@@ -24,34 +24,34 @@ os.kill(os.getpid(), 9)
 
 @pytest.fixture(autouse=True)
 def parent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(embedded_ray, "PARENT", tmp_path)
+    monkeypatch.setattr(embedded, "PARENT", tmp_path)
     return tmp_path
 
 
 def test_a_living_servers_directory_stays_and_a_dead_ones_goes(parent: Path) -> None:
-    directory, lock = embedded_ray._new_directory()
-    subprocess.run([sys.executable, "-c", DYING_SERVER, str(parent)], check=False, cwd=Path(__file__).parents[2])
+    directory, lock = embedded._new_directory()
+    subprocess.run([sys.executable, "-c", DYING_SERVER, str(parent)], check=False, cwd=Path(__file__).parents[3])
     assert len(list(parent.iterdir())) == 2
     (parent / "cafe-ray-of-something-else").mkdir()
-    embedded_ray._remove_left_over()
+    embedded._remove_left_over()
     assert {path.name for path in parent.iterdir()} == {directory.name, "cafe-ray-of-something-else"}
     lock.close()
-    embedded_ray._remove_left_over()
+    embedded._remove_left_over()
     assert [path.name for path in parent.iterdir()] == ["cafe-ray-of-something-else"]
 
 
 def test_servers_that_start_at_once_do_not_trip_over_one_another(parent: Path) -> None:
     for _ in range(200):
-        embedded_ray._new_directory()[1].close()
+        embedded._new_directory()[1].close()
 
     def start(_: int) -> bool:
-        embedded_ray._remove_left_over()
-        directory, lock = embedded_ray._new_directory()
-        embedded_ray._remove_left_over()
+        embedded._remove_left_over()
+        directory, lock = embedded._new_directory()
+        embedded._remove_left_over()
         with lock:
-            return (directory / embedded_ray.LOCK).exists()
+            return (directory / embedded.LOCK).exists()
 
     with ThreadPoolExecutor(8) as pool:
         assert all(pool.map(start, range(64)))
-    embedded_ray._remove_left_over()
+    embedded._remove_left_over()
     assert list(parent.iterdir()) == []

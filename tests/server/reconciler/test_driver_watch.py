@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from cafe_core.jobdir import AttemptDir
-from cafe_core.watch_clock import GAP_S
-from server.driver_watch import LAST_WORDS_GRACE_S, OBEYS_WITHIN_S, STOP_EVERY_S, DriverWatch, Watched
+from cafe_core.jobs.jobdir import AttemptDir
+from cafe_core.jobs.watch_clock import GAP_S
+from server.reconciler.driver_watch import LAST_WORDS_GRACE_S, OBEYS_WITHIN_S, STOP_EVERY_S, DriverWatch, Watched
 
 
 class Clock:

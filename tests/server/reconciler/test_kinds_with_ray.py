@@ -10,8 +10,8 @@ from typing import Any
 import httpx
 import pytest
 
-from cafe_core.synthetic import SyntheticSet
-from server.embedded_ray import EmbeddedRay
+from cafe_core.synthetic_set.synthetic_set import SyntheticSet
+from server.ray.embedded import EmbeddedRay
 from server.settings import Settings
 from tests.server.conftest import SPEC, Api, attempt_dir, running
 from workers.client import RayClient

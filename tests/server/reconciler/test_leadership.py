@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from server.database import Database
-from server.leadership import Leader
+from server.reconciler.leader_election import Leader
 from server.settings import Settings
+from server.store.database import Database
 from tests.postgres import PostgresCluster
 from tests.server.conftest import Api, FakeRay, driver_of, running
 from workers.client import RayJob, RayJobState
@@ -23,8 +23,8 @@ from workers.client import RayJob, RayJobState
 LEADING_PROCESS = """
 import asyncio, sys
 from pathlib import Path
-from server.database import Database
-from server.leadership import Leader
+from server.store.database import Database
+from server.reconciler.leader_election import Leader
 
 async def duty():
     print("leads", flush=True)
@@ -163,7 +163,7 @@ def test_when_the_database_is_away_the_api_says_so_and_all_goes_on_afterwards(
 
 
 def test_duties_are_cancelled_with_leadership_and_called_anew(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("server.leadership.EVERY_S", 0.05)
+    monkeypatch.setattr("server.reconciler.leader_election.EVERY_S", 0.05)
     settings.data_dir.mkdir()
     database = Database(settings.database)
     begun: list[str] = []

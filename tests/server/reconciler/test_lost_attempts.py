@@ -10,15 +10,15 @@ from typing import Any
 
 import pytest
 
-import server.job_keeper
-import server.predecessor
-from cafe_core.job import write_manifest
-from cafe_core.jobdir import JobFile
-from server.database import Database
-from server.models import Artifact, Attempt
+import server.reconciler.job_keeper
+import server.reconciler.previous_attempt
+from cafe_core.jobs.job import write_manifest
+from cafe_core.jobs.jobdir import JobFile
 from server.settings import Settings
+from server.store.database import Database
+from server.store.models import Artifact, Attempt
 from tests.server.conftest import Api, FakeRay, attempt_dir, driver_of, running
-from tests.server.test_reconciler import publish, submitted
+from tests.server.reconciler.test_reconciler import publish, submitted
 from workers.client import RayJob, RayJobState
 
 KILLED = RayJob(RayJobState.FAILED, "killed", -9)
@@ -26,7 +26,7 @@ KILLED = RayJob(RayJobState.FAILED, "killed", -9)
 
 @pytest.fixture(autouse=True)
 def _no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server.job_keeper, "RENEW_PAUSE_S", 0.0)
+    monkeypatch.setattr(server.reconciler.job_keeper, "RENEW_PAUSE_S", 0.0)
 
 
 def lose(ray: FakeRay, job_id: str, attempt: int, *, forgotten: bool) -> None:
@@ -95,7 +95,7 @@ def test_only_losses_in_a_row_that_came_no_further_are_counted(settings: Setting
 
 
 def test_ray_that_is_down_or_not_yet_up_has_forgotten_nothing(api: Api, ray: FakeRay, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server.job_keeper, "RAY_EVERY_S", 0.02)
+    monkeypatch.setattr(server.reconciler.job_keeper, "RAY_EVERY_S", 0.02)
     job_id = submitted(api, ray)
     ray.down = True
     looks = ray.looks
@@ -116,7 +116,7 @@ def test_ray_that_is_down_or_not_yet_up_has_forgotten_nothing(api: Api, ray: Fak
 @pytest.fixture
 def known_again(api: Api, ray: FakeRay, monkeypatch: pytest.MonkeyPatch) -> str:
     """A job whose first attempt was lost, runs on, and is known to Ray again before it takes the second one."""
-    monkeypatch.setattr(server.job_keeper, "RAY_EVERY_S", 0.05)
+    monkeypatch.setattr(server.reconciler.job_keeper, "RAY_EVERY_S", 0.05)
     job_id = submitted(api, ray)
     ray.refuse, ray.stops_at_once = True, False
     lose(ray, job_id, 1, forgotten=True)
@@ -141,8 +141,8 @@ def test_a_lost_attempt_that_ray_knows_again_ends_before_the_next_one_starts(api
 def test_a_lost_attempt_that_nobody_can_end_is_not_waited_for_for_ever(
     api: Api, ray: FakeRay, known_again: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(server.predecessor, "LETS_GO_WITHIN_S", 0.5)
-    monkeypatch.setattr(server.predecessor, "STOP_EVERY_S", 0.1)
+    monkeypatch.setattr(server.reconciler.previous_attempt, "LETS_GO_WITHIN_S", 0.5)
+    monkeypatch.setattr(server.reconciler.previous_attempt, "STOP_EVERY_S", 0.1)
     api.await_job(known_again, lambda _: (known_again, 2) in ray.submissions)
     assert ray.jobs[known_again, 1].state is RayJobState.RUNNING
     assert len(ray.stops) > 1

@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from server.policy import Act, Facts, decide
-from server.states import Status
+from server.reconciler.policy import Act, Facts, decide
+from server.store.states import Status
 from workers.client import RayJob, RayJobState
 
 PENDING, RUNNING = RayJob(RayJobState.PENDING, ""), RayJob(RayJobState.RUNNING, "")

@@ -11,19 +11,20 @@ from typing import Any
 import pytest
 from sqlalchemy import text
 
-import server.driver_watch
-import server.job_json
-import server.job_keeper
-import server.reconciler
-from cafe_core.config import parse_job_spec
+import server.files.job_json
+import server.reconciler.driver_watch
+import server.reconciler.job_keeper
+import server.reconciler.reconciler
 from cafe_core.errors import StaleAttemptError
-from cafe_core.fence import AttemptFence
-from cafe_core.job import write_manifest
-from cafe_core.jobdir import JobFile, write_atomically
-from server import job_json, jobs
-from server.database import Database
+from cafe_core.jobs.fence import AttemptFence
+from cafe_core.jobs.job import write_manifest
+from cafe_core.jobs.jobdir import JobFile, write_atomically
+from cafe_core.spec.config import parse_job_spec
+from server.files import job_json
 from server.settings import Settings
-from server.states import Status
+from server.store import jobs
+from server.store.database import Database
+from server.store.states import Status
 from tests.server.conftest import SPEC, Api, FakeRay, attempt_dir, driver_of, running
 from workers.client import RayJob, RayJobState
 
@@ -139,7 +140,9 @@ def test_a_server_that_starts_again_goes_on(settings: Settings, ray: FakeRay) ->
 def test_a_submission_whose_answer_was_lost_is_adopted(settings: Settings, ray: FakeRay, monkeypatch: pytest.MonkeyPatch) -> None:
     """The server dies between Ray's taking a job and its own noting that: the next one submits nothing twice."""
     with monkeypatch.context() as patched, running(settings, ray) as api:
-        patched.setattr(server.job_keeper.JobKeeper, "_note_submitted", lambda _: (_ for _ in ()).throw(SystemError("killed")))
+        patched.setattr(
+            server.reconciler.job_keeper.JobKeeper, "_note_submitted", lambda _: (_ for _ in ()).throw(SystemError("killed"))
+        )
         job_id = submitted(api, ray)
     with running(settings, ray) as api:
         api.await_job(job_id, lambda _: True)
@@ -174,8 +177,8 @@ def test_a_stop_that_nothing_heard_is_asked_again(api: Api, ray: FakeRay) -> Non
 def test_a_driver_that_does_not_stop_is_asked_again_but_not_all_the_time(
     api: Api, ray: FakeRay, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(server.driver_watch, "STOP_EVERY_S", 1.0)
-    monkeypatch.setattr(server.job_keeper, "RAY_SOON_S", 0.01)
+    monkeypatch.setattr(server.reconciler.driver_watch, "STOP_EVERY_S", 1.0)
+    monkeypatch.setattr(server.reconciler.job_keeper, "RAY_SOON_S", 0.01)
     ray.stops_at_once = False
     job_id = submitted(api, ray)
     started = time.monotonic()
@@ -198,8 +201,8 @@ def test_cancel_while_ray_cannot_be_reached(api: Api, ray: FakeRay) -> None:
 
 
 def test_ray_that_refuses_a_job_for_good(api: Api, ray: FakeRay, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server.job_keeper, "RAY_EVERY_S", 0.05)
-    monkeypatch.setattr(server.job_keeper, "REFUSED_FOR_S", 0.3)
+    monkeypatch.setattr(server.reconciler.job_keeper, "RAY_EVERY_S", 0.05)
+    monkeypatch.setattr(server.reconciler.job_keeper, "REFUSED_FOR_S", 0.3)
     ray.refuse = True
     error = api.await_status(api.make()["id"], "failed")["error"]
     assert error["code"] == "submission_failed"
@@ -232,7 +235,7 @@ def test_a_disk_that_hangs_holds_up_no_other_request(
         assert goes_on.wait(60)
         write_atomically(path, content, **options)
 
-    monkeypatch.setattr(server.job_json, "write_atomically", hang)
+    monkeypatch.setattr(server.files.job_json, "write_atomically", hang)
     job_id = api.make()["id"]
     try:
         assert hangs.wait(20)
@@ -251,7 +254,7 @@ def test_a_server_that_dies_before_the_job_file_is_there(
         raise SystemError("killed")
 
     with monkeypatch.context() as patched, running(settings, ray) as api:
-        patched.setattr(server.job_json, "write_atomically", die)
+        patched.setattr(server.files.job_json, "write_atomically", die)
         job_id = api.make()["id"]
         api.await_status(job_id, "starting")
     assert not settings.job_dir(job_id).job_file.exists()
@@ -293,8 +296,8 @@ def test_a_job_file_that_waited_long_for_the_disk_does_not_undo_a_newer_one(
 def test_a_job_whose_file_cannot_be_written_fails_and_makes_room(
     settings: Settings, ray: FakeRay, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(server.job_keeper, "RAY_EVERY_S", 0.05)
-    monkeypatch.setattr(server.job_keeper, "REFUSED_FOR_S", 0.3)
+    monkeypatch.setattr(server.reconciler.job_keeper, "RAY_EVERY_S", 0.05)
+    monkeypatch.setattr(server.reconciler.job_keeper, "REFUSED_FOR_S", 0.3)
     with running(settings.model_copy(update={"max_active_jobs": 1}), ray) as api:
         first, second, third = submitted(api, ray), api.make()["id"], api.make()["id"]
         in_the_way = settings.job_dir(second).path
@@ -312,8 +315,8 @@ def test_a_job_whose_file_cannot_be_written_fails_and_makes_room(
 
 
 def test_a_job_that_a_full_disk_keeps_from_starting_says_so(api: Api, ray: FakeRay, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server.job_keeper, "RAY_EVERY_S", 0.05)
-    monkeypatch.setattr(server.job_keeper, "REFUSED_FOR_S", 0.3)
+    monkeypatch.setattr(server.reconciler.job_keeper, "RAY_EVERY_S", 0.05)
+    monkeypatch.setattr(server.reconciler.job_keeper, "REFUSED_FOR_S", 0.3)
 
     def full(_file: int) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -330,7 +333,7 @@ def test_a_job_that_a_full_disk_keeps_from_starting_says_so(api: Api, ray: FakeR
 
 
 def test_a_disk_that_is_full_for_a_moment_fails_no_job(api: Api, ray: FakeRay, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server.job_keeper, "RAY_EVERY_S", 0.05)
+    monkeypatch.setattr(server.reconciler.job_keeper, "RAY_EVERY_S", 0.05)
     fsync, tries = os.fsync, 0
 
     def full_at_first(file: int) -> None:
@@ -348,7 +351,7 @@ def test_a_disk_that_is_full_for_a_moment_fails_no_job(api: Api, ray: FakeRay, m
 def test_a_driver_that_lingers_after_its_last_word_is_stopped(
     api: Api, ray: FakeRay, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(server.driver_watch, "LAST_WORDS_GRACE_S", 0.2)
+    monkeypatch.setattr(server.reconciler.driver_watch, "LAST_WORDS_GRACE_S", 0.2)
     job_id = submitted(api, ray)
     publish(settings, job_id)
     with driver_of(settings, job_id) as report:
@@ -401,7 +404,7 @@ def rename_table(settings: Settings, old: str, new: str) -> None:
 def test_an_ailing_database_makes_the_server_unready_and_ends_nothing(
     api: Api, ray: FakeRay, settings: Settings, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(server.reconciler, "LOOK_EVERY_S", 0.05)
+    monkeypatch.setattr(server.reconciler.reconciler, "LOOK_EVERY_S", 0.05)
     submitted(api, ray)  # from here on the reconciler looks often
     rename_table(settings, "jobs", "elsewhere")
     deadline = time.monotonic() + 20
@@ -428,7 +431,7 @@ def test_a_server_that_no_longer_looks_after_jobs_is_not_ready(
     async def broken(*_: object) -> None:
         raise SystemError("a bug")
 
-    monkeypatch.setattr(server.reconciler, "wait_until_set", broken)
+    monkeypatch.setattr(server.reconciler.reconciler, "wait_until_set", broken)
     with running(settings, ray) as api:
         deadline = time.monotonic() + 20
         while (unready := api.get("/readyz")).status_code == 200:  # it has yet to begin to

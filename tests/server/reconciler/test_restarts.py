@@ -19,17 +19,17 @@ import httpx
 import psutil
 import pytest
 
-from cafe_core.config import parse_job_spec
-from server import jobs
-from server.api_client import ApiClient
-from server.database import Database
-from server.models import new_id
+from cafe_core.spec.config import parse_job_spec
+from server.client.client import ApiClient
 from server.settings import Settings
-from server.states import Status
+from server.store import jobs
+from server.store.database import Database
+from server.store.models import new_id
+from server.store.states import Status
 from tests.reliability.served import free_port
 from tests.server.conftest import SPEC, driver_of
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 class Served:
@@ -43,7 +43,7 @@ class Served:
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        code = "from server.cli import main; main()"
+        code = "from server.cli.main import main; main()"
         options = ["--port", str(self._port), "--data-dir", str(self._settings.data_dir), "--ray-address", "http://127.0.0.1:9"]
         options += self._options
         environ = {"RAY_AUTH_TOKEN": "t"}
@@ -212,7 +212,7 @@ def test_a_port_is_not_shared_with_a_ray_of_ones_own_or_by_accident(settings: Se
         command = [
             sys.executable,
             "-c",
-            "from server.cli import main; main()",
+            "from server.cli.main import main; main()",
             "serve",
             "--data-dir",
             str(settings.data_dir),

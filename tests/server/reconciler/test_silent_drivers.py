@@ -14,24 +14,24 @@ from pathlib import Path
 
 import pytest
 
-import server.driver_watch
-import server.job_keeper
-import server.predecessor
-from server.database import Database
-from server.models import Attempt
+import server.reconciler.driver_watch
+import server.reconciler.job_keeper
+import server.reconciler.previous_attempt
 from server.settings import Settings
+from server.store.database import Database
+from server.store.models import Attempt
 from tests.server.conftest import Api, FakeRay, attempt_dir, driver_of, running
-from tests.server.test_lost_attempts import events
-from tests.server.test_reconciler import publish, submitted
+from tests.server.reconciler.test_lost_attempts import events
+from tests.server.reconciler.test_reconciler import publish, submitted
 from workers.client import RayJob, RayJobState
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 SILENCE_S = 2.0
 LIVE = """
 import sys, time
 from pathlib import Path
 import workers.heartbeat
-from cafe_core.jobdir import JobDir
+from cafe_core.jobs.jobdir import JobDir
 workers.heartbeat.EVERY_S = 0.1
 with workers.heartbeat.beating(JobDir(Path(sys.argv[1])), int(sys.argv[2])):
     time.sleep(60)
@@ -41,8 +41,8 @@ with workers.heartbeat.beating(JobDir(Path(sys.argv[1])), int(sys.argv[2])):
 
 @pytest.fixture(autouse=True)
 def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server.job_keeper, "RENEW_PAUSE_S", 0.0)
-    monkeypatch.setattr(server.job_keeper, "RAY_EVERY_S", 0.1)
+    monkeypatch.setattr(server.reconciler.job_keeper, "RENEW_PAUSE_S", 0.0)
+    monkeypatch.setattr(server.reconciler.job_keeper, "RAY_EVERY_S", 0.1)
 
 
 @pytest.fixture
@@ -129,7 +129,7 @@ def test_the_next_server_stops_what_the_one_before_gave_up(
 ) -> None:
     """The first one dies before Ray hears of it."""
     with monkeypatch.context() as patched, running(settings, ray) as api:
-        patched.setattr(server.job_keeper.JobKeeper, "_stop", lambda *_: (_ for _ in ()).throw(SystemError("killed")))
+        patched.setattr(server.reconciler.job_keeper.JobKeeper, "_stop", lambda *_: (_ for _ in ()).throw(SystemError("killed")))
         job_id = submitted(api, ray)
         with living(settings, job_id) as driver:
             driver.send_signal(signal.SIGSTOP)
@@ -152,9 +152,9 @@ def test_a_job_whose_drivers_always_freeze_fails(settings: Settings, ray: FakeRa
 @pytest.fixture
 def deaf(ray: FakeRay, monkeypatch: pytest.MonkeyPatch) -> FakeRay:
     """It hears that a job is to stop, and says that it runs, for ever: its supervisor is frozen."""
-    monkeypatch.setattr(server.driver_watch, "OBEYS_WITHIN_S", 0.5)
-    monkeypatch.setattr(server.driver_watch, "LAST_WORDS_GRACE_S", 0.2)
-    monkeypatch.setattr(server.predecessor, "LETS_GO_WITHIN_S", 0.5)
+    monkeypatch.setattr(server.reconciler.driver_watch, "OBEYS_WITHIN_S", 0.5)
+    monkeypatch.setattr(server.reconciler.driver_watch, "LAST_WORDS_GRACE_S", 0.2)
+    monkeypatch.setattr(server.reconciler.previous_attempt, "LETS_GO_WITHIN_S", 0.5)
     ray.stops_at_once = False
     return ray
 

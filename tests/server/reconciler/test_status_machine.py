@@ -20,21 +20,21 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, precondition, rule
 from sqlalchemy import select
 
-import server.driver_watch
-import server.job_keeper
-from cafe_core.config import parse_job_spec
+import server.reconciler.driver_watch
+import server.reconciler.job_keeper
 from cafe_core.errors import StaleAttemptError
-from cafe_core.fence import AttemptFence
-from cafe_core.job import write_manifest
-from cafe_core.jobdir import EventLog, JobDir, write_atomically
-from server import jobs
-from server.changes import Changes
-from server.database import Database
+from cafe_core.jobs.fence import AttemptFence
+from cafe_core.jobs.job import write_manifest
+from cafe_core.jobs.jobdir import EventLog, JobDir, write_atomically
+from cafe_core.spec.config import parse_job_spec
 from server.errors import ConflictError
-from server.job_keeper import JobKeeper
-from server.models import Artifact, Attempt, Event, Job
+from server.reconciler.job_keeper import JobKeeper
 from server.settings import Settings
-from server.states import ENDED, IN_RAY, TRANSITIONS, Status
+from server.store import jobs
+from server.store.changes import Changes
+from server.store.database import Database
+from server.store.models import Artifact, Attempt, Event, Job
+from server.store.states import ENDED, IN_RAY, TRANSITIONS, Status
 from tests.server.conftest import SPEC, FakeRay
 from workers.client import RayError, RayJob, RayJobState
 
@@ -325,14 +325,14 @@ class JobLife(RuleBasedStateMachine):
 
 @pytest.fixture(autouse=True)
 def _no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server.job_keeper, "RENEW_PAUSE_S", 0.0)
-    monkeypatch.setattr(server.driver_watch, "STOP_EVERY_S", 0.0)
+    monkeypatch.setattr(server.reconciler.job_keeper, "RENEW_PAUSE_S", 0.0)
+    monkeypatch.setattr(server.reconciler.driver_watch, "STOP_EVERY_S", 0.0)
 
 
 @pytest.fixture(params=[60.0, 0.0], ids=["ray_obeys", "ray_is_deaf"])
 def _ray_obeys(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Ray may still end what it was asked to, or counts as deaf from the keeper's next look on."""
-    monkeypatch.setattr(server.driver_watch, "OBEYS_WITHIN_S", request.param)
+    monkeypatch.setattr(server.reconciler.driver_watch, "OBEYS_WITHIN_S", request.param)
 
 
 def run(examples: int, steps: int) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from tests.server.test_datasets_api import image_zip, npz, png
+from tests.server.routes.test_datasets_api import image_zip, npz, png
 
 Make = Callable[[], bytes]
 Upload = tuple[str, str, Make, int]

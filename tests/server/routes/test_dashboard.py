@@ -9,7 +9,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from server.keys import Scope
+from server.auth.keys import Scope
 from server.settings import Settings
 from tests.server.conftest import Api, running
 from tests.server.keyed import add_key, client_of

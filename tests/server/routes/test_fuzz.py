@@ -19,7 +19,7 @@ from schemathesis.engine.errors import is_inconsistent_replay
 
 from server.settings import Settings
 from tests.server.keyed import add_key
-from tests.server.test_hostile import served
+from tests.server.routes.test_hostile import served
 
 CONFIG = {
     "seed": 4,

@@ -20,7 +20,7 @@ import httpx
 import pytest
 
 from tests.server.conftest import SPEC
-from tests.server.hostile_uploads import UPLOADS, folder
+from tests.server.routes.hostile_uploads import UPLOADS, folder
 
 PEAK_BYTES = 500 * 10**6
 
@@ -186,7 +186,7 @@ def test_what_means_harm_is_answered(tmp_path: Path) -> None:
 
 
 def test_the_documentation_has_the_table() -> None:
-    document = (Path(__file__).parents[2] / "docs" / "reliability.md").read_text(encoding="utf-8")
+    document = (Path(__file__).parents[3] / "docs" / "reliability.md").read_text(encoding="utf-8")
     _, _, table = document.partition("| what comes | status |\n|---|---|\n")
     written = [line.strip("| ").rsplit(" | ", 1) for line in table.partition("\n\n")[0].splitlines()]
     sent = [(name, wanted) for name, _, _, wanted in UPLOADS] + [(name, wanted) for name, _, wanted in _requests("job_x")]

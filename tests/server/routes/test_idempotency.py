@@ -9,7 +9,7 @@ import pytest
 
 from server.settings import Settings
 from tests.server.conftest import SPEC, Api, FakeRay, running
-from tests.server.test_datasets_api import LABELS, npz
+from tests.server.routes.test_datasets_api import LABELS, npz
 
 TIMES = 200
 

@@ -11,10 +11,10 @@ import pytest
 from PIL import Image
 from safetensors.numpy import load, save_file
 
-from cafe_core.config import CondenseSpec, DatasetInfo
 from cafe_core.data.builtin import BUILTIN
-from cafe_core.job import write_manifest
-from cafe_core.synthetic import SyntheticSet, from_checkpoint
+from cafe_core.jobs.job import write_manifest
+from cafe_core.spec.config import CondenseSpec, DatasetInfo
+from cafe_core.synthetic_set.synthetic_set import SyntheticSet, from_checkpoint
 from server.settings import Settings
 from tests.server.conftest import Api, FakeRay, attempt_dir, driver_of
 from workers.client import RayJob, RayJobState
@@ -91,7 +91,7 @@ def test_checkpoints_that_are_replaced_while_they_are_read(
             checkpoint(settings, started, 8)
         return from_checkpoint(path, info, spec)
 
-    monkeypatch.setattr("server.synthetic_sets.from_checkpoint", after_rotation)
+    monkeypatch.setattr("server.files.synthetic_sets.from_checkpoint", after_rotation)
     arrays = load(api.get(f"/v1/jobs/{started}/synthetic").content)
     assert arrays["images"][0, 0, 0, 0] == np.float32(0.8)
 

@@ -7,11 +7,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-from server.database import Database
-from server.importing import for_good
+from server.cli.importing import for_good
 from server.settings import Settings
+from server.store.database import Database
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 OF_SOME_REQUESTS = {"numpy", "PIL", "safetensors", "sklearn", "scipy", "matplotlib", "torch", "torchvision", "ray", "yaml"}
 OF_OTHER_DATABASES = {"alembic", "mako", "psycopg", "sqlalchemy.dialects.postgresql", "sqlalchemy.dialects.mssql"}
 OF_THE_SERVER = {"sqlalchemy", "pydantic", "fastapi", "starlette", "uvicorn", "prometheus_client", "opentelemetry"}
@@ -30,14 +30,14 @@ def test_a_server_that_starts_loads_what_it_needs_for_that(tmp_path: Path) -> No
     database = Database(url)
     database.migrate()
     database.close()
-    code = "import server.serve\nfrom server.database import Database\nDatabase(sys.argv[1]).migrate()"
+    code = "import server.serve\nfrom server.store.database import Database\nDatabase(sys.argv[1]).migrate()"
     loaded = loaded_by(code, url)
     assert "server.app" in loaded
     assert not loaded & (OF_SOME_REQUESTS | OF_OTHER_DATABASES)
 
 
 def test_a_command_that_asks_a_server_loads_nothing_of_one() -> None:
-    loaded = loaded_by("import server.cli")
+    loaded = loaded_by("import server.cli.main")
     assert "httpx" in loaded
     assert not loaded & (OF_SOME_REQUESTS | OF_OTHER_DATABASES | OF_THE_SERVER)
 

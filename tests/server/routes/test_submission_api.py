@@ -17,25 +17,25 @@ from sqlalchemy import event, select
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
-from cafe_core.backend import TrialOutcome
-from cafe_core.config import DatasetInfo, SweepSpec, parse_job_spec
-from cafe_core.jobdir import JobDir, JobFile
-from cafe_core.sweep import trials
-from cafe_core.synthetic import SyntheticSet
-from server import jobs
-from server.database import Database
-from server.inputs import _may_be_made, clear_abandoned, input_kept
-from server.models import Job
+from cafe_core.jobs.backend import TrialOutcome
+from cafe_core.jobs.jobdir import JobDir, JobFile
+from cafe_core.spec.config import DatasetInfo, SweepSpec, parse_job_spec
+from cafe_core.spec.trials import trials
+from cafe_core.synthetic_set.synthetic_set import SyntheticSet
+from server.files.inputs import _may_be_made, clear_abandoned, input_kept
 from server.settings import Settings
+from server.store import jobs
+from server.store.database import Database
+from server.store.models import Job
 from tests.server.conftest import SPEC, Api, FakeRay, running
 from tests.server.kinds import EVALUATE, HERDING, SWEEP, digits_set, end_trial, running_job
-from tests.server.test_datasets_api import LABELS, npz
-from tests.server.test_jobs_api import refused
-from tests.server.test_results_api import checkpoint
+from tests.server.routes.test_datasets_api import LABELS, npz
+from tests.server.routes.test_jobs_api import refused
+from tests.server.routes.test_results_api import checkpoint
 
 LARGE = HERDING | {"dataset": {"name": "digits", "image_size": 512}, "ipc": 100}
 WIDE = {"width": 4096, "depth": 1}
-EXAMPLES = sorted((Path(__file__).parents[2] / "docs" / "examples").glob("*.yaml"))
+EXAMPLES = sorted((Path(__file__).parents[3] / "docs" / "examples").glob("*.yaml"))
 
 
 def sweep(space: dict[str, Any], **base: Any) -> dict[str, Any]:

@@ -10,14 +10,14 @@ from typing import Any
 import pytest
 from safetensors.numpy import load
 
-from cafe_core.backend import TrialOutcome
 from cafe_core.evaluation.tasks import EvaluationTask
-from cafe_core.jobdir import EventLog, write_atomically
+from cafe_core.jobs.backend import TrialOutcome
+from cafe_core.jobs.jobdir import EventLog, write_atomically
+from server.files.trials import TAIL_BYTES
 from server.settings import Settings
-from server.trials import TAIL_BYTES
 from tests.server.conftest import SPEC, Api, FakeRay, attempt_dir, driver_of
 from tests.server.kinds import EVALUATE, HERDING, SWEEP, digits_set, end_trial, running_job, trained
-from tests.server.test_jobs_api import refused
+from tests.server.routes.test_jobs_api import refused
 
 FAILED = {"code": "non_finite_loss", "message": "the loss became NaN", "retryable": False}
 

@@ -13,13 +13,13 @@ from click.testing import CliRunner, Result
 from sqlalchemy import inspect, text
 from sqlalchemy.exc import IntegrityError
 
-from server import models
 from server.cli import main
-from server.database import Database
-from server.migrating import MIGRATIONS
-from server.models import ApiKey, Artifact, Attempt, Base, Dataset, Delivery, Event, IdempotencyKey, Job, JobLabel
-from server.revisions import NEWEST, NewerDatabaseError, UnknownRevisionError
 from server.settings import Settings
+from server.store import models
+from server.store.database import Database
+from server.store.migrating import MIGRATIONS
+from server.store.models import ApiKey, Artifact, Attempt, Base, Dataset, Delivery, Event, IdempotencyKey, Job, JobLabel
+from server.store.revisions import NEWEST, NewerDatabaseError, UnknownRevisionError
 
 OF_THE_FIRST = ("jobs", "job_labels", "attempts", "events", "idempotency", "datasets")
 """Tables that there are at revision 0001."""
@@ -180,7 +180,7 @@ def test_a_migration_that_fails_changes_nothing(database: Database, monkeypatch:
         raise SystemError("the power is off")
 
     with monkeypatch.context() as patched:
-        patched.setattr("server.migrating._check_references", fails)
+        patched.setattr("server.store.migrating._check_references", fails)
         with pytest.raises(SystemError):
             database.migrate()
     assert database.revision() == "0001"

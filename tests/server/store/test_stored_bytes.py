@@ -8,15 +8,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import server.job_keeper
-from cafe_core.jobdir import write_atomically
-from server.database import Database
-from server.job_sizes import bytes_in
-from server.keys import KeyLimits, Scope
-from server.limits import stored_bytes
-from server.models import Job
+import server.reconciler.job_keeper
+from cafe_core.jobs.jobdir import write_atomically
+from server.auth.keys import KeyLimits, Scope
+from server.auth.limits import stored_bytes
 from server.settings import Settings
-from server.states import ENDED, Status
+from server.store.database import Database
+from server.store.job_sizes import bytes_in
+from server.store.models import Job
+from server.store.states import ENDED, Status
 from tests.server.conftest import SPEC, Api, FakeRay, running
 from tests.server.keyed import add_key, client_of, key_id, statuses
 from tests.server.kinds import EVALUATE, SWEEP, digits_set, running_job
@@ -85,7 +85,7 @@ def stored(settings: Settings, key: str) -> int:
 def test_a_lost_attempt_counts_when_the_next_one_is_queued(
     settings: Settings, ray: FakeRay, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(server.job_keeper, "RENEW_PAUSE_S", 0.0)
+    monkeypatch.setattr(server.reconciler.job_keeper, "RENEW_PAUSE_S", 0.0)
     key = add_key(settings, Scope.WRITE)
     with running(settings, ray) as api, client_of(api, key) as client:
         job_id = running_job(client, ray, SPEC)

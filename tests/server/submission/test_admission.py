@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from cafe_core.config import parse_job_spec
-from server import jobs
-from server.database import Database
-from server.models import ApiKey
+from cafe_core.spec.config import parse_job_spec
 from server.settings import Settings
-from server.states import Status
+from server.store import jobs
+from server.store.database import Database
+from server.store.models import ApiKey
+from server.store.states import Status
 from tests.server.conftest import SPEC, FakeRay, running
 
 

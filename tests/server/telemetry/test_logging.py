@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 from pydantic import SecretStr
 
-import server.job_keeper
-from server import logs
-from server.logs import JsonFormatter, Redaction, TextFormatter
+import server.reconciler.job_keeper
 from server.settings import Settings
+from server.telemetry import logs
+from server.telemetry.logs import JsonFormatter, Redaction, TextFormatter
 from tests.server.conftest import Api, FakeRay, running
 
 TOKEN = "s3cr3t-token-of-ray"
@@ -116,12 +116,12 @@ def test_uvicorns_own_lines_are_json_too(written: io.StringIO) -> None:
 def test_what_is_done_for_a_job_says_which(
     written: io.StringIO, settings: Settings, ray: FakeRay, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(server.job_keeper, "REFUSED_FOR_S", 0.3)
+    monkeypatch.setattr(server.reconciler.job_keeper, "REFUSED_FOR_S", 0.3)
     with running(settings, ray) as api:
         ray.refuse = True
         job = api.make()["id"]
         api.await_status(job, "failed")
-    about = [line for line in lines(written) if line["logger"] == "server.job_keeper"]
+    about = [line for line in lines(written) if line["logger"] == "server.reconciler.job_keeper"]
     assert about
     assert {line["job_id"] for line in about} == {job}
     assert not any("request_id" in line for line in about)

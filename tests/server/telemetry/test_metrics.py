@@ -15,19 +15,21 @@ from prometheus_client.parser import text_string_to_metric_families as parse_tex
 from pydantic import SecretStr
 from sqlalchemy import insert
 
-from cafe_core.jobdir import utc_now
-from server import job_metrics, keys, models
-from server.access import KEYS_FRESH_S
-from server.commit_counts import count_commits
-from server.database import Database
-from server.keys import KeyLimits, Scope
-from server.metrics import Metrics
-from server.scraping import FRESH_S
+from cafe_core.jobs.jobdir import utc_now
+from server.auth import keys
+from server.auth.access import KEYS_FRESH_S
+from server.auth.keys import KeyLimits, Scope
 from server.settings import Settings
-from server.states import Status
+from server.store import models
+from server.store.database import Database
+from server.store.states import Status
+from server.telemetry import job_metrics
+from server.telemetry.commit_counts import count_commits
+from server.telemetry.metrics import Metrics
+from server.telemetry.scraping import FRESH_S
 from tests.server.conftest import SPEC, Api, FakeRay, driver_of, running
 
-DOCUMENT = Path(__file__).parents[2] / "docs" / "metrics.md"
+DOCUMENT = Path(__file__).parents[3] / "docs" / "metrics.md"
 
 
 def scrape(api: Api) -> dict[str, Metric]:

@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 SERVE = """
 import json, os, sys
 from pathlib import Path
-from server import tracing
+from server.telemetry import tracing
 from server.settings import Settings
 from tests.server.conftest import FakeRay, running
 from opentelemetry import trace

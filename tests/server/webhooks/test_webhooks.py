@@ -27,17 +27,17 @@ import pytest
 from pydantic import SecretStr
 from sqlalchemy import select
 
-import server.deliveries
-import server.public_addresses
-import server.webhooks
-from server.database import Database
-from server.deliveries import Due
-from server.keys import Scope
-from server.models import Delivery
-from server.public_addresses import PrivateAddressError, PublicNetwork, is_public
+import server.webhooks.deliveries
+import server.webhooks.public_addresses
+import server.webhooks.sender
+from server.auth.keys import Scope
+from server.http.fair_turns import Turns
 from server.settings import Settings
-from server.turns import Turns
-from server.webhooks import WebhookSender, signing_secret
+from server.store.database import Database
+from server.store.models import Delivery
+from server.webhooks.deliveries import Due
+from server.webhooks.public_addresses import PrivateAddressError, PublicNetwork, is_public
+from server.webhooks.sender import WebhookSender, signing_secret
 from tests.server.conftest import Api, FakeRay, running
 from tests.server.keyed import add_key, client_of
 
@@ -110,9 +110,9 @@ def settings(tmp_path: Path) -> Settings:
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server.webhooks, "LOOK_EVERY_S", 0.05)
-    monkeypatch.setattr(server.deliveries, "FIRST_WAIT_S", 0.05)
-    monkeypatch.setattr(server.deliveries, "WAIT_FACTOR", 1.0)
+    monkeypatch.setattr(server.webhooks.sender, "LOOK_EVERY_S", 0.05)
+    monkeypatch.setattr(server.webhooks.deliveries, "FIRST_WAIT_S", 0.05)
+    monkeypatch.setattr(server.webhooks.deliveries, "WAIT_FACTOR", 1.0)
 
 
 def ended(api: Api, url: str) -> dict[str, Any]:
@@ -159,7 +159,7 @@ def test_a_resumed_job_tells_its_next_end_too(api: Api) -> None:
 
 
 def test_the_documented_check_takes_what_is_sent_and_nothing_else(api: Api, settings: Settings) -> None:
-    text = (Path(__file__).parents[2] / "docs" / "webhooks.md").read_text(encoding="utf-8")
+    text = (Path(__file__).parents[3] / "docs" / "webhooks.md").read_text(encoding="utf-8")
     documented: dict[str, Any] = {}
     exec(text.partition("```python\n")[2].partition("```")[0], documented)
     check = documented["verify"]
@@ -200,7 +200,7 @@ def test_who_is_gone_is_left_alone(api: Api) -> None:
 
 
 def test_no_try_is_made_after_a_day(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server.deliveries, "GIVE_UP_AFTER", timedelta(seconds=0.4))
+    monkeypatch.setattr(server.webhooks.deliveries, "GIVE_UP_AFTER", timedelta(seconds=0.4))
     with receiving(500) as receiver:
         ended(api, receiver.url)
         time.sleep(1.5)
@@ -210,7 +210,7 @@ def test_no_try_is_made_after_a_day(api: Api, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_a_receiver_that_hangs_holds_up_no_other(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server.webhooks, "TRY_S", 1.0)
+    monkeypatch.setattr(server.webhooks.sender, "TRY_S", 1.0)
     with receiving("hang") as hanging, receiving() as receiver:
         ended(api, hanging.url)
         hanging.await_tries(1)
@@ -222,7 +222,7 @@ def test_a_receiver_that_hangs_holds_up_no_other(api: Api, monkeypatch: pytest.M
 def test_an_owners_receivers_that_hang_hold_up_no_other_owner(
     settings: Settings, ray: FakeRay, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(server.webhooks, "TRY_S", 60.0)  # longer than the test waits for the other's
+    monkeypatch.setattr(server.webhooks.sender, "TRY_S", 60.0)  # longer than the test waits for the other's
     slow_key, other_key = (add_key(settings, Scope.WRITE, name=name) for name in ("slow", "other"))
     with (
         receiving("hang") as hanging,
@@ -231,23 +231,23 @@ def test_an_owners_receivers_that_hang_hold_up_no_other_owner(
         client_of(api, slow_key) as slow,
         client_of(api, other_key) as other,
     ):
-        for _ in range(server.webhooks.AT_ONCE):
+        for _ in range(server.webhooks.sender.AT_ONCE):
             ended(slow, hanging.url)
-        hanging.await_tries(server.webhooks.PER_OWNER)
+        hanging.await_tries(server.webhooks.sender.PER_OWNER)
         for _ in range(4):
             ended(other, receiver.url)
         receiver.await_tries(4)
-        assert len(hanging.received) == server.webhooks.PER_OWNER
+        assert len(hanging.received) == server.webhooks.sender.PER_OWNER
 
 
 def test_who_has_no_key_is_one_owner(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server.webhooks, "TRY_S", 60.0)
+    monkeypatch.setattr(server.webhooks.sender, "TRY_S", 60.0)
     with receiving("hang") as hanging:
         for _ in range(4):
             ended(api, hanging.url)
-        hanging.await_tries(server.webhooks.PER_OWNER)
+        hanging.await_tries(server.webhooks.sender.PER_OWNER)
         time.sleep(0.5)
-        assert len(hanging.received) == server.webhooks.PER_OWNER
+        assert len(hanging.received) == server.webhooks.sender.PER_OWNER
 
 
 def test_owners_take_turns() -> None:
@@ -364,26 +364,26 @@ def test_an_error_that_nobody_thought_of_is_a_try_that_failed(
             tried = await_delivery(settings, job_id, lambda delivery: delivery.tries >= 3)
             assert tried.error == "SSLError"
             assert broken.tries >= 3
-            monkeypatch.setattr(server.deliveries, "GIVE_UP_AFTER", timedelta(0))
+            monkeypatch.setattr(server.webhooks.deliveries, "GIVE_UP_AFTER", timedelta(0))
             given_up = await_delivery(settings, job_id, lambda delivery: delivery.next_try_at is None)
             assert given_up.delivered_at is None
             ended(api, receiver.url)  # the others' are sent as ever
             receiver.await_tries(1)
             assert api.get("/readyz").status_code == 200  # this server leads still
-    logged = [record for record in caplog.records if record.name == "server.webhooks" and record.exc_info]
+    logged = [record for record in caplog.records if record.name == "server.webhooks.sender" and record.exc_info]
     assert {(record.levelno, record.exc_info[0]) for record in logged if record.exc_info} == {(logging.ERROR, ssl.SSLError)}
 
 
 def test_a_secret_that_cannot_be_read_is_a_try_that_failed(
     api: Api, settings: Settings, caplog: pytest.LogCaptureFixture
 ) -> None:
-    (settings.data_dir / server.webhooks.SECRET_FILE).mkdir()
+    (settings.data_dir / server.webhooks.sender.SECRET_FILE).mkdir()
     with receiving() as receiver:
         job_id = ended(api, receiver.url)["id"]
         tried = await_delivery(settings, job_id, lambda delivery: delivery.tries >= 2)
         assert (tried.error, receiver.received) == ("IsADirectoryError", [])
         assert any(record.exc_info and record.exc_info[0] is IsADirectoryError for record in caplog.records)
-        (settings.data_dir / server.webhooks.SECRET_FILE).rmdir()
+        (settings.data_dir / server.webhooks.sender.SECRET_FILE).rmdir()
         receiver.await_tries(1)
 
 
@@ -397,7 +397,9 @@ def test_an_endless_answer_is_not_read(api: Api) -> None:
 
 
 def test_tries_go_on_after_a_restart(settings: Settings, ray: FakeRay, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server.deliveries, "RESERVED", timedelta(seconds=1))  # a try may be broken off by the first one's end
+    monkeypatch.setattr(
+        server.webhooks.deliveries, "RESERVED", timedelta(seconds=1)
+    )  # a try may be broken off by the first one's end
     with receiving(500, 500, 200) as receiver:
         with running(settings, ray) as api:
             ended(api, receiver.url)
@@ -519,8 +521,8 @@ def test_the_address_that_was_checked_is_connected_to(monkeypatch: pytest.Monkey
             connected.append(host)
             raise httpcore.ConnectError("as far as a test goes")
 
-    monkeypatch.setattr(server.public_addresses, "resolve", resolved)
-    monkeypatch.setattr(server.public_addresses, "is_public", lambda address: not address.startswith("10."))
+    monkeypatch.setattr(server.webhooks.public_addresses, "resolve", resolved)
+    monkeypatch.setattr(server.webhooks.public_addresses, "is_public", lambda address: not address.startswith("10."))
     network = PublicNetwork(allow_private=False)
     network._network = Network()
     with pytest.raises(PrivateAddressError):
@@ -536,7 +538,7 @@ def test_a_key_has_a_secret_of_its_own(tmp_path: Path) -> None:
     secrets = [signing_secret(settings, key_id) for key_id in (None, "key_a", "key_b")]
     assert len(set(secrets)) == 3
     assert all(len(base64.b64decode(secret.removeprefix("whsec_"))) == 32 for secret in secrets)
-    assert stat.S_IMODE((tmp_path / server.webhooks.SECRET_FILE).stat().st_mode) == 0o600
+    assert stat.S_IMODE((tmp_path / server.webhooks.sender.SECRET_FILE).stat().st_mode) == 0o600
     assert [signing_secret(settings, key_id) for key_id in (None, "key_a", "key_b")] == secrets
     given = Settings(data_dir=tmp_path, webhook_secret=SecretStr("x" * 32))
     assert signing_secret(given, "key_a") != secrets[1]

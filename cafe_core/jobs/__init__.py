@@ -1,0 +1,1 @@
+"""Jobs: their directories, events and fences, and how each kind of job runs."""

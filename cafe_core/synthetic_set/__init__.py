@@ -1,0 +1,1 @@
+"""The synthetic set as a file, and previews of it."""

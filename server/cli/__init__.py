@@ -1,0 +1,1 @@
+"""The `cafe` command: one module per group of commands."""

@@ -1,0 +1,1 @@
+"""The Python client of the REST API. It imports nothing else of the server."""

@@ -1,0 +1,1 @@
+"""Reconcile the database with Ray and the drivers' files."""

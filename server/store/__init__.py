@@ -1,0 +1,1 @@
+"""The database: models, migrations, the state machine, and the operations on jobs and events."""

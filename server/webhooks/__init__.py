@@ -1,0 +1,1 @@
+"""Webhooks: queue deliveries, sign and send them to public addresses only."""
