@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner, Result
 from PIL import Image
 
-from server.cli import main
+from server.cli.main import main
 
 
 def cafe_reproduce(table: str, out: Path) -> Result:

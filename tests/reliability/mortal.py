@@ -110,6 +110,6 @@ def arm(step: Step) -> None:
 
 if __name__ == "__main__":
     arm(STEPS[sys.argv.pop(1)])
-    from server.cli import main
+    from server.cli.main import main
 
     main()

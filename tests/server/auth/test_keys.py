@@ -15,7 +15,7 @@ from sqlalchemy import select
 from server.auth import keys
 from server.auth.access import credentials, is_loopback
 from server.auth.keys import KeyLimits, Scope
-from server.cli import main
+from server.cli.main import main
 from server.settings import Settings
 from server.store.database import Database
 from server.store.models import ApiKey

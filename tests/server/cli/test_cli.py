@@ -20,7 +20,7 @@ from cafe_core.jobs import local
 from cafe_core.jobs.backend import TrialOutcome
 from cafe_core.jobs.job import write_manifest
 from cafe_core.jobs.jobdir import JobDir
-from server.cli import main
+from server.cli.main import main
 from server.client import client as api_client
 from server.settings import Settings
 from server.store.database import Database

@@ -15,7 +15,7 @@ from cafe_core.jobs import local
 from cafe_core.jobs.job import run_job
 from cafe_core.jobs.jobdir import EventLog, JobDir, JobFile
 from cafe_core.reproduction.jobs import Failed, Finished, Job, Workplace
-from server.cli import main
+from server.cli.main import main
 from server.cli.reproduce_runner import ServerRunner
 from server.client.client import ApiClient
 from server.settings import Settings

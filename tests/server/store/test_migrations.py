@@ -13,7 +13,7 @@ from click.testing import CliRunner, Result
 from sqlalchemy import inspect, text
 from sqlalchemy.exc import IntegrityError
 
-from server.cli import main
+from server.cli.main import main
 from server.settings import Settings
 from server.store import models
 from server.store.database import Database
