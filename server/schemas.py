@@ -6,7 +6,7 @@ from typing import Any, Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict
 
-from cafe_core.spec.config import DatasetInfo
+from cafe_core.spec.dataset import DatasetInfo
 from cafe_core.spec.estimate import Estimate
 from server.store.states import Status
 

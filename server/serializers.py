@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 
-from cafe_core.spec.config import DatasetInfo
+from cafe_core.spec.dataset import DatasetInfo
 from server import schemas
 from server.store import models
 

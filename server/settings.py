@@ -10,7 +10,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, model_validator
 
-from cafe_core.jobs.jobdir import DataRoots, JobDir
+from cafe_core.data.roots import DataRoots
+from cafe_core.jobs.jobdir import JobDir
 
 
 class SecretFileError(Exception):

@@ -17,7 +17,7 @@ from cafe_core.data.class_store import ClassStore
 from cafe_core.evaluation.tasks import EvaluationSetup, EvaluationTask
 from cafe_core.jobs.backend import Condensation, Report, TrialOutcome
 from cafe_core.jobs.jobdir import JobDir, JobFile
-from cafe_core.spec.config import ResourcesSpec
+from cafe_core.spec.resources import ResourcesSpec
 from cafe_core.spec.trials import Trial
 from workers.cluster import bundle_of, capacity, room
 from workers.evaluation import cut

@@ -9,7 +9,7 @@ import ray
 from ray._private.state import actors, available_resources_per_node
 from ray.util.placement_group import PlacementGroup, placement_group_table, remove_placement_group
 
-from cafe_core.spec.config import ResourcesSpec
+from cafe_core.spec.resources import ResourcesSpec
 from workers.policy import workers_that_fit
 
 

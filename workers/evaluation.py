@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 
 from cafe_core.evaluation.tasks import EvaluationTask, chunks
-from cafe_core.spec.config import ResourcesSpec
+from cafe_core.spec.resources import ResourcesSpec
 
 ENSEMBLE = 20
 """Networks that a GPU is given at once; how many of them it trains at the same time is its memory's matter."""

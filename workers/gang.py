@@ -19,7 +19,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from cafe_core.algorithm.sharding import class_shard
 from cafe_core.errors import CafeError
 from cafe_core.jobs.watch_clock import WatchClock
-from cafe_core.spec.config import ResourcesSpec
+from cafe_core.spec.resources import ResourcesSpec
 from workers.background import Answer, Done, Raised
 from workers.cluster import bundle_of, nodes
 from workers.interruption import Interruption

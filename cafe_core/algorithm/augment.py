@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cafe_core.spec.config import Augmentation
+from cafe_core.spec.evaluation import Augmentation
 
 Shape = tuple[int, int, int]
 

@@ -17,9 +17,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from cafe_core.algorithm.checkpoint_files import checkpoint_files
 from cafe_core.errors import CheckpointError, DiskFullError
-from cafe_core.jobs.jobdir import Fence, checkpoint_files, unfenced, write_atomically
-from cafe_core.spec.config import CondenseSpec
+from cafe_core.files import Fence, unfenced, write_atomically
+from cafe_core.spec.condense import CondenseSpec
 
 log = logging.getLogger(__name__)
 

@@ -34,9 +34,10 @@ from cafe_core.algorithm.sampling import choose, generator
 from cafe_core.algorithm.synthetic_shard import SyntheticShard
 from cafe_core.data.class_store import ClassStore
 from cafe_core.errors import NonFiniteLossError
-from cafe_core.jobs.jobdir import Fence, unfenced
+from cafe_core.files import Fence, unfenced
 from cafe_core.methods import Losses, make_matching
-from cafe_core.spec.config import BilevelMethod, CondenseSpec, MatchingMethod
+from cafe_core.spec.condense import CondenseSpec
+from cafe_core.spec.method import BilevelMethod, MatchingMethod
 from cafe_core.spec.resolution import image_lr_at
 
 Report = Callable[..., None]

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from cafe_core.algorithm.sampling import counter_seed
 from cafe_core.networks import init_network
-from cafe_core.spec.config import CondenseSpec, DatasetInfo
+from cafe_core.spec.condense import CondenseSpec
+from cafe_core.spec.dataset import DatasetInfo
 from cafe_core.spec.estimate import DOUBLE_GRAPH_FACTOR, GRAPH_BYTES_CPU, GRAPH_FACTOR
 
 

@@ -14,7 +14,8 @@ from cafe_core.algorithm.model import Budget, Model
 from cafe_core.algorithm.real_images import RealImages
 from cafe_core.algorithm.sharding import class_shard
 from cafe_core.data.class_store import ClassStore
-from cafe_core.spec.config import CondenseSpec, DatasetInfo
+from cafe_core.spec.condense import CondenseSpec
+from cafe_core.spec.dataset import DatasetInfo
 
 
 @dataclass(frozen=True)

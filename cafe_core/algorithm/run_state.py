@@ -15,9 +15,9 @@ from cafe_core.algorithm.selection import repeated
 from cafe_core.algorithm.sharding import class_shard
 from cafe_core.algorithm.synthetic_shard import SyntheticShard
 from cafe_core.errors import CheckpointError, NonFiniteLossError
-from cafe_core.jobs.jobdir import Fence, unfenced
+from cafe_core.files import Fence, unfenced
 from cafe_core.methods import select
-from cafe_core.spec.config import BilevelMethod, MatchingMethod, MethodSpec
+from cafe_core.spec.method import BilevelMethod, MatchingMethod, MethodSpec
 
 
 def start(rank: Rank, checkpoints: Path, report: Callable[..., None], fence: Fence = unfenced) -> tuple[int, SyntheticShard]:

@@ -22,7 +22,7 @@ from cafe_core.algorithm.real_images import Rows
 from cafe_core.algorithm.real_training import Epoch, SgdRecipe, train
 from cafe_core.algorithm.sampling import counter_seed
 from cafe_core.errors import NonFiniteLossError
-from cafe_core.spec.config import CoresetMethod
+from cafe_core.spec.method import CoresetMethod
 
 
 def repeated(chosen: Tensor, ipc: int) -> Tensor:

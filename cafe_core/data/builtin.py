@@ -6,7 +6,7 @@ of `digits` are measured over the training split of `cafe_core.data.digits`.
 
 from __future__ import annotations
 
-from cafe_core.spec.config import DatasetInfo, DatasetName
+from cafe_core.spec.dataset import DatasetInfo, DatasetName
 
 _DIGIT_NAMES = [str(digit) for digit in range(10)]
 _CIFAR10_NAMES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]

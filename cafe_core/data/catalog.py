@@ -6,10 +6,10 @@ from cafe_core.data.builtin import BUILTIN
 from cafe_core.data.class_store import ImageSource
 from cafe_core.data.pixels import fitted_shape
 from cafe_core.data.readers import read
+from cafe_core.data.roots import DataRoots
 from cafe_core.data.store_path import store_path
 from cafe_core.errors import DatasetError
-from cafe_core.jobs.jobdir import DataRoots
-from cafe_core.spec.config import DatasetInfo, DatasetName, DatasetSpec
+from cafe_core.spec.dataset import DatasetInfo, DatasetName, DatasetSpec
 
 #: Weights of red, green and blue in grey (ITU-R BT.601), as Pillow converts.
 _GREY_WEIGHTS = (0.299, 0.587, 0.114)

@@ -27,8 +27,8 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from cafe_core.errors import DatasetError, DiskFullError
-from cafe_core.jobs.jobdir import write_atomically
-from cafe_core.spec.config import DatasetInfo
+from cafe_core.files import write_atomically
+from cafe_core.spec.dataset import DatasetInfo
 
 #: Part of every store's cache key: raise it when the files' meaning changes.
 FORMAT_VERSION = 1

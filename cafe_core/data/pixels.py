@@ -21,7 +21,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from cafe_core.data.class_store import Images
 from cafe_core.errors import DatasetError
-from cafe_core.spec.config import MAX_IMAGE_SIDE
+from cafe_core.spec.dataset import MAX_IMAGE_SIDE
 
 #: What is decoded, whatever a file's name says: fewer decoders, fewer surprises.
 _FORMATS = ("PNG", "JPEG", "BMP", "WEBP")

@@ -12,9 +12,9 @@ from cafe_core.data.class_store import Images, ImageSource, Labels
 from cafe_core.data.image_folder import DirectoryFiles, ImageFolderSource, ZipFiles
 from cafe_core.data.npz_file import NpzSource
 from cafe_core.data.pixels import fit_batch, fitted_shape
+from cafe_core.data.roots import DataRoots
 from cafe_core.errors import DatasetError, SpecError
-from cafe_core.jobs.jobdir import DataRoots
-from cafe_core.spec.config import DatasetSpec
+from cafe_core.spec.dataset import DatasetSpec
 
 
 def absent(dataset_id: str) -> str:

@@ -14,10 +14,10 @@ from cafe_core.data.builtin import BUILTIN
 from cafe_core.data.catalog import is_native
 from cafe_core.data.class_store import ClassStore, ImageSource, build
 from cafe_core.data.readers import fitted, read
+from cafe_core.data.roots import DataRoots
 from cafe_core.data.store_path import store_path
 from cafe_core.errors import DatasetError
-from cafe_core.jobs.jobdir import DataRoots
-from cafe_core.spec.config import DatasetSpec
+from cafe_core.spec.dataset import DatasetSpec
 
 log = logging.getLogger(__name__)
 

@@ -10,8 +10,8 @@ from typing import Any
 
 from cafe_core.data.class_store import FORMAT_VERSION
 from cafe_core.data.readers import identity
-from cafe_core.jobs.jobdir import DataRoots
-from cafe_core.spec.config import DatasetSpec
+from cafe_core.data.roots import DataRoots
+from cafe_core.spec.dataset import DatasetSpec
 
 
 def store_path(spec: DatasetSpec, roots: DataRoots) -> Path:

@@ -23,7 +23,7 @@ from cafe_core.data.builtin import BUILTIN
 from cafe_core.data.catalog import check_counts
 from cafe_core.data.class_store import ArraySource, Images, Labels
 from cafe_core.errors import DatasetError
-from cafe_core.spec.config import DatasetName
+from cafe_core.spec.dataset import DatasetName
 
 _CONNECT_TIMEOUT_S = 20.0
 _MNIST_FILES = [f"{part}-{kind}" for part in ("train", "t10k") for kind in ("images-idx3-ubyte", "labels-idx1-ubyte")]

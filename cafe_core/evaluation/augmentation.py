@@ -10,7 +10,7 @@ from torch import Tensor
 from cafe_core.algorithm import augment as differentiable
 from cafe_core.algorithm.sampling import generator
 from cafe_core.evaluation.images import Images
-from cafe_core.spec.config import Augmentation
+from cafe_core.spec.evaluation import Augmentation
 
 Batch = Callable[[Tensor, Tensor], Tensor]
 """batch(rows, drawn): images `rows` (r,), each augmented by the epoch's draw number `drawn` (r,): (r, C, H, W), normalised."""

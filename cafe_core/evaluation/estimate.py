@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from math import prod
 
-from cafe_core.spec.config import DatasetInfo, EvaluateSpec
+from cafe_core.spec.dataset import DatasetInfo
 from cafe_core.spec.estimate import RUNTIME_BYTES, Estimate, evaluation_bytes
+from cafe_core.spec.evaluate import EvaluateSpec
 
 _HELD_BYTES = 4 + 1
 """Of each number of an image that is held: as a float32, and as a level for augmentations of pixels."""

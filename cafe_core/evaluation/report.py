@@ -19,7 +19,7 @@ from typing import Any
 
 from cafe_core.evaluation import scores
 from cafe_core.evaluation.tasks import EvaluationTask, Source
-from cafe_core.spec.config import Augmentation, EvaluationSpec
+from cafe_core.spec.evaluation import Augmentation, EvaluationSpec
 
 
 def evaluation_result(spec: EvaluationSpec, judged: Source, accuracies: Mapping[EvaluationTask, float]) -> dict[str, Any]:

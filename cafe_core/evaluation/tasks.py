@@ -8,7 +8,8 @@ from itertools import groupby
 from pathlib import Path
 from typing import Literal
 
-from cafe_core.spec.config import Augmentation, EvaluateSpec, EvaluationSpec
+from cafe_core.spec.evaluate import EvaluateSpec
+from cafe_core.spec.evaluation import Augmentation, EvaluationSpec
 
 Source = Literal["synthetic", "random", "whole"]
 """What a network is trained on: the set that is judged, as many random real images, or all real training images."""

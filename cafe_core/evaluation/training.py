@@ -17,8 +17,10 @@ from cafe_core.evaluation.augmentation import augmented_epoch
 from cafe_core.evaluation.ensemble import Ensemble
 from cafe_core.evaluation.images import Images
 from cafe_core.networks import init_network
-from cafe_core.spec.config import Augmentation, DatasetInfo, NetworkSpec
+from cafe_core.spec.dataset import DatasetInfo
 from cafe_core.spec.estimate import EVALUATION_BATCH
+from cafe_core.spec.evaluation import Augmentation
+from cafe_core.spec.network import NetworkSpec
 
 # Both presets' (method.md, "Evaluation").
 _LR = 0.01

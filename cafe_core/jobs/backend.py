@@ -13,7 +13,8 @@ from typing import Any, Literal, Protocol
 from cafe_core.evaluation.tasks import EvaluationSetup, EvaluationTask
 from cafe_core.jobs.fence import AttemptFence
 from cafe_core.jobs.jobdir import AttemptDir, JobDir, JobFile
-from cafe_core.spec.config import CondenseSpec, ResourcesSpec
+from cafe_core.spec.condense import CondenseSpec
+from cafe_core.spec.resources import ResourcesSpec
 from cafe_core.spec.trials import Trial
 
 Report = Callable[..., None]

@@ -13,10 +13,13 @@ from cafe_core.data.class_store import ClassStore
 from cafe_core.errors import CheckpointError, DatasetError
 from cafe_core.evaluation.report import evaluation_result
 from cafe_core.evaluation.tasks import EvaluationSetup, HeldOut, all_tasks
+from cafe_core.files import write_atomically
 from cafe_core.jobs.backend import Attempt, Condensation
-from cafe_core.jobs.jobdir import JobDir, write_atomically
+from cafe_core.jobs.jobdir import JobDir
 from cafe_core.jobs.measure import measure
-from cafe_core.spec.config import CondenseSpec, DatasetInfo, EvaluationSpec, ValidationSpec
+from cafe_core.spec.condense import CondenseSpec
+from cafe_core.spec.dataset import DatasetInfo
+from cafe_core.spec.evaluation import EvaluationSpec, ValidationSpec
 from cafe_core.synthetic_set.synthetic_set import SyntheticSet, from_checkpoint
 
 

@@ -20,7 +20,7 @@ from cafe_core.jobs.jobdir import JobDir
 
 @dataclass(frozen=True)
 class AttemptFence:
-    """Lets one attempt write; a :data:`cafe_core.jobs.jobdir.Fence`. Pickled to the workers."""
+    """Lets one attempt write; a :data:`cafe_core.files.Fence`. Pickled to the workers."""
 
     job_file: Path
     """Of the job; for a sweep's trial the sweep's."""

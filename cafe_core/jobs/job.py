@@ -16,11 +16,13 @@ from collections.abc import Callable
 from contextlib import closing
 from typing import Any
 
+from cafe_core.files import Fence, unfenced, write_atomically
 from cafe_core.jobs import condense_job, evaluate_job, sweep_job
 from cafe_core.jobs.backend import Attempt, Backend, Report
 from cafe_core.jobs.fence import AttemptFence
-from cafe_core.jobs.jobdir import AttemptDir, Fence, JobDir, JobFile, unfenced, write_atomically
-from cafe_core.spec.config import CondenseSpec, EvaluateSpec
+from cafe_core.jobs.jobdir import AttemptDir, JobDir, JobFile
+from cafe_core.spec.condense import CondenseSpec
+from cafe_core.spec.evaluate import EvaluateSpec
 from cafe_core.synthetic_set.synthetic_set import versions
 
 MEDIA_TYPES = {

@@ -22,12 +22,6 @@ An attempt has a result when, and only when, its manifest.json is there. No torc
 
 from __future__ import annotations
 
-import errno
-import json
-import os
-import uuid
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -35,84 +29,16 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
+from cafe_core.algorithm.checkpoint_files import checkpoint_files
+from cafe_core.data.roots import DataRoots
 from cafe_core.errors import DiskFullError
-from cafe_core.spec.config import JobSpec
+from cafe_core.files import LineLog, disk_full_named
+from cafe_core.spec.job import JobSpec
 
 
 def utc_now() -> str:
     """The time as RFC 3339 with microseconds, e.g. 2026-11-22T07:00:00.000000Z."""
     return datetime.now(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
-
-
-@contextmanager
-def disk_full_named(path: Path) -> Iterator[None]:
-    """A full disk met within is raised as DiskFullError, which says where."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        raise DiskFullError(f"{path} could not be written: {error.strerror}") from error
-
-
-Fence = Callable[[], None]
-"""Called before something is written; raises where it may not be. See :class:`cafe_core.jobs.fence.AttemptFence`."""
-
-
-def unfenced() -> None:
-    """The fence of what no other attempt writes."""
-
-
-def write_atomically(path: Path, content: bytes, *, fence: Fence = unfenced) -> None:
-    """Write beside, flush to disk, move into place: a reader sees the old file or the new one, whole, also after a crash.
-
-    The fence is asked before a directory is made, and right before the move. Raises what it raises, DiskFullError where there
-    is no space, OSError for another failure; nothing is left beside then.
-    """
-    fence()
-    beside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.tmp")  # an attempt on another machine may write the same
-    try:
-        with disk_full_named(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            file = beside.open("wb")
-        with disk_full_named(path), file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        fence()
-        beside.replace(path)
-        _sync_directory(path.parent)
-    finally:
-        beside.unlink(missing_ok=True)
-
-
-def _sync_directory(path: Path) -> None:
-    """Flush its names to disk: without, a move may be undone by a power cut, and a later one not."""
-    directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
-
-
-def checkpoint_files(directory: Path) -> list[Path]:
-    """The checkpoints in `directory`, newest first."""
-    return sorted(directory.glob("checkpoint-*.safetensors"), reverse=True)
-
-
-class DataRoots(BaseModel):
-    """Where images are looked for, on every machine that runs a driver or a worker."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    datasets: Path
-    """The dataset root: `dataset.path` is relative to it and may not leave it."""
-    uploads: Path
-    """Uploaded datasets: `<uploads>/<dataset id>/`."""
-    downloads: Path
-    """torchvision's root: MNIST/raw/…, cifar-10-batches-py/…; downloaded to where there is a network."""
-    cache: Path
-    """Class stores made from the above."""
 
 
 class JobFile(BaseModel):
@@ -236,50 +162,6 @@ class AttemptDir:
     @property
     def manifest_file(self) -> Path:
         return self.artifacts / "manifest.json"
-
-
-class LineLog:
-    """A file of JSON objects, one a line, each there as a whole or not at all, whatever ends the process or fills the disk."""
-
-    def __init__(self, path: Path, *, fence: Fence = unfenced) -> None:
-        """Goes on with the file at `path`. A last line torn by a crash is no record, and is cut off. Raises DiskFullError.
-
-        fence: asked before each change of the file, this first one included.
-        """
-        self._path = path
-        self._fence = fence
-        fence()
-        with disk_full_named(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = path.open("ab", buffering=0)
-        self._file.truncate(len(_whole_lines(path)))
-
-    def append(self, record: Mapping[str, Any]) -> None:
-        """NaN is refused. Raises what the fence raises, and DiskFullError where there is no space; nothing is left of it then."""
-        line = json.dumps(record, allow_nan=False).encode() + b"\n"
-        self._fence()
-        start = os.fstat(self._file.fileno()).st_size
-        try:
-            with disk_full_named(self._path):
-                if self._file.write(line) != len(line):
-                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        except DiskFullError:
-            self._file.truncate(start)
-            raise
-
-    def close(self) -> None:
-        """Close the file."""
-        self._file.close()
-
-
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The records of a :class:`LineLog`, also while it is written: a last line that is not yet whole is left out."""
-    return [json.loads(line) for line in _whole_lines(path).splitlines()]
-
-
-def _whole_lines(path: Path) -> bytes:
-    content = path.read_bytes() if path.exists() else b""
-    return content[: content.rfind(b"\n") + 1]
 
 
 class EventLog:

@@ -14,16 +14,22 @@ from cafe_core.algorithm.collectives import Comm
 from cafe_core.algorithm.condense import condense
 from cafe_core.data import sources
 from cafe_core.data.class_store import ClassStore
+from cafe_core.data.roots import DataRoots
 from cafe_core.errors import SpecError
 from cafe_core.evaluation.run import train_networks
 from cafe_core.evaluation.tasks import EvaluationSetup, EvaluationTask, chunks
+from cafe_core.files import write_atomically
 from cafe_core.jobs.backend import Condensation, Report, TrialOutcome
 from cafe_core.jobs.fence import AttemptFence
 from cafe_core.jobs.job import run_job
-from cafe_core.jobs.jobdir import DataRoots, JobDir, JobFile, write_atomically
+from cafe_core.jobs.jobdir import JobDir, JobFile
 from cafe_core.jobs.submission import Site, accept
 from cafe_core.jobs.sweep_job import run_trial
-from cafe_core.spec.config import CondenseSpec, EvaluateSpec, JobSpec, ResourcesSpec, SweepSpec, parse_job_spec
+from cafe_core.spec.condense import CondenseSpec
+from cafe_core.spec.evaluate import EvaluateSpec
+from cafe_core.spec.job import JobSpec, parse_job_spec
+from cafe_core.spec.resources import ResourcesSpec
+from cafe_core.spec.sweep import SweepSpec
 from cafe_core.spec.trials import Trial
 
 ENSEMBLE = 20

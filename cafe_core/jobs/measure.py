@@ -9,9 +9,9 @@ from contextlib import closing
 from dataclasses import asdict
 
 from cafe_core.evaluation.tasks import EvaluationSetup, EvaluationTask
+from cafe_core.files import LineLog, read_lines
 from cafe_core.jobs.backend import Attempt
-from cafe_core.jobs.jobdir import LineLog, read_lines
-from cafe_core.spec.config import ResourcesSpec
+from cafe_core.spec.resources import ResourcesSpec
 
 
 def measure(

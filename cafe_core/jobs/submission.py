@@ -13,10 +13,15 @@ from dataclasses import dataclass, field
 from pydantic import ValidationError
 
 from cafe_core.data.readers import within_root
+from cafe_core.data.roots import DataRoots
 from cafe_core.errors import DatasetError, SpecError, SyntheticSetError
-from cafe_core.jobs.jobdir import DataRoots
-from cafe_core.spec.config import CondenseSpec, DatasetInfo, DatasetSpec, EvaluateSpec, JobSpec, ResourcesSpec, SweepSpec
+from cafe_core.spec.condense import CondenseSpec
+from cafe_core.spec.dataset import DatasetInfo, DatasetSpec
+from cafe_core.spec.evaluate import EvaluateSpec
+from cafe_core.spec.job import JobSpec
 from cafe_core.spec.resolution import resolve, resolve_evaluate, resolve_resources, resolve_sweep, selection_spec
+from cafe_core.spec.resources import ResourcesSpec
+from cafe_core.spec.sweep import SweepSpec
 from cafe_core.spec.trials import Trial, trials
 from cafe_core.synthetic_set.synthetic_set import SyntheticSet
 

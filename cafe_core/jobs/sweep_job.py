@@ -13,12 +13,14 @@ from typing import Any
 from cafe_core.data import sources
 from cafe_core.data.class_store import ClassStore
 from cafe_core.errors import CafeError, StaleAttemptError, SweepError
+from cafe_core.files import Fence, LineLog, read_lines, write_atomically
 from cafe_core.jobs.backend import Attempt, Backend, Report, TrialOutcome
 from cafe_core.jobs.condense_job import check_unchanged
 from cafe_core.jobs.fence import AttemptFence
-from cafe_core.jobs.jobdir import EventLog, Fence, JobDir, JobFile, LineLog, read_lines, write_atomically
+from cafe_core.jobs.jobdir import EventLog, JobDir, JobFile
 from cafe_core.jobs.trial_table import best_outcome, read_outcomes, trial_row, trials_csv
-from cafe_core.spec.config import DatasetInfo, DatasetSpec, SweepSpec
+from cafe_core.spec.dataset import DatasetInfo, DatasetSpec
+from cafe_core.spec.sweep import SweepSpec
 from cafe_core.spec.trials import Trial, trials
 
 MakeBackend = Callable[[JobFile, JobDir], Backend]

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from cafe_core.evaluation.tasks import EvaluationTask
+from cafe_core.files import read_lines
 from cafe_core.jobs.backend import TrialOutcome
-from cafe_core.jobs.jobdir import read_lines
-from cafe_core.spec.config import NetworkSpec
+from cafe_core.spec.network import NetworkSpec
 
 Row = dict[str, Any]
 

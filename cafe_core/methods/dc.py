@@ -28,7 +28,7 @@ from cafe_core.algorithm.rank import Rank
 from cafe_core.algorithm.real_images import Rows
 from cafe_core.algorithm.synthetic_shard import SyntheticShard
 from cafe_core.methods import Loops, Losses, Matching
-from cafe_core.spec.config import DcMethod
+from cafe_core.spec.method import DcMethod
 
 
 class Method(Matching):

@@ -11,7 +11,7 @@ from torch import nn
 from cafe_core.networks.feature_network import FeatureNetwork
 from cafe_core.networks.layers import Shape, make_activation, make_norm, make_pooling
 from cafe_core.networks.resnet import resnet_stages
-from cafe_core.spec.config import NetworkSpec
+from cafe_core.spec.network import NetworkSpec
 
 _GLOBAL_GENERATOR = threading.Lock()
 """torch initialises from its one global generator: two threads must not reseed it at once."""

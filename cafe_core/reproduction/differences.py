@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from cafe_core.reproduction.scales import PAPER_ABLATION, Scale, Setting
-from cafe_core.spec.config import NetworkSpec
+from cafe_core.spec.network import NetworkSpec
 
 
 def differences(

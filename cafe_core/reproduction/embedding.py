@@ -12,7 +12,8 @@ from torch import Tensor
 from cafe_core.evaluation.images import HeldImages, Normalisation
 from cafe_core.evaluation.training import Recipe, train
 from cafe_core.networks import FeatureNetwork
-from cafe_core.spec.config import DatasetInfo, NetworkSpec
+from cafe_core.spec.dataset import DatasetInfo
+from cafe_core.spec.network import NetworkSpec
 from cafe_core.synthetic_set.synthetic_set import SyntheticSet
 
 EPOCHS = 20

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from cafe_core.reproduction import pictures
 from cafe_core.reproduction.experiment import Experiment
 from cafe_core.reproduction.jobs import Finished, Outcome
-from cafe_core.spec.config import NetworkSpec
+from cafe_core.spec.network import NetworkSpec
 from cafe_core.synthetic_set.synthetic_set import SyntheticSet
 
 _PERPLEXITY = 20.0

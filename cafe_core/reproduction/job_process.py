@@ -15,9 +15,10 @@ from contextlib import closing
 from pathlib import Path
 from typing import IO, Any
 
+from cafe_core.data.roots import DataRoots
 from cafe_core.errors import CafeError
 from cafe_core.jobs import local
-from cafe_core.jobs.jobdir import DataRoots, EventLog
+from cafe_core.jobs.jobdir import EventLog
 
 
 def main() -> None:

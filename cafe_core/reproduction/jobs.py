@@ -13,7 +13,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
-from cafe_core.jobs.jobdir import JobDir, write_atomically
+from cafe_core.files import write_atomically
+from cafe_core.jobs.jobdir import JobDir
 from cafe_core.synthetic_set.synthetic_set import SyntheticSet
 
 JobReport = Callable[[str, str], None]

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import IO, Any
 
 import cafe_core
-from cafe_core.jobs.jobdir import DataRoots, write_atomically
+from cafe_core.data.roots import DataRoots
+from cafe_core.files import write_atomically
 from cafe_core.reproduction.jobs import Failed, Job, JobReport, Outcome, Workplace, condensing_seconds
 
 _LAST_WORDS = 400

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from cafe_core.jobs.jobdir import write_atomically
+from cafe_core.files import write_atomically
 from cafe_core.reproduction.experiment import Cell, Experiment
 from cafe_core.reproduction.jobs import Outcome
 from cafe_core.reproduction.readings import Reading, read

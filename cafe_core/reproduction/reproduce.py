@@ -19,7 +19,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from cafe_core.jobs.jobdir import write_atomically
+from cafe_core.files import write_atomically
 from cafe_core.reproduction.experiment import Experiment
 from cafe_core.reproduction.illustrate import illustrate
 from cafe_core.reproduction.jobs import Failed, JobReport, Outcome, Runner

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from cafe_core.spec.config import DatasetName
+from cafe_core.spec.dataset import DatasetName
 
 ScaleName = Literal["smoke", "small", "paper"]
 
@@ -42,7 +42,7 @@ class Setting:
 
 @dataclass(frozen=True)
 class Scale:
-    """One scale. Fields of methods are those of :mod:`cafe_core.spec.config`; what is absent keeps its default, the paper's."""
+    """One scale. Fields of methods are those of :mod:`cafe_core.spec`; what is absent keeps its default, the paper's."""
 
     name: ScaleName
     takes: str

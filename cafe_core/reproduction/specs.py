@@ -7,7 +7,8 @@ from typing import Any
 from cafe_core.data.builtin import BUILTIN
 from cafe_core.reproduction.jobs import Job
 from cafe_core.reproduction.scales import Scale, Setting
-from cafe_core.spec.config import CondenseSpec, NetworkSpec, aligned_map_count
+from cafe_core.spec.condense import CondenseSpec
+from cafe_core.spec.network import NetworkSpec, aligned_map_count
 from cafe_core.spec.resolution import resolve
 
 

@@ -9,16 +9,11 @@ from math import prod
 
 from pydantic import BaseModel, ConfigDict
 
-from cafe_core.spec.config import (
-    BilevelMethod,
-    CafeMethod,
-    CondenseSpec,
-    DatasetInfo,
-    DcMethod,
-    EvaluationSpec,
-    MatchingMethod,
-    NetworkSpec,
-)
+from cafe_core.spec.condense import CondenseSpec
+from cafe_core.spec.dataset import DatasetInfo
+from cafe_core.spec.evaluation import EvaluationSpec
+from cafe_core.spec.method import BilevelMethod, CafeMethod, DcMethod, MatchingMethod
+from cafe_core.spec.network import NetworkSpec
 
 Shape = tuple[int, int, int]
 

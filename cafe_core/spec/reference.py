@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from cafe_core.spec.config import JobSpec
+from cafe_core.spec.job import JobSpec
 
 
 def markdown() -> str:
@@ -16,7 +16,7 @@ def markdown() -> str:
     names = [*jobs, *(name for name in definitions if name not in jobs)]
     parts = [
         "# Job specs",
-        "Made by `python -m cafe_core.spec.reference` from `cafe_core/spec/config.py`; do not edit.",
+        "Made by `python -m cafe_core.spec.reference` from `cafe_core/spec/`; do not edit.",
         "`kind` says which job it is: [Condense](#condense) (the default), [Evaluate](#evaluate) or [Sweep](#sweep). "
         "Unknown fields are refused. A default of *resolved* follows from the method, its preset, ipc or the data: POST with "
         "`?dry_run=true` shows it.",

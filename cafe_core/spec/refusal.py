@@ -6,7 +6,10 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from cafe_core.spec.config import CondenseSpec, EvaluateSpec, SweepSpec, field_path
+from cafe_core.spec.condense import CondenseSpec
+from cafe_core.spec.evaluate import EvaluateSpec
+from cafe_core.spec.job import field_path
+from cafe_core.spec.sweep import SweepSpec
 
 _FIELDS = {**CondenseSpec.model_fields, **EvaluateSpec.model_fields, **SweepSpec.model_fields}
 _NAMES_A_FIELD = re.compile(rf"((?:{'|'.join(_FIELDS)})(?:\.[a-z0-9_]+)*): ")

@@ -18,10 +18,12 @@ from pydantic import ValidationError
 
 from cafe_core.algorithm.counters import counter_seed
 from cafe_core.errors import SpecError
-from cafe_core.spec.config import CondenseSpec, DatasetInfo, DatasetSpec, DimensionSpec, SweepSpec
+from cafe_core.spec.condense import CondenseSpec
+from cafe_core.spec.dataset import DatasetInfo, DatasetSpec
 from cafe_core.spec.overrides import setting, shown
 from cafe_core.spec.refusal import named_field, refused_field
 from cafe_core.spec.resolution import resolve
+from cafe_core.spec.sweep import DimensionSpec, SweepSpec
 
 
 @dataclass(frozen=True)

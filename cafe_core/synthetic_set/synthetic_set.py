@@ -22,8 +22,9 @@ from safetensors import SafetensorError, safe_open
 
 from cafe_core.data.image_folder import is_ignored
 from cafe_core.errors import SyntheticSetError
-from cafe_core.jobs.jobdir import Fence, unfenced, write_atomically
-from cafe_core.spec.config import CondenseSpec, DatasetInfo
+from cafe_core.files import Fence, unfenced, write_atomically
+from cafe_core.spec.condense import CondenseSpec
+from cafe_core.spec.dataset import DatasetInfo
 from cafe_core.synthetic_set import preview
 from cafe_core.synthetic_set.files import npy_bytes, read_npz, read_safetensors, safetensors_bytes, zip_bytes
 

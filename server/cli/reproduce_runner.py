@@ -7,7 +7,7 @@ import uuid
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from cafe_core.jobs.jobdir import write_atomically
+from cafe_core.files import write_atomically
 from cafe_core.reproduction.jobs import Failed, Job, JobReport, Outcome, Workplace, condensing_seconds
 from server.cli.watching import FAILED_STATUSES
 from server.client.client import ENDED, ApiClient, RefusedError

@@ -11,8 +11,9 @@ import logging
 from typing import Any
 
 from cafe_core.errors import DiskFullError, StaleAttemptError
-from cafe_core.jobs.jobdir import JobFile, write_atomically
-from cafe_core.spec.config import parse_job_spec
+from cafe_core.files import write_atomically
+from cafe_core.jobs.jobdir import JobFile
+from cafe_core.spec.job import parse_job_spec
 from server.errors import NotFoundError
 from server.settings import Settings
 from server.store import jobs

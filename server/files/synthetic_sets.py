@@ -7,7 +7,10 @@ from collections.abc import Sequence
 from cafe_core.errors import SyntheticSetError
 from cafe_core.jobs.jobdir import JobDir
 from cafe_core.jobs.trial_table import best_outcome, read_outcomes
-from cafe_core.spec.config import CondenseSpec, DatasetInfo, EvaluateSpec, JobSpec
+from cafe_core.spec.condense import CondenseSpec
+from cafe_core.spec.dataset import DatasetInfo
+from cafe_core.spec.evaluate import EvaluateSpec
+from cafe_core.spec.job import JobSpec
 from cafe_core.synthetic_set.synthetic_set import SyntheticSet, from_checkpoint
 from server.errors import NotFoundError
 from server.files.job_files import result_of

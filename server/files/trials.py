@@ -10,7 +10,9 @@ from typing import Any
 from cafe_core.jobs.backend import TrialOutcome
 from cafe_core.jobs.jobdir import JobDir
 from cafe_core.jobs.trial_table import Row, network_rows, read_outcomes, trial_row
-from cafe_core.spec.config import CondenseSpec, JobSpec, SweepSpec
+from cafe_core.spec.condense import CondenseSpec
+from cafe_core.spec.job import JobSpec
+from cafe_core.spec.sweep import SweepSpec
 from cafe_core.spec.trials import settings
 from server.errors import NotFoundError
 

@@ -13,9 +13,9 @@ from typing import BinaryIO
 
 from fastapi import UploadFile
 
+from cafe_core.data.roots import DataRoots
 from cafe_core.errors import DatasetError, SpecError
-from cafe_core.jobs.jobdir import DataRoots
-from cafe_core.spec.config import DatasetInfo, DatasetSpec
+from cafe_core.spec.dataset import DatasetInfo, DatasetSpec
 from server.errors import RefusedSpecError, TooLargeError
 from server.files.removal import ASIDE, finish_removals, removal_of
 from server.store.models import Dataset, new_id

@@ -16,7 +16,8 @@ from typing import Any
 from sqlalchemy.orm import Session
 
 from cafe_core.errors import DiskFullError, StaleAttemptError
-from cafe_core.jobs.jobdir import AttemptDir, utc_now, write_atomically
+from cafe_core.files import write_atomically
+from cafe_core.jobs.jobdir import AttemptDir, utc_now
 from server.errors import NotFoundError
 from server.files import job_json
 from server.files.manifests import ArtifactError, Entry, add_artifacts, checked_result

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from fastapi import APIRouter, Header, Path, Query, Request, Response
 
 from cafe_core.errors import SyntheticSetError
-from cafe_core.spec.config import parse_job_spec
+from cafe_core.spec.job import parse_job_spec
 from server import schemas
 from server.auth.access import Principal, Reader
 from server.auth.visibility import find_job

@@ -9,7 +9,7 @@ from sqlalchemy import select
 from starlette.concurrency import run_in_threadpool
 
 from cafe_core.data.builtin import list_builtin
-from cafe_core.spec.config import DatasetInfo
+from cafe_core.spec.dataset import DatasetInfo
 from server import schemas, serializers
 from server.auth.access import Principal, Reader, Writer, max_upload_bytes
 from server.auth.limits import check_room

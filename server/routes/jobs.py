@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from fastapi import APIRouter, Body, Header, Query, Request, Response
 from starlette.concurrency import run_in_threadpool
 
-from cafe_core.spec.config import JobSpec
+from cafe_core.spec.job import JobSpec
 from server import schemas, serializers
 from server.auth.access import Principal, Reader, Writer
 from server.auth.limits import check_queue

@@ -7,7 +7,8 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Query, Response
 
 from cafe_core.jobs.trial_table import networks_csv, trials_csv
-from cafe_core.spec.config import SweepSpec, parse_job_spec
+from cafe_core.spec.job import parse_job_spec
+from cafe_core.spec.sweep import SweepSpec
 from server import schemas
 from server.auth.access import Reader
 from server.auth.visibility import find_job

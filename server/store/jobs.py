@@ -13,7 +13,9 @@ from sqlalchemy import Select, and_, case, func, literal, or_, select
 from sqlalchemy.orm import Session
 
 from cafe_core.jobs.jobdir import utc_now
-from cafe_core.spec.config import CondenseSpec, EvaluateSpec, JobSpec, parse_job_spec
+from cafe_core.spec.condense import CondenseSpec
+from cafe_core.spec.evaluate import EvaluateSpec
+from cafe_core.spec.job import JobSpec, parse_job_spec
 from server.errors import ConflictError, NotFoundError, RefusedSpecError
 from server.store.models import ApiKey, Artifact, Attempt, Dataset, Event, IdempotencyKey, Job, JobLabel
 from server.store.progress import LAST_WORDS, LASTING, DriverEvent, changes_of, total_of

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from cafe_core.evaluation.tasks import judged_source, task_count
-from cafe_core.spec.config import CondenseSpec, EvaluateSpec, JobSpec
+from cafe_core.spec.condense import CondenseSpec
+from cafe_core.spec.evaluate import EvaluateSpec
+from cafe_core.spec.job import JobSpec
 
 COMPUTING = frozenset({"condensing", "validating", "evaluating", "sweeping", "publishing"})
 """Phases in which the job's workers, or its driver, compute."""

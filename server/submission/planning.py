@@ -13,9 +13,13 @@ from cafe_core.data.readers import absent
 from cafe_core.errors import DatasetError, SpecError, SyntheticSetError
 from cafe_core.evaluation.estimate import estimate_evaluation
 from cafe_core.jobs.submission import Accepted, Site, accept
-from cafe_core.spec.config import DatasetInfo, DatasetSpec, EvaluateSpec, JobSpec, ResourcesSpec, SweepSpec, parse_job_spec
+from cafe_core.spec.dataset import DatasetInfo, DatasetSpec
 from cafe_core.spec.estimate import Estimate, estimate
+from cafe_core.spec.evaluate import EvaluateSpec
+from cafe_core.spec.job import JobSpec, parse_job_spec
 from cafe_core.spec.overrides import setting
+from cafe_core.spec.resources import ResourcesSpec
+from cafe_core.spec.sweep import SweepSpec
 from cafe_core.spec.trials import Describe
 from cafe_core.synthetic_set.synthetic_set import SyntheticSet
 from server.auth.access import Principal

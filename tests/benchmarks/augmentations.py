@@ -12,7 +12,8 @@ import torch
 from cafe_core.evaluation.augmentation import augmented_epoch
 from cafe_core.evaluation.images import HeldImages, Normalisation
 from cafe_core.evaluation.training import Recipe, train
-from cafe_core.spec.config import Augmentation, NetworkSpec
+from cafe_core.spec.evaluation import Augmentation
+from cafe_core.spec.network import NetworkSpec
 from tests.benchmarks.ensemble import INFO
 from tests.benchmarks.figures import Figure
 

@@ -14,7 +14,7 @@ from cafe_core.evaluation.images import HeldImages, Normalisation
 from cafe_core.evaluation.training import Recipe, train
 from cafe_core.networks import FeatureNetwork
 from cafe_core.networks.layers import InstanceNorm
-from cafe_core.spec.config import NetworkSpec
+from cafe_core.spec.network import NetworkSpec
 from tests.benchmarks.figures import Figure
 from tests.cafe_core.made_data import made_info
 

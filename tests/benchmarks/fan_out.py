@@ -13,9 +13,12 @@ from tempfile import TemporaryDirectory
 from typing import TypeVar
 
 from cafe_core.data import sources
+from cafe_core.data.roots import DataRoots
 from cafe_core.evaluation.tasks import EvaluationSetup, EvaluationTask, all_tasks
-from cafe_core.jobs.jobdir import DataRoots
-from cafe_core.spec.config import DatasetSpec, EvaluationSpec, NetworkSpec, ResourcesSpec
+from cafe_core.spec.dataset import DatasetSpec
+from cafe_core.spec.evaluation import EvaluationSpec
+from cafe_core.spec.network import NetworkSpec
+from cafe_core.spec.resources import ResourcesSpec
 from tests.benchmarks.figures import Figure
 from workers.background import Report
 from workers.shard_worker import Seat

@@ -10,7 +10,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from cafe_core.jobs.jobdir import DataRoots
+from cafe_core.data.roots import DataRoots
 from server.cli.demo import running_server
 from server.client.client import ApiClient
 from tests.benchmarks.figures import Figure

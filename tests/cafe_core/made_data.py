@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 
 from cafe_core.data.class_store import ArraySource, ClassStore, build
-from cafe_core.spec.config import CondenseSpec, DatasetInfo
+from cafe_core.spec.condense import CondenseSpec
+from cafe_core.spec.dataset import DatasetInfo
 from cafe_core.spec.resolution import resolve
 
 

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from cafe_core.data.class_store import ClassStore, build_from_arrays
 from cafe_core.evaluation.images import HeldImages, Images, Normalisation, StoredImages
 from cafe_core.evaluation.training import Recipe, accuracies, train
-from cafe_core.spec.config import Augmentation, NetworkSpec
+from cafe_core.spec.evaluation import Augmentation
+from cafe_core.spec.network import NetworkSpec
 
 CPU = torch.device("cpu")
 MLP = NetworkSpec(name="mlp", width=32)

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from cafe_core.spec.config import CondenseSpec, DatasetInfo
+from cafe_core.spec.condense import CondenseSpec
+from cafe_core.spec.dataset import DatasetInfo
 from cafe_core.spec.estimate import Estimate, estimate, map_shapes
 from cafe_core.spec.resolution import resolve
 from tests.cafe_core.made_data import made_info

@@ -9,7 +9,9 @@ import pytest
 from pydantic import ValidationError
 
 from cafe_core.evaluation.tasks import all_tasks, judged_source
-from cafe_core.spec.config import EvaluateSpec, ResourcesSpec, parse_job_spec
+from cafe_core.spec.evaluate import EvaluateSpec
+from cafe_core.spec.job import parse_job_spec
+from cafe_core.spec.resources import ResourcesSpec
 from server.cli.tables import trial_lines
 from server.cli.watching import describe, duration
 from server.errors import RangeError

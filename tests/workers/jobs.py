@@ -15,9 +15,11 @@ from typing import Any, NoReturn
 
 from cafe_core.data import sources
 from cafe_core.data.class_store import ClassStore
-from cafe_core.jobs.jobdir import DataRoots, JobDir, JobFile, write_atomically
+from cafe_core.data.roots import DataRoots
+from cafe_core.files import write_atomically
+from cafe_core.jobs.jobdir import JobDir, JobFile
 from cafe_core.jobs.submission import Site, accept
-from cafe_core.spec.config import parse_job_spec
+from cafe_core.spec.job import parse_job_spec
 from tests.workers.conftest import ROOT
 
 

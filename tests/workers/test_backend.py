@@ -15,7 +15,7 @@ from ray._private.node import Node
 from ray._private.parameter import RayParams
 
 from cafe_core.jobs.jobdir import JobFile
-from cafe_core.spec.config import ResourcesSpec
+from cafe_core.spec.resources import ResourcesSpec
 from tests.workers import jobs
 from tests.workers.standins import SumForever
 from workers import backend as backend_module

@@ -11,7 +11,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from cafe_core.jobs.jobdir import JobDir, read_lines
+from cafe_core.files import read_lines
+from cafe_core.jobs.jobdir import JobDir
 from tests.workers import jobs
 from tests.workers.conftest import SmallRay, is_running
 from tests.workers.jobs import Driver, driving

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 import pytest
 
 from cafe_core.errors import NonFiniteLossError
-from cafe_core.spec.config import ResourcesSpec
+from cafe_core.spec.resources import ResourcesSpec
 from tests.workers.conftest import is_running
 from tests.workers.standins import Greet, Refuse, Stumble, SumForever
 from workers.gang import Gang, GangFailedError, Observation, Reported, Reservation, Returned

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from cafe_core.evaluation.tasks import EvaluationSetup, all_tasks
-from cafe_core.spec.config import EvaluationSpec
+from cafe_core.spec.evaluation import EvaluationSpec
 from tests.cafe_core.made_data import make_store
 from tests.workers import jobs
 from tests.workers.conftest import actor_processes

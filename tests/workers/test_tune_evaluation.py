@@ -17,7 +17,9 @@ from cafe_core.errors import SyntheticSetError, WorkerLostError
 from cafe_core.evaluation.run import train_networks
 from cafe_core.evaluation.tasks import EvaluationSetup, EvaluationTask, all_tasks
 from cafe_core.jobs.jobdir import JobDir, JobFile
-from cafe_core.spec.config import EvaluationSpec, NetworkSpec, ResourcesSpec
+from cafe_core.spec.evaluation import EvaluationSpec
+from cafe_core.spec.network import NetworkSpec
+from cafe_core.spec.resources import ResourcesSpec
 from tests.cafe_core.made_data import make_store
 from tests.workers import jobs
 from tests.workers.jobs import driving

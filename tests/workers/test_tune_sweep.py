@@ -13,9 +13,10 @@ from typing import Any
 import pytest
 from ray._private.state import actors
 
-from cafe_core.jobs.jobdir import JobDir, JobFile, write_atomically
+from cafe_core.files import write_atomically
+from cafe_core.jobs.jobdir import JobDir, JobFile
 from cafe_core.jobs.sweep_job import sweep_trials
-from cafe_core.spec.config import SweepSpec
+from cafe_core.spec.sweep import SweepSpec
 from tests.workers import jobs
 from tests.workers.conftest import SmallRay, actor_processes
 from tests.workers.jobs import Driver, driving

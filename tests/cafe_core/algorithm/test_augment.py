@@ -8,7 +8,7 @@ from torch import Tensor
 
 from cafe_core.algorithm.augment import Draws, apply, draw
 from cafe_core.algorithm.sampling import generator
-from cafe_core.spec.config import Augmentation
+from cafe_core.spec.evaluation import Augmentation
 
 STRATEGIES: list[Augmentation] = ["dsa", "crop_scale_rotate"]
 

@@ -13,12 +13,12 @@ import pytest
 import torch
 
 from cafe_core.algorithm.checkpoint import latest_checkpoint
+from cafe_core.algorithm.checkpoint_files import checkpoint_files
 from cafe_core.algorithm.condense import condense
 from cafe_core.algorithm.held_out import split
 from cafe_core.data.class_store import ArraySource, ClassStore, build
 from cafe_core.errors import CheckpointError, NonFiniteLossError
-from cafe_core.jobs.jobdir import checkpoint_files
-from cafe_core.spec.config import CondenseSpec
+from cafe_core.spec.condense import CondenseSpec
 from tests.cafe_core.gangs import run_gang
 from tests.cafe_core.made_data import make_spec, make_store
 

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from cafe_core.algorithm import losses
-from cafe_core.spec.config import CafeMethod, NetworkSpec
+from cafe_core.spec.method import CafeMethod
+from cafe_core.spec.network import NetworkSpec
 from cafe_core.spec.resolution import resolve_method
 
 RTOL = 1e-10

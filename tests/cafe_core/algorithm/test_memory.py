@@ -16,8 +16,8 @@ from cafe_core.algorithm.rank import Rank
 from cafe_core.algorithm.run_state import start
 from cafe_core.data.class_store import ClassStore
 from cafe_core.networks import build_network
-from cafe_core.spec.config import NetworkSpec
 from cafe_core.spec.estimate import DOUBLE_GRAPH_FACTOR, GRAPH_BYTES_CPU, WEIGHT_GRADIENTS_HELD, estimate
+from cafe_core.spec.network import NetworkSpec
 from tests.cafe_core.live_memory import LiveBytes
 from tests.cafe_core.made_data import make_spec, make_store
 

@@ -17,7 +17,7 @@ from cafe_core.algorithm.sharding import class_shard
 from cafe_core.data.class_store import ClassStore
 from cafe_core.errors import NonFiniteLossError
 from cafe_core.networks import init_network
-from cafe_core.spec.config import NetworkSpec
+from cafe_core.spec.network import NetworkSpec
 from tests.cafe_core.gangs import run_gang
 from tests.cafe_core.made_data import make_store
 

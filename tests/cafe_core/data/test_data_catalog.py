@@ -14,10 +14,10 @@ from cafe_core.data import torchvision_source
 from cafe_core.data.builtin import BUILTIN, list_builtin
 from cafe_core.data.catalog import describe
 from cafe_core.data.digits import digits_source
+from cafe_core.data.roots import DataRoots
 from cafe_core.data.sources import open_store
 from cafe_core.errors import DatasetError
-from cafe_core.jobs.jobdir import DataRoots
-from cafe_core.spec.config import DatasetName, DatasetSpec
+from cafe_core.spec.dataset import DatasetName, DatasetSpec
 
 SHARED = Path("/work/shared/data")
 needs_mnist = pytest.mark.skipif(not (SHARED / "MNIST/raw").is_dir(), reason=f"no MNIST under {SHARED}")

@@ -18,10 +18,10 @@ import pytest
 
 from cafe_core.data import class_store, sources
 from cafe_core.data.class_store import ArraySource, ClassStore, Images, build, build_from_arrays
+from cafe_core.data.roots import DataRoots
 from cafe_core.data.sources import open_store, prepare
 from cafe_core.errors import DatasetError, DiskFullError
-from cafe_core.jobs.jobdir import DataRoots
-from cafe_core.spec.config import DatasetSpec
+from cafe_core.spec.dataset import DatasetSpec
 
 
 @pytest.fixture

@@ -20,10 +20,10 @@ from cafe_core.data import image_folder, npz_file, pixels
 from cafe_core.data.archives import open_archive
 from cafe_core.data.catalog import describe
 from cafe_core.data.class_store import ClassStore
+from cafe_core.data.roots import DataRoots
 from cafe_core.data.sources import open_store
 from cafe_core.errors import DatasetError, SpecError
-from cafe_core.jobs.jobdir import DataRoots
-from cafe_core.spec.config import DatasetSpec
+from cafe_core.spec.dataset import DatasetSpec
 
 RNG = np.random.default_rng(0)
 

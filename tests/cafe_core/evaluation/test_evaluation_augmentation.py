@@ -11,7 +11,7 @@ from torchvision.transforms import v2
 from cafe_core.evaluation.augmentation import augmented_epoch
 from cafe_core.evaluation.images import HeldImages, Normalisation, StoredImages
 from cafe_core.evaluation.pixel_augment import UNIFORMS, augmented
-from cafe_core.spec.config import Augmentation
+from cafe_core.spec.evaluation import Augmentation
 
 PIXEL: list[Augmentation] = ["autoaugment", "randaugment", "crop_flip_cutout"]
 ALL: list[Augmentation] = ["none", "dsa", "crop_scale_rotate", *PIXEL]

@@ -8,7 +8,9 @@ from cafe_core.evaluation.ensemble import Ensemble
 from cafe_core.evaluation.images import HeldImages, Normalisation
 from cafe_core.evaluation.training import Recipe, accuracies, train
 from cafe_core.networks import init_network
-from cafe_core.spec.config import Augmentation, DatasetInfo, NetworkSpec
+from cafe_core.spec.dataset import DatasetInfo
+from cafe_core.spec.evaluation import Augmentation
+from cafe_core.spec.network import NetworkSpec
 from tests.cafe_core.made_data import made_info
 
 SEEDS = [11, 12, 13]

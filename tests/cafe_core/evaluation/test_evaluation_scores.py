@@ -19,7 +19,7 @@ from cafe_core.evaluation.scores import (
     label_robustness,
 )
 from cafe_core.evaluation.tasks import EvaluationTask, Source, all_tasks, chunks
-from cafe_core.spec.config import EvaluationSpec
+from cafe_core.spec.evaluation import EvaluationSpec
 
 fractions = st.floats(0, 1)
 CONVNET, MLP = {"name": "convnet"}, {"name": "mlp"}

@@ -11,7 +11,8 @@ from cafe_core.evaluation.ensemble import Ensemble
 from cafe_core.evaluation.images import HeldImages, Normalisation, StoredImages
 from cafe_core.evaluation.training import accuracies, network_seed
 from cafe_core.networks import init_network
-from cafe_core.spec.config import Augmentation, NetworkSpec
+from cafe_core.spec.evaluation import Augmentation
+from cafe_core.spec.network import NetworkSpec
 from tests.cafe_core.separable import CPU, MLP, normalisation, of_test_set, run, separable_store, taught
 
 AUGMENTATIONS: list[Augmentation] = ["none", "dsa", "crop_scale_rotate", "autoaugment", "randaugment", "crop_flip_cutout"]

@@ -13,9 +13,12 @@ import pytest
 import torch
 
 from cafe_core.algorithm.checkpoint import Checkpoint, latest_checkpoint, save_checkpoint
+from cafe_core.algorithm.checkpoint_files import checkpoint_files
+from cafe_core.data.roots import DataRoots
 from cafe_core.errors import DiskFullError
+from cafe_core.files import LineLog, read_lines
 from cafe_core.jobs import local
-from cafe_core.jobs.jobdir import DataRoots, EventLog, LineLog, checkpoint_files, read_lines
+from cafe_core.jobs.jobdir import EventLog
 from tests.cafe_core.made_data import make_spec, make_store
 
 

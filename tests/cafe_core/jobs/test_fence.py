@@ -10,10 +10,12 @@ from typing import Any
 
 import pytest
 
+from cafe_core.data.roots import DataRoots
 from cafe_core.errors import StaleAttemptError
+from cafe_core.files import LineLog, read_lines, write_atomically
 from cafe_core.jobs import local
 from cafe_core.jobs.fence import AttemptFence
-from cafe_core.jobs.jobdir import DataRoots, JobDir, LineLog, read_lines, write_atomically
+from cafe_core.jobs.jobdir import JobDir
 from tests.cafe_core.jobs.test_local import SPEC, roots  # noqa: F401 - a fixture
 
 VALIDATED = SPEC | {"validation": {"every": 2, "fraction": 0.4, "repeats": 1, "epochs": 1}}

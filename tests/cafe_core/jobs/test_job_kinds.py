@@ -14,11 +14,13 @@ import pytest
 from cafe_core.algorithm.held_out import split
 from cafe_core.data import sources
 from cafe_core.data.class_store import ClassStore
+from cafe_core.data.roots import DataRoots
 from cafe_core.errors import DatasetError, DiskFullError, SpecError, SweepError
 from cafe_core.evaluation.training import network_seed
+from cafe_core.files import write_atomically
 from cafe_core.jobs import condense_job, local
-from cafe_core.jobs.jobdir import DataRoots, JobDir, write_atomically
-from cafe_core.spec.config import DatasetSpec
+from cafe_core.jobs.jobdir import JobDir
+from cafe_core.spec.dataset import DatasetSpec
 from cafe_core.synthetic_set import synthetic_set
 from cafe_core.synthetic_set.synthetic_set import SyntheticSet
 from tests.cafe_core.jobs.test_local import BrokenOffError, save_images, silent

@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from cafe_core.data.roots import DataRoots
 from cafe_core.errors import CafeError, DatasetError
 from cafe_core.jobs import local
-from cafe_core.jobs.jobdir import DataRoots, JobDir
+from cafe_core.jobs.jobdir import JobDir
 from cafe_core.synthetic_set.synthetic_set import SyntheticSet
 
 SPEC = {

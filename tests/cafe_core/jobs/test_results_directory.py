@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
+from cafe_core.data.roots import DataRoots
 from cafe_core.errors import SpecError
 from cafe_core.jobs import local
-from cafe_core.jobs.jobdir import DataRoots, JobDir
+from cafe_core.jobs.jobdir import JobDir
 from tests.cafe_core.jobs.test_job_kinds import CONDENSE, EVALUATE, SWEEP, VALIDATION
 from tests.cafe_core.jobs.test_local import save_images, silent
 

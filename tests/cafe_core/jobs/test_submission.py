@@ -11,10 +11,13 @@ import numpy as np
 import pytest
 
 from cafe_core.data import catalog
+from cafe_core.data.roots import DataRoots
 from cafe_core.errors import SpecError
-from cafe_core.jobs.jobdir import DataRoots
 from cafe_core.jobs.submission import Accepted, Site, accept
-from cafe_core.spec.config import CondenseSpec, EvaluateSpec, SweepSpec, parse_job_spec
+from cafe_core.spec.condense import CondenseSpec
+from cafe_core.spec.evaluate import EvaluateSpec
+from cafe_core.spec.job import parse_job_spec
+from cafe_core.spec.sweep import SweepSpec
 from cafe_core.synthetic_set.synthetic_set import SyntheticSet
 
 Submit = Callable[[dict[str, Any]], Accepted]

@@ -9,7 +9,7 @@ from pathlib import Path
 from cafe_core.evaluation.tasks import EvaluationTask
 from cafe_core.jobs.backend import TrialOutcome
 from cafe_core.jobs.trial_table import best_outcome, network_rows, networks_csv, read_outcomes, trial_row, trials_csv
-from cafe_core.spec.config import NetworkSpec
+from cafe_core.spec.network import NetworkSpec
 
 
 def test_a_line_that_is_not_whole_is_left_out_and_left_there(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from cafe_core.algorithm.condense import condense
 from cafe_core.algorithm.sampling import choose, counter_seed, generator
 from cafe_core.data.class_store import ClassStore
 from cafe_core.networks import init_network
-from cafe_core.spec.config import CondenseSpec
+from cafe_core.spec.condense import CondenseSpec
 from tests.cafe_core.made_data import make_spec, make_store
 
 COUNTS = [40, 30, 5, 60]

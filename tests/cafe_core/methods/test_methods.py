@@ -21,7 +21,8 @@ from cafe_core.algorithm.rank import Rank
 from cafe_core.algorithm.run_state import start
 from cafe_core.algorithm.synthetic_shard import SyntheticShard
 from cafe_core.data.class_store import ClassStore
-from cafe_core.spec.config import CondenseSpec, MatchingMethod
+from cafe_core.spec.condense import CondenseSpec
+from cafe_core.spec.method import MatchingMethod
 from tests.cafe_core.gangs import run_gang
 from tests.cafe_core.made_data import make_spec, make_store
 

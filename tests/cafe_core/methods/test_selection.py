@@ -18,11 +18,12 @@ from cafe_core.algorithm.condense import condense
 from cafe_core.algorithm.coresets import ForgettingCounts, herding, k_center, kmeans, most_forgotten
 from cafe_core.algorithm.sampling import counter_seed, generator
 from cafe_core.data.class_store import ClassStore
+from cafe_core.data.roots import DataRoots
 from cafe_core.errors import NonFiniteLossError
 from cafe_core.jobs import local
-from cafe_core.jobs.jobdir import DataRoots, JobDir
+from cafe_core.jobs.jobdir import JobDir
 from cafe_core.networks import init_network
-from cafe_core.spec.config import CondenseSpec
+from cafe_core.spec.condense import CondenseSpec
 from cafe_core.synthetic_set.synthetic_set import SyntheticSet
 from tests.cafe_core.gangs import run_gang
 from tests.cafe_core.made_data import make_spec, make_store

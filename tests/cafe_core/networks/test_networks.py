@@ -12,7 +12,7 @@ from torch.func import functional_call
 
 from cafe_core.networks import FeatureNetwork, init_network
 from cafe_core.networks.layers import InstanceNorm
-from cafe_core.spec.config import NetworkSpec, aligned_map_count
+from cafe_core.spec.network import NetworkSpec, aligned_map_count
 
 NAMES = ["convnet", "mlp", "lenet", "alexnet", "vgg11", "resnet18"]
 

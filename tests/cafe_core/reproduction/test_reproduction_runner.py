@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from cafe_core.jobs.jobdir import DataRoots
+from cafe_core.data.roots import DataRoots
 from cafe_core.reproduction.experiment import Cell, Experiment
 from cafe_core.reproduction.jobs import Failed, Finished, Job, Outcome, Workplace
 from cafe_core.reproduction.local_runner import LocalRunner, visible_gpus

@@ -9,14 +9,14 @@ from pathlib import Path
 import pytest
 
 from cafe_core.data import catalog
-from cafe_core.jobs.jobdir import DataRoots
+from cafe_core.data.roots import DataRoots
 from cafe_core.jobs.submission import Site, accept
 from cafe_core.reproduction import published
 from cafe_core.reproduction.experiment import Experiment
 from cafe_core.reproduction.experiments import EXPERIMENTS
 from cafe_core.reproduction.jobs import Job
 from cafe_core.reproduction.scales import PAPER, SCALES, SMALL, SMOKE
-from cafe_core.spec.config import parse_job_spec
+from cafe_core.spec.job import parse_job_spec
 
 SHARED = Path(__file__).parents[4] / "shared"
 """The paper as text and its figures, which the project was given; not part of it."""

@@ -10,7 +10,11 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from cafe_core.spec.config import CafeMethod, CondenseSpec, DatasetInfo, NetworkSpec, field_path
+from cafe_core.spec.condense import CondenseSpec
+from cafe_core.spec.dataset import DatasetInfo
+from cafe_core.spec.job import field_path
+from cafe_core.spec.method import CafeMethod
+from cafe_core.spec.network import NetworkSpec
 from cafe_core.spec.reference import markdown
 from cafe_core.spec.resolution import dc_loops, image_lr_at, resolve, resolve_method
 from tests.cafe_core.made_data import made_info
@@ -152,7 +156,7 @@ def test_every_field_is_documented() -> None:
 
 def test_the_spec_needs_no_torch() -> None:
     code = (
-        "import sys, cafe_core.spec.config, cafe_core.spec.estimate, cafe_core.synthetic_set.synthetic_set;"
+        "import sys, cafe_core.spec.job, cafe_core.spec.estimate, cafe_core.synthetic_set.synthetic_set;"
         "sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

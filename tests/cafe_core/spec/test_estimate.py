@@ -10,8 +10,10 @@ import pytest
 from cafe_core.data.builtin import BUILTIN
 from cafe_core.evaluation.estimate import estimate_evaluation
 from cafe_core.networks import build_network
-from cafe_core.spec.config import CondenseSpec, EvaluateSpec, NetworkSpec, aligned_map_count
+from cafe_core.spec.condense import CondenseSpec
 from cafe_core.spec.estimate import Estimate, estimate, map_shapes, parameter_count, training_bytes
+from cafe_core.spec.evaluate import EvaluateSpec
+from cafe_core.spec.network import NetworkSpec, aligned_map_count
 from cafe_core.spec.resolution import resolve
 from tests.cafe_core.made_data import made_info
 

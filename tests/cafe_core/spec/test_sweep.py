@@ -10,8 +10,10 @@ from pydantic import ValidationError
 
 from cafe_core.data.builtin import BUILTIN
 from cafe_core.errors import SpecError
-from cafe_core.spec.config import DatasetInfo, DatasetSpec, SweepSpec, field_path
+from cafe_core.spec.dataset import DatasetInfo, DatasetSpec
+from cafe_core.spec.job import field_path
 from cafe_core.spec.resolution import resolve_sweep
+from cafe_core.spec.sweep import SweepSpec
 from cafe_core.spec.trials import Trial, trials
 
 BASE: dict[str, Any] = {"dataset": {"name": "digits"}, "ipc": 1, "iterations": 4, "evaluation": {"repeats": 1}}

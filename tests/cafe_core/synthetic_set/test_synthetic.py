@@ -16,10 +16,11 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from cafe_core.data.builtin import BUILTIN
+from cafe_core.data.roots import DataRoots
 from cafe_core.data.sources import open_store
 from cafe_core.errors import SyntheticSetError
-from cafe_core.jobs.jobdir import DataRoots
-from cafe_core.spec.config import CondenseSpec, DatasetInfo, DatasetSpec
+from cafe_core.spec.condense import CondenseSpec
+from cafe_core.spec.dataset import DatasetInfo, DatasetSpec
 from cafe_core.spec.resolution import resolve
 from cafe_core.synthetic_set.synthetic_set import SyntheticSet, folder_names, from_checkpoint
 

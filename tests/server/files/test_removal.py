@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from cafe_core.data import sources
-from cafe_core.spec.config import DatasetSpec
+from cafe_core.spec.dataset import DatasetSpec
 from server.files.removal import finish_removals, removal_of
 from server.settings import Settings
 from tests.server.conftest import Api, FakeRay, running

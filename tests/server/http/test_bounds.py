@@ -18,7 +18,8 @@ from pydantic import ValidationError
 
 import server.http.request_timeout
 import server.submission.planning
-from cafe_core.spec.config import MAX_NESTING, parse_job_spec
+from cafe_core.spec.job import parse_job_spec
+from cafe_core.spec.sweep import MAX_NESTING
 from server.auth.keys import Scope
 from server.client.client import ApiClient
 from server.errors import SHOWN_CHARACTERS, SHOWN_ERRORS, TooManyRequestsError, spec_refusal

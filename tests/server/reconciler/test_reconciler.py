@@ -16,10 +16,11 @@ import server.reconciler.driver_watch
 import server.reconciler.job_keeper
 import server.reconciler.reconciler
 from cafe_core.errors import StaleAttemptError
+from cafe_core.files import write_atomically
 from cafe_core.jobs.fence import AttemptFence
 from cafe_core.jobs.job import write_manifest
-from cafe_core.jobs.jobdir import JobFile, write_atomically
-from cafe_core.spec.config import parse_job_spec
+from cafe_core.jobs.jobdir import JobFile
+from cafe_core.spec.job import parse_job_spec
 from server.files import job_json
 from server.settings import Settings
 from server.store import jobs

@@ -19,7 +19,7 @@ import httpx
 import psutil
 import pytest
 
-from cafe_core.spec.config import parse_job_spec
+from cafe_core.spec.job import parse_job_spec
 from server.client.client import ApiClient
 from server.settings import Settings
 from server.store import jobs

@@ -23,10 +23,11 @@ from sqlalchemy import select
 import server.reconciler.driver_watch
 import server.reconciler.job_keeper
 from cafe_core.errors import StaleAttemptError
+from cafe_core.files import write_atomically
 from cafe_core.jobs.fence import AttemptFence
 from cafe_core.jobs.job import write_manifest
-from cafe_core.jobs.jobdir import EventLog, JobDir, write_atomically
-from cafe_core.spec.config import parse_job_spec
+from cafe_core.jobs.jobdir import EventLog, JobDir
+from cafe_core.spec.job import parse_job_spec
 from server.errors import ConflictError
 from server.reconciler.job_keeper import JobKeeper
 from server.settings import Settings

@@ -13,7 +13,8 @@ from safetensors.numpy import load, save_file
 
 from cafe_core.data.builtin import BUILTIN
 from cafe_core.jobs.job import write_manifest
-from cafe_core.spec.config import CondenseSpec, DatasetInfo
+from cafe_core.spec.condense import CondenseSpec
+from cafe_core.spec.dataset import DatasetInfo
 from cafe_core.synthetic_set.synthetic_set import SyntheticSet, from_checkpoint
 from server.settings import Settings
 from tests.server.conftest import Api, FakeRay, attempt_dir, driver_of

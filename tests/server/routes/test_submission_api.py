@@ -19,7 +19,9 @@ from sqlalchemy.orm import Session
 
 from cafe_core.jobs.backend import TrialOutcome
 from cafe_core.jobs.jobdir import JobDir, JobFile
-from cafe_core.spec.config import DatasetInfo, SweepSpec, parse_job_spec
+from cafe_core.spec.dataset import DatasetInfo
+from cafe_core.spec.job import parse_job_spec
+from cafe_core.spec.sweep import SweepSpec
 from cafe_core.spec.trials import trials
 from cafe_core.synthetic_set.synthetic_set import SyntheticSet
 from server.files.inputs import _may_be_made, clear_abandoned, input_kept

@@ -11,8 +11,9 @@ import pytest
 from safetensors.numpy import load
 
 from cafe_core.evaluation.tasks import EvaluationTask
+from cafe_core.files import write_atomically
 from cafe_core.jobs.backend import TrialOutcome
-from cafe_core.jobs.jobdir import EventLog, write_atomically
+from cafe_core.jobs.jobdir import EventLog
 from server.files.trials import TAIL_BYTES
 from server.settings import Settings
 from tests.server.conftest import SPEC, Api, FakeRay, attempt_dir, driver_of

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import server.reconciler.job_keeper
-from cafe_core.jobs.jobdir import write_atomically
+from cafe_core.files import write_atomically
 from server.auth.keys import KeyLimits, Scope
 from server.auth.limits import stored_bytes
 from server.settings import Settings

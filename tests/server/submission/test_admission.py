@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from cafe_core.spec.config import parse_job_spec
+from cafe_core.spec.job import parse_job_spec
 from server.settings import Settings
 from server.store import jobs
 from server.store.database import Database

@@ -1,0 +1,47 @@
+"""What all specs share: the strict model, fields that resolution fills in, and validators of collections."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic_core import PydanticKnownError
+
+Precision = Literal["float64", "float32", "bfloat16"]
+
+
+class SpecModel(BaseModel):
+    model_config = ConfigDict(
+        extra="forbid", strict=True, use_attribute_docstrings=True, protected_namespaces=(), allow_inf_nan=False
+    )
+
+
+def resolved_later(**constraints: Any) -> Any:
+    """Return a field that :mod:`cafe_core.spec.resolution` fills in when the spec leaves it out.
+
+    The attribute is typed without None, because everything that runs a spec runs a resolved one.
+    """
+
+    def drop_null_default(schema: dict[str, Any]) -> None:
+        schema.pop("default", None)
+
+    return Field(default=None, json_schema_extra=drop_null_default, **constraints)
+
+
+def max_entries(count: int) -> BeforeValidator:
+    """Refuses more entries of a dict at once. By itself pydantic looks at each first, and notes what is wrong with it."""
+
+    def refuse_more(value: Any) -> Any:
+        if isinstance(value, Mapping) and len(value) > count:
+            context = {"field_type": "Dictionary", "max_length": count, "actual_length": len(value)}
+            raise PydanticKnownError("too_long", context)
+        return value
+
+    return BeforeValidator(refuse_more)
+
+
+def all_different(values: list[Any]) -> list[Any]:
+    if len(set(values)) != len(values):
+        raise ValueError("each may be named once")
+    return values

@@ -1,0 +1,62 @@
+"""The spec of a condense job."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from cafe_core.spec.base import Precision, resolved_later
+from cafe_core.spec.dataset import DatasetSpec
+from cafe_core.spec.evaluation import EvaluationSpec, ValidationSpec
+from cafe_core.spec.job_fields import JobFields
+from cafe_core.spec.method import CafeMethod, MethodSpec
+from cafe_core.spec.network import NetworkSpec
+from cafe_core.spec.resources import ResourcesSpec
+
+
+class CondenseSpec(JobFields):
+    """Condense a dataset into ipc synthetic images per class."""
+
+    kind: Literal["condense"] = "condense"
+    """The kind of job."""
+    dataset: DatasetSpec
+    """The real images."""
+    ipc: Annotated[int, Field(ge=1, le=10_000)]
+    """Synthetic images per class."""
+    iterations: int = resolved_later(ge=0, le=1_000_000)
+    """Fresh networks, one after the other. Default: cafe 2000, dc 1000, dm 20000, as published; methods that choose real
+    images have none. 0 returns the initial images."""
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    """Every random draw of the job follows from it."""
+    method: MethodSpec = CafeMethod()
+    """The method and its hyper-parameters."""
+    network: NetworkSpec = NetworkSpec()
+    """The network whose features are aligned."""
+    resources: ResourcesSpec = ResourcesSpec()
+    """Workers and what each holds."""
+    precision: Precision = "float32"
+    """float64 for checks; bfloat16 computes features in bfloat16 and keeps images, statistics and weights in float32."""
+    compile: bool = False
+    """Compile the feature pass of cafe and dm (torch.compile): slower to start, faster per step. The training of networks, and
+    with it all of dc, is never compiled; of the methods that choose images only the last pass over the images is."""
+    checkpoint_every: Annotated[int, Field(ge=1, le=1_000_000)] = 50
+    """Iterations between checkpoints."""
+    evaluation: EvaluationSpec | None = None
+    """Evaluate the synthetic set at the end."""
+    validation: ValidationSpec | None = None
+    """Validate checkpoints on held-out training images and keep the best."""
+
+    @model_validator(mode="after")
+    def _condensable(self) -> CondenseSpec:
+        if self.network.norm == "batch":
+            raise ValueError(
+                "network.norm: batch statistics couple the images of all shards, so condensation takes instance, "
+                "group, layer or none; networks of the evaluation may use batch"
+            )
+        gpus = self.resources.gpus_per_worker
+        if self.resources.workers > 1 and gpus is not None and 0 < gpus < 1:
+            raise ValueError(
+                "resources.gpus_per_worker: several workers that condense need a whole GPU each (NCCL has one rank per GPU), or 0"
+            )
+        return self

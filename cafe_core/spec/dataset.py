@@ -1,0 +1,62 @@
+"""The real images of a job, and the facts about a dataset that a spec is resolved against."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, StringConstraints, model_validator
+
+from cafe_core.spec.base import SpecModel
+
+DatasetName = Literal["digits", "mnist", "fashion_mnist", "svhn", "cifar10", "cifar100"]
+MAX_IMAGE_SIDE = 512
+
+
+class DatasetSpec(SpecModel):
+    """The real images: exactly one of `name`, `id`, `path`."""
+
+    name: DatasetName | None = None
+    """A built-in dataset."""
+    id: Annotated[str, StringConstraints(pattern=r"^ds_[a-z0-9]{1,40}$")] | None = None
+    """A dataset uploaded to this server."""
+    path: Annotated[str, StringConstraints(min_length=1, max_length=1024)] | None = None
+    """An image folder (`train/CLASS/*.png`, optional `test/`), a .zip of one, or an .npz, under the server's dataset root."""
+    image_size: Annotated[int, Field(ge=4, le=MAX_IMAGE_SIDE)] | None = None
+    """Side in pixels: images are resized on their shorter side and centre-cropped. Needed where sizes differ."""
+    channels: Literal[1, 3] | None = None
+    """Convert to grey (1) or RGB (3). Needed where the images' modes differ."""
+
+    @model_validator(mode="after")
+    def _one_source(self) -> DatasetSpec:
+        if sum(source is not None for source in (self.name, self.id, self.path)) != 1:
+            raise ValueError("give exactly one of name, id and path")
+        if self.path is not None and "\x00" in self.path:
+            raise ValueError("path holds a NUL character")
+        return self
+
+
+class DatasetInfo(SpecModel):
+    """What a spec is resolved against: the facts about a dataset that need no pixel."""
+
+    name: str
+    class_names: list[str]
+    class_counts: list[int]
+    """Training images of each class."""
+    test_count: int
+    channels: int
+    height: int
+    width: int
+    mean: list[float]
+    """Per channel, of images scaled to [0, 1]."""
+    std: list[float]
+    is_digits: bool = False
+    """Whether a mirrored image changes its class (MNIST, SVHN, digits): no flips then."""
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.class_names)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W)."""
+        return self.channels, self.height, self.width

@@ -1,0 +1,55 @@
+"""The spec of an evaluate job."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, StringConstraints, model_validator
+
+from cafe_core.spec.base import SpecModel
+from cafe_core.spec.dataset import DatasetSpec
+from cafe_core.spec.evaluation import EvaluationSpec
+from cafe_core.spec.job_fields import JobFields
+from cafe_core.spec.resources import ResourcesSpec
+
+Selection = Literal["random", "whole", "herding", "k_center", "forgetting", "kmeans"]
+
+
+class JudgedSpec(SpecModel):
+    """The images that an evaluation judges: exactly one of `job_id`, `path`, `dataset`."""
+
+    job_id: Annotated[str, StringConstraints(pattern=r"^job_[a-z0-9]{1,40}$")] | None = None
+    """The synthetic set of another job, as it is when this one is submitted."""
+    path: Annotated[str, StringConstraints(min_length=1, max_length=1024)] | None = None
+    """A synthetic set as .safetensors or .npz, under the server's dataset root."""
+    dataset: DatasetSpec | None = None
+    """Real images, chosen by `selection`."""
+    selection: Selection | None = None
+    """With `dataset`: `random` (others for each network), `whole` (all training images), or a coreset method."""
+    ipc: Annotated[int, Field(ge=1, le=10_000)] | None = None
+    """With `selection`: images per class; none for `whole`."""
+
+    @model_validator(mode="after")
+    def _one_source(self) -> JudgedSpec:
+        if sum(source is not None for source in (self.job_id, self.path, self.dataset)) != 1:
+            raise ValueError("give exactly one of job_id, path and dataset")
+        if (self.dataset is None) != (self.selection is None):
+            raise ValueError("selection and dataset belong together")
+        if (self.ipc is not None) != (self.selection not in (None, "whole")):
+            raise ValueError("ipc says how many images a selection takes per class; `whole` and synthetic sets have none")
+        return self
+
+
+class EvaluateSpec(EvaluationSpec, JobFields):
+    """Judge a synthetic set, or a choice of real images, by training fresh networks on it."""
+
+    kind: Literal["evaluate"]
+    """The kind of job."""
+    synthetic: JudgedSpec
+    """The images to train on."""
+    dataset: DatasetSpec | None = None
+    """Whose test images count. Default: the dataset that the images were made from."""
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    """Every random draw of the job follows from it."""
+    resources: ResourcesSpec = ResourcesSpec()
+    """Workers: networks, or on GPUs ensembles of networks, that are trained at the same time."""

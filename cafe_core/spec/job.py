@@ -1,0 +1,46 @@
+"""The spec of any job: parse one, and name its fields as a user writes them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, TypeAlias
+
+from pydantic import Discriminator, Tag, TypeAdapter
+
+from cafe_core.spec.condense import CondenseSpec
+from cafe_core.spec.evaluate import EvaluateSpec
+from cafe_core.spec.method import _METHOD_TAGS
+from cafe_core.spec.sweep import SweepSpec
+
+
+def _job_kind(value: Any) -> str | None:
+    """The kind of a job spec, sent or validated: condense where it does not say."""
+    kind = value.get("kind", "condense") if isinstance(value, Mapping) else getattr(value, "kind", None)
+    return kind if isinstance(kind, str) and kind in ("condense", "evaluate", "sweep") else None
+
+
+JobSpec: TypeAlias = Annotated[
+    Annotated[CondenseSpec, Tag("condense")] | Annotated[EvaluateSpec, Tag("evaluate")] | Annotated[SweepSpec, Tag("sweep")],
+    Discriminator(
+        _job_kind, custom_error_type="unknown_kind", custom_error_message="kind must be one of condense, evaluate, sweep"
+    ),
+]
+"""Any job's spec."""
+_JOB_SPEC: TypeAdapter[CondenseSpec | EvaluateSpec | SweepSpec] = TypeAdapter(JobSpec)
+
+
+def parse_job_spec(value: Any) -> JobSpec:
+    """A job's spec from what JSON or YAML hold. Raises pydantic.ValidationError."""
+    return _JOB_SPEC.validate_python(value)
+
+
+def field_path(loc: tuple[str | int, ...]) -> str:
+    """The path of a field as a user writes it, from a validation error's: without the names that unions put in between."""
+    parts = list(loc)
+    if parts and parts[0] in ("condense", "evaluate", "sweep"):
+        del parts[0]
+    tags = {"method": set(_METHOD_TAGS.values()), "augment": {"one", "several"}}
+    for index in range(len(parts) - 1, 0, -1):
+        if parts[index] in tags.get(str(parts[index - 1]), ()):
+            del parts[index]
+    return ".".join(str(part) for part in parts)

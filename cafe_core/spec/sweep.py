@@ -1,0 +1,104 @@
+"""The spec of a sweep: a condense spec and the values of some of its fields."""
+
+from __future__ import annotations
+
+from math import prod
+from typing import Annotated, Any, Literal, TypeAlias
+
+from pydantic import AfterValidator, Field, FieldSerializationInfo, field_serializer, model_validator
+
+from cafe_core.spec.base import SpecModel, max_entries, resolved_later
+from cafe_core.spec.condense import CondenseSpec
+from cafe_core.spec.job_fields import JobFields
+
+MAX_TRIALS = 10_000
+MAX_NESTING = 32
+"""Of the values that a sweep sets: more than any field's has, and less than what copies and writes them can take."""
+
+
+def _shallow(values: list[Any]) -> list[Any]:
+    level = values
+    for _ in range(MAX_NESTING):
+        containers = [value for value in level if isinstance(value, list | dict)]
+        level = [inner for value in containers for inner in (value.values() if isinstance(value, dict) else value)]
+        if not level:
+            return values
+    raise ValueError(f"a value has more than {MAX_NESTING - 1} lists and objects within each other")
+
+
+_Values: TypeAlias = Annotated[list[Any], Field(min_length=1, max_length=MAX_TRIALS), AfterValidator(_shallow)]
+
+
+class DimensionSpec(SpecModel):
+    """The values of one field in a sweep: exactly one of these."""
+
+    grid: _Values | None = None
+    """Every value, combined with every value of the other grids."""
+    choice: _Values | None = None
+    """One of these, at random."""
+    uniform: Annotated[list[float], Field(min_length=2, max_length=2)] | None = None
+    """[a, b]: a random number between them."""
+    loguniform: Annotated[list[float], Field(min_length=2, max_length=2)] | None = None
+    """[a, b]: a random number whose logarithm is uniform; a > 0."""
+    integers: Annotated[list[int], Field(min_length=2, max_length=2)] | None = None
+    """[a, b]: a random whole number from a to b, both included."""
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> DimensionSpec:
+        kinds = [kind for kind in ("grid", "choice", "uniform", "loguniform", "integers") if getattr(self, kind) is not None]
+        if len(kinds) != 1:
+            raise ValueError("give exactly one of grid, choice, uniform, loguniform and integers")
+        if kinds[0] in ("uniform", "loguniform", "integers"):
+            low, high = getattr(self, kinds[0])
+            if not low < high:
+                raise ValueError(f"{kinds[0]}: [{low}, {high}] must increase")
+            if kinds[0] == "loguniform" and low <= 0:
+                raise ValueError(f"loguniform: {low} must be greater than 0")
+        return self
+
+
+class SweepSpec(JobFields):
+    """Condense with many settings and keep the best synthetic set.
+
+    Best is the mean accuracy of the first kind of network: of the validation where `base` has one, else of the evaluation.
+    The evaluation's is measured on the test set, so what it chooses looks a little better than it is: `validation` is honest.
+    """
+
+    kind: Literal["sweep"]
+    """The kind of job."""
+    base: CondenseSpec
+    """What all trials share, with an evaluation. Not resolved: its defaults depend on the trial."""
+    space: Annotated[dict[str, DimensionSpec], Field(min_length=1, max_length=64), max_entries(64)]
+    """Fields of `base` by path, e.g. `method.beta`, and the values that each takes."""
+    samples: Annotated[int, Field(ge=1, le=10_000)] = 1
+    """Trials per point of the grid; each draws the random dimensions anew."""
+    scheduler: Literal["fifo", "asha"] = "fifo"
+    """`asha`: stop trials early whose validation falls behind (Li et al., MLSys 2020). It needs `base.validation`; default then:
+    every quarter of the iterations."""
+    max_concurrent: int = resolved_later(ge=1, le=10_000)
+    """Trials that run at the same time; each holds `base.resources`. Default: as many as the cluster holds."""
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    """The random dimensions follow from it. The trials' own seed is `base.seed`."""
+
+    @field_serializer("base")
+    def _as_sent(self, base: CondenseSpec, info: FieldSerializationInfo) -> dict[str, Any]:
+        """A default written out would hold for all trials, also for those whose method has another or no such field."""
+        return base.model_dump(mode=info.mode, exclude_unset=True)
+
+    @property
+    def trial_count(self) -> int:
+        """Trials: the product of the grids, times `samples`."""
+        return self.samples * prod(len(dimension.grid) for dimension in self.space.values() if dimension.grid is not None)
+
+    @model_validator(mode="after")
+    def _sensible(self) -> SweepSpec:
+        if self.base.evaluation is None:
+            raise ValueError("base.evaluation: a sweep compares accuracies; give base an evaluation")
+        if self.base.webhook is not None:
+            raise ValueError("base.webhook: a trial is no job of its own; give the sweep a webhook")
+        if self.trial_count > MAX_TRIALS:
+            raise ValueError(f"space: {self.trial_count} trials are more than {MAX_TRIALS}")
+        choices = sum(len(dimension.choice) for dimension in self.space.values() if dimension.choice is not None)
+        if choices > MAX_TRIALS:  # each of them is tried out before the sweep is taken
+            raise ValueError(f"space: {choices} values to choose from are more than {MAX_TRIALS}")
+        return self
