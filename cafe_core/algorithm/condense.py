@@ -27,10 +27,10 @@ from cafe_core.algorithm.bilevel import Loop, QueryAverage, needed_queries
 from cafe_core.algorithm.collectives import Comm
 from cafe_core.algorithm.inner_loop import query_accuracy, train_epoch
 from cafe_core.algorithm.model import Budget
-from cafe_core.algorithm.rank import Rank
-from cafe_core.algorithm.real_images import Rows
+from cafe_core.algorithm.real_images import BatchIndices
 from cafe_core.algorithm.run_state import advice, save, start
 from cafe_core.algorithm.sampling import choose, generator
+from cafe_core.algorithm.shard_context import ShardContext
 from cafe_core.algorithm.synthetic_shard import SyntheticShard
 from cafe_core.data.class_store import ClassStore
 from cafe_core.errors import NonFiniteLossError
@@ -64,7 +64,7 @@ def condense(
     Rank 0 writes checkpoints, that of the last iteration always, where the fence lets it, and reports `iteration` and
     `checkpoint` events. Raises NonFiniteLossError when a loss is, CheckpointError when a checkpoint cannot be read or written.
     """
-    rank = Rank.of(spec, store, comm, device, budget or Budget.of(device, spec.resources.gpus_per_worker))
+    rank = ShardContext.of(spec, store, comm, device, budget or Budget.of(device, spec.resources.gpus_per_worker))
     report = report if comm.rank == 0 else _silent
     iteration, shard = start(rank, checkpoints, report, fence)
     until = spec.iterations if until is None else min(until, spec.iterations)
@@ -113,7 +113,7 @@ def condense(
 class Run:
     """The steps of Algorithm 1 on one rank."""
 
-    def __init__(self, rank: Rank) -> None:
+    def __init__(self, rank: ShardContext) -> None:
         """rank: of a spec whose method learns its images."""
         assert isinstance(rank.spec.method, MatchingMethod)
         self.rank = rank
@@ -156,10 +156,12 @@ class Run:
         rows = self.sample("query", self.method.loops.query_per_class, iteration, outer, inner)
         return average.update(query_accuracy(rank.model, rank.real, rank.comm, rows, rank.images_per_chunk))
 
-    def sample(self, purpose: str, count: int, *counters: int) -> Rows:
+    def sample(self, purpose: str, count: int, *counters: int) -> BatchIndices:
         """`count` real images of each own class, all of it where it has fewer."""
         real, classes = self.rank.real, list(self.rank.classes)
-        return Rows(classes, [choose(generator(self._seed, purpose, *counters, k), real.count(k), count) for k in classes])
+        return BatchIndices(
+            classes, [choose(generator(self._seed, purpose, *counters, k), real.count(k), count) for k in classes]
+        )
 
     def images_seen(self) -> tuple[int, int]:
         """Real images of all classes together that an outer step, and that a query, takes through the network."""

@@ -13,7 +13,7 @@ from torch import Tensor
 from cafe_core.algorithm.augment import Draws, apply
 from cafe_core.algorithm.collectives import Comm
 from cafe_core.algorithm.model import Model
-from cafe_core.algorithm.real_images import RealImages, Rows
+from cafe_core.algorithm.real_images import BatchIndices, RealImages
 from cafe_core.algorithm.shared_gradient import shared_gradient
 from cafe_core.algorithm.synthetic_shard import SyntheticShard
 
@@ -46,7 +46,7 @@ def train_epoch(
 
 
 @torch.no_grad()
-def query_accuracy(network: Model, real: RealImages, comm: Comm, rows: Rows, images_per_chunk: int) -> float:
+def query_accuracy(network: Model, real: RealImages, comm: Comm, rows: BatchIndices, images_per_chunk: int) -> float:
     """Accuracy (0 … 1) on the query images of all ranks: each counts hits on its own classes, two integers are summed."""
     hits = torch.zeros(2, dtype=torch.int64, device=real.device)
     for chunk in real.chunks(rows, images_per_chunk):

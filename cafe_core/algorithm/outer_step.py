@@ -19,8 +19,8 @@ from torch import Tensor
 from cafe_core.algorithm import losses
 from cafe_core.algorithm.augment import Draws, apply
 from cafe_core.algorithm.collectives import Comm
-from cafe_core.algorithm.rank import Rank
-from cafe_core.algorithm.real_images import RealImages, Rows
+from cafe_core.algorithm.real_images import BatchIndices, RealImages
+from cafe_core.algorithm.shard_context import ShardContext
 from cafe_core.algorithm.synthetic_shard import SyntheticShard
 
 FeatureMaps = Callable[[Tensor], Iterable[Tensor]]
@@ -56,7 +56,7 @@ class OuterStep:
     keep_graph: bool
 
     @classmethod
-    def of(cls, rank: Rank, layers: Sequence[int], weights: Sequence[float], beta: float | None) -> OuterStep:
+    def of(cls, rank: ShardContext, layers: Sequence[int], weights: Sequence[float], beta: float | None) -> OuterStep:
         """The step of a rank. layers: the maps that are aligned."""
         model, ipc = rank.model, rank.spec.ipc
         last = len(model.network.map_shapes) - 1
@@ -73,7 +73,7 @@ class OuterStep:
             rank.budget.keeps_graph(model, ipc, len(rank.classes)),
         )
 
-    def gradient(self, shard: SyntheticShard, rows: Rows, total: int, draws: Draws | None) -> tuple[Tensor, StepLosses]:
+    def gradient(self, shard: SyntheticShard, rows: BatchIndices, total: int, draws: Draws | None) -> tuple[Tensor, StepLosses]:
         """∂L/∂S for this shard: (k·ipc, C, H, W), and the losses over all shards.
 
         rows: the real images T_k of the shard's classes. total: N', real images of all classes and ranks (for L_d).
@@ -112,7 +112,7 @@ class OuterStep:
         G = None if centres is None else torch.zeros_like(centres)
         alignments: dict[range, Tensor] = {}
         for chunk in chunks:
-            chunk_rows = Rows(rows.classes[chunk.start : chunk.stop], rows.indices[chunk.start : chunk.stop])
+            chunk_rows = BatchIndices(rows.classes[chunk.start : chunk.stop], rows.indices[chunk.start : chunk.stop])
             real_means, loss, share = self._real_statistics(chunk_rows, chunk.start, centres, total, draws)
             means = synthetic_means(chunk)
             alignment = losses.feature_alignment(means[: len(self.weights)], real_means, self.weights)
@@ -140,7 +140,7 @@ class OuterStep:
 
     @torch.no_grad()
     def _real_statistics(
-        self, rows: Rows, first: int, centres: Tensor | None, total: int, draws: Draws | None
+        self, rows: BatchIndices, first: int, centres: Tensor | None, total: int, draws: Draws | None
     ) -> tuple[list[Tensor], Tensor, Tensor | None]:
         """f̄ᵀ of each aligned map, (k, C, H, W), and this batch's share of L_d and of G; in chunks, without a graph.
 

@@ -14,7 +14,7 @@ from cafe_core.data.class_store import ClassStore
 
 
 @dataclass(frozen=True)
-class Rows:
+class BatchIndices:
     """Images of consecutive classes: which image, of which class, ordered by class."""
 
     classes: list[int]
@@ -66,7 +66,7 @@ class RealImages:
         """Images `indices` (n,) of class k, normalised: (n, C, H, W) on the device."""
         return self._normalised(self._pixels(k, indices))
 
-    def chunks(self, rows: Rows, images_per_chunk: int) -> Iterator[Chunk]:
+    def chunks(self, rows: BatchIndices, images_per_chunk: int) -> Iterator[Chunk]:
         """`rows` in order, at most `images_per_chunk` at a time; a class may span several chunks."""
         parts: list[NDArray[np.uint8]] = []
         segments: list[tuple[int, int]] = []

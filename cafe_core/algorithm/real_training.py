@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cafe_core.algorithm.collectives import Comm
-from cafe_core.algorithm.real_images import RealImages, Rows
+from cafe_core.algorithm.real_images import BatchIndices, RealImages
 from cafe_core.algorithm.sampling import generator
 from cafe_core.algorithm.shared_gradient import shared_gradient
 from cafe_core.errors import NonFiniteLossError
@@ -144,10 +144,10 @@ class _OwnImages:
         own = images - self.start
         return own[(own >= 0) & (own < self.count)].sort().values
 
-    def rows(self, members: Tensor) -> Rows:
+    def rows(self, members: Tensor) -> BatchIndices:
         """Own images, by their own numbers in increasing order, as rows of their classes."""
         ends = torch.tensor(self.class_counts).cumsum(0)
         k = torch.searchsorted(ends, members, right=True)
         within = members - (ends - torch.tensor(self.class_counts))[k]
         sizes = torch.bincount(k, minlength=len(self.classes)).tolist()
-        return Rows(list(self.classes), list(within.split_with_sizes(sizes)))
+        return BatchIndices(list(self.classes), list(within.split_with_sizes(sizes)))

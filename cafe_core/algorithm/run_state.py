@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from cafe_core.algorithm.checkpoint import Checkpoint, latest_checkpoint, read_checkpoint, save_checkpoint
-from cafe_core.algorithm.rank import Rank
 from cafe_core.algorithm.sampling import choose, generator
 from cafe_core.algorithm.selection import repeated
+from cafe_core.algorithm.shard_context import ShardContext
 from cafe_core.algorithm.sharding import class_shard
 from cafe_core.algorithm.synthetic_shard import SyntheticShard
 from cafe_core.errors import CheckpointError, NonFiniteLossError
@@ -20,7 +20,9 @@ from cafe_core.methods import select
 from cafe_core.spec.method import BilevelMethod, MatchingMethod, MethodSpec
 
 
-def start(rank: Rank, checkpoints: Path, report: Callable[..., None], fence: Fence = unfenced) -> tuple[int, SyntheticShard]:
+def start(
+    rank: ShardContext, checkpoints: Path, report: Callable[..., None], fence: Fence = unfenced
+) -> tuple[int, SyntheticShard]:
     """(iterations done, this rank's share of S): from the newest checkpoint, else from what the method starts with.
 
     A run without a checkpoint writes the initial one, so that there is always something to resume and to download.
@@ -45,7 +47,7 @@ def start(rank: Rank, checkpoints: Path, report: Callable[..., None], fence: Fen
     return 0, shard
 
 
-def save(rank: Rank, checkpoints: Path, fence: Fence, shard: SyntheticShard, iteration: int) -> Path | None:
+def save(rank: ShardContext, checkpoints: Path, fence: Fence, shard: SyntheticShard, iteration: int) -> Path | None:
     """Gather S and its momentum on rank 0, which writes them; the path there, None elsewhere.
 
     Raises NonFiniteLossError, on every rank, where the last step has made them infinite: nothing is written then.
@@ -68,7 +70,7 @@ def advice(method: MethodSpec) -> str:
     return f"the last checkpoint is intact. A smaller {fields} usually helps"
 
 
-def _initial_images(rank: Rank, report: Callable[..., None]) -> Tensor:
+def _initial_images(rank: ShardContext, report: Callable[..., None]) -> Tensor:
     """S of iteration 0, (k·ipc, C, H, W): the method's choice of real images, or what its images are learnt from."""
     if not isinstance(rank.spec.method, MatchingMethod):
         chosen = select(rank, report)
@@ -76,7 +78,7 @@ def _initial_images(rank: Rank, report: Callable[..., None]) -> Tensor:
     return torch.cat([_first_draft(rank, k, rank.spec.method.init) for k in rank.classes])
 
 
-def _first_draft(rank: Rank, k: int, init: str) -> Tensor:
+def _first_draft(rank: ShardContext, k: int, init: str) -> Tensor:
     """(ipc, C, H, W): standard normal noise, or real images of class k, repeated where it has too few."""
     ipc, draws = rank.spec.ipc, generator(rank.spec.seed, "init", k)
     if init == "real":

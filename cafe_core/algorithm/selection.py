@@ -17,10 +17,10 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from cafe_core.algorithm.rank import Rank
-from cafe_core.algorithm.real_images import Rows
+from cafe_core.algorithm.real_images import BatchIndices
 from cafe_core.algorithm.real_training import Epoch, SgdRecipe, train
 from cafe_core.algorithm.sampling import counter_seed
+from cafe_core.algorithm.shard_context import ShardContext
 from cafe_core.errors import NonFiniteLossError
 from cafe_core.spec.method import CoresetMethod
 
@@ -30,7 +30,7 @@ def repeated(chosen: Tensor, ipc: int) -> Tensor:
     return chosen[torch.arange(ipc) % len(chosen)]
 
 
-def train_network(rank: Rank, report: Callable[..., None]) -> Iterator[Epoch]:
+def train_network(rank: ShardContext, report: Callable[..., None]) -> Iterator[Epoch]:
     """Make θ a fresh network and train it on all real images, an epoch each time the iterator is asked for one.
 
     Reports every epoch as an `epoch` event. Raises NonFiniteLossError, on every rank, when the training diverges.
@@ -56,7 +56,7 @@ def train_network(rank: Rank, report: Callable[..., None]) -> Iterator[Epoch]:
         yield epoch
 
 
-def select_by_features(rank: Rank, report: Callable[..., None], choose: Callable[[int, Tensor], Tensor]) -> list[Tensor]:
+def select_by_features(rank: ShardContext, report: Callable[..., None], choose: Callable[[int, Tensor], Tensor]) -> list[Tensor]:
     """Train θ to the end, then let `choose` see each own class by θ's last map; of each class ipc positions, (ipc,) int64.
 
     choose(k, features): (n_k, D) float64 of the images of class k → positions, fewer than ipc only where the class is smaller.
@@ -82,12 +82,12 @@ def select_by_features(rank: Rank, report: Callable[..., None], choose: Callable
 
 
 @torch.no_grad()
-def _features(rank: Rank, k: int) -> Tensor:
+def _features(rank: ShardContext, k: int) -> Tensor:
     n, model = rank.real.count(k), rank.model
     last_layer = len(model.network.map_shapes) - 1
     features = torch.empty(n, model.network.feature_dim, dtype=torch.float64, device=rank.real.device)
     filled = 0
-    for chunk in rank.real.chunks(Rows([k], [torch.arange(n)]), rank.images_per_chunk):
+    for chunk in rank.real.chunks(BatchIndices([k], [torch.arange(n)]), rank.images_per_chunk):
         (last_map,) = model.features(chunk.images, [last_layer])
         features[filled : filled + len(last_map)] = last_map.flatten(1)
         filled += len(last_map)

@@ -19,7 +19,7 @@ from cafe_core.spec.dataset import DatasetInfo
 
 
 @dataclass(frozen=True)
-class Rank:
+class ShardContext:
     """A rank owns the classes 𝒦_r: it alone holds their real images and learns their synthetic ones. θ is the same on all."""
 
     spec: CondenseSpec
@@ -38,7 +38,7 @@ class Rank:
     """What feature maps in flight may take."""
 
     @classmethod
-    def of(cls, spec: CondenseSpec, store: ClassStore, comm: Comm, device: torch.device, budget: Budget) -> Rank:
+    def of(cls, spec: CondenseSpec, store: ClassStore, comm: Comm, device: torch.device, budget: Budget) -> ShardContext:
         """The rank that `comm` says this is. spec: resolved."""
         kept = _kept(spec, store.info.class_counts)
         counts = store.info.class_counts if kept is None else [len(images) for images in kept]

@@ -4,10 +4,10 @@ A module says what its method needs of a class shard and what it must agree on a
 
 * ``class Method(Matching)``, for a method that *learns* synthetic images (its spec is a `MatchingMethod`): the gradient of its
   loss in this rank's synthetic images, and how many steps an iteration takes. :mod:`cafe_core.algorithm.condense` does the rest.
-* ``def select(rank: Rank, report) -> list[Tensor]``, for a method that *chooses* real images: of each own class the
+* ``def select(rank: ShardContext, report) -> list[Tensor]``, for a method that *chooses* real images: of each own class the
   positions of ipc images. See :mod:`cafe_core.algorithm.selection`.
 
-All that a method may do together with the other ranks goes through `Rank.comm`. It holds no state between steps and draws
+All that a method may do together with the other ranks goes through `ShardContext.comm`. It holds no state between steps and draws
 nothing by itself: so any number of shards gives the same images, and a checkpoint is S, its momentum and the iteration.
 """
 
@@ -23,8 +23,8 @@ from typing import TypeAlias
 from torch import Tensor
 
 from cafe_core.algorithm.augment import Draws
-from cafe_core.algorithm.rank import Rank
-from cafe_core.algorithm.real_images import Rows
+from cafe_core.algorithm.real_images import BatchIndices
+from cafe_core.algorithm.shard_context import ShardContext
 from cafe_core.algorithm.synthetic_shard import SyntheticShard
 
 Losses: TypeAlias = dict[str, Tensor]
@@ -58,10 +58,10 @@ class Matching(ABC):
     loops: Loops
 
     @abstractmethod
-    def __init__(self, rank: Rank) -> None: ...
+    def __init__(self, rank: ShardContext) -> None: ...
 
     @abstractmethod
-    def gradient(self, shard: SyntheticShard, rows: Rows, draws: Draws | None) -> tuple[Tensor, Losses]:
+    def gradient(self, shard: SyntheticShard, rows: BatchIndices, draws: Draws | None) -> tuple[Tensor, Losses]:
         """∂loss/∂S for this rank's images, (k·ipc, C, H, W), and the losses. Nothing is changed.
 
         rows: the real images T_k of each own class. draws: one augmentation for each own class, to be given to all its real and
@@ -69,13 +69,13 @@ class Matching(ABC):
         """
 
 
-def make_matching(rank: Rank) -> Matching:
+def make_matching(rank: ShardContext) -> Matching:
     """The method of `rank.spec`, whose spec is a `MatchingMethod`."""
     method: type[Matching] = _module(rank.spec.method.name).Method
     return method(rank)
 
 
-def select(rank: Rank, report: Callable[..., None]) -> list[Tensor]:
+def select(rank: ShardContext, report: Callable[..., None]) -> list[Tensor]:
     """The choice of the method of `rank.spec`, which chooses real images: of each own class the positions of ipc, (ipc,) int64.
 
     report(type, **data) is called on all ranks; that of rank 0 is to be heard.

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from cafe_core.algorithm.augment import Draws
 from cafe_core.algorithm.outer_step import OuterStep
-from cafe_core.algorithm.rank import Rank
-from cafe_core.algorithm.real_images import Rows
+from cafe_core.algorithm.real_images import BatchIndices
+from cafe_core.algorithm.shard_context import ShardContext
 from cafe_core.algorithm.synthetic_shard import SyntheticShard
 from cafe_core.methods import Loops, Losses, Matching
 from cafe_core.spec.method import CafeMethod
@@ -20,7 +20,7 @@ from cafe_core.spec.method import CafeMethod
 class Method(Matching):
     """L = L_f + β L_d (Eq. 4), under a network that is trained on S until the query accuracies say that it has moved enough."""
 
-    def __init__(self, rank: Rank) -> None:
+    def __init__(self, rank: ShardContext) -> None:
         method = rank.spec.method
         assert isinstance(method, CafeMethod)
         self.loops = Loops(
@@ -36,7 +36,7 @@ class Method(Matching):
         self._total = sum(min(method.batch_real, n) for n in rank.info.class_counts)  # N'
         self._step = OuterStep.of(rank, method.layers, method.layer_weights, method.beta if method.discrimination else None)
 
-    def gradient(self, shard: SyntheticShard, rows: Rows, draws: Draws | None) -> tuple[Tensor, Losses]:
+    def gradient(self, shard: SyntheticShard, rows: BatchIndices, draws: Draws | None) -> tuple[Tensor, Losses]:
         """See :class:`cafe_core.methods.Matching`."""
         gradient, parts = self._step.gradient(shard, rows, self._total, draws)
         loss = parts.feature + self._beta * parts.discrimination

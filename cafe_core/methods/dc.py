@@ -24,8 +24,8 @@ from torch import Tensor
 
 from cafe_core.algorithm import losses
 from cafe_core.algorithm.augment import Draws, apply
-from cafe_core.algorithm.rank import Rank
-from cafe_core.algorithm.real_images import Rows
+from cafe_core.algorithm.real_images import BatchIndices
+from cafe_core.algorithm.shard_context import ShardContext
 from cafe_core.algorithm.synthetic_shard import SyntheticShard
 from cafe_core.methods import Loops, Losses, Matching
 from cafe_core.spec.method import DcMethod
@@ -34,13 +34,13 @@ from cafe_core.spec.method import DcMethod
 class Method(Matching):
     """The distance of the weights' gradients, summed over classes; one class at a time is held."""
 
-    def __init__(self, rank: Rank) -> None:
+    def __init__(self, rank: ShardContext) -> None:
         method = rank.spec.method
         assert isinstance(method, DcMethod)
         self.loops = Loops(max_outer=method.max_outer, max_inner=method.max_inner)
         self._rank = rank
 
-    def gradient(self, shard: SyntheticShard, rows: Rows, draws: Draws | None) -> tuple[Tensor, Losses]:
+    def gradient(self, shard: SyntheticShard, rows: BatchIndices, draws: Draws | None) -> tuple[Tensor, Losses]:
         """See :class:`cafe_core.methods.Matching`."""
         loss = shard.images.new_zeros(())
         gradients: list[Tensor] = []
@@ -56,7 +56,7 @@ class Method(Matching):
 class _ClassMatching:
     """Class k's term of the loss. Gradients are of the weights that the distance compares: those with two dimensions or more."""
 
-    def __init__(self, rank: Rank, k: int, draw: Draws | None) -> None:
+    def __init__(self, rank: ShardContext, k: int, draw: Draws | None) -> None:
         """draw: one row, for all images of the class."""
         self._rank = rank
         self._k = k
@@ -68,7 +68,7 @@ class _ClassMatching:
 
         Chunk by chunk: ∇ (1/n) Σ_i CE_i = Σ_chunks ∇ (1/n) Σ_{i∈chunk} CE_i.
         """
-        chunks = self._rank.real.chunks(Rows([self._k], [indices]), self._rank.images_per_graph)
+        chunks = self._rank.real.chunks(BatchIndices([self._k], [indices]), self._rank.images_per_graph)
         return self._sum(self._weight_gradient(chunk.images, len(indices), create_graph=False) for chunk in chunks)
 
     def match(self, S_k: Tensor, target: Sequence[Tensor]) -> tuple[Tensor, Tensor]:

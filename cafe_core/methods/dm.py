@@ -15,8 +15,8 @@ from torch import Tensor
 
 from cafe_core.algorithm.augment import Draws
 from cafe_core.algorithm.outer_step import OuterStep
-from cafe_core.algorithm.rank import Rank
-from cafe_core.algorithm.real_images import Rows
+from cafe_core.algorithm.real_images import BatchIndices
+from cafe_core.algorithm.shard_context import ShardContext
 from cafe_core.algorithm.synthetic_shard import SyntheticShard
 from cafe_core.methods import Loops, Losses, Matching
 
@@ -26,11 +26,11 @@ class Method(Matching):
 
     loops = Loops()
 
-    def __init__(self, rank: Rank) -> None:
+    def __init__(self, rank: ShardContext) -> None:
         last = len(rank.model.network.map_shapes) - 1
         self._step = OuterStep.of(rank, layers=[last], weights=[1.0], beta=None)
 
-    def gradient(self, shard: SyntheticShard, rows: Rows, draws: Draws | None) -> tuple[Tensor, Losses]:
+    def gradient(self, shard: SyntheticShard, rows: BatchIndices, draws: Draws | None) -> tuple[Tensor, Losses]:
         """See :class:`cafe_core.methods.Matching`."""
         gradient, parts = self._step.gradient(shard, rows, 0, draws)
         return gradient, {"loss": parts.feature}

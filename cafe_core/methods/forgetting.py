@@ -13,11 +13,11 @@ from collections.abc import Callable
 from torch import Tensor
 
 from cafe_core.algorithm.coresets import ForgettingCounts, most_forgotten
-from cafe_core.algorithm.rank import Rank
 from cafe_core.algorithm.selection import repeated, train_network
+from cafe_core.algorithm.shard_context import ShardContext
 
 
-def select(rank: Rank, report: Callable[..., None]) -> list[Tensor]:
+def select(rank: ShardContext, report: Callable[..., None]) -> list[Tensor]:
     """Of each own class the positions of its ipc images: (ipc,) int64. Raises NonFiniteLossError when training θ diverges."""
     tallies = [ForgettingCounts(rank.real.count(k)) for k in rank.classes]
     for epoch in train_network(rank, report):

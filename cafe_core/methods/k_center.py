@@ -12,10 +12,10 @@ from collections.abc import Callable
 from torch import Tensor
 
 from cafe_core.algorithm.coresets import k_center
-from cafe_core.algorithm.rank import Rank
 from cafe_core.algorithm.selection import select_by_features
+from cafe_core.algorithm.shard_context import ShardContext
 
 
-def select(rank: Rank, report: Callable[..., None]) -> list[Tensor]:
+def select(rank: ShardContext, report: Callable[..., None]) -> list[Tensor]:
     """Of each own class the positions of its ipc images: (ipc,) int64. Raises NonFiniteLossError when training θ diverges."""
     return select_by_features(rank, report, lambda _, features: k_center(features, rank.spec.ipc))

@@ -13,12 +13,12 @@ from collections.abc import Callable
 from torch import Tensor
 
 from cafe_core.algorithm.coresets import kmeans
-from cafe_core.algorithm.rank import Rank
 from cafe_core.algorithm.sampling import counter_seed
 from cafe_core.algorithm.selection import select_by_features
+from cafe_core.algorithm.shard_context import ShardContext
 
 
-def select(rank: Rank, report: Callable[..., None]) -> list[Tensor]:
+def select(rank: ShardContext, report: Callable[..., None]) -> list[Tensor]:
     """Of each own class the positions of its ipc images: (ipc,) int64. Raises NonFiniteLossError when training θ diverges."""
 
     def choose(k: int, features: Tensor) -> Tensor:

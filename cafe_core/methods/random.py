@@ -9,12 +9,12 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from cafe_core.algorithm.rank import Rank
 from cafe_core.algorithm.sampling import choose, generator
 from cafe_core.algorithm.selection import repeated
+from cafe_core.algorithm.shard_context import ShardContext
 
 
-def select(rank: Rank, _report: Callable[..., None]) -> list[Tensor]:
+def select(rank: ShardContext, _report: Callable[..., None]) -> list[Tensor]:
     """Of each own class the positions of its ipc images: (ipc,) int64."""
     seed, ipc = rank.spec.seed, rank.spec.ipc
     return [repeated(choose(generator(seed, "coreset random", k), rank.real.count(k), ipc), ipc) for k in rank.classes]

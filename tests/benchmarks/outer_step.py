@@ -14,8 +14,8 @@ from torch import Tensor
 from cafe_core.algorithm.collectives import Comm
 from cafe_core.algorithm.condense import Run
 from cafe_core.algorithm.model import Budget
-from cafe_core.algorithm.rank import Rank
 from cafe_core.algorithm.run_state import start
+from cafe_core.algorithm.shard_context import ShardContext
 from cafe_core.data.class_store import ClassStore
 from tests.benchmarks.figures import Figure
 from tests.benchmarks.straightforward import ConvNet3, outer_step
@@ -29,7 +29,7 @@ METHOD = {"batch_real": N}
 def make_run(store: ClassStore, checkpoints: Path, **fields: object) -> tuple[Run, Callable[[], Tensor]]:
     """A run and what takes its outer step number 0, without moving S: returns ∂L/∂S."""
     spec = make_spec(store, ipc=IPC, network={}, **{"method": METHOD, **fields})
-    run = Run(Rank.of(spec, store, Comm.single(), CPU, Budget.of(CPU)))
+    run = Run(ShardContext.of(spec, store, Comm.single(), CPU, Budget.of(CPU)))
     _, shard = start(run.rank, checkpoints, _silent)
     run.rank.model.renew(spec.seed, 0)
 

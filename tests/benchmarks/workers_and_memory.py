@@ -16,8 +16,8 @@ import torch
 from cafe_core.algorithm.collectives import Comm
 from cafe_core.algorithm.condense import Run
 from cafe_core.algorithm.model import Budget
-from cafe_core.algorithm.rank import Rank
 from cafe_core.algorithm.run_state import start
+from cafe_core.algorithm.shard_context import ShardContext
 from cafe_core.data.class_store import ClassStore
 from tests.benchmarks.figures import Figure
 from tests.cafe_core.gangs import free_port
@@ -34,7 +34,7 @@ def _steps_per_second(rank: int, world: int, port: int, store: Path, checkpoints
     data = ClassStore.open(store)
     comm = Comm.connect(rank=rank, world=world, address=f"127.0.0.1:{port}", device=CPU, timeout_s=300, host="127.0.0.1")
     spec = make_spec(data, ipc=10, precision="float32", network={}, method={"batch_real": 64})
-    run = Run(Rank.of(spec, data, comm, CPU, Budget.of(CPU)))
+    run = Run(ShardContext.of(spec, data, comm, CPU, Budget.of(CPU)))
     _, shard = start(run.rank, checkpoints, _silent)
     run.rank.model.renew(spec.seed, 0)
     run.update_images(shard, 0, 0)
@@ -53,7 +53,7 @@ def _peak_of_a_step(classes: int, directory: Path) -> float:
     torch.set_num_threads(2)
     data = make_store(directory / f"store {classes}", [64] * classes, side=32, channels=3)
     spec = make_spec(data, ipc=10, precision="float32", network={}, method={"batch_real": 64})
-    run = Run(Rank.of(spec, data, Comm.single(), CPU, Budget.of(CPU)))
+    run = Run(ShardContext.of(spec, data, Comm.single(), CPU, Budget.of(CPU)))
     _, shard = start(run.rank, directory / f"checkpoints {classes}", _silent)
     run.rank.model.renew(spec.seed, 0)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

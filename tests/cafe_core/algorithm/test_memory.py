@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from cafe_core.algorithm.collectives import Comm
 from cafe_core.algorithm.condense import Run
 from cafe_core.algorithm.model import Budget
-from cafe_core.algorithm.rank import Rank
 from cafe_core.algorithm.run_state import start
+from cafe_core.algorithm.shard_context import ShardContext
 from cafe_core.data.class_store import ClassStore
 from cafe_core.networks import build_network
 from cafe_core.spec.estimate import DOUBLE_GRAPH_FACTOR, GRAPH_BYTES_CPU, WEIGHT_GRADIENTS_HELD, estimate
@@ -64,7 +64,7 @@ def test_a_double_graph_holds_what_is_estimated(fields: dict[str, object]) -> No
 def test_a_step_holds_no_more_than_is_estimated(store: ClassStore, tmp_path: Path, method: dict[str, object]) -> None:
     """An outer step with more synthetic images than a chunk has, on the budget of a CPU."""
     spec = make_spec(store, ipc=26, network={}, method={"batch_real": 8, **method}, precision="float32")
-    rank = Rank.of(spec, store, Comm.single(), CPU, Budget.of(CPU))
+    rank = ShardContext.of(spec, store, Comm.single(), CPU, Budget.of(CPU))
     _, shard = start(rank, tmp_path, lambda *_, **__: None)
     run = Run(rank)
     assert rank.images_per_double_graph < spec.ipc
@@ -81,7 +81,7 @@ def test_gradients_of_weights_are_held_as_estimated(store: ClassStore, tmp_path:
     spec = make_spec(
         store, ipc=ipc, network={"name": "mlp", "width": 1500}, method={"name": "dc", "batch_real": 1}, precision="float32"
     )
-    rank = Rank.of(spec, store, Comm.single(), CPU, Budget(1, 1))  # an image at a time
+    rank = ShardContext.of(spec, store, Comm.single(), CPU, Budget(1, 1))  # an image at a time
     _, shard = start(rank, tmp_path, lambda *_, **__: None)
     run = Run(rank)
     with LiveBytes() as live:

@@ -12,8 +12,8 @@ from torch import Tensor
 from cafe_core.algorithm.collectives import Comm
 from cafe_core.algorithm.condense import Run
 from cafe_core.algorithm.model import Budget
-from cafe_core.algorithm.rank import Rank
 from cafe_core.algorithm.run_state import start
+from cafe_core.algorithm.shard_context import ShardContext
 from cafe_core.algorithm.synthetic_shard import SyntheticShard
 from cafe_core.data.class_store import ClassStore
 from cafe_core.spec.condense import CondenseSpec
@@ -27,7 +27,7 @@ TIGHT = Budget(1, 1)  # one real image and one class at a time
 
 def started(spec: CondenseSpec, store: ClassStore, comm: Comm, budget: Budget, checkpoints: Path) -> tuple[Run, SyntheticShard]:
     """A run before its first outer step."""
-    rank = Rank.of(spec, store, comm, CPU, budget)
+    rank = ShardContext.of(spec, store, comm, CPU, budget)
     _, shard = start(rank, checkpoints, lambda *_, **__: None)
     rank.model.renew(spec.seed, 0)
     return Run(rank), shard

@@ -17,8 +17,8 @@ from cafe_core.algorithm.collectives import Comm
 from cafe_core.algorithm.condense import Run
 from cafe_core.algorithm.losses import MIN_NORM_PRODUCT
 from cafe_core.algorithm.model import Budget
-from cafe_core.algorithm.rank import Rank
 from cafe_core.algorithm.run_state import start
+from cafe_core.algorithm.shard_context import ShardContext
 from cafe_core.algorithm.synthetic_shard import SyntheticShard
 from cafe_core.data.class_store import ClassStore
 from cafe_core.spec.condense import CondenseSpec
@@ -45,7 +45,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> ClassStore:
 
 def started(spec: CondenseSpec, store: ClassStore, comm: Comm, budget: Budget, checkpoints: Path) -> tuple[Run, SyntheticShard]:
     """A run before its first outer step."""
-    rank = Rank.of(spec, store, comm, CPU, budget)
+    rank = ShardContext.of(spec, store, comm, CPU, budget)
     _, shard = start(rank, checkpoints, lambda *_, **__: None)
     rank.model.renew(spec.seed, 0)
     return Run(rank), shard
