@@ -44,7 +44,7 @@ from server.telemetry.scraping import Scraper
 from server.telemetry.tracing import OF_REQUESTS
 from server.webhooks.sender import WebhookSender
 
-VERSION = "0.1.0"
+VERSION = "0.2.0"
 
 log = logging.getLogger(__name__)
 

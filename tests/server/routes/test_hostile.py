@@ -160,7 +160,7 @@ def _requests(job_id: str) -> list[tuple[str, bytes, int]]:
 
 
 def test_what_means_harm_is_answered(tmp_path: Path) -> None:
-    lines, wrong = ["| what comes | status |", "|---|---|"], []
+    lines, wrong = ["| input | status |", "|---|---|"], []
 
     def note(name: str, wanted: int, status: int) -> None:
         lines.append(f"| {name} | {status} |")
@@ -186,8 +186,8 @@ def test_what_means_harm_is_answered(tmp_path: Path) -> None:
 
 
 def test_the_documentation_has_the_table() -> None:
-    document = (Path(__file__).parents[3] / "docs" / "reliability.md").read_text(encoding="utf-8")
-    _, _, table = document.partition("| what comes | status |\n|---|---|\n")
+    document = (Path(__file__).parents[3] / "docs" / "reliability-tables.md").read_text(encoding="utf-8")
+    _, _, table = document.partition("| input | status |\n|---|---|\n")
     written = [line.strip("| ").rsplit(" | ", 1) for line in table.partition("\n\n")[0].splitlines()]
     sent = [(name, wanted) for name, _, _, wanted in UPLOADS] + [(name, wanted) for name, _, wanted in _requests("job_x")]
     assert [(name, int(status)) for name, status in written] == sent
