@@ -25,7 +25,6 @@ from server.files.removal import finish_removals
 from server.files.uploads import finish_removals_of_uploads
 from server.http.body_limit import FORM_BYTES, MAX_BODY_BYTES, BodyLimit
 from server.http.request_id import RequestId
-from server.http.request_timeout import RequestTimeout
 from server.ray.api import RayApi
 from server.ray.cluster_view import ClusterView
 from server.reconciler.leader_election import Leader
@@ -108,7 +107,6 @@ def create_app(settings: Settings, ray: RayApi) -> FastAPI:
 
     app.add_middleware(BodyLimit, limit_of=body_limit)
     app.add_middleware(Gate, settings=settings)  # around the one above: no body is read of whom it refuses
-    app.add_middleware(RequestTimeout, timeout_s=settings.request_timeout_s, is_upload=is_upload)
     app.add_middleware(RequestId, metrics=counted, routes=app.routes)  # outermost: what is refused above has an id, too
     app.include_router(system.health_router)  # first: FastAPI makes the routes after it ready when one of them is asked for
     app.include_router(jobs.router, prefix="/v1")

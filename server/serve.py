@@ -13,12 +13,12 @@ from pathlib import Path
 
 import click
 import uvicorn
+from fastapi import FastAPI
 from sqlalchemy.exc import SQLAlchemyError
 
 from server.app import create_app
 from server.auth import keys
 from server.auth.access import is_loopback
-from server.http.connections import BACKLOG, KEEP_ALIVE_S, MAX_CONNECTIONS, MAX_HEADER_BYTES, BoundedConnection
 from server.http.graceful import GracefulServer
 from server.ray.embedded import EmbeddedRay
 from server.ray.keeper import kept
@@ -27,6 +27,9 @@ from server.store.database import Database
 from server.telemetry import logs, tracing
 from server.telemetry.logs import secrets_of
 from workers.client import RayClient
+
+MAX_HEADER_BYTES = 64 << 10
+"""Maximum size of a request's headers. h11's default, 16 KiB, is less than a listing with many labels may need."""
 
 
 def run_server(settings: Settings, host: str, port: int, *, share_port: bool = False) -> None:
@@ -69,23 +72,24 @@ def run_server(settings: Settings, host: str, port: int, *, share_port: bool = F
         logs.configure(settings.log_format, [*secrets_of(settings), *filter(None, [token])])
         tracing.configure(os.environ)
         app = create_app(settings, RayClient(address, token))
-        config = uvicorn.Config(
-            app,
-            host=host,
-            port=port,
-            http=BoundedConnection,
-            h11_max_incomplete_event_size=MAX_HEADER_BYTES,
-            limit_concurrency=MAX_CONNECTIONS,
-            timeout_keep_alive=KEEP_ALIVE_S,
-            backlog=BACKLOG,
-            log_config=None,
-            access_log=False,
-            timeout_graceful_shutdown=5,
-        )
-        server = GracefulServer(config, app)
+        server = GracefulServer(uvicorn_config(app, host=host, port=port), app)
         server.run([_shared(host, port)] if share_port else None)
         if not server.started:
             raise SystemExit(3)  # as uvicorn.run does
+
+
+def uvicorn_config(app: FastAPI, *, host: str = "127.0.0.1", port: int) -> uvicorn.Config:
+    """Return how uvicorn serves `app`. Slow clients and too many connections are for a reverse proxy to bound."""
+    return uvicorn.Config(
+        app,
+        host=host,
+        port=port,
+        http="h11",
+        h11_max_incomplete_event_size=MAX_HEADER_BYTES,
+        log_config=None,
+        access_log=False,
+        timeout_graceful_shutdown=5,
+    )
 
 
 def _made(spool: Path) -> Path:

@@ -76,8 +76,6 @@ class Settings(BaseModel):
     ended, by all that is in its directory then. What a running attempt has written so far does not count, nor do the copies of
     uploads' images under `cache/`.
     """
-    request_timeout_s: Annotated[float, Field(gt=0)] = 60.0
-    """How long a request may take; streams and the bodies of uploads have bounds of their own."""
     metrics_token: SecretStr | None = None
     """A Bearer token that /metrics takes besides keys of scope admin: Prometheus's."""
     webhook_secret: SecretStr | None = None

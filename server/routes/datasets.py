@@ -41,7 +41,7 @@ def list_datasets(principal: Reader, services: ServicesDep) -> Response:
 @router.post(
     "/datasets",
     status_code=201,
-    responses=problems(400, 408, 413, 422),
+    responses=problems(400, 413, 422),
     form_limits={"max_files": 1, "max_fields": 1, "max_part_size": FORM_BYTES},  # what a part holds is memory, or an open file
 )
 async def upload(

@@ -1,25 +1,23 @@
-"""`python -m tests.server.served DATA_DIR [FIELD=VALUE…]`: the API of a data directory as a process of its own, over a FakeRay.
+"""`python -m tests.server.served DATA_DIR [FIELD=VALUE…]`: serve the API of a data directory in its own process, over a FakeRay.
 
-Prints the port it listens on. As `cafe serve` runs it, but for Ray: with the same protocol and the same bounds on connections.
+Prints the port it listens on. uvicorn is configured as `cafe serve` configures it.
 """
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 
 import uvicorn
 
 from server.app import create_app
-from server.http import connections
-from server.http.connections import BACKLOG, KEEP_ALIVE_S, MAX_CONNECTIONS, MAX_HEADER_BYTES, BoundedConnection
+from server.serve import uvicorn_config
 from server.settings import Settings
 from tests.server.conftest import FakeRay
 
 
 class Telling(uvicorn.Server):
-    """Prints its port when it listens."""
+    """Print the port once the server listens."""
 
     async def startup(self, sockets: list[object] | None = None) -> None:
         await super().startup(sockets)  # type: ignore[arg-type]
@@ -27,22 +25,10 @@ class Telling(uvicorn.Server):
 
 
 def configured(arguments: list[str]) -> uvicorn.Config:
-    """arguments: the command line's."""
-    connections.HEADERS_S = float(os.environ.get("TEST_HEADERS_S", connections.HEADERS_S))
+    """Return uvicorn's configuration; arguments: the command line's."""
     fields = dict(field.split("=", 1) for field in arguments[1:])
     settings = Settings.load({}, data_dir=Path(arguments[0]), **fields)
-    return uvicorn.Config(
-        create_app(settings, FakeRay()),
-        port=0,
-        http=BoundedConnection,
-        h11_max_incomplete_event_size=MAX_HEADER_BYTES,
-        limit_concurrency=MAX_CONNECTIONS,
-        timeout_keep_alive=KEEP_ALIVE_S,
-        backlog=BACKLOG,
-        log_level="warning",
-        access_log=False,
-        timeout_graceful_shutdown=2,
-    )
+    return uvicorn_config(create_app(settings, FakeRay()), port=0)
 
 
 if __name__ == "__main__":

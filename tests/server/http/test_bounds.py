@@ -1,13 +1,11 @@
-"""What one request may take: time to send an upload, a thread for heavy work, room in a refusal, bytes of a listing."""
+"""Bounds per request: threads for heavy work, errors in a refusal, parts of a body, bytes of a listing."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import json
-import socket
 import threading
-import time
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -16,7 +14,6 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-import server.http.request_timeout
 import server.submission.planning
 from cafe_core.spec.job import parse_job_spec
 from cafe_core.spec.sweep import MAX_NESTING
@@ -33,52 +30,6 @@ from tests.server.auth.test_limits import npz, upload
 from tests.server.conftest import SPEC, Api, FakeRay, running
 from tests.server.keyed import add_key, client_of
 from tests.server.kinds import SWEEP
-
-UPLOAD_HEAD = (
-    b"POST /v1/datasets HTTP/1.1\r\nHost: localhost\r\nContent-Type: multipart/form-data; boundary=x\r\n"
-    b"Content-Length: 100000\r\n\r\n"
-    b'--x\r\nContent-Disposition: form-data; name="file"; filename="a.npz"\r\n\r\n'
-)
-
-
-def _drip(port: int, every_s: float, count: int) -> bytes:
-    """All that the server says to an upload of which a byte comes at a time, until it closes the connection."""
-    answer = b""
-    with socket.create_connection(("127.0.0.1", port), timeout=20) as connection:
-        connection.sendall(UPLOAD_HEAD)
-        connection.settimeout(every_s)
-        for _ in range(count):
-            try:
-                answer = connection.recv(4096)
-                break
-            except TimeoutError:
-                connection.sendall(b"x")
-        connection.settimeout(20)
-        while piece := connection.recv(4096):
-            answer += piece
-    return answer
-
-
-def _refused(answer: bytes) -> None:
-    head, _, body = answer.partition(b"\r\n\r\n")
-    assert head.startswith(b"HTTP/1.1 408 ")
-    assert b"content-type: application/problem+json" in head.lower()
-    assert b"connection: close" in head.lower()
-    assert b"the upload does not come on" in body
-
-
-def test_an_upload_that_stops_is_given_up(api: Api, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server.http.request_timeout, "CHUNK_S", 0.3)
-    _refused(_drip(api.base_url.port or 0, every_s=20, count=1))
-    assert list(settings.roots.uploads.iterdir()) == []
-
-
-def test_an_upload_that_drips_is_given_up(api: Api, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server.http.request_timeout, "GRACE_S", 0.5)
-    began = time.monotonic()
-    _refused(_drip(api.base_url.port or 0, every_s=0.05, count=400))  # never CHUNK_S without a byte
-    assert time.monotonic() - began < server.http.request_timeout.CHUNK_S / 2
-    assert list(settings.roots.uploads.iterdir()) == []
 
 
 class Work:

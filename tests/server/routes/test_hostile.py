@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import pytest
 
 from tests.server.conftest import SPEC
 from tests.server.routes.hostile_uploads import UPLOADS, folder
@@ -220,19 +219,3 @@ def _open_temporary_files(pid: int, directory: Path) -> list[str]:
         if target.startswith(str(directory)):
             found.append(target)
     return found
-
-
-def test_a_body_that_does_not_come_is_not_awaited(tmp_path: Path) -> None:
-    with served(tmp_path / "data", request_timeout_s=0.5) as server:
-        unfinished = b"POST /v1/jobs HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
-        assert server.ask(unfinished + b"Content-Length: 100\r\n\r\n{") == 503
-        assert server.ask(unfinished + b"Transfer-Encoding: chunked\r\n\r\n1\r\n{\r\n") == 503
-        assert server.api.get("/v1/jobs").status_code == 200
-
-
-@pytest.mark.parametrize("sent", [b"", b"GET /healthz HTTP/1.1\r\nHost: local"])
-def test_headers_that_do_not_come_are_not_awaited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sent: bytes) -> None:
-    monkeypatch.setenv("TEST_HEADERS_S", "0.5")
-    with served(tmp_path / "data") as server:
-        assert server.ask(sent) == 0
-        assert server.api.get("/healthz").status_code == 200
