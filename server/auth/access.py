@@ -155,7 +155,7 @@ class Gate:
                 principal = state["principal"] = await self._admit(scope)
                 state["open_request"] = None
                 if principal is not None and principal.key_id is not None:
-                    state["open_request"] = answering.enter_context(self._open.one_more(principal.key_id))
+                    state["open_request"] = answering.enter_context(self._open.track(principal.key_id))
             except ApiError as error:
                 refusal = problem_response(error.status, error.detail, headers=error.headers)
                 await refusal(scope, receive, send)

@@ -1,8 +1,7 @@
-"""How many requests of one API key are being answered at a time, each of which keeps a connection.
+"""Limit how many requests of one API key are answered at a time, so that no key takes all of a server's connections and memory.
 
-Those that last by design, event streams and long polls, are counted apart from the plain ones: a key that has as many streams
-open as it may can still ask. Together they are at most half of the connections that a server takes
-(:mod:`server.http.connections`).
+Event streams and long polls are counted apart from plain requests: a key that has reached the limit of streams can still send
+plain requests.
 """
 
 from __future__ import annotations
@@ -10,81 +9,69 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 from fastapi import Request
 
 from server.errors import TooManyRequestsError
 
 MAX_PLAIN = 500
-"""Of one key. As many as MAX_LASTING, for each of those is a plain one until its route has looked at it."""
+"""Plain requests per key. Not fewer than MAX_LASTING: each stream is a plain request until its route calls `will_last`."""
 MAX_LASTING = 500
-"""Event streams and long polls of one key."""
+"""Event streams and long polls per key."""
 RETRY_AFTER_S = 5
 
 
-class _Bounded:
-    """How many there are of each key. Of one event loop."""
-
-    def __init__(self, at_most: int, what: str) -> None:
-        self._at_most = at_most
-        self._what = what
-        self._counts: Counter[str] = Counter()
-
-    def add(self, key_id: str) -> None:
-        """Raises TooManyRequestsError."""
-        if self._counts[key_id] >= self._at_most:
-            raise TooManyRequestsError(
-                f"{self._at_most} {self._what} of this key are open, which is as many as may be", RETRY_AFTER_S
-            )
-        self._counts[key_id] += 1
-
-    def remove(self, key_id: str) -> None:
-        """One that was added."""
-        self._counts[key_id] -= 1
-        if not self._counts[key_id]:
-            del self._counts[key_id]
-
-
-class OpenRequest:
-    """A request that is being answered: a plain one until it is said that it lasts."""
-
-    def __init__(self, key_id: str, plain: _Bounded, lasting: _Bounded) -> None:
-        """Raises TooManyRequestsError."""
-        self._key_id = key_id
-        self._lasting = lasting
-        self._counted_in = plain
-        plain.add(key_id)
-
-    def lasts(self) -> None:
-        """Count it with the others that last. Raises TooManyRequestsError."""
-        self._lasting.add(self._key_id)
-        self._counted_in.remove(self._key_id)
-        self._counted_in = self._lasting
-
-    def close(self) -> None:
-        """It has been answered."""
-        self._counted_in.remove(self._key_id)
-
-
 class OpenRequests:
-    """All of this server."""
+    """Count the open requests of each key. Belongs to one event loop."""
 
     def __init__(self) -> None:
-        self._plain = _Bounded(MAX_PLAIN, "requests")
-        self._lasting = _Bounded(MAX_LASTING, "event streams and long polls")
+        self._plain: Counter[str] = Counter()
+        self._lasting: Counter[str] = Counter()
 
     @contextmanager
-    def one_more(self, key_id: str) -> Iterator[OpenRequest]:
-        """Around a request. Raises TooManyRequestsError."""
-        request = OpenRequest(key_id, self._plain, self._lasting)
+    def track(self, key_id: str) -> Iterator[OpenRequest]:
+        """Count a request while the block runs. Raises TooManyRequestsError."""
+        _add(self._plain, key_id, MAX_PLAIN, "open requests")
+        request = OpenRequest(self, key_id)
         try:
             yield request
         finally:
-            request.close()
+            _remove(self._lasting if request.lasts else self._plain, key_id)
+
+    def move_to_lasting(self, request: OpenRequest) -> None:
+        """Count a request as an event stream or long poll from now on. Raises TooManyRequestsError."""
+        _add(self._lasting, request.key_id, MAX_LASTING, "open event streams and long polls")
+        _remove(self._plain, request.key_id)
+        request.lasts = True
+
+
+@dataclass
+class OpenRequest:
+    """A request that is being answered."""
+
+    all: OpenRequests
+    key_id: str
+    lasts: bool = False
 
 
 def will_last(request: Request) -> None:
-    """Called once by a route whose answer lasts, before that begins. Raises TooManyRequestsError."""
-    counted: OpenRequest | None = request.state.open_request
-    if counted is not None:  # who asks has a key
-        counted.lasts()
+    """Count `request` as an event stream or long poll. A route calls it once, before it answers.
+
+    Raises TooManyRequestsError.
+    """
+    tracked: OpenRequest | None = request.state.open_request
+    if tracked is not None:  # None: the server has no API keys
+        tracked.all.move_to_lasting(tracked)
+
+
+def _add(counts: Counter[str], key_id: str, limit: int, what: str) -> None:
+    if counts[key_id] >= limit:
+        raise TooManyRequestsError(f"limit reached: {limit} {what} per API key; close one and retry", RETRY_AFTER_S)
+    counts[key_id] += 1
+
+
+def _remove(counts: Counter[str], key_id: str) -> None:
+    counts[key_id] -= 1
+    if not counts[key_id]:
+        del counts[key_id]
