@@ -22,7 +22,7 @@ import click
 import yaml
 
 from server.cli.watching import Display, duration
-from server.client.client import ApiClient
+from server.client import Client
 
 ROOT = Path(__file__).parents[2]
 SPEC = ROOT / "docs" / "examples" / "digits.yaml"
@@ -39,7 +39,7 @@ def main(out: Path) -> None:
     started = time.monotonic()
     with TemporaryDirectory(prefix="cafe-demo-") as data_dir, running_server(Path(data_dir)) as url:
         click.echo(f"API {url}/docs after {duration(time.monotonic() - started)}")
-        api = ApiClient(url)
+        api = Client(url)
         job = api.submit(yaml.safe_load(SPEC.read_text()))
         click.echo(f"POST {url}/v1/jobs ({SPEC.relative_to(ROOT)}) → {job['id']}")
         with Display(tty=sys.stderr.isatty()) as display:

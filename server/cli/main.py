@@ -18,7 +18,7 @@ from server.cli.importing import for_good
 from server.cli.options import EXIT_FAILED, EXIT_REFUSED, EXIT_UNREACHABLE, data_options, load_settings
 from server.cli.tables import trial_lines
 from server.cli.watching import FAILED_STATUSES, Display
-from server.client.client import ApiClient, RefusedError, UnreachableError
+from server.client import Client, RefusedError, UnreachableError
 from server.store.revisions import NewerDatabaseError
 
 DEFAULT_URL = "http://127.0.0.1:8000"
@@ -69,7 +69,7 @@ def _complain(detail: str, errors: list[dict[str, str]] | None = None) -> None:
 @click.pass_context
 def main(ctx: click.Context, url: str, api_key: str | None) -> None:
     """Condense datasets: run a server, submit jobs to one, or run a job right here."""
-    ctx.obj = ApiClient(url, api_key)
+    ctx.obj = Client(url, api_key)
     ctx.call_on_close(ctx.obj.close)
 
 
@@ -122,7 +122,7 @@ def serve(host: str, port: int, share_port: bool, **options: Any) -> None:
 @click.option("--wait", is_flag=True, help="Watch the job until it ends.")
 @click.option("--idempotency-key", help="Submitting again with the same key gives the same job.")
 @click.pass_obj
-def submit(api: ApiClient, spec: Path, wait: bool, idempotency_key: str | None) -> None:
+def submit(api: Client, spec: Path, wait: bool, idempotency_key: str | None) -> None:
     """Submit the job in SPEC (.json or .yaml); prints its id."""
     job = api.submit(_load_spec(spec), idempotency_key)
     click.echo(job["id"])
@@ -133,7 +133,7 @@ def submit(api: ApiClient, spec: Path, wait: bool, idempotency_key: str | None) 
 @main.command()
 @click.argument("job_id", metavar="ID")
 @click.pass_obj
-def status(api: ApiClient, job_id: str) -> None:
+def status(api: Client, job_id: str) -> None:
     """Print a job as JSON."""
     click.echo(json.dumps(api.job(job_id), indent=2))
 
@@ -141,12 +141,12 @@ def status(api: ApiClient, job_id: str) -> None:
 @main.command()
 @click.argument("job_id", metavar="ID")
 @click.pass_obj
-def watch(api: ApiClient, job_id: str) -> None:
+def watch(api: Client, job_id: str) -> None:
     """Follow a job until it ends."""
     _watch(api, job_id)
 
 
-def _watch(api: ApiClient, job_id: str, attempt: int | None = None) -> None:
+def _watch(api: Client, job_id: str, attempt: int | None = None) -> None:
     """Exits with EXIT_FAILED unless the job succeeds."""
     with Display(tty=sys.stderr.isatty()) as display:
         for event in api.follow(job_id, attempt):
@@ -161,7 +161,7 @@ def _watch(api: ApiClient, job_id: str, attempt: int | None = None) -> None:
 @main.command()
 @click.argument("job_id", metavar="ID")
 @click.pass_obj
-def cancel(api: ApiClient, job_id: str) -> None:
+def cancel(api: Client, job_id: str) -> None:
     """Cancel a job."""
     click.echo(api.post(f"/v1/jobs/{job_id}/cancel")["status"])
 
@@ -169,7 +169,7 @@ def cancel(api: ApiClient, job_id: str) -> None:
 @main.command()
 @click.argument("job_id", metavar="ID")
 @click.pass_obj
-def resume(api: ApiClient, job_id: str) -> None:
+def resume(api: Client, job_id: str) -> None:
     """Go on with a failed or cancelled job: from its last checkpoint, with what has not been evaluated, with the trials left."""
     click.echo(api.post(f"/v1/jobs/{job_id}/resume")["status"])
 
@@ -180,7 +180,7 @@ def resume(api: ApiClient, job_id: str) -> None:
 @click.option("--label", multiple=True, metavar="KEY=VALUE", help="Only jobs with this label; may be repeated.")
 @click.option("--limit", type=click.IntRange(1, 500), default=50, show_default=True)
 @click.pass_obj
-def list_(api: ApiClient, status: str | None, kind: str | None, label: tuple[str, ...], limit: int) -> None:
+def list_(api: Client, status: str | None, kind: str | None, label: tuple[str, ...], limit: int) -> None:
     """List jobs, newest first."""
     for job in api.jobs(status, kind, label, limit):
         done = f"{job['progress']['done']}/{job['progress']['total']}"
@@ -192,7 +192,7 @@ def list_(api: ApiClient, status: str | None, kind: str | None, label: tuple[str
 @click.argument("job_id", metavar="ID")
 @click.option("--csv", "as_csv", is_flag=True, help="As CSV.")
 @click.pass_obj
-def trials(api: ApiClient, job_id: str, as_csv: bool) -> None:
+def trials(api: Client, job_id: str, as_csv: bool) -> None:
     """Print a job's trials, also while it runs: the networks of an evaluation, the settings of a sweep."""
     if as_csv:
         click.echo(api.trials_csv(job_id), nl=False)
@@ -206,7 +206,7 @@ def trials(api: ApiClient, job_id: str, as_csv: bool) -> None:
 @click.option("--attempt", type=click.IntRange(min=1), help="[default: the current one]")
 @click.option("--tail", type=click.IntRange(min=1), help="The last so many lines only.")
 @click.pass_obj
-def logs(api: ApiClient, job_id: str, attempt: int | None, tail: int | None) -> None:
+def logs(api: Client, job_id: str, attempt: int | None, tail: int | None) -> None:
     """Print what a job's driver and workers printed."""
     click.echo(api.logs(job_id, attempt, tail), nl=False)
 
@@ -215,7 +215,7 @@ def logs(api: ApiClient, job_id: str, attempt: int | None, tail: int | None) -> 
 @click.argument("job_id", metavar="ID")
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Where to. [default: ./ID]")
 @click.pass_obj
-def download(api: ApiClient, job_id: str, out: Path | None) -> None:
+def download(api: Client, job_id: str, out: Path | None) -> None:
     """Download a job's artifacts; before it has any, the synthetic set that there is by now."""
     for path in api.download(job_id, out or Path(job_id)):
         click.echo(str(path))

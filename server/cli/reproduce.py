@@ -23,7 +23,7 @@ from cafe_core.reproduction.scales import SCALES
 from server.cli.options import EXIT_FAILED, data_options, load_settings
 from server.cli.reproduce_runner import ServerRunner
 from server.cli.watching import duration
-from server.client.client import ApiClient
+from server.client import Client
 
 _PLAIN_EVERY_S = 20.0
 """Between lines that say how far a job is."""
@@ -42,7 +42,7 @@ _PLAIN_EVERY_S = 20.0
 @data_options
 @click.pass_obj
 def command(
-    api: ApiClient,
+    api: Client,
     /,
     table: TableName,
     scale: str,

@@ -10,7 +10,8 @@ from typing import Any
 from cafe_core.files import write_atomically
 from cafe_core.reproduction.jobs import Failed, Job, JobReport, Outcome, Workplace, condensing_seconds
 from server.cli.watching import FAILED_STATUSES
-from server.client.client import ENDED, ApiClient, RefusedError
+from server.client import Client, RefusedError
+from server.client.client import ENDED
 
 _POLL_S = 2.0
 _LOOKED_AT = 12
@@ -25,7 +26,7 @@ class ServerRunner:
     was broken off finds the jobs that it had submitted, finished or not.
     """
 
-    def __init__(self, api: ApiClient, workplace: Workplace, poll_s: float = _POLL_S) -> None:
+    def __init__(self, api: Client, workplace: Workplace, poll_s: float = _POLL_S) -> None:
         self._api = api
         self._workplace = workplace
         self._poll_s = poll_s

@@ -1,10 +1,10 @@
-"""A client of the REST API, for the `cafe` command.
+"""The client of the REST API that the `cafe` command uses.
 
 ::
 
     ClientError
-    ├── UnreachableError        no answer, or the server cannot serve now
-    └── RefusedError            the server refused: status, detail, errors [{loc, msg}]
+    ├── UnreachableError        the server did not respond, or responded with a 5xx
+    └── RefusedError            the server responded with a 4xx: status, detail, errors [{loc, msg}]
 """
 
 from __future__ import annotations
@@ -25,27 +25,26 @@ import httpx_sse
 _T = TypeVar("_T")
 
 ENDED = ("succeeded", "failed", "cancelled")
-TRIALS_A_PAGE = 10_000
-"""The server reads all of a job's for each page."""
+TRIALS_PER_PAGE = 10_000
+"""Large, because the server reads all trials of a job for each page."""
 PATIENCE_S = 60.0
-"""How long following a job outlasts a server that does not answer: it may be restarting. And how long a request waits for its
-turn where the key's requests are too many."""
+"""How long to retry while the server does not respond (it may be restarting) or responds with 429."""
 TIMEOUT_S = 60.0
 RECONNECT_S = 0.3
 STREAM_SILENCE_S = 45.0
-"""A stream is given up after so long a silence: the server sends a comment every 15 s."""
+"""Timeout of a silent event stream: the server sends a comment every 15 s."""
 
 
 class ClientError(Exception):
-    """A request that came to nothing."""
+    """A failed request."""
 
 
 class UnreachableError(ClientError):
-    """The server does not answer, or says that it cannot serve."""
+    """The server did not respond, or responded with a 5xx."""
 
 
 class RefusedError(ClientError):
-    """The server refused the request."""
+    """The server responded with a 4xx. `status` is 0 where the URL itself is invalid."""
 
     def __init__(self, status: int, detail: str, errors: list[dict[str, str]] | None = None) -> None:
         super().__init__(detail)
@@ -55,11 +54,11 @@ class RefusedError(ClientError):
 
 
 class _NoStreamError(Exception):
-    """Events do not come as a stream here."""
+    """The server, or a proxy before it, does not stream events."""
 
 
 class _Access(httpx.Auth):
-    """Shows the API key with each request, and asks again when the server says to (429): a key's requests are bounded."""
+    """Send the API key with each request, and retry after a 429 as long as PATIENCE_S allows."""
 
     def __init__(self, api_key: str | None) -> None:
         self._api_key = api_key
@@ -76,42 +75,50 @@ class _Access(httpx.Auth):
             time.sleep(int(wait))
 
 
-class ApiClient:
-    """Requests to the server at `url`. Methods raise ClientError."""
+class Client:
+    """Send requests to the server at `url`. A context manager; without `with`, call :meth:`close`. Methods raise ClientError."""
 
     def __init__(self, url: str, api_key: str | None = None) -> None:
         self._url = url
         self._access = _Access(api_key)
 
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
     @cached_property
     def _http(self) -> httpx.Client:
-        """Made for the first request: it reads all certificates, and not every command of `cafe` asks a server."""
+        """Created for the first request: loading the certificates is slow, and not every command of `cafe` needs a server."""
         try:
             return httpx.Client(base_url=self._url, auth=self._access, timeout=TIMEOUT_S)
         except httpx.InvalidURL as error:
             raise RefusedError(0, f"{self._url!r} is not a URL: {error}") from error
 
     def close(self) -> None:
-        """Close the connections, if there are any."""
+        """Close the connections."""
         if "_http" in vars(self):
             self._http.close()
 
     def submit(self, spec: dict[str, Any], idempotency_key: str | None = None) -> dict[str, Any]:
-        """POST a job."""
+        """Submit a job. The same idempotency key and spec return the same job again."""
         headers = {"Idempotency-Key": idempotency_key} if idempotency_key else {}
         return self.post("/v1/jobs", json=spec, headers=headers)
 
     def post(self, path: str, **options: Any) -> dict[str, Any]:
-        """POST, answered with JSON."""
+        """Send a POST request and return the JSON of the response."""
         answer: dict[str, Any] = self._request("POST", path, **options).json()
         return answer
 
     def job(self, job_id: str) -> dict[str, Any]:
-        """A job."""
+        """Return a job."""
         return self._get(f"/v1/jobs/{job_id}")
 
-    def jobs(self, status: str | None, kind: str | None, labels: tuple[str, ...], limit: int) -> list[dict[str, Any]]:
-        """Jobs, newest first. As many pages as it takes: one of large jobs has fewer than were asked for."""
+    def jobs(
+        self, status: str | None = None, kind: str | None = None, labels: tuple[str, ...] = (), limit: int = 50
+    ) -> list[dict[str, Any]]:
+        """Return at most `limit` jobs, newest first. Reads several pages where jobs are large. labels: `KEY=VALUE` or `KEY`."""
         wanted = [(name, value) for name, value in (("status", status), ("kind", kind)) if value]
         query = httpx.QueryParams([*wanted, *(("label", label) for label in labels)])
         found: list[dict[str, Any]] = []
@@ -122,26 +129,26 @@ class ApiClient:
                 return found
             query = query.set("cursor", page["next_cursor"])
 
-    def logs(self, job_id: str, attempt: int | None, tail: int | None) -> str:
-        """What an attempt printed."""
+    def logs(self, job_id: str, attempt: int | None = None, tail: int | None = None) -> str:
+        """Return the output of an attempt (default: the current one), or its last `tail` lines."""
         params = {name: value for name, value in (("attempt", attempt), ("tail", tail)) if value is not None}
         return self._request("GET", f"/v1/jobs/{job_id}/logs", params=params).text
 
     def trials(self, job_id: str) -> list[dict[str, Any]]:
-        """A job's trials, all of them."""
+        """Return all trials of a job."""
         rows: list[dict[str, Any]] = []
-        while (page := self._get(f"/v1/jobs/{job_id}/trials", params={"after": len(rows), "limit": TRIALS_A_PAGE}))["data"]:
+        while (page := self._get(f"/v1/jobs/{job_id}/trials", params={"after": len(rows), "limit": TRIALS_PER_PAGE}))["data"]:
             rows += page["data"]
         return rows
 
     def trials_csv(self, job_id: str) -> str:
-        """The same as CSV."""
+        """Return all trials of a job as CSV."""
         return self._request("GET", f"/v1/jobs/{job_id}/trials", params={"format": "csv"}).text
 
     def follow(self, job_id: str, attempt: int | None = None) -> Iterator[dict[str, Any]]:
-        """The events of a job from an attempt on (default: the current one), as they happen, until it ends.
+        """Yield the events of a job from an attempt on (default: the current one) as they happen, until the job ends.
 
-        Each comes once, in order. Outlasts restarts of the server. Where no stream comes through, it asks again and again.
+        Each event is yielded once, in order. Survives restarts of the server. Polls where a proxy does not pass streams on.
         """
         first = self.job(job_id)["attempt"] if attempt is None else attempt
         after, streaming, deadline = 0, True, time.monotonic() + PATIENCE_S
@@ -154,7 +161,10 @@ class ApiClient:
                         after = event["id"]
                         if event["attempt"] >= first:
                             yield event
-                if self.job(job_id)["status"] in ENDED and not self._events(job_id, after)["data"]:  # else the server stops
+                # Otherwise the server is stopping.
+                if (
+                    self.job(job_id)["status"] in ENDED and not self._events(job_id, after)["data"]
+                ):  # otherwise the server is stopping
                     return
             except _NoStreamError:
                 streaming = False
@@ -169,9 +179,9 @@ class ApiClient:
                 yield event
 
     def _streamed(self, job_id: str, after: int) -> Iterator[dict[str, Any] | None]:
-        """Events after `after` until the stream ends; None for what says only that the server is there.
+        """Yield the events after `after` until the stream ends, and None for messages without data.
 
-        Raises _NoStreamError where something other than a stream comes, or nothing does (a proxy keeps it back).
+        Raises _NoStreamError when the response is not a stream, or a proxy buffers it.
         """
         headers = {"Accept": "text/event-stream", "Last-Event-ID": str(after), "Cache-Control": "no-store"}
         timeout = httpx.Timeout(TIMEOUT_S, read=STREAM_SILENCE_S)
@@ -209,14 +219,14 @@ class ApiClient:
                 return
 
     def events(self, job_id: str) -> Iterator[dict[str, Any]]:
-        """All events of a job so far, over all its attempts."""
+        """Yield all events of a job so far, of all its attempts."""
         after = 0
         while (page := self._events(job_id, after))["data"]:
             yield from page["data"]
             after = page["next_after"]
 
     def _changed(self, job_id: str, etag: str) -> tuple[dict[str, Any], str]:
-        """The job once it differs from what had `etag`, and its ETag."""
+        """Wait until the job's ETag differs from `etag`; return the job and its ETag."""
         while True:
             response = self._request(
                 "GET", f"/v1/jobs/{job_id}", params={"wait": 20}, headers={"If-None-Match": etag} if etag else {}
@@ -228,7 +238,7 @@ class ApiClient:
         return self._get(f"/v1/jobs/{job_id}/events", params={"after": after, "limit": 1000})
 
     def patiently(self, ask: Callable[..., _T], *arguments: Any) -> _T:
-        """`ask(*arguments)`, asked again for a while when the server does not answer: it may be restarting."""
+        """Return `ask(*arguments)`, retried for PATIENCE_S while the server does not respond: it may be restarting."""
         deadline = time.monotonic() + PATIENCE_S
         while True:
             try:
@@ -239,7 +249,10 @@ class ApiClient:
                 time.sleep(1)
 
     def download(self, job_id: str, out: Path) -> Iterator[Path]:
-        """Fetch a job's artifacts, checking their hashes; before it has any, its latest synthetic set and preview."""
+        """Download a job's artifacts and check their hashes. Before it has any: its latest synthetic set and preview.
+
+        Yields the path of each file.
+        """
         out.mkdir(parents=True, exist_ok=True)
         artifacts = self._get(f"/v1/jobs/{job_id}/artifacts")["data"]
         for artifact in artifacts:
@@ -249,7 +262,7 @@ class ApiClient:
             yield self._fetch(f"/v1/jobs/{job_id}/preview.png", out / "preview.png")
 
     def _fetch(self, href: str, path: Path, sha256: str | None = None) -> Path:
-        """Download beside, check, move into place."""
+        """Download to a temporary file beside `path`, check the hash, and move the file into place."""
         beside = path.with_name(f".{path.name}.{os.getpid()}.part")
         digest = hashlib.sha256()
         try:
@@ -262,7 +275,7 @@ class ApiClient:
                         digest.update(chunk)
                         file.write(chunk)
             if sha256 is not None and digest.hexdigest() != sha256:
-                raise UnreachableError(f"{path.name} arrived damaged: its SHA-256 is not {sha256}; download it again")
+                raise UnreachableError(f"{path.name} was damaged in transit: its SHA-256 is not {sha256}; download it again")
             return beside.replace(path)
         finally:
             beside.unlink(missing_ok=True)
@@ -293,5 +306,5 @@ class ApiClient:
         except (ValueError, KeyError, TypeError):
             detail, errors = response.text[:500] or response.reason_phrase, None
         if response.is_server_error:
-            raise UnreachableError(f"the server at {self._url} answered {response.status_code}: {detail}")
+            raise UnreachableError(f"the server at {self._url} responded with {response.status_code}: {detail}")
         raise RefusedError(response.status_code, detail, errors)

@@ -12,7 +12,7 @@ from typing import Any
 
 from cafe_core.data.roots import DataRoots
 from server.cli.demo import running_server
-from server.client.client import ApiClient
+from server.client import Client
 from tests.benchmarks.figures import Figure
 
 SPEC = {
@@ -25,7 +25,7 @@ SPEC = {
 }
 
 
-def _by_service(api: ApiClient) -> tuple[float, float]:
+def _by_service(api: Client) -> tuple[float, float]:
     """(seconds from POST to the end of the first outer step, seconds from there to the last)."""
     posted = time.time()
     job = api.submit(SPEC)
@@ -54,7 +54,7 @@ def measure() -> list[Figure]:
         directory = Path(name)
         first_steps, service, process = [], [], []
         with running_server(directory / "server") as url:
-            api = ApiClient(url)
+            api = Client(url)
             _by_service(api)
             for turn in range(3):
                 first_step, taken = _by_service(api)

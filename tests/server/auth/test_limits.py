@@ -13,8 +13,8 @@ import pytest
 
 from server.auth.keys import KeyLimits, Scope
 from server.auth.limits import Buckets, Limits
+from server.client import Client, RefusedError
 from server.client import client as api_client
-from server.client.client import ApiClient, RefusedError
 from server.errors import TooManyRequestsError
 from server.settings import Settings
 from tests.server.conftest import SPEC, Api, FakeRay, running
@@ -71,7 +71,7 @@ def test_requests_beyond_a_minutes_are_told_when_to_come_again(settings: Setting
 
 def test_the_client_waits_for_its_turn(settings: Settings, ray: FakeRay) -> None:
     key = add_key(settings, Scope.READ, limits=KeyLimits(requests_per_minute=60))
-    with running(settings, ray) as api, contextlib.closing(ApiClient(str(api.base_url), key)) as client:
+    with running(settings, ray) as api, contextlib.closing(Client(str(api.base_url), key)) as client:
         started = time.monotonic()
         answers = [client.jobs(None, None, (), 1) for _ in range(61)]
         assert answers == [[]] * 61
@@ -81,7 +81,7 @@ def test_the_client_waits_for_its_turn(settings: Settings, ray: FakeRay) -> None
 def test_the_client_does_not_wait_for_ever(settings: Settings, ray: FakeRay, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(api_client, "PATIENCE_S", 5.0)
     key = add_key(settings, Scope.READ, limits=KeyLimits(requests_per_minute=1))
-    with running(settings, ray) as api, contextlib.closing(ApiClient(str(api.base_url), key)) as client:
+    with running(settings, ray) as api, contextlib.closing(Client(str(api.base_url), key)) as client:
         client.jobs(None, None, (), 1)
         with pytest.raises(RefusedError, match="more than 1 requests a minute"):
             client.jobs(None, None, (), 1)

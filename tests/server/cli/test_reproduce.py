@@ -17,7 +17,7 @@ from cafe_core.jobs.jobdir import EventLog, JobDir, JobFile
 from cafe_core.reproduction.jobs import Failed, Finished, Job, Workplace
 from server.cli.main import main
 from server.cli.reproduce_runner import ServerRunner
-from server.client.client import ApiClient
+from server.client import Client
 from server.settings import Settings
 from tests.server.conftest import Api, FakeRay, running
 from workers.client import RayJob, RayJobState
@@ -74,8 +74,8 @@ def server(settings: Settings, working: WorkingRay) -> Iterator[Api]:
 
 
 @pytest.fixture
-def client(server: Api) -> Iterator[ApiClient]:
-    api = ApiClient(str(server.base_url))
+def client(server: Api) -> Iterator[Client]:
+    api = Client(str(server.base_url))
     yield api
     api.close()
 
@@ -84,7 +84,7 @@ def silent(_name: str, _how_far: str) -> None:
     pass
 
 
-def test_jobs_on_a_server(tmp_path: Path, client: ApiClient, working: WorkingRay) -> None:
+def test_jobs_on_a_server(tmp_path: Path, client: Client, working: WorkingRay) -> None:
     jobs = [tiny(), tiny(seed=1), Job(tiny().spec | {"ipc": 0})]
     workplace = Workplace(tmp_path / "out")
     outcomes = {o.name: o for o in ServerRunner(client, workplace, poll_s=0.1).run(jobs, silent)}
@@ -104,7 +104,7 @@ def test_jobs_on_a_server(tmp_path: Path, client: ApiClient, working: WorkingRay
     assert len(working.submissions) == 2
 
 
-def test_a_run_that_was_broken_off_finds_its_jobs(tmp_path: Path, client: ApiClient) -> None:
+def test_a_run_that_was_broken_off_finds_its_jobs(tmp_path: Path, client: Client) -> None:
     job, workplace = tiny(), Workplace(tmp_path / "out")
     ServerRunner(client, workplace)._submit(job)  # and then the run was killed
     (outcome,) = ServerRunner(client, workplace, poll_s=0.1).run([job], silent)
@@ -117,7 +117,7 @@ def test_a_run_that_was_broken_off_finds_its_jobs(tmp_path: Path, client: ApiCli
     assert len(client.jobs(None, None, (), 10)) == 2
 
 
-def test_a_failed_job_goes_on_in_the_next_run(tmp_path: Path, client: ApiClient, working: WorkingRay) -> None:
+def test_a_failed_job_goes_on_in_the_next_run(tmp_path: Path, client: Client, working: WorkingRay) -> None:
     job, workplace = tiny(), Workplace(tmp_path / "out")
     working.broken = True
     (outcome,) = ServerRunner(client, workplace, poll_s=0.1).run([job], silent)

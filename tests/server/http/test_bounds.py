@@ -18,7 +18,7 @@ import server.submission.planning
 from cafe_core.spec.job import parse_job_spec
 from cafe_core.spec.sweep import MAX_NESTING
 from server.auth.keys import Scope
-from server.client.client import ApiClient
+from server.client import Client
 from server.errors import SHOWN_CHARACTERS, SHOWN_ERRORS, TooManyRequestsError, spec_refusal
 from server.http.body_limit import MAX_PARTS
 from server.http.heavy_work import AT_ONCE, HeavyWork
@@ -285,7 +285,7 @@ def test_a_page_of_large_jobs_ends_early_and_goes_on_at_its_cursor(
     assert listed(limit=500) == [newest_first[:6], newest_first[6:]]
     assert listed(limit=4) == [newest_first[:4], newest_first[4:7], newest_first[7:]]
     assert listed(limit=1) == [[job_id] for job_id in newest_first]
-    with contextlib.closing(ApiClient(str(api.base_url))) as client:
+    with contextlib.closing(Client(str(api.base_url))) as client:
         assert [job["id"] for job in client.jobs(None, "condense", (), 9)] == newest_first[:9]
         assert [job["id"] for job in client.jobs(None, None, ("size=10",), 500)] == [
             job_id for job_id, size in zip(newest_first, sizes[::-1], strict=True) if size == 10

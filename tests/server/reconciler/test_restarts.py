@@ -20,7 +20,7 @@ import psutil
 import pytest
 
 from cafe_core.spec.job import parse_job_spec
-from server.client.client import ApiClient
+from server.client import Client
 from server.settings import Settings
 from server.store import jobs
 from server.store.database import Database
@@ -114,7 +114,7 @@ def test_restarts_lose_no_event_and_break_no_watch(settings: Settings) -> None:
         failed: list[BaseException] = []
 
         def watch() -> None:
-            client = ApiClient(served.url)
+            client = Client(served.url)
             try:
                 seen.extend(client.follow(job_id))
             except BaseException as error:
