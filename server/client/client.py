@@ -161,10 +161,8 @@ class Client:
                         after = event["id"]
                         if event["attempt"] >= first:
                             yield event
-                # Otherwise the server is stopping.
-                if (
-                    self.job(job_id)["status"] in ENDED and not self._events(job_id, after)["data"]
-                ):  # otherwise the server is stopping
+                ended = self.job(job_id)["status"] in ENDED
+                if ended and not self._events(job_id, after)["data"]:  # otherwise the server is stopping
                     return
             except _NoStreamError:
                 streaming = False

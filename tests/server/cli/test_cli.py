@@ -79,7 +79,7 @@ def test_submit_status_list_watch_download(api: Api, ray: FakeRay, settings: Set
 
 
 def test_trials_and_kinds_are_shown(api: Api, ray: FakeRay, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(api_client, "TRIALS_A_PAGE", 700)
+    monkeypatch.setattr(api_client, "TRIALS_PER_PAGE", 700)
     evaluation, sweep = running_job(api, ray, EVALUATE), running_job(api, ray, SWEEP)
     for repeat in range(1500):  # three pages
         trained(settings.job_dir(evaluation), "a", EvaluationTask("synthetic", 0, "none", repeat), 70.0)
