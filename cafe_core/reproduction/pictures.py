@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
 
 from cafe_core.files import write_atomically
 from cafe_core.reproduction.experiment import Cell, Experiment
 from cafe_core.reproduction.jobs import Outcome
 from cafe_core.reproduction.readings import Reading, read
+from cafe_core.synthetic_set.preview import BACKGROUND, INK, draw_page, plan_page, png_bytes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -155,23 +158,28 @@ def draw_curve(experiment: Experiment, outcomes: Mapping[str, Outcome], path: Pa
 
 
 def draw_grids(title: str, grids: Mapping[str, NDArray[np.uint8]], class_names: Sequence[str], path: Path) -> None:
-    """Grids of images side by side, a row a class. grids: by their names, (K, n, C, H, W) each."""
-    figure = new_figure(4.4 * len(grids) + 0.6, 4.9)
-    figure.suptitle(title)
-    for axes, (name, images) in zip(figure.subplots(1, len(grids), squeeze=False)[0], grids.items(), strict=True):
+    """Draw grids of images beside each other, one row per class; `grids` by name, (K, n, C, H, W) each. Raises DiskFullError."""
+    pages = {}
+    for name, images in grids.items():
         shown = images[:_GRID_ROWS, :_GRID_COLUMNS]
-        rows, columns, channels, height, width = shown.shape
-        framed = np.full((rows, columns, height + 1, width + 1, channels), 255, dtype=np.uint8)  # a white line between images
-        framed[:, :, :height, :width] = shown.transpose(0, 1, 3, 4, 2)
-        mosaic = framed.transpose(0, 2, 1, 3, 4).reshape(rows * (height + 1), columns * (width + 1), channels)
-        axes.imshow(mosaic.repeat(3 if channels == 1 else 1, axis=2), interpolation="nearest")
-        axes.set_title(name)
-        axes.set_xticks([])
-        axes.set_yticks([(row + 0.5) * (height + 1) for row in range(rows)], list(class_names[:rows]), fontsize="small")
-        axes.tick_params(length=0)
-        for spine in axes.spines.values():
-            spine.set_visible(False)
-    save(figure, path)
+        page = plan_page(class_names[:_GRID_ROWS], shown.shape[1], *shown.shape[3:])
+        pages[name] = draw_page(page, page.select(shown)).convert("RGB")
+    write_atomically(path, png_bytes(_side_by_side(title, pages), f"{title}: {', '.join(pages)}"))
+
+
+def _side_by_side(title: str, pages: Mapping[str, Image.Image]) -> Image.Image:
+    """Put pages beside each other, each below its name, and the title above all."""
+    large, small = (ImageFont.load_default(size) for size in (20, 16))
+    width = max(sum(page.width for page in pages.values()), math.ceil(large.getlength(title)) + 24)
+    image = Image.new("RGB", (width, max(page.height for page in pages.values()) + 76), (BACKGROUND,) * 3)
+    draw = ImageDraw.Draw(image)
+    draw.text((width // 2, 24), title, fill=(INK,) * 3, font=large, anchor="mm")
+    x = 0
+    for name, page in pages.items():
+        draw.text((x + page.width // 2, 58), name, fill=(INK,) * 3, font=small, anchor="mm")
+        image.paste(page, (x, 76))
+        x += page.width
+    return image
 
 
 def draw_scatter(

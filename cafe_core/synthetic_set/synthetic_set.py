@@ -121,11 +121,11 @@ class SyntheticSet:
         return zip_bytes(entries)
 
     def preview_png(self) -> bytes:
-        """A picture of the set, a row a class, denormalised and clipped; bounds: see `preview.shown`."""
-        classes = len(self.class_names)
-        rows, columns = preview.shown(classes, self.ipc, *self.images.shape[2:])
-        by_class = self.images.reshape(classes, self.ipc, *self.images.shape[1:])
-        return preview.grid_png(self._denormalised(by_class[:rows, :columns]), classes, self.ipc)
+        """Draw the set with its class names as a PNG; see `preview.plan_page` for how much of a large set it shows."""
+        page = preview.plan_page(self.class_names, self.ipc, *self.images.shape[2:])
+        by_class = self.images.reshape(len(self.class_names), self.ipc, *self.images.shape[1:])
+        image = preview.draw_page(page, self._denormalised(page.select(by_class)))
+        return preview.png_bytes(image, page.description())
 
     def _arrays(self) -> dict[str, NDArray[Any]]:
         return {name: getattr(self, name) for name in _DTYPES}
