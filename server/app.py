@@ -15,10 +15,11 @@ from fastapi_offline import FastAPIOffline
 from sqlalchemy import select
 from starlette.types import Scope
 
-from server import errors
+from server import error_handlers
 from server.auth import access
 from server.auth.access import Gate, KeyRing
 from server.deps import Services
+from server.event_streams import EventStreams
 from server.files.inputs import clear_abandoned
 from server.files.manifests import add_those_of_earlier_versions
 from server.files.removal import finish_removals
@@ -31,7 +32,6 @@ from server.reconciler.leader_election import Leader
 from server.reconciler.presence import present
 from server.reconciler.reconciler import Reconciler
 from server.routes import artifacts, dashboard, datasets, events, jobs, metrics, openapi_links, system, trials
-from server.routes.event_streams import EventStreams
 from server.settings import Settings
 from server.store.changes import Changes
 from server.store.database import Database
@@ -97,7 +97,7 @@ def create_app(settings: Settings, ray: RayApi) -> FastAPI:
         lifespan=lifespan,
         telemetry=OF_REQUESTS,
     )
-    errors.install(app)
+    error_handlers.install(app)
 
     def is_upload(scope: Scope) -> bool:
         return (scope["method"], scope["path"]) == ("POST", "/v1/datasets")
@@ -121,7 +121,7 @@ def create_app(settings: Settings, ray: RayApi) -> FastAPI:
     def openapi() -> dict[str, Any]:
         if not app.openapi_schema:
             schema = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
-            app.openapi_schema = openapi_links.link(errors.document(access.document(schema)))
+            app.openapi_schema = openapi_links.link(error_handlers.document(access.document(schema)))
         return app.openapi_schema
 
     app.openapi = openapi  # type: ignore[method-assign]  # FastAPI's documented way to extend the schema

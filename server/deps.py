@@ -9,12 +9,12 @@ from typing import Annotated
 from fastapi import Depends, Path, Request
 
 from server.auth.access import KeyRing
+from server.event_streams import EventStreams
 from server.http.heavy_work import HeavyWork
 from server.ray.api import RayApi
 from server.ray.cluster_view import ClusterView
 from server.reconciler.leader_election import Leader
 from server.reconciler.reconciler import Reconciler
-from server.routes.event_streams import EventStreams
 from server.settings import Settings
 from server.store.changes import Changes
 from server.store.database import Database

@@ -18,25 +18,15 @@
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 from typing import Any
 
-from fastapi import FastAPI, Request, Response
-from fastapi.exceptions import RequestValidationError
-from pydantic import ValidationError
-from sqlalchemy.exc import DataError, SQLAlchemyError
-from starlette.exceptions import HTTPException
+from fastapi import Response
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from cafe_core.errors import SpecError
 from cafe_core.spec.refusal import named_field, refused_field
-from server.http import request_id
-from server.schemas import FieldError, Problem
-from server.store.database import is_outage
-from workers.client import RayError
-
-log = logging.getLogger(__name__)
 
 PROBLEM = "application/problem+json"
 
@@ -44,6 +34,29 @@ SHOWN_ERRORS = 100
 """Of one request: whoever sends more can only have meant harm, or something else."""
 SHOWN_CHARACTERS = 1000
 """Of a field's path, and of what is wrong with it: both may quote what was sent."""
+
+
+class FieldError(BaseModel):
+    """A field of the request, and why it was refused."""
+
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
+    loc: str
+    """The field's path, e.g. `resources.workers`."""
+    msg: str
+
+
+class Problem(BaseModel):
+    """An error (RFC 9457), as application/problem+json."""
+
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
+    type: str = "about:blank"
+    title: str
+    status: int
+    detail: str
+    errors: list[FieldError] | None = None
+    """The refused fields (422)."""
 
 
 class ApiError(Exception):
@@ -155,7 +168,7 @@ def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
     return {status: {"description": HTTPStatus(status).phrase, "content": content} for status in statuses}
 
 
-def _refusal_of(errors: Sequence[Any], *, outer: int = 0) -> RefusedSpecError:
+def validation_refusal(errors: Sequence[Any], *, outer: int = 0) -> RefusedSpecError:
     """Pydantic's errors as an answer; `outer` leading parts of each location are left out (`body`, `query`, …)."""
     refused = [refused_field(error, outer=outer) for error in errors[:SHOWN_ERRORS]]
     return RefusedSpecError([FieldError(loc=loc, msg=msg) for loc, msg in refused], total=len(errors))
@@ -165,56 +178,11 @@ def _shown(text: str) -> str:
     return text if len(text) <= SHOWN_CHARACTERS else text[: SHOWN_CHARACTERS - 1] + "…"
 
 
-def install(app: FastAPI) -> None:
-    """Make every error of `app` a problem, 404, 405, 422 and 500 included."""
-
-    @app.exception_handler(ApiError)
-    async def api_error(_request: Request, error: ApiError) -> Response:
-        return problem_response(error.status, error.detail, errors=error.errors, headers=error.headers)
-
-    @app.exception_handler(HTTPException)
-    async def http_error(_request: Request, error: HTTPException) -> Response:
-        return problem_response(error.status_code, str(error.detail), headers=error.headers)
-
-    @app.exception_handler(RequestValidationError)
-    async def validation_error(_request: Request, error: RequestValidationError) -> Response:
-        refused = _refusal_of(error.errors(), outer=1)
-        return problem_response(refused.status, refused.detail, errors=refused.errors)
-
-    @app.exception_handler(RayError)
-    async def ray_error(_request: Request, error: RayError) -> Response:
-        unavailable = UnavailableError(str(error))
-        return problem_response(unavailable.status, unavailable.detail, headers=unavailable.headers)
-
-    @app.exception_handler(SQLAlchemyError)
-    async def database_error(_request: Request, error: SQLAlchemyError) -> Response:
-        if isinstance(error, DataError):  # PostgreSQL takes no NUL character; all else was checked before
-            return problem_response(422, "the request holds a text or a number that cannot be stored, e.g. a NUL character")
-        log.error("the database fails", exc_info=error)
-        if not is_outage(error):
-            return problem_response(500, "an unexpected error; the server's log has it")
-        unavailable = UnavailableError("the database does not answer; what was asked may or may not have been done")
-        return problem_response(unavailable.status, unavailable.detail, headers=unavailable.headers)
-
-    @app.exception_handler(Exception)
-    async def unexpected(_request: Request, error: Exception) -> Response:
-        log.error("an unexpected error", exc_info=error)
-        return problem_response(500, "an unexpected error; the server's log has it", headers=request_id.header())
-
-
-def document(schema: dict[str, Any]) -> dict[str, Any]:
-    """`schema`, an OpenAPI document, with Problem among its components."""
-    problem = Problem.model_json_schema(ref_template="#/components/schemas/{model}")
-    definitions = problem.pop("$defs")
-    schema.setdefault("components", {}).setdefault("schemas", {}).update({"Problem": problem, **definitions})
-    return schema
-
-
 def spec_refusal(error: ValueError | SpecError) -> RefusedSpecError:
     """What validating a spec and `cafe_core.jobs.submission.accept` raise, as the answer."""
     match error:
         case ValidationError():
-            return _refusal_of(error.errors())
+            return validation_refusal(error.errors())
         case SpecError():
             return RefusedSpecError.of(error.loc, error.message)
         case _:

@@ -20,13 +20,12 @@ from sqlalchemy import select
 from sqlalchemy.exc import SQLAlchemyError
 from starlette.types import Receive, Scope, Send
 
-from server import serializers
 from server.errors import ApiError
-from server.store import jobs
+from server.states import ENDED, Status
+from server.store import jobs, serializers
 from server.store.changes import Changes, wait_until_set
 from server.store.database import Database
 from server.store.models import Event, Job
-from server.store.states import ENDED, Status
 
 log = logging.getLogger(__name__)
 

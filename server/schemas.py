@@ -8,32 +8,13 @@ from pydantic import BaseModel, ConfigDict
 
 from cafe_core.spec.dataset import DatasetInfo
 from cafe_core.spec.estimate import Estimate
-from server.store.states import Status
+from server.states import Status
 
 JobKind: TypeAlias = Literal["condense", "evaluate", "sweep"]
 
 
 class _Schema(BaseModel):
     model_config = ConfigDict(use_attribute_docstrings=True)
-
-
-class FieldError(_Schema):
-    """A field of the request, and why it was refused."""
-
-    loc: str
-    """The field's path, e.g. `resources.workers`."""
-    msg: str
-
-
-class Problem(_Schema):
-    """An error (RFC 9457), as application/problem+json."""
-
-    type: str = "about:blank"
-    title: str
-    status: int
-    detail: str
-    errors: list[FieldError] | None = None
-    """The refused fields (422)."""
 
 
 class Progress(_Schema):

@@ -72,7 +72,8 @@ def run_server(settings: Settings, host: str, port: int, *, share_port: bool = F
         logs.configure(settings.log_format, [*secrets_of(settings), *filter(None, [token])])
         tracing.configure(os.environ)
         app = create_app(settings, RayClient(address, token))
-        server = GracefulServer(uvicorn_config(app, host=host, port=port), app)
+        config = uvicorn_config(app, host=host, port=port)
+        server = GracefulServer(config, on_shutdown=lambda: app.state.services.close())
         server.run([_shared(host, port)] if share_port else None)
         if not server.started:
             raise SystemExit(3)  # as uvicorn.run does

@@ -17,8 +17,8 @@ from sqlalchemy.orm import Session
 from server.auth.keys import KeyLimits, limits_of
 from server.errors import TooLargeError, TooManyRequestsError
 from server.settings import Settings
+from server.states import Status
 from server.store.models import ApiKey, Dataset, Job
-from server.store.states import Status
 
 QUEUE_RETRY_AFTER_S = 30
 

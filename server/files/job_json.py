@@ -16,10 +16,10 @@ from cafe_core.jobs.jobdir import JobFile
 from cafe_core.spec.job import parse_job_spec
 from server.errors import NotFoundError
 from server.settings import Settings
+from server.states import Status
 from server.store import jobs
 from server.store.database import Database
 from server.store.models import Job
-from server.store.states import Status
 
 log = logging.getLogger(__name__)
 

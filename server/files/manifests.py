@@ -15,10 +15,10 @@ from sqlalchemy.orm import Session
 
 from cafe_core.jobs.jobdir import AttemptDir
 from server.settings import Settings
+from server.states import Status
 from server.store import jobs
 from server.store.database import Database
 from server.store.models import Artifact, Job
-from server.store.states import Status
 
 log = logging.getLogger(__name__)
 

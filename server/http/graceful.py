@@ -1,24 +1,21 @@
-"""uvicorn, telling the app that it begins to stop: answers without an end would hold it up."""
+"""A uvicorn server that tells the app when shutdown begins, so that endless responses do not delay it."""
 
 from __future__ import annotations
 
 import socket
+from collections.abc import Callable
 
 import uvicorn
-from fastapi import FastAPI
-
-from server.deps import Services
 
 
 class GracefulServer(uvicorn.Server):
-    """Serves `app` as `uvicorn.Server(config)` does."""
+    """Serve like `uvicorn.Server(config)`, and call `on_shutdown` before waiting for responses in progress."""
 
-    def __init__(self, config: uvicorn.Config, app: FastAPI) -> None:
+    def __init__(self, config: uvicorn.Config, on_shutdown: Callable[[], None]) -> None:
         super().__init__(config)
-        self._served = app
+        self._on_shutdown = on_shutdown
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Waits for answers in progress; those that wait for a change, or stream changes, are ended first."""
-        services: Services = self._served.state.services
-        services.close()
+        """End long polls and event streams first, then wait for the other responses in progress."""
+        self._on_shutdown()
         await super().shutdown(sockets)

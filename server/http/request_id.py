@@ -11,14 +11,13 @@ import re
 import secrets
 import time
 from collections.abc import Sequence
-from typing import Any
+from contextvars import ContextVar
+from typing import Any, Protocol
 
 from fastapi.routing import iter_route_contexts
+from prometheus_client import Gauge
 from starlette.routing import BaseRoute
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
-
-from server.telemetry.logs import request_id
-from server.telemetry.metrics import Metrics
 
 log = logging.getLogger("cafe.access")
 
@@ -31,10 +30,23 @@ _SANE = re.compile(rb"[A-Za-z0-9._-]{1,128}")
 _STREAM = b"text/event-stream"
 
 
+request_id: ContextVar[str | None] = ContextVar("request_id", default=None)
+"""The id of the request being answered."""
+
+
+class RequestMetrics(Protocol):
+    """The metrics that the middleware updates."""
+
+    in_flight: Gauge
+    event_streams: Gauge
+
+    def request(self, method: str, route: str, status: int, seconds: float, *, stream: bool) -> None: ...
+
+
 class RequestId:
     """Pure ASGI: an answer is passed on as it comes."""
 
-    def __init__(self, app: ASGIApp, metrics: Metrics, routes: Sequence[BaseRoute]) -> None:
+    def __init__(self, app: ASGIApp, metrics: RequestMetrics, routes: Sequence[BaseRoute]) -> None:
         """routes: the app's."""
         self._app = app
         self._metrics = metrics

@@ -26,13 +26,13 @@ from server.reconciler.driver_watch import DriverWatch
 from server.reconciler.policy import Act, Decision, Facts, decide
 from server.reconciler.previous_attempt import Predecessor
 from server.settings import Settings
+from server.states import ENDED, IN_RAY, Status
 from server.store import jobs
 from server.store.changes import Changes, wait_until_set
 from server.store.database import Database
 from server.store.job_sizes import bytes_in
 from server.store.models import Attempt, Job
 from server.store.progress import DriverEvent, whole_lines
-from server.store.states import ENDED, IN_RAY, Status
 from server.telemetry import tracing
 from workers.client import RayError, RayRefusedError
 

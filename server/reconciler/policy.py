@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Any
 
-from server.store.states import Status
+from server.states import Status
 from workers.client import RayJob, RayJobState
 
 

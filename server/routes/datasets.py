@@ -10,7 +10,7 @@ from starlette.concurrency import run_in_threadpool
 
 from cafe_core.data.builtin import list_builtin
 from cafe_core.spec.dataset import DatasetInfo
-from server import schemas, serializers
+from server import schemas
 from server.auth.access import Principal, Reader, Writer, max_upload_bytes
 from server.auth.limits import check_room
 from server.auth.visibility import find_dataset, listed_owner
@@ -18,7 +18,7 @@ from server.deps import Services, ServicesDep
 from server.errors import ConflictError, problems
 from server.files.uploads import discard_upload, removal_of_upload, store_upload
 from server.http.body_limit import FORM_BYTES
-from server.store import jobs, models
+from server.store import jobs, models, serializers
 
 router = APIRouter(tags=["datasets"])
 

@@ -9,16 +9,16 @@ from fastapi import APIRouter, Header, Query, Request
 from fastapi.responses import PlainTextResponse, Response, StreamingResponse
 from starlette.concurrency import run_in_threadpool
 
-from server import schemas, serializers
+from server import schemas
 from server.auth.access import Principal, Reader
 from server.auth.open_requests import will_last
 from server.auth.visibility import find_job
 from server.deps import JobId, Services, ServicesDep
 from server.errors import NotAcceptableError, UnavailableError, problems
+from server.event_streams import EventStream
 from server.files.job_logs import read_log
 from server.http.negotiation import preferred
-from server.routes.event_streams import EventStream
-from server.store import jobs
+from server.store import jobs, serializers
 from workers.client import RayError
 
 router = APIRouter(tags=["jobs"])

@@ -11,7 +11,7 @@ from fastapi import APIRouter, Body, Header, Query, Request, Response
 from starlette.concurrency import run_in_threadpool
 
 from cafe_core.spec.job import JobSpec
-from server import schemas, serializers
+from server import schemas
 from server.auth.access import Principal, Reader, Writer
 from server.auth.limits import check_queue
 from server.auth.open_requests import will_last
@@ -21,12 +21,12 @@ from server.errors import UnauthorizedError, problems
 from server.files.inputs import input_kept
 from server.files.removal import removal_of
 from server.http.conditional import matches, not_modified
-from server.store import jobs, models
+from server.states import ENDED, Status
+from server.store import jobs, models, serializers
 from server.store.changes import wait_until_set
 from server.store.database import serialise
 from server.store.job_sizes import bytes_in
 from server.store.progress import total_of
-from server.store.states import ENDED, Status
 from server.webhooks.sender import check_url
 from workers.client import RayCluster, RayError
 

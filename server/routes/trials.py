@@ -15,8 +15,8 @@ from server.auth.visibility import find_job
 from server.deps import JobId, ServicesDep
 from server.errors import problems
 from server.files.trials import rows_of
+from server.states import IN_RAY
 from server.store import jobs
-from server.store.states import IN_RAY
 
 router = APIRouter(tags=["results"])
 

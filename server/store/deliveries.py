@@ -11,7 +11,7 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from cafe_core.jobs.jobdir import utc_now
-from server import serializers
+from server.store import serializers
 from server.store.models import Delivery, Job, new_id
 
 FIRST_WAIT_S, WAIT_FACTOR, LONGEST_WAIT_S = 5.0, 3.0, 6 * 3600.0

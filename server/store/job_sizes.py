@@ -9,9 +9,9 @@ from pathlib import Path
 from sqlalchemy import select, update
 
 from server.settings import Settings
+from server.states import ENDED
 from server.store.database import Database
 from server.store.models import Job
-from server.store.states import ENDED
 
 
 def bytes_in(directory: Path) -> int:

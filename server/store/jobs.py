@@ -17,10 +17,10 @@ from cafe_core.spec.condense import CondenseSpec
 from cafe_core.spec.evaluate import EvaluateSpec
 from cafe_core.spec.job import JobSpec, parse_job_spec
 from server.errors import ConflictError, NotFoundError, RefusedSpecError
+from server.states import ENDED, IN_RAY, RESUMABLE, Status, after_cancel, check_transition
+from server.store.deliveries import enqueue
 from server.store.models import ApiKey, Artifact, Attempt, Dataset, Event, IdempotencyKey, Job, JobLabel
 from server.store.progress import LAST_WORDS, LASTING, DriverEvent, changes_of, total_of
-from server.store.states import ENDED, IN_RAY, RESUMABLE, Status, after_cancel, check_transition
-from server.webhooks.deliveries import enqueue
 
 LARGEST_NUMBER = 2**31 - 1
 """Of jobs, attempts and events: PostgreSQL compares its integers with none above that."""

@@ -20,7 +20,7 @@ from sqlalchemy import JSON, BigInteger, ForeignKey, ForeignKeyConstraint, Index
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
 
 from cafe_core.jobs.jobdir import utc_now
-from server.store.states import Status
+from server.states import Status
 
 
 def new_id(prefix: str) -> str:

@@ -14,8 +14,8 @@ from typing import Any
 from sqlalchemy import event, inspect
 from sqlalchemy.orm import Session, UOWTransaction, sessionmaker
 
+from server.states import ENDED, Status
 from server.store.models import Attempt, Delivery, Job
-from server.store.states import ENDED, Status
 from server.telemetry.metrics import Metrics
 
 _PENDING = "commit_counts"

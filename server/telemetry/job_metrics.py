@@ -11,8 +11,8 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from sqlalchemy import and_, func, select
 from sqlalchemy.orm import Session
 
+from server.states import Status
 from server.store.models import Attempt, Event, Job
-from server.store.states import Status
 
 RECENT = 10
 """Iterations that rates are means over."""

@@ -18,14 +18,13 @@ from typing import Any, Literal, TextIO
 from pydantic import SecretStr
 from sqlalchemy.engine import make_url
 
+from server.http.request_id import request_id
 from server.settings import Settings
 
 REDACTED = "[redacted]"
 SHORTEST_SECRET = 6
 """What is shorter is not looked for: it would be found everywhere."""
 
-request_id: ContextVar[str | None] = ContextVar("request_id", default=None)
-"""Of the request that is being answered."""
 job_id: ContextVar[str | None] = ContextVar("job_id", default=None)
 """Of the job that is being looked after."""
 

@@ -1,6 +1,6 @@
 """Sends webhooks: Standard Webhooks (https://www.standardwebhooks.com), at least once each.
 
-Pending deliveries are in the table `deliveries` (:mod:`server.webhooks.deliveries`). One server at a time sends. A job's URL is
+Pending deliveries are in the table `deliveries` (:mod:`server.store.deliveries`). One server at a time sends. A job's URL is
 its user's choice, and so is what answers there: only public addresses are connected to (:mod:`server.webhooks.public_addresses`),
 redirects are not followed, response bodies are not read, and an attempt ends after TRY_S. Owners take turns
 (:mod:`server.http.fair_turns`).
@@ -27,10 +27,9 @@ from sqlalchemy.exc import SQLAlchemyError
 from server.errors import RefusedSpecError
 from server.http.fair_turns import Turns
 from server.settings import Settings
-from server.store import jobs
+from server.store import deliveries, jobs
 from server.store.database import Database
-from server.webhooks import deliveries
-from server.webhooks.deliveries import Due
+from server.store.deliveries import Due
 from server.webhooks.public_addresses import PrivateAddressError, PublicNetwork
 
 log = logging.getLogger(__name__)

@@ -15,7 +15,7 @@ import httpx
 import psutil
 
 from cafe_core.jobs.jobdir import utc_now
-from server.store.states import ENDED
+from server.states import ENDED
 from tests.reliability.served import Server
 
 SPEC: dict[str, Any] = {

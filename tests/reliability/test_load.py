@@ -17,7 +17,7 @@ import pytest
 from cafe_core.jobs.jobdir import EventLog
 from server.ray.embedded import EmbeddedRay
 from server.settings import Settings
-from server.store.states import ENDED
+from server.states import ENDED
 from tests.reliability.ray_nodes import held
 from tests.reliability.scene import Scene
 from tests.reliability.served import Server

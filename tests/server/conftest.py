@@ -140,7 +140,7 @@ def running(settings: Settings, ray: RayApi) -> Iterator[Api]:
     """A server on a free port, in a thread, until the end of the block."""
     app = create_app(settings, ray)
     config = uvicorn.Config(app, port=0, log_level="warning", access_log=False, timeout_graceful_shutdown=2)
-    server = PromptServer(config, app)
+    server = PromptServer(config, on_shutdown=lambda: app.state.services.close())
     thread = threading.Thread(target=server.run)
     thread.start()
     try:

@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 
-from server.store.states import ENDED, IN_RAY, RESUMABLE, IllegalTransitionError, Status, after_cancel, check_transition
+from server.states import ENDED, IN_RAY, RESUMABLE, IllegalTransitionError, Status, after_cancel, check_transition
 
 LEGAL = {
     ("queued", "starting"), ("queued", "cancelled"), ("queued", "failed"),

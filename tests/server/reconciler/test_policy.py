@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from server.reconciler.policy import Act, Facts, decide
-from server.store.states import Status
+from server.states import Status
 from workers.client import RayJob, RayJobState
 
 PENDING, RUNNING = RayJob(RayJobState.PENDING, ""), RayJob(RayJobState.RUNNING, "")

@@ -23,9 +23,9 @@ from cafe_core.jobs.jobdir import JobFile
 from cafe_core.spec.job import parse_job_spec
 from server.files import job_json
 from server.settings import Settings
+from server.states import Status
 from server.store import jobs
 from server.store.database import Database
-from server.store.states import Status
 from tests.server.conftest import SPEC, Api, FakeRay, attempt_dir, driver_of, running
 from workers.client import RayJob, RayJobState
 

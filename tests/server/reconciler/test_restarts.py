@@ -22,10 +22,10 @@ import pytest
 from cafe_core.spec.job import parse_job_spec
 from server.client import Client
 from server.settings import Settings
+from server.states import Status
 from server.store import jobs
 from server.store.database import Database
 from server.store.models import new_id
-from server.store.states import Status
 from tests.reliability.served import free_port
 from tests.server.conftest import SPEC, driver_of
 

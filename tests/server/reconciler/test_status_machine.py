@@ -31,11 +31,11 @@ from cafe_core.spec.job import parse_job_spec
 from server.errors import ConflictError
 from server.reconciler.job_keeper import JobKeeper
 from server.settings import Settings
+from server.states import ENDED, IN_RAY, TRANSITIONS, Status
 from server.store import jobs
 from server.store.changes import Changes
 from server.store.database import Database
 from server.store.models import Artifact, Attempt, Event, Job
-from server.store.states import ENDED, IN_RAY, TRANSITIONS, Status
 from tests.server.conftest import SPEC, FakeRay
 from workers.client import RayError, RayJob, RayJobState
 

@@ -12,7 +12,7 @@ import httpx
 import httpx_sse
 import pytest
 
-import server.routes.event_streams
+import server.event_streams
 from server.http.negotiation import preferred
 from server.settings import Settings
 from tests.server.conftest import Api, FakeRay, driver_of, running
@@ -103,7 +103,7 @@ def test_a_stream_tells_all_that_happens_until_the_job_has_ended(api: Api, ray: 
         with driver_of(settings, job_id) as report:
             for sse in source.iter_sse():
                 if not sse.data:
-                    assert sse.retry == server.routes.event_streams.RETRY_MS
+                    assert sse.retry == server.event_streams.RETRY_MS
                     continue
                 event = json.loads(sse.data)
                 assert (str(event["id"]), event["type"]) == (sse.id, sse.event)
@@ -136,7 +136,7 @@ def test_a_stream_goes_on_where_it_was(api: Api, ray: FakeRay) -> None:
 
 def test_more_than_a_page_is_streamed_in_order(api: Api, ray: FakeRay, settings: Settings) -> None:
     job_id = submitted(api, ray)
-    count = 2 * server.routes.event_streams.PAGE + 7
+    count = 2 * server.event_streams.PAGE + 7
     with driver_of(settings, job_id) as report:
         for i in range(count):
             report("iteration", iteration=i, total=count)
@@ -149,7 +149,7 @@ def test_more_than_a_page_is_streamed_in_order(api: Api, ray: FakeRay, settings:
 
 
 def test_silence_is_filled_with_comments(api: Api, ray: FakeRay, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server.routes.event_streams, "HEARTBEAT_S", 0.1)
+    monkeypatch.setattr(server.event_streams, "HEARTBEAT_S", 0.1)
     job_id = submitted(api, ray)
     with api.stream("GET", f"/v1/jobs/{job_id}/events", headers={"Accept": STREAM}) as response:
         comments = 0
@@ -255,13 +255,13 @@ def test_a_client_that_does_not_read_holds_up_nobody(settings: Settings, ray: Fa
 
 def test_streams_of_a_job_share_their_reads(api: Api, ray: FakeRay, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     reads: list[int] = []
-    read = server.routes.event_streams._page
+    read = server.event_streams._page
 
-    def counted(*arguments: Any) -> server.routes.event_streams.Page:
+    def counted(*arguments: Any) -> server.event_streams.Page:
         reads.append(arguments[2])
         return read(*arguments)
 
-    monkeypatch.setattr(server.routes.event_streams, "_page", counted)
+    monkeypatch.setattr(server.event_streams, "_page", counted)
     job_id = submitted(api, ray)
     threads_before = threading.active_count()
     watchers = 100

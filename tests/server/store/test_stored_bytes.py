@@ -13,10 +13,10 @@ from cafe_core.files import write_atomically
 from server.auth.keys import KeyLimits, Scope
 from server.auth.limits import stored_bytes
 from server.settings import Settings
+from server.states import ENDED, Status
 from server.store.database import Database
 from server.store.job_sizes import bytes_in
 from server.store.models import Job
-from server.store.states import ENDED, Status
 from tests.server.conftest import SPEC, Api, FakeRay, running
 from tests.server.keyed import add_key, client_of, key_id, statuses
 from tests.server.kinds import EVALUATE, SWEEP, digits_set, running_job

@@ -9,10 +9,10 @@ import pytest
 
 from cafe_core.spec.job import parse_job_spec
 from server.settings import Settings
+from server.states import Status
 from server.store import jobs
 from server.store.database import Database
 from server.store.models import ApiKey
-from server.store.states import Status
 from tests.server.conftest import SPEC, FakeRay, running
 
 

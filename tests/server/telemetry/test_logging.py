@@ -99,7 +99,7 @@ def test_every_answer_has_an_id(written: io.StringIO, settings: Settings, ray: F
     assert [answer.status_code for answer in answers] == [404, 404, 405, 422, 413, 200, 403, 500]
     assert [answer.headers.get_list("X-Request-ID") for answer in answers] == [["id-7"]] * 8
     assert {line["request_id"] for line in accesses(written)} == {"id-7"}
-    failure = next(line for line in lines(written) if line["logger"] == "server.errors")
+    failure = next(line for line in lines(written) if line["logger"] == "server.error_handlers")
     assert failure["request_id"] == "id-7"
     assert "RuntimeError: unexpected, with [redacted] in it" in failure["exception"]
     assert "breaks" in failure["exception"]

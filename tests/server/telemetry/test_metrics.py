@@ -20,9 +20,9 @@ from server.auth import keys
 from server.auth.access import KEYS_FRESH_S
 from server.auth.keys import KeyLimits, Scope
 from server.settings import Settings
+from server.states import Status
 from server.store import models
 from server.store.database import Database
-from server.store.states import Status
 from server.telemetry import job_metrics
 from server.telemetry.commit_counts import count_commits
 from server.telemetry.metrics import Metrics

@@ -27,15 +27,15 @@ import pytest
 from pydantic import SecretStr
 from sqlalchemy import select
 
-import server.webhooks.deliveries
+import server.store.deliveries
 import server.webhooks.public_addresses
 import server.webhooks.sender
 from server.auth.keys import Scope
 from server.http.fair_turns import Turns
 from server.settings import Settings
 from server.store.database import Database
+from server.store.deliveries import Due
 from server.store.models import Delivery
-from server.webhooks.deliveries import Due
 from server.webhooks.public_addresses import PrivateAddressError, PublicNetwork, is_public
 from server.webhooks.sender import WebhookSender, signing_secret
 from tests.server.conftest import Api, FakeRay, running
@@ -111,8 +111,8 @@ def settings(tmp_path: Path) -> Settings:
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(server.webhooks.sender, "LOOK_EVERY_S", 0.05)
-    monkeypatch.setattr(server.webhooks.deliveries, "FIRST_WAIT_S", 0.05)
-    monkeypatch.setattr(server.webhooks.deliveries, "WAIT_FACTOR", 1.0)
+    monkeypatch.setattr(server.store.deliveries, "FIRST_WAIT_S", 0.05)
+    monkeypatch.setattr(server.store.deliveries, "WAIT_FACTOR", 1.0)
 
 
 def ended(api: Api, url: str) -> dict[str, Any]:
@@ -200,7 +200,7 @@ def test_who_is_gone_is_left_alone(api: Api) -> None:
 
 
 def test_no_try_is_made_after_a_day(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server.webhooks.deliveries, "GIVE_UP_AFTER", timedelta(seconds=0.4))
+    monkeypatch.setattr(server.store.deliveries, "GIVE_UP_AFTER", timedelta(seconds=0.4))
     with receiving(500) as receiver:
         ended(api, receiver.url)
         time.sleep(1.5)
@@ -364,7 +364,7 @@ def test_an_error_that_nobody_thought_of_is_a_try_that_failed(
             tried = await_delivery(settings, job_id, lambda delivery: delivery.tries >= 3)
             assert tried.error == "SSLError"
             assert broken.tries >= 3
-            monkeypatch.setattr(server.webhooks.deliveries, "GIVE_UP_AFTER", timedelta(0))
+            monkeypatch.setattr(server.store.deliveries, "GIVE_UP_AFTER", timedelta(0))
             given_up = await_delivery(settings, job_id, lambda delivery: delivery.next_try_at is None)
             assert given_up.delivered_at is None
             ended(api, receiver.url)  # the others' are sent as ever
@@ -398,7 +398,7 @@ def test_an_endless_answer_is_not_read(api: Api) -> None:
 
 def test_tries_go_on_after_a_restart(settings: Settings, ray: FakeRay, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        server.webhooks.deliveries, "RESERVED", timedelta(seconds=1)
+        server.store.deliveries, "RESERVED", timedelta(seconds=1)
     )  # a try may be broken off by the first one's end
     with receiving(500, 500, 200) as receiver:
         with running(settings, ray) as api:
