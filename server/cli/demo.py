@@ -42,7 +42,7 @@ def main(out: Path) -> None:
         api = Client(url)
         job = api.submit(yaml.safe_load(SPEC.read_text()))
         click.echo(f"POST {url}/v1/jobs ({SPEC.relative_to(ROOT)}) → {job['id']}")
-        with Display(tty=sys.stderr.isatty()) as display:
+        with Display() as display:
             for event in api.follow(job["id"]):
                 display.show(event)
         job = api.job(job["id"])

@@ -6,7 +6,6 @@ Exit codes: 0 done, 1 the job failed, 2 wrong usage or a refused spec, 3 the ser
 from __future__ import annotations
 
 import json
-import sys
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -148,7 +147,7 @@ def watch(api: Client, job_id: str) -> None:
 
 def _watch(api: Client, job_id: str, attempt: int | None = None) -> None:
     """Exits with EXIT_FAILED unless the job succeeds."""
-    with Display(tty=sys.stderr.isatty()) as display:
+    with Display() as display:
         for event in api.follow(job_id, attempt):
             display.show(event)
     job = api.patiently(api.job, job_id)
@@ -237,7 +236,7 @@ def run(spec: Path, out: Path, **options: Any) -> None:
     except (SpecError, ValueError) as error:
         refused = spec_refusal(error)
         raise RefusedError(422, refused.detail, [e.model_dump() for e in refused.errors or []]) from error
-    with Display(tty=sys.stderr.isatty()) as display:
+    with Display() as display:
         try:
             result = job.run(display.report)
         except CafeError as error:

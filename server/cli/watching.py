@@ -1,61 +1,81 @@
-"""Shows a job's events to a person: one line that changes on a terminal, plain lines elsewhere."""
+"""Show a job's events to a person: on a terminal with a progress bar, elsewhere as plain lines."""
 
 from __future__ import annotations
 
+import sys
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from cafe_core.spec.overrides import setting
 
+if TYPE_CHECKING:
+    from rich.live import Live
+
 FAILED_STATUSES = ("failed", "cancelled")
 BAR_WIDTH = 24
 PLAIN_EVERY_S = 5.0
-"""Between plain lines about progress."""
+"""Minimum time between plain lines about progress."""
 
 
 class Display:
-    """Writes to standard error, so that results on standard output stay clean. A context manager: it ends its line."""
+    """Write events to standard error, so that standard output holds results only. Use it as a context manager."""
 
-    def __init__(self, *, tty: bool) -> None:
-        self._tty = tty
-        self._line_open = False
+    def __init__(self) -> None:
+        self._is_terminal = sys.stderr.isatty()
+        self._bar: Live | None = None
         self._progress_shown = float("-inf")
 
     def __enter__(self) -> Display:
         return self
 
     def __exit__(self, *exc_info: object) -> None:
-        self._end_line()
+        self._end_bar()
 
     def report(self, type: str, **data: Any) -> None:
-        """An event as it is reported within this process."""
+        """Show an event that a job in this process reports."""
         self.show({"type": type, "data": data})
 
     def show(self, event: dict[str, Any]) -> None:
-        """An event as the API gives it."""
+        """Show an event as the API returns it."""
         line = describe(event["type"], event["data"])
         if line is None:
             return
         if event["type"] not in ("iteration", "epoch", "evaluated", "trials"):
-            self._end_line()
+            self._end_bar()
             click.echo(line, err=True)
-        elif self._tty:
-            click.echo(f"\r\x1b[2K{line}", err=True, nl=False)
-            self._line_open = True
+        elif self._is_terminal:
+            self._update_bar(line, *_done_of(event["data"]))
         elif time.monotonic() - self._progress_shown >= PLAIN_EVERY_S or _is_last(event["data"]):
             self._progress_shown = time.monotonic()
             click.echo(line, err=True)
 
-    def _end_line(self) -> None:
-        if self._line_open:
-            click.echo(err=True)
-            self._line_open = False
+    def _update_bar(self, line: str, done: int, total: int) -> None:
+        from rich.console import Console  # only a terminal needs rich
+        from rich.live import Live
+        from rich.progress_bar import ProgressBar
+        from rich.table import Table
+        from rich.text import Text
+
+        if self._bar is None:
+            self._bar = Live(console=Console(stderr=True, force_terminal=True), auto_refresh=False)
+            self._bar.start()
+        width = min(BAR_WIDTH, self._bar.console.width // 4)
+        text = Text(line.strip())
+        text.truncate(self._bar.console.width - width - 1, overflow="ellipsis")
+        row = Table.grid(padding=(0, 1, 0, 0), pad_edge=False)
+        row.add_row(ProgressBar(total=max(total, 1), completed=done, width=width), text)
+        self._bar.update(row, refresh=True)
+
+    def _end_bar(self) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
 
 
 def describe(type_: str, data: dict[str, Any]) -> str | None:
-    """An event in words; None for those that say nothing to a person."""
+    """Return the line that describes an event; None for an event that a person need not see."""
     match type_:
         case "status":
             error = data.get("error")
@@ -98,21 +118,20 @@ def describe(type_: str, data: dict[str, Any]) -> str | None:
 
 
 def _trained(data: dict[str, Any]) -> str:
-    """E.g. `convnet 88.20 %`, `convnet on random, dsa 70.10 %`: what is not usual is said."""
+    """Return e.g. `convnet 88.20 %`, or `convnet on random, dsa 70.10 %` where set and augmentation are not the usual ones."""
     on = "" if data.get("source", "synthetic") == "synthetic" else f" on {data['source']}"
     augment = "" if data.get("augment", "none") == "none" else f", {data['augment']}"
     return f"{data['network']}{on}{augment} {data['accuracy']:.2f} %"
 
 
 def _progress(what: str, done: int, total: int, numbers: list[str], eta_s: float | None) -> str:
-    filled = BAR_WIDTH * done // max(total, 1)
-    bar = "█" * filled + "·" * (BAR_WIDTH - filled)
-    eta = [f"{duration(eta_s)} left"] if eta_s is not None and done < total else []
-    return "  ".join([f"  {bar} {what} {done}/{total}", *filter(None, numbers), *eta])
+    """Return e.g. `iteration 5/10  1 min 1 s left  loss 12.5`: what matters least comes last, since a terminal may cut it off."""
+    eta = f"{duration(eta_s)} left" if eta_s is not None and done < total else ""
+    return "  " + "  ".join(filter(None, [f"{what} {done}/{total}", eta, *numbers]))
 
 
 def duration(seconds: float) -> str:
-    """E.g. 42 s, 3 min 20 s, 2 h 5 min."""
+    """Return e.g. 42 s, 3 min 20 s, 2 h 5 min."""
     whole = round(seconds)
     if whole < 60:
         return f"{whole} s"
@@ -121,5 +140,11 @@ def duration(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60} min"
 
 
+def _done_of(data: dict[str, Any]) -> tuple[int, int]:
+    """Return (done, total) of a progress event."""
+    return next(data[name] for name in ("iteration", "epoch", "done") if name in data), data["total"]
+
+
 def _is_last(data: dict[str, Any]) -> bool:
-    return data.get("total") in (data.get("iteration"), data.get("epoch"), data.get("done"))
+    done, total = _done_of(data)
+    return done == total
