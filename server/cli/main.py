@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import click
+import yaml
 
 from cafe_core.errors import CafeError, SpecError
-from server.cli.importing import for_good
 from server.cli.options import EXIT_FAILED, EXIT_REFUSED, EXIT_UNREACHABLE, data_options, load_settings
 from server.cli.tables import trial_lines
 from server.cli.watching import FAILED_STATUSES, Display
@@ -74,8 +74,6 @@ def main(ctx: click.Context, url: str, api_key: str | None) -> None:
 
 def _load_spec(path: Path) -> dict[str, Any]:
     """A spec from JSON or YAML. Raises click.UsageError when it is neither, or holds what JSON cannot say."""
-    import yaml  # as few commands have a spec
-
     kind, parse = ("JSON", json.loads) if path.suffix == ".json" else ("YAML", yaml.safe_load)
     try:
         spec = parse(path.read_text(encoding="utf-8"))
@@ -109,11 +107,9 @@ _SPEC = click.argument("spec", type=click.Path(exists=True, dir_okay=False, path
 )
 def serve(host: str, port: int, share_port: bool, **options: Any) -> None:
     """Run the API. Without --ray-address it starts a local Ray, and stops it at exit."""
-    with for_good():
-        settings = load_settings(connects_to_ray=True, **options)
-        from server.serve import run_server  # no other command needs FastAPI, nor what else a server loads
+    from server.serve import run_server  # only this command needs FastAPI
 
-    run_server(settings, host, port, share_port=share_port)
+    run_server(load_settings(connects_to_ray=True, **options), host, port, share_port=share_port)
 
 
 @main.command()

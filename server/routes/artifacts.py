@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Header, Path, Query, Request, Response
 
 from cafe_core.errors import SyntheticSetError
 from cafe_core.spec.job import parse_job_spec
+from cafe_core.synthetic_set.synthetic_set import SyntheticSet
 from server import schemas
 from server.auth.access import Principal, Reader
 from server.auth.visibility import find_job
 from server.deps import JobId, Services, ServicesDep
 from server.errors import NotFoundError, UnavailableError, problems
 from server.files.job_files import Result, result_of
+from server.files.synthetic_sets import synthetic_set
 from server.http.conditional import Body
 from server.store import jobs
-
-if TYPE_CHECKING:
-    from cafe_core.synthetic_set.synthetic_set import SyntheticSet
 
 router = APIRouter(tags=["results"])
 
@@ -133,8 +132,6 @@ def _result(services: Services, principal: Principal, job_id: str) -> Result | N
 
 
 def _synthetic_set(services: Services, principal: Principal, job_id: str) -> SyntheticSet:
-    from server.files.synthetic_sets import synthetic_set  # numpy comes with it: not while the server starts
-
     with services.database.read() as session:
         job = find_job(session, principal, job_id)
         rows = jobs.artifacts(session, job)

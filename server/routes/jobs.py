@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Body, Header, Query, Request, Response
 from starlette.concurrency import run_in_threadpool
@@ -27,11 +27,10 @@ from server.store.changes import wait_until_set
 from server.store.database import serialise
 from server.store.job_sizes import bytes_in
 from server.store.progress import total_of
+from server.submission import planning
+from server.submission.planning import Plan
 from server.webhooks.sender import check_url
 from workers.client import RayCluster, RayError
-
-if TYPE_CHECKING:
-    from server.submission.planning import Plan
 
 router = APIRouter(tags=["jobs"])
 
@@ -81,9 +80,7 @@ async def submit(
 
 
 def _plan(services: Services, principal: Principal, spec: JobSpec, cluster: RayCluster) -> Plan:
-    from server.submission.planning import plan  # numpy comes with it: not while the server starts
-
-    return plan(spec, services.settings, services.database, cluster, principal)
+    return planning.plan(spec, services.settings, services.database, cluster, principal)
 
 
 def _recall(services: Services, principal: Principal, key: str, body_sha256: str) -> models.Job | None:
