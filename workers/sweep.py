@@ -26,7 +26,7 @@ from cafe_core.errors import CafeError, WorkerLostError
 from cafe_core.jobs.backend import Report, TrialOutcome
 from cafe_core.jobs.fence import AttemptFence
 from cafe_core.jobs.jobdir import JobDir, JobFile
-from cafe_core.jobs.sweep_job import run_trial
+from cafe_core.jobs.trial_job import run_trial
 from cafe_core.spec.sweep import SweepSpec
 from cafe_core.spec.trials import Trial
 from workers.cluster import remove_groups

@@ -68,7 +68,7 @@ class Backend(Protocol):
     def run_trials(self, trials: Sequence[Trial], finished: Mapping[int, TrialOutcome], report: Report) -> Iterator[TrialOutcome]:
         """The outcome of each of the sweep's trials that is not among the finished ones, as they end, in any order.
 
-        A trial is a whole job in a directory of its own: see :func:`cafe_core.jobs.sweep_job.run_trial`.
+        A trial is a whole job in a directory of its own: see :func:`cafe_core.jobs.trial_job.run_trial`.
         """
 
     def close(self) -> None:

@@ -24,7 +24,7 @@ from cafe_core.jobs.fence import AttemptFence
 from cafe_core.jobs.job import run_job
 from cafe_core.jobs.jobdir import JobDir, JobFile
 from cafe_core.jobs.submission import Site, accept
-from cafe_core.jobs.sweep_job import run_trial
+from cafe_core.jobs.trial_job import run_trial
 from cafe_core.spec.condense import CondenseSpec
 from cafe_core.spec.evaluate import EvaluateSpec
 from cafe_core.spec.job import JobSpec, parse_job_spec

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
@@ -12,18 +12,15 @@ from typing import Any
 
 from cafe_core.data import sources
 from cafe_core.data.class_store import ClassStore
-from cafe_core.errors import CafeError, StaleAttemptError, SweepError
+from cafe_core.errors import SweepError
 from cafe_core.files import Fence, LineLog, read_lines, write_atomically
-from cafe_core.jobs.backend import Attempt, Backend, Report, TrialOutcome
+from cafe_core.jobs.backend import Attempt, TrialOutcome
 from cafe_core.jobs.condense_job import check_unchanged
-from cafe_core.jobs.fence import AttemptFence
-from cafe_core.jobs.jobdir import EventLog, JobDir, JobFile
+from cafe_core.jobs.jobdir import JobFile
 from cafe_core.jobs.trial_table import best_outcome, read_outcomes, trial_row, trials_csv
 from cafe_core.spec.dataset import DatasetInfo, DatasetSpec
 from cafe_core.spec.sweep import SweepSpec
 from cafe_core.spec.trials import Trial, trials
-
-MakeBackend = Callable[[JobFile, JobDir], Backend]
 
 
 def run(attempt: Attempt, spec: SweepSpec) -> dict[str, Any]:
@@ -92,54 +89,3 @@ def _none_ended(outcomes: Mapping[int, TrialOutcome]) -> SweepError:
         f"no trial came to its end: {len(errors)} of {len(outcomes)} failed{rest}: {reasons}",
         retryable=any(error["retryable"] for error in errors),
     )
-
-
-def run_trial(
-    trial: Trial, sweep: JobFile, directory: JobDir, fence: AttemptFence, make_backend: MakeBackend, on_event: Report
-) -> TrialOutcome:
-    """Run a trial as the condense job that it is, in `directory`, from where it was left; a finished one is only read.
-
-    fence: the sweep's. on_event hears the events that also go to the trial's log. A CafeError is the trial's outcome, not the
-    sweep's, but for StaleAttemptError, which is raised.
-    """
-    from cafe_core.jobs.job import run_job
-
-    files = directory.attempt(1)
-    if files.manifest_file.exists():
-        return _succeeded(trial, json.loads(files.result_file.read_bytes()))
-    job = JobFile(
-        job_id=f"{sweep.job_id}/trial {trial.number}",
-        spec=trial.spec,
-        roots=sweep.roots,
-        max_restarts=sweep.max_restarts,
-        collective_timeout_s=sweep.collective_timeout_s,
-    )
-    write_atomically(directory.job_file, job.model_dump_json(exclude_none=True, indent=2).encode(), fence=fence)
-    started = time.monotonic()
-    with closing(EventLog(files.events_file)) as log:
-
-        def report(type: str, **data: Any) -> None:
-            log(type, **data)
-            on_event(type, **data)
-
-        try:
-            result = run_job(job, directory, 1, lambda: make_backend(job, directory), report, fence=fence)
-        except StaleAttemptError:
-            raise
-        except CafeError as error:
-            log("failed", error=error.as_dict())
-            seconds = round(time.monotonic() - started, 3)
-            return TrialOutcome(trial.number, "failed", None, None, seconds, error.as_dict())
-        log("finished", result=result)
-    return _succeeded(trial, result)
-
-
-def metric_of(result: dict[str, Any]) -> float:
-    """What trials are compared by: the best validation, or else the evaluation's mean of the first kind of network."""
-    if "validations" in result:
-        return max(float(validation["mean"]) for validation in result["validations"])
-    return float(result["evaluation"]["networks"][0]["mean"])
-
-
-def _succeeded(trial: Trial, result: dict[str, Any]) -> TrialOutcome:
-    return TrialOutcome(trial.number, "succeeded", metric_of(result), result["iterations"], result["seconds"]["total"])
