@@ -30,6 +30,7 @@ from cafe_core.jobs.trial_job import run_trial
 from cafe_core.spec.sweep import SweepSpec
 from cafe_core.spec.trials import Trial
 from workers.cluster import remove_groups
+from workers.gang_backend import GangBackend
 from workers.interruption import Interruption
 from workers.policy import Failure, Kind
 from workers.processes import end_everywhere, process_of
@@ -58,12 +59,10 @@ class RunTrial:
     """The sweep's."""
 
     def __call__(self, seat: Seat, report: Report) -> TrialOutcome:  # noqa: ARG002
-        from workers.backend import RayBackend
-
         title = f"{self._prefix}{os.getpid()}"
 
-        def make_backend(job: JobFile, directory: JobDir) -> RayBackend:
-            return RayBackend(job, directory, title, Interruption(), fan_out=False)
+        def make_backend(job: JobFile, _directory: JobDir) -> GangBackend:
+            return GangBackend(job, title, Interruption())
 
         def on_event(type: str, **data: Any) -> None:
             match type:

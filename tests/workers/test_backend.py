@@ -18,9 +18,9 @@ from cafe_core.jobs.jobdir import JobFile
 from cafe_core.spec.resources import ResourcesSpec
 from tests.workers import jobs
 from tests.workers.standins import SumForever
-from workers import backend as backend_module
-from workers.backend import RayBackend
+from workers import gang_backend
 from workers.cluster import capacity
+from workers.gang_backend import GangBackend
 from workers.interruption import Interruption
 
 pytestmark = pytest.mark.usefixtures("leaves_nothing")
@@ -36,10 +36,10 @@ class Events(list[tuple[str, dict[str, Any]]]):
         return [data for t, data in self if t == type]
 
 
-def backend(tmp_path: Path, cache: Path, **changes: Any) -> RayBackend:
+def backend(tmp_path: Path, cache: Path, **changes: Any) -> GangBackend:
     directory = jobs.create(tmp_path / "job", cache, **changes)
     job = JobFile.model_validate_json(directory.job_file.read_bytes())
-    return RayBackend(job, directory, "job/attempt 1", Interruption())
+    return GangBackend(job, "job/attempt 1", Interruption())
 
 
 TWO_WORKERS = ResourcesSpec(workers=2, gpus_per_worker=0)
@@ -110,7 +110,7 @@ def wait_for(condition: Callable[[], bool]) -> None:
 def test_a_gang_starts_again_with_fewer_workers_when_a_node_is_gone(
     cluster: str, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(backend_module, "SHRINK_AFTER_S", 1.0)
+    monkeypatch.setattr(gang_backend, "SHRINK_AFTER_S", 1.0)
     events = Events()
     resources = ResourcesSpec(workers=2, gpus_per_worker=0, cpus_per_worker=3)  # the first node's 4 CPUs hold one such worker
     with second_node(cluster, cpus=3) as node, closing(backend(tmp_path, cache)) as held:
