@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from pydantic import ValidationError
@@ -23,9 +23,10 @@ from cafe_core.jobs.backend import Condensation, Report, TrialOutcome
 from cafe_core.jobs.fence import AttemptFence
 from cafe_core.jobs.job import run_job
 from cafe_core.jobs.jobdir import JobDir, JobFile
-from cafe_core.jobs.submission import Site, accept
+from cafe_core.jobs.submission import Facts, accept, datasets_needed, set_at
 from cafe_core.jobs.trial_job import run_trial
 from cafe_core.spec.condense import CondenseSpec
+from cafe_core.spec.dataset_facts import DatasetFacts
 from cafe_core.spec.evaluate import EvaluateSpec
 from cafe_core.spec.job import JobSpec, parse_job_spec
 from cafe_core.spec.resources import ResourcesSpec
@@ -112,14 +113,8 @@ def prepare(spec: dict[str, Any], out: Path, roots: DataRoots) -> LocalJob:
     another job has left its files in is refused.
     Raises pydantic.ValidationError, ValueError or SpecError for what is refused; nothing is written then.
     """
-    site = Site(
-        roots=roots,
-        describe=lambda dataset: ClassStore.open(sources.prepare(dataset, roots)).info,
-        set_of_job=_no_jobs,
-        fits=lambda _: 1,
-        gpus=torch.cuda.device_count(),
-    )
-    accepted = accept(parse_job_spec(spec), site)  # as a server would: also the number of workers
+    parsed = parse_job_spec(spec)
+    accepted = accept(parsed, _gather(parsed, roots))  # checks everything that a server would, even the number of workers
     one_worker = _one_worker(accepted.spec)
     resources = [c.resources for c in accepted.condensations]
     if isinstance(accepted.spec, EvaluateSpec):
@@ -134,6 +129,18 @@ def prepare(spec: dict[str, Any], out: Path, roots: DataRoots) -> LocalJob:
         accepted.judged.save(directory.input_file)
     write_atomically(directory.job_file, job.model_dump_json(exclude_none=True, indent=2).encode())
     return LocalJob(job, directory)
+
+
+def _gather(spec: JobSpec, roots: DataRoots) -> Facts:
+    """Build the class stores that `spec` needs, and load the set that it judges. Raises SpecError for a job of a server."""
+    judged = None
+    if isinstance(spec, EvaluateSpec) and spec.synthetic.job_id is not None:
+        message = f"{spec.synthetic.job_id} is a job of a server, and `cafe run` uses none; give a path instead"
+        raise SpecError(message, loc="synthetic.job_id")
+    if isinstance(spec, EvaluateSpec) and spec.synthetic.path is not None:
+        judged = set_at(spec.synthetic.path, roots)
+    datasets = DatasetFacts.gather(datasets_needed(spec, judged), lambda dataset: sources.open_store(dataset, roots).info)
+    return Facts(datasets, judged, gpus=torch.cuda.device_count())
 
 
 def _check_same_job(directory: JobDir, job: JobFile) -> None:
@@ -170,7 +177,3 @@ def _one_worker(spec: JobSpec) -> JobSpec:
             raise SpecError("asha compares trials that run at the same time: submit the sweep to a server", loc="scheduler")
         return spec.model_copy(update={"base": _one_worker(spec.base)})
     return spec.model_copy(update={"resources": spec.resources.model_copy(update={"workers": 1})})
-
-
-def _no_jobs(job_id: str) -> NoReturn:
-    raise SpecError(f"{job_id} is a job of a server, and this runs without one: give a path", loc="synthetic.job_id")

@@ -1,45 +1,47 @@
-"""From a spec as sent to a job that can run: everything that can be refused without a worker is refused here. No torch.
+"""Turn a spec as sent into a job that can run; refuse everything that can be refused without a worker. No torch here.
 
-The server and `cafe run` differ in how they look at data (the server decodes nothing), which jobs they know, and what they
-can hold: that is :class:`Site`.
+:func:`accept` is a pure function of the spec and of :class:`Facts`. The caller gathers these first, in this order:
+
+1. the synthetic set that an evaluate job judges, of another job (`spec.synthetic.job_id`) or of a file (:func:`set_at`);
+2. the datasets of :func:`datasets_needed`, as :class:`DatasetFacts`;
+3. for a sweep, how many jobs with the resources of :func:`resources_needed` fit the cluster at the same time.
+
+The server and `cafe run` gather them differently: the server decodes no image, and `cafe run` knows no other jobs.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from pydantic import ValidationError
 
 from cafe_core.data.readers import within_root
 from cafe_core.data.roots import DataRoots
-from cafe_core.errors import DatasetError, SpecError, SyntheticSetError
+from cafe_core.errors import SpecError, SyntheticSetError
 from cafe_core.spec.condense import CondenseSpec
 from cafe_core.spec.dataset import DatasetInfo, DatasetSpec
+from cafe_core.spec.dataset_facts import DatasetFacts
 from cafe_core.spec.evaluate import EvaluateSpec
 from cafe_core.spec.job import JobSpec
 from cafe_core.spec.resolution import resolve, resolve_evaluate, resolve_resources, resolve_sweep, selection_spec
 from cafe_core.spec.resources import ResourcesSpec
 from cafe_core.spec.sweep import SweepSpec
-from cafe_core.spec.trials import Trial, trials
+from cafe_core.spec.trials import Trial, datasets_of, trials
 from cafe_core.synthetic_set.synthetic_set import SyntheticSet
-
-_NAMES_A_DATASET_FIELD = re.compile(rf"dataset\.({'|'.join(DatasetSpec.model_fields)}): ")
 
 
 @dataclass(frozen=True)
-class Site:
-    """Where a job is to run."""
+class Facts:
+    """Everything outside a spec that decides whether, and how, its job can run."""
 
-    roots: DataRoots
-    describe: Callable[[DatasetSpec], DatasetInfo]
-    """Raises SpecError or DatasetError."""
-    set_of_job: Callable[[str], SyntheticSet]
-    """The synthetic set of another job. Raises SpecError."""
-    fits: Callable[[ResourcesSpec], int]
-    """Jobs with such resources that can run at the same time."""
+    datasets: DatasetFacts
+    """At least those of :func:`datasets_needed`."""
+    judged: SyntheticSet | None = None
+    """The synthetic set that an evaluate job judges, unless it judges real images."""
     gpus: float = 0
+    """GPUs of the cluster."""
+    concurrent: int = 1
+    """Trials of a sweep that the cluster can hold at the same time. Used for sweeps only."""
 
 
 @dataclass(frozen=True)
@@ -49,15 +51,15 @@ class Accepted:
     spec: JobSpec
     """Resolved."""
     dataset: DatasetInfo
-    """Of a sweep: the base's."""
+    """For a sweep, the base's dataset."""
     judged: SyntheticSet | None = None
-    """Of an evaluate job: the synthetic set to keep with the job."""
+    """For an evaluate job, the synthetic set to store with the job."""
     trials: list[Trial] = field(default_factory=list)
-    """Of a sweep."""
+    """For a sweep, all its trials."""
 
     @property
     def condensations(self) -> list[CondenseSpec]:
-        """What the job's workers will condense, resolved."""
+        """Return what the job's workers will condense, resolved."""
         if isinstance(self.spec, CondenseSpec):
             return [self.spec]
         if isinstance(self.spec, EvaluateSpec) and self.spec.synthetic.selection not in (None, "random", "whole"):
@@ -65,70 +67,72 @@ class Accepted:
         return [trial.spec for trial in self.trials]
 
 
-def accept(spec: JobSpec, site: Site) -> Accepted:
-    """The job that `spec` asks for. Raises SpecError, or ValueError whose message starts with the field's path."""
-    if isinstance(spec, CondenseSpec):
-        dataset = _described(spec.dataset, site, "dataset")
-        return Accepted(resolve(spec, dataset, cluster_gpus=site.gpus), dataset)
-    if isinstance(spec, EvaluateSpec):
-        return _accept_evaluate(spec, site)
-    return _accept_sweep(spec, site)
-
-
-def _accept_evaluate(spec: EvaluateSpec, site: Site) -> Accepted:
-    if spec.synthetic.dataset is not None:
-        dataset_spec = spec.dataset or spec.synthetic.dataset
-        dataset = _described(dataset_spec, site, "dataset" if spec.dataset else "synthetic.dataset")
-        resolved = resolve_evaluate(spec, dataset, dataset, dataset_spec, cluster_gpus=site.gpus)
-        accepted = Accepted(resolved, dataset)
-        _ = accepted.condensations  # refuses a coreset that cannot be made
-        return accepted
-    judged = _judged_set(spec, site)
-    dataset_spec = spec.dataset or _origin(judged)
-    dataset = _described(dataset_spec, site, "dataset")
-    _, channels, height, width = judged.images.shape
-    images = dataset.model_copy(
-        update={"class_names": judged.class_names, "channels": channels, "height": height, "width": width}
-    )
-    return Accepted(resolve_evaluate(spec, dataset, images, dataset_spec, cluster_gpus=site.gpus), dataset, judged)
-
-
-def _judged_set(spec: EvaluateSpec, site: Site) -> SyntheticSet:
-    if spec.synthetic.job_id is not None:
-        return site.set_of_job(spec.synthetic.job_id)
-    assert spec.synthetic.path is not None
-    path = within_root(spec.synthetic.path, site.roots, loc="synthetic.path")
-    if path is None:
-        raise SpecError(f"there is no {spec.synthetic.path!r} under the server's dataset root", loc="synthetic.path")
+def set_at(path: str, roots: DataRoots) -> SyntheticSet:
+    """Load the synthetic set that `synthetic.path` of an evaluate spec names. Raises SpecError."""
+    file = within_root(path, roots, loc="synthetic.path")
+    if file is None:
+        raise SpecError(f"there is no {path!r} under the server's dataset root", loc="synthetic.path")
     try:
-        return SyntheticSet.load(path)
+        return SyntheticSet.load(file)
     except SyntheticSetError as error:
         raise SpecError(error.message, loc="synthetic.path") from error
 
 
-def _origin(judged: SyntheticSet) -> DatasetSpec:
-    """The dataset that a set's spec says it was made from. Raises SpecError."""
+def datasets_needed(spec: JobSpec, judged: SyntheticSet | None) -> list[DatasetSpec]:
+    """Return the datasets that must be described to accept `spec`. Raises SpecError if `judged` names none.
+
+    judged: the synthetic set that an evaluate job judges, unless it judges real images.
+    """
+    if isinstance(spec, CondenseSpec):
+        return [spec.dataset]
+    if isinstance(spec, EvaluateSpec):
+        return [_test_dataset(spec, judged)]
+    return datasets_of(spec)
+
+
+def resources_needed(spec: SweepSpec, gpus: float) -> ResourcesSpec:
+    """Return what each trial of a sweep holds of a cluster with `gpus` GPUs, as far as the base decides it."""
+    return resolve_resources(spec.base.resources, gpus)
+
+
+def accept(spec: JobSpec, facts: Facts) -> Accepted:
+    """Return the job that `spec` asks for. Raises SpecError, or ValueError whose message starts with the field's path."""
+    if isinstance(spec, CondenseSpec):
+        dataset = facts.datasets.described(spec.dataset, "dataset")
+        return Accepted(resolve(spec, dataset, cluster_gpus=facts.gpus), dataset)
+    if isinstance(spec, EvaluateSpec):
+        return _accept_evaluate(spec, facts)
+    return _accept_sweep(spec, facts)
+
+
+def _accept_evaluate(spec: EvaluateSpec, facts: Facts) -> Accepted:
+    judged, dataset_spec = facts.judged, _test_dataset(spec, facts.judged)
+    named_once = spec.synthetic.dataset is not None and spec.dataset is None
+    dataset = facts.datasets.described(dataset_spec, "synthetic.dataset" if named_once else "dataset")
+    if judged is None:
+        accepted = Accepted(resolve_evaluate(spec, dataset, dataset, dataset_spec, cluster_gpus=facts.gpus), dataset)
+        _ = accepted.condensations  # refuses a coreset that cannot be made
+        return accepted
+    _, channels, height, width = judged.images.shape
+    images = dataset.model_copy(
+        update={"class_names": judged.class_names, "channels": channels, "height": height, "width": width}
+    )
+    return Accepted(resolve_evaluate(spec, dataset, images, dataset_spec, cluster_gpus=facts.gpus), dataset, judged)
+
+
+def _test_dataset(spec: EvaluateSpec, judged: SyntheticSet | None) -> DatasetSpec:
+    """Return the dataset whose test images count. Raises SpecError if neither the spec nor the judged set names one."""
+    if dataset := spec.dataset or spec.synthetic.dataset:
+        return dataset
+    assert judged is not None
     try:
         return DatasetSpec.model_validate(judged.spec.get("dataset"))
     except ValidationError as error:
-        raise SpecError("the set does not say from which dataset it was made; name the one to test on", loc="dataset") from error
+        message = "the synthetic set does not say which dataset it was made from; name the dataset to test on"
+        raise SpecError(message, loc="dataset") from error
 
 
-def _accept_sweep(spec: SweepSpec, site: Site) -> Accepted:
-    dataset = _described(spec.base.dataset, site, "base.dataset")
-    concurrent = max(1, site.fits(resolve_resources(spec.base.resources, site.gpus)))
-    resolved = resolve_sweep(spec, concurrent=concurrent, cluster_gpus=site.gpus)
-    return Accepted(resolved, dataset, trials=trials(resolved, lambda dataset: _described(dataset, site, "dataset")))
-
-
-def _described(dataset: DatasetSpec, site: Site, field: str) -> DatasetInfo:
-    """The facts about the dataset that `field` of the spec names. Raises SpecError."""
-    try:
-        return site.describe(dataset)
-    except SpecError as error:
-        raise SpecError(error.message, loc=error.loc.replace("dataset", field, 1)) from error
-    except DatasetError as error:  # its message mostly starts with a path of the user's, which may look like a field
-        named = _NAMES_A_DATASET_FIELD.match(error.message)
-        if named is None:
-            raise SpecError(error.message, loc=field) from error
-        raise SpecError(error.message[named.end() :], loc=f"{field}.{named[1]}") from error
+def _accept_sweep(spec: SweepSpec, facts: Facts) -> Accepted:
+    dataset = facts.datasets.described(spec.base.dataset, "base.dataset")
+    resolved = resolve_sweep(spec, concurrent=max(1, facts.concurrent), cluster_gpus=facts.gpus)
+    return Accepted(resolved, dataset, trials=trials(resolved, facts.datasets))

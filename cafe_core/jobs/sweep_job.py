@@ -19,8 +19,9 @@ from cafe_core.jobs.condense_job import check_unchanged
 from cafe_core.jobs.jobdir import JobFile
 from cafe_core.jobs.trial_table import best_outcome, read_outcomes, trial_row, trials_csv
 from cafe_core.spec.dataset import DatasetInfo, DatasetSpec
+from cafe_core.spec.dataset_facts import DatasetFacts
 from cafe_core.spec.sweep import SweepSpec
-from cafe_core.spec.trials import Trial, trials
+from cafe_core.spec.trials import Trial, datasets_of, trials
 
 
 def run(attempt: Attempt, spec: SweepSpec) -> dict[str, Any]:
@@ -63,7 +64,7 @@ def run(attempt: Attempt, spec: SweepSpec) -> dict[str, Any]:
 
 def sweep_trials(job: JobFile, spec: SweepSpec) -> list[Trial]:
     """The sweep's trials; reads the data of each once. Raises SpecError, DatasetError."""
-    return trials(spec, lambda dataset: described(job, dataset))
+    return trials(spec, DatasetFacts((dataset, described(job, dataset)) for dataset in datasets_of(spec)))
 
 
 def described(job: JobFile, dataset: DatasetSpec) -> DatasetInfo:

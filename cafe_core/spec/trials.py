@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import copy
 import itertools
+import json
 import math
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +21,8 @@ from pydantic import ValidationError
 from cafe_core.algorithm.counters import counter_seed
 from cafe_core.errors import SpecError
 from cafe_core.spec.condense import CondenseSpec
-from cafe_core.spec.dataset import DatasetInfo, DatasetSpec
+from cafe_core.spec.dataset import DatasetSpec
+from cafe_core.spec.dataset_facts import DatasetFacts
 from cafe_core.spec.overrides import setting, shown
 from cafe_core.spec.refusal import named_field, refused_field
 from cafe_core.spec.resolution import resolve
@@ -38,28 +41,43 @@ class Trial:
     """The job that it is. Resolved."""
 
 
-Describe = Callable[[DatasetSpec], DatasetInfo]
+def datasets_of(sweep: SweepSpec) -> list[DatasetSpec]:
+    """Return the datasets to describe before :func:`trials`: the base's, and every one that the space sets.
+
+    A value that is no valid dataset is left out: :func:`trials` refuses it.
+    """
+    found = {"": sweep.base.dataset}
+    if any(_sets_dataset(path) for path in sweep.space):
+        sent = sweep.base.model_dump(exclude_unset=True)
+        points = settings(sweep)
+        for overrides in itertools.chain((points[0] | end for end in _range_ends(sweep)), points):
+            dataset_overrides = {path: value for path, value in overrides.items() if _sets_dataset(path)}
+            key = json.dumps(dataset_overrides)
+            if key not in found:
+                with suppress(SpecError):
+                    found[key] = _validated(sent, dataset_overrides, sweep.base.resources.gpus_per_worker).dataset
+    return list(found.values())
 
 
-def trials(sweep: SweepSpec, describe: Describe) -> list[Trial]:
-    """All trials of a resolved sweep. Raises SpecError that names the field of the space, its value and what is wrong with it."""
+def _sets_dataset(path: str) -> bool:
+    return path.split(".")[0] == "dataset"
+
+
+def trials(sweep: SweepSpec, datasets: DatasetFacts) -> list[Trial]:
+    """Return all trials of a resolved sweep. `datasets` covers those of :func:`datasets_of`.
+
+    Raises SpecError, which names the field of the space and its value.
+    """
     sent = sweep.base.model_dump(exclude_unset=True)
     gpus_per_worker = sweep.base.resources.gpus_per_worker
     for path in sweep.space:
         if path.split(".")[0] in ("kind", "name", "labels", "webhook"):
             raise SpecError("it is not a setting", loc=f"space.{path}")
-    infos: dict[str, DatasetInfo] = {}
-
-    def info_of(dataset: DatasetSpec) -> DatasetInfo:
-        key = dataset.model_dump_json()
-        if key not in infos:
-            infos[key] = describe(dataset)
-        return infos[key]
 
     def resolved(overrides: dict[str, Any]) -> CondenseSpec:
         spec = _validated(sent, overrides, gpus_per_worker)
         try:
-            return resolve(spec, info_of(spec.dataset))
+            return resolve(spec, datasets.described(spec.dataset, "dataset"))
         except ValueError as error:
             raise _refusal(overrides, *named_field(str(error))) from error
         except SpecError as error:  # of a dataset that the overrides name: the base's own was described before
@@ -119,7 +137,7 @@ def _draw(dimension: DimensionSpec, seed: int) -> Any:
     return math.exp(draws.uniform(math.log(low), math.log(high)))
 
 
-def _validated(sent: dict[str, Any], overrides: dict[str, Any], gpus_per_worker: float) -> CondenseSpec:
+def _validated(sent: dict[str, Any], overrides: dict[str, Any], gpus_per_worker: float | None) -> CondenseSpec:
     """The base with the overrides set. Raises SpecError.
 
     gpus_per_worker: the base's, also where an override replaces all of `resources`: the default is not known without a cluster.

@@ -1,7 +1,7 @@
-"""From a spec as sent to the job that would run: accepted, held against the cluster, estimated.
+"""Plan a submitted job: gather facts, accept the spec, compare it with the cluster, estimate its memory.
 
-Everything that can be refused is refused here, before anything is stored or a worker taken. Numpy comes with it: whoever plans
-a job imports this then, in a thread.
+Everything that can be refused is refused here, before anything is stored or a worker started. This module imports NumPy, so
+routes import it lazily, in a thread.
 """
 
 from __future__ import annotations
@@ -12,15 +12,15 @@ from cafe_core.data import catalog
 from cafe_core.data.readers import absent
 from cafe_core.errors import DatasetError, SpecError, SyntheticSetError
 from cafe_core.evaluation.estimate import estimate_evaluation
-from cafe_core.jobs.submission import Accepted, Site, accept
+from cafe_core.jobs.submission import Accepted, Facts, accept, datasets_needed, resources_needed, set_at
 from cafe_core.spec.dataset import DatasetInfo, DatasetSpec
+from cafe_core.spec.dataset_facts import DatasetFacts
 from cafe_core.spec.estimate import Estimate, estimate
 from cafe_core.spec.evaluate import EvaluateSpec
 from cafe_core.spec.job import JobSpec, parse_job_spec
 from cafe_core.spec.overrides import setting
 from cafe_core.spec.resources import ResourcesSpec
 from cafe_core.spec.sweep import SweepSpec
-from cafe_core.spec.trials import Describe
 from cafe_core.synthetic_set.synthetic_set import SyntheticSet
 from server.auth.access import Principal
 from server.auth.visibility import find_dataset, find_job
@@ -33,28 +33,32 @@ from server.store.database import Database
 from workers.client import RayCluster
 
 TRIAL_DRIVER_BYTES = 210 << 20
-"""Each trial of a sweep has a driver of its own (one had 207 MiB resident)."""
+"""Memory of the driver that each trial of a sweep has (measured: 207 MiB resident)."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A job that can run. `memory_available`: bytes, per worker."""
+    """A job that can run, with its estimate."""
 
     accepted: Accepted
     estimate: Estimate
-    """Of the phase, or of a sweep the trial, that holds most."""
+    """The estimate of the phase that needs the most memory; for a sweep, of the trial."""
     memory_available: int
+    """Bytes per worker."""
 
 
 def plan(spec: JobSpec, settings: Settings, database: Database, cluster: RayCluster, principal: Principal) -> Plan:
-    """The job that `spec` asks for, with what `principal` sees. Raises RefusedSpecError, which names the field and says why."""
-    site = _site(settings, database, cluster, principal)
+    """Plan the job that `spec` asks for, from the jobs and datasets that `principal` may see.
+
+    Raises RefusedSpecError for the field at fault.
+    """
     try:
-        accepted = accept(spec, site)
+        facts = _gather(spec, settings, database, cluster, principal)
+        accepted = accept(spec, facts)
     except (SpecError, ValueError) as error:
         raise spec_refusal(error) from error
     if isinstance(accepted.spec, SweepSpec):
-        return _sweep_plan(accepted, accepted.spec, site.describe, cluster, settings.driver_cpus)
+        return _sweep_plan(accepted, accepted.spec, facts.datasets, cluster, settings.driver_cpus)
     resources = accepted.spec.resources
     if reason := too_large(resources, cluster, settings.driver_cpus):
         raise RefusedSpecError.of("resources", reason)
@@ -64,43 +68,50 @@ def plan(spec: JobSpec, settings: Settings, database: Database, cluster: RayClus
     return Plan(accepted, needed, available)
 
 
-def _site(settings: Settings, database: Database, cluster: RayCluster, principal: Principal) -> Site:
-    described: dict[str, DatasetInfo] = {}
+def _gather(spec: JobSpec, settings: Settings, database: Database, cluster: RayCluster, principal: Principal) -> Facts:
+    """Look up everything that accepting `spec` depends on. Raises SpecError for a synthetic set that cannot be read."""
+    judged = None
+    if isinstance(spec, EvaluateSpec) and spec.synthetic.job_id is not None:
+        judged = _set_of_job(spec.synthetic.job_id, settings, database, principal)
+    elif isinstance(spec, EvaluateSpec) and spec.synthetic.path is not None:
+        judged = set_at(spec.synthetic.path, settings.roots)
 
     def describe(dataset: DatasetSpec) -> DatasetInfo:
-        key = dataset.model_dump_json()
-        if key not in described:
-            if dataset.id is not None:
-                check_visible(dataset.id)
-            described[key] = catalog.describe(dataset, settings.roots)
-        return described[key]
+        if dataset.id is not None:
+            _check_visible(dataset.id, database, principal)
+        return catalog.describe(dataset, settings.roots)
 
-    def check_visible(dataset_id: str) -> None:
-        try:
-            with database.read() as session:
-                find_dataset(session, principal, dataset_id)
-        except NotFoundError as error:
-            raise DatasetError(absent(dataset_id)) from error
+    datasets = DatasetFacts.gather(datasets_needed(spec, judged), describe)
+    concurrent = 1
+    if isinstance(spec, SweepSpec):
+        concurrent = jobs_held(resources_needed(spec, cluster.gpus), cluster, driver_cpus=settings.driver_cpus)
+    return Facts(datasets, judged, cluster.gpus, concurrent)
 
-    def set_of_job(job_id: str) -> SyntheticSet:
-        try:
-            with database.read() as session:
-                job = find_job(session, principal, job_id)
-                rows = jobs.artifacts(session, job)
-            return synthetic_set(settings.job_dir(job_id), rows, job.attempt, parse_job_spec(job.spec))
-        except NotFoundError as error:
-            raise SpecError(error.detail, loc="synthetic.job_id") from error
-        except SyntheticSetError as error:
-            raise SpecError(error.message, loc="synthetic.job_id") from error
 
-    def fits(resources: ResourcesSpec) -> int:
-        return jobs_held(resources, cluster, driver_cpus=settings.driver_cpus)
+def _check_visible(dataset_id: str, database: Database, principal: Principal) -> None:
+    """Raise DatasetError for an uploaded dataset that is missing, or that belongs to another key."""
+    try:
+        with database.read() as session:
+            find_dataset(session, principal, dataset_id)
+    except NotFoundError as error:
+        raise DatasetError(absent(dataset_id)) from error
 
-    return Site(settings.roots, describe, set_of_job, fits, gpus=cluster.gpus)
+
+def _set_of_job(job_id: str, settings: Settings, database: Database, principal: Principal) -> SyntheticSet:
+    """Return the synthetic set of a job as it is now. Raises SpecError."""
+    try:
+        with database.read() as session:
+            job = find_job(session, principal, job_id)
+            rows = jobs.artifacts(session, job)
+        return synthetic_set(settings.job_dir(job_id), rows, job.attempt, parse_job_spec(job.spec))
+    except NotFoundError as error:
+        raise SpecError(error.detail, loc="synthetic.job_id") from error
+    except SyntheticSetError as error:
+        raise SpecError(error.message, loc="synthetic.job_id") from error
 
 
 def _estimates(accepted: Accepted) -> list[Estimate]:
-    """Of each phase of a condense or evaluate job."""
+    """Estimate each phase of a condense or evaluate job."""
     found = [estimate(condensation, accepted.dataset) for condensation in accepted.condensations]
     if isinstance(accepted.spec, EvaluateSpec):
         ipc = accepted.judged.ipc if accepted.judged is not None else accepted.spec.synthetic.ipc
@@ -108,8 +119,8 @@ def _estimates(accepted: Accepted) -> list[Estimate]:
     return found
 
 
-def _sweep_plan(accepted: Accepted, spec: SweepSpec, describe: Describe, cluster: RayCluster, driver_cpus: float) -> Plan:
-    """Every trial must fit the cluster by itself; as many run at once as it holds of the largest, if the spec allows as many."""
+def _sweep_plan(accepted: Accepted, spec: SweepSpec, datasets: DatasetFacts, cluster: RayCluster, driver_cpus: float) -> Plan:
+    """Check that each trial fits the cluster by itself, and bound how many run at once by the largest trial."""
     for trial in accepted.trials:
         if reason := too_large(trial.spec.resources, cluster, driver_cpus):
             swept = [path for path in trial.overrides if path.split(".")[0] == "resources"]
@@ -117,13 +128,17 @@ def _sweep_plan(accepted: Accepted, spec: SweepSpec, describe: Describe, cluster
                 f"space.{swept[0]}" if swept else "base.resources", f"with {setting(trial.overrides)}: {reason}"
             )
     needs = [
-        (trial, estimate(trial.spec, describe(trial.spec.dataset)), memory_per_worker(trial.spec.resources, cluster))
+        (
+            trial,
+            estimate(trial.spec, datasets.described(trial.spec.dataset, "dataset")),
+            memory_per_worker(trial.spec.resources, cluster),
+        )
         for trial in accepted.trials
     ]
     lacking = [need for need in needs if need[1].memory_bytes > need[2]]
     if lacking:
         trial, needed, available = max(lacking, key=lambda need: _memory(need[1]))
-        loc = "base.resources" if len(lacking) == len(needs) else "space"  # the settings make no difference, or do
+        loc = "base.resources" if len(lacking) == len(needs) else "space"  # `space` if only some of its settings need too much
         raise RefusedSpecError.of(loc, f"with {setting(trial.overrides)}: {_too_much(needed, available)}")
     _, needed, available = max(needs, key=lambda need: _memory(need[1]))
     held = min(_trials_held(trial.spec.resources, needed, cluster, driver_cpus) for trial, needed, _ in needs)
@@ -132,7 +147,7 @@ def _sweep_plan(accepted: Accepted, spec: SweepSpec, describe: Describe, cluster
 
 
 def _trials_held(resources: ResourcesSpec, needed: Estimate, cluster: RayCluster, driver_cpus: float) -> int:
-    """How many trials like this one the cluster holds at the same time, each with its driver."""
+    """Return how many trials like this one, each with its driver, fit the cluster at the same time."""
     return jobs_held(resources, cluster, needed.memory_bytes + TRIAL_DRIVER_BYTES // resources.workers, driver_cpus)
 
 
@@ -142,8 +157,8 @@ def _memory(needed: Estimate) -> int:
 
 def _too_much(needed: Estimate, available: int) -> str:
     return (
-        f"a worker would hold about {_gib(needed.memory_bytes)}, but has {_gib(available)}: take more workers, "
-        "a smaller batch_real, ipc, network or image_size"
+        f"a worker would need about {_gib(needed.memory_bytes)} of memory, but has {_gib(available)}; use more workers, or a "
+        "smaller batch_real, ipc, network or image_size"
     )
 
 

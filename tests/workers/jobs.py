@@ -11,14 +11,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from cafe_core.data import sources
-from cafe_core.data.class_store import ClassStore
 from cafe_core.data.roots import DataRoots
 from cafe_core.files import write_atomically
 from cafe_core.jobs.jobdir import JobDir, JobFile
-from cafe_core.jobs.submission import Site, accept
+from cafe_core.jobs.submission import Facts, accept, datasets_needed
+from cafe_core.spec.dataset_facts import DatasetFacts
 from cafe_core.spec.job import parse_job_spec
 from tests.workers.conftest import ROOT
 
@@ -45,20 +45,12 @@ def create(path: Path, cache: Path, *, timeout_s: float = 60, max_restarts: int 
 def create_job(path: Path, cache: Path, sent: dict[str, Any], *, timeout_s: float = 60, max_restarts: int = 3) -> JobDir:
     """The same of a job of any kind."""
     roots = DataRoots(datasets=path / "datasets", uploads=path / "uploads", downloads=path / "downloads", cache=cache)
-    site = Site(
-        roots=roots,
-        describe=lambda dataset: ClassStore.open(sources.prepare(dataset, roots)).info,
-        set_of_job=_no_job,
-        fits=lambda _: 2,
-    )
-    accepted = accept(parse_job_spec(sent), site)
+    parsed = parse_job_spec(sent)
+    datasets = DatasetFacts.gather(datasets_needed(parsed, None), lambda dataset: sources.open_store(dataset, roots).info)
+    accepted = accept(parsed, Facts(datasets, concurrent=2))
     job = JobFile(job_id=path.name, spec=accepted.spec, roots=roots, collective_timeout_s=timeout_s, max_restarts=max_restarts)
     write_atomically(path / "job.json", job.model_dump_json(exclude_none=True).encode())
     return JobDir(path)
-
-
-def _no_job(job_id: str) -> NoReturn:
-    raise AssertionError(job_id)
 
 
 @dataclass

@@ -13,8 +13,9 @@ import pytest
 from cafe_core.data import catalog
 from cafe_core.data.roots import DataRoots
 from cafe_core.errors import SpecError
-from cafe_core.jobs.submission import Accepted, Site, accept
+from cafe_core.jobs.submission import Accepted, Facts, accept, datasets_needed, resources_needed, set_at
 from cafe_core.spec.condense import CondenseSpec
+from cafe_core.spec.dataset_facts import DatasetFacts
 from cafe_core.spec.evaluate import EvaluateSpec
 from cafe_core.spec.job import parse_job_spec
 from cafe_core.spec.sweep import SweepSpec
@@ -48,13 +49,18 @@ def roots(tmp_path: Path) -> DataRoots:
 
 @pytest.fixture
 def submit(roots: DataRoots) -> Submit:
-    def of_job(job_id: str) -> SyntheticSet:
-        if job_id != "job_known":
-            raise SpecError(f"there is no job {job_id}", loc="synthetic.job_id")
-        return synthetic_set(dataset={"name": "digits"})
+    def submit(sent: dict[str, Any]) -> Accepted:
+        spec, judged, concurrent = parse_job_spec(sent), None, 1
+        if isinstance(spec, EvaluateSpec) and spec.synthetic.job_id is not None:
+            judged = synthetic_set(dataset={"name": "digits"})
+        elif isinstance(spec, EvaluateSpec) and spec.synthetic.path is not None:
+            judged = set_at(spec.synthetic.path, roots)
+        if isinstance(spec, SweepSpec):
+            concurrent = 4 // resources_needed(spec, gpus=0).workers
+        datasets = DatasetFacts.gather(datasets_needed(spec, judged), lambda dataset: catalog.describe(dataset, roots))
+        return accept(spec, Facts(datasets, judged, concurrent=concurrent))
 
-    site = Site(roots, lambda spec: catalog.describe(spec, roots), of_job, fits=lambda resources: 4 // resources.workers)
-    return lambda sent: accept(parse_job_spec(sent), site)
+    return submit
 
 
 def test_a_job_without_a_kind_is_a_condensation(submit: Submit) -> None:
@@ -146,7 +152,6 @@ def test_a_set_that_does_not_fit_the_test_images_is_refused(
 @pytest.mark.parametrize(
     ("synthetic", "loc"),
     [
-        ({"job_id": "job_unknown"}, "synthetic.job_id"),
         ({"path": "absent.safetensors"}, "synthetic.path"),
         ({"path": "../absent.safetensors"}, "synthetic.path"),
         ({"path": "damaged.safetensors"}, "synthetic.path"),

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import json
 import re
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from cafe_core.data import catalog
 from cafe_core.data.roots import DataRoots
-from cafe_core.jobs.submission import Site, accept
+from cafe_core.jobs.submission import Accepted, Facts, accept, datasets_needed
 from cafe_core.reproduction import published
 from cafe_core.reproduction.experiment import Experiment
 from cafe_core.reproduction.experiments import EXPERIMENTS
 from cafe_core.reproduction.jobs import Job
 from cafe_core.reproduction.scales import PAPER, SCALES, SMALL, SMOKE
+from cafe_core.spec.dataset_facts import DatasetFacts
 from cafe_core.spec.job import parse_job_spec
 
 SHARED = Path(__file__).parents[4] / "shared"
@@ -57,15 +60,20 @@ def test_published_figures_stand_in_the_paper() -> None:
     assert f"≈ {ours['table5_dc']['minutes']}" in text
 
 
+def accepted(sent: dict[str, Any], roots: DataRoots) -> Accepted:
+    spec = parse_job_spec(sent)
+    describe = partial(catalog.describe, roots=roots)
+    return accept(spec, Facts(DatasetFacts.gather(datasets_needed(spec, None), describe)))
+
+
 @pytest.mark.parametrize("scale", SCALES)
 def test_every_job_is_accepted(tmp_path: Path, scale: str) -> None:
     roots = DataRoots(datasets=tmp_path, uploads=tmp_path, downloads=tmp_path, cache=tmp_path)
-    site = Site(roots, lambda dataset: catalog.describe(dataset, roots), set_of_job=pytest.fail, fits=lambda _: 1)
     for make in EXPERIMENTS.values():
         experiment = make(SCALES[scale])
         assert experiment.jobs
         for job in experiment.jobs:
-            accept(parse_job_spec(job.spec), site)
+            accepted(job.spec, roots)
             assert re.fullmatch(r"[a-z0-9_-]{1,60}", job.name)
         places = [(cell.row, cell.column) for cell in experiment.cells]
         assert len(set(places)) == len(places)
@@ -73,10 +81,9 @@ def test_every_job_is_accepted(tmp_path: Path, scale: str) -> None:
 
 def test_paper_scale_keeps_the_papers_settings(tmp_path: Path) -> None:
     roots = DataRoots(datasets=tmp_path, uploads=tmp_path, downloads=tmp_path, cache=tmp_path)
-    site = Site(roots, lambda dataset: catalog.describe(dataset, roots), set_of_job=pytest.fail, fits=lambda _: 1)
     jobs = cell_of(EXPERIMENTS["table2"](PAPER), "DL + LFA + dynamic")
     assert [job.spec["seed"] for job in jobs] == [0, 1, 2, 3, 4]
-    spec = accept(parse_job_spec(jobs[0].spec), site).spec.model_dump()
+    spec = accepted(jobs[0].spec, roots).spec.model_dump()
     method, evaluation = spec["method"], spec["evaluation"]
     assert (spec["dataset"]["name"], spec["ipc"], spec["iterations"]) == ("cifar10", 50, 2000)
     assert (method["batch_real"], method["lambda_1"], method["lambda_2"], method["gamma"]) == (256, 0.05, 0.05, 10)

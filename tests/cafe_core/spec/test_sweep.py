@@ -11,10 +11,11 @@ from pydantic import ValidationError
 from cafe_core.data.builtin import BUILTIN
 from cafe_core.errors import SpecError
 from cafe_core.spec.dataset import DatasetInfo, DatasetSpec
+from cafe_core.spec.dataset_facts import DatasetFacts
 from cafe_core.spec.job import field_path
 from cafe_core.spec.resolution import resolve_sweep
 from cafe_core.spec.sweep import SweepSpec
-from cafe_core.spec.trials import Trial, trials
+from cafe_core.spec.trials import Trial, datasets_of, trials
 
 BASE: dict[str, Any] = {"dataset": {"name": "digits"}, "ipc": 1, "iterations": 4, "evaluation": {"repeats": 1}}
 
@@ -35,7 +36,11 @@ def sweep(space: dict[str, Any], **fields: Any) -> SweepSpec:
 
 
 def made(space: dict[str, Any], **fields: Any) -> list[Trial]:
-    return trials(sweep(space, **fields), describe)
+    return planned(sweep(space, **fields))
+
+
+def planned(spec: SweepSpec) -> list[Trial]:
+    return trials(spec, DatasetFacts.gather(datasets_of(spec), describe))
 
 
 def test_a_grid_is_every_combination_the_first_field_changing_slowest() -> None:
@@ -68,9 +73,9 @@ def test_a_part_of_a_field_that_is_swept_too_is_set_after_it() -> None:
 def test_resources_that_are_replaced_whole_keep_the_gpus_of_the_base() -> None:
     space = {"resources": {"grid": [{"workers": 2}, {"cpus_per_worker": 2, "gpus_per_worker": 0}]}}
     spec = resolve_sweep(SweepSpec.model_validate({"kind": "sweep", "base": BASE, "space": space}), concurrent=1, cluster_gpus=4)
-    assert [trial.spec.resources.gpus_per_worker for trial in trials(spec, describe)] == [1, 0]
+    assert [trial.spec.resources.gpus_per_worker for trial in planned(spec)] == [1, 0]
     stored = SweepSpec.model_validate(json.loads(spec.model_dump_json(exclude_none=True)))
-    assert trials(stored, describe) == trials(spec, describe)
+    assert planned(stored) == planned(spec)
 
 
 @pytest.mark.parametrize(
@@ -123,7 +128,7 @@ def test_adding_a_field_leaves_the_draws_of_the_others() -> None:
 def test_a_stored_sweep_means_the_same_trials() -> None:
     spec = sweep({"method.beta": {"uniform": [0.5, 2.0]}}, samples=3)
     stored = SweepSpec.model_validate(json.loads(spec.model_dump_json(exclude_none=True)))
-    assert trials(stored, describe) == trials(spec, describe)
+    assert planned(stored) == planned(spec)
 
 
 def test_fields_inside_lists_and_of_the_evaluation_can_be_swept() -> None:
@@ -135,7 +140,7 @@ def test_fields_inside_lists_and_of_the_evaluation_can_be_swept() -> None:
             "space": {"evaluation.networks.0.width": {"grid": [16, 32]}, "network.depth": {"grid": [2]}},
         }
     )
-    found = trials(resolve_sweep(spec, concurrent=1), describe)
+    found = planned(resolve_sweep(spec, concurrent=1))
     assert [trial.spec.evaluation.networks[0].width for trial in found if trial.spec.evaluation] == [16, 32]
     assert found[0].spec.network.depth == 2
 
@@ -166,7 +171,7 @@ def test_a_space_that_violates_the_spec_is_refused_with_the_value(space: dict[st
     base = {**BASE, "evaluation": {"networks": [{}]}}
     spec = SweepSpec.model_validate({"kind": "sweep", "base": base, "space": space})
     with pytest.raises(SpecError) as refused:
-        trials(resolve_sweep(spec, concurrent=1), describe)
+        planned(resolve_sweep(spec, concurrent=1))
     assert refused.value.loc == loc
     assert message in refused.value.message
 
@@ -213,7 +218,7 @@ def test_asha_brings_a_validation() -> None:
     spec = sweep({"ipc": {"grid": [1, 2]}}, scheduler="asha")
     assert spec.base.validation is not None
     assert spec.base.validation.every == 1
-    assert all(trial.spec.validation is not None for trial in trials(spec, describe))
+    assert all(trial.spec.validation is not None for trial in planned(spec))
 
 
 def test_asha_needs_a_method_with_checkpoints() -> None:
@@ -221,4 +226,4 @@ def test_asha_needs_a_method_with_checkpoints() -> None:
     with pytest.raises(ValueError, match="scheduler: asha stops trials by validations, and herding has no checkpoints"):
         sweep({"seed": {"grid": [1, 2]}}, scheduler="asha", base=base)
     swept = sweep({"method": {"grid": [{"name": "dm"}]}}, scheduler="asha", base=base)
-    assert trials(swept, describe)[0].spec.validation is not None
+    assert planned(swept)[0].spec.validation is not None

@@ -20,9 +20,10 @@ from sqlalchemy.orm import Session
 from cafe_core.jobs.backend import TrialOutcome
 from cafe_core.jobs.jobdir import JobDir, JobFile
 from cafe_core.spec.dataset import DatasetInfo
+from cafe_core.spec.dataset_facts import DatasetFacts
 from cafe_core.spec.job import parse_job_spec
 from cafe_core.spec.sweep import SweepSpec
-from cafe_core.spec.trials import trials
+from cafe_core.spec.trials import datasets_of, trials
 from cafe_core.synthetic_set.synthetic_set import SyntheticSet
 from server.files.inputs import _may_be_made, clear_abandoned, input_kept
 from server.settings import Settings
@@ -80,7 +81,8 @@ def test_the_driver_finds_the_sweep_as_it_was_sent(api: Api, ray: FakeRay, setti
     file = JobFile.model_validate_json(settings.job_dir(job_id).job_file.read_bytes())
     assert isinstance(file.spec, SweepSpec)
     info = api.post("/v1/jobs?dry_run=true", json=SPEC).json()["dataset"]
-    found = trials(file.spec, lambda _: DatasetInfo.model_validate(info))
+    dataset = DatasetInfo.model_validate(info)
+    found = trials(file.spec, DatasetFacts.gather(datasets_of(file.spec), lambda _: dataset))
     assert [trial.spec.method.name for trial in found] == ["cafe", "dm", "herding"]
 
 

@@ -1,0 +1,51 @@
+"""What is known about the datasets that a spec names. Gathered once, then passed on as data. No torch here."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable
+from typing import TypeAlias
+
+from cafe_core.errors import DatasetError, SpecError
+from cafe_core.spec.dataset import DatasetInfo, DatasetSpec
+
+_NAMES_A_DATASET_FIELD = re.compile(rf"dataset\.({'|'.join(DatasetSpec.model_fields)}): ")
+
+DatasetFact: TypeAlias = DatasetInfo | SpecError | DatasetError
+"""A dataset's description, or the error that describing it raised."""
+
+
+class DatasetFacts:
+    """Hold a fact about each dataset that a spec names."""
+
+    def __init__(self, found: Iterable[tuple[DatasetSpec, DatasetFact]]) -> None:
+        self._found = {dataset.model_dump_json(): fact for dataset, fact in found}
+
+    @classmethod
+    def gather(cls, datasets: Iterable[DatasetSpec], describe: Callable[[DatasetSpec], DatasetInfo]) -> DatasetFacts:
+        """Describe each dataset once. Keep SpecError and DatasetError as facts: :meth:`described` raises them."""
+
+        def fact(dataset: DatasetSpec) -> DatasetFact:
+            try:
+                return describe(dataset)
+            except (SpecError, DatasetError) as error:
+                return error
+
+        distinct = {dataset.model_dump_json(): dataset for dataset in datasets}
+        return cls((dataset, fact(dataset)) for dataset in distinct.values())
+
+    def described(self, dataset: DatasetSpec, field: str) -> DatasetInfo:
+        """Return the description of `dataset`, which is the value of `field` of the spec.
+
+        Raises SpecError for that field, or for one inside it, if the dataset could not be described.
+        """
+        found = self._found[dataset.model_dump_json()]
+        match found:
+            case SpecError():
+                raise SpecError(found.message, loc=found.loc.replace("dataset", field, 1)) from found
+            case DatasetError():
+                named = _NAMES_A_DATASET_FIELD.match(found.message)
+                if named is None:
+                    raise SpecError(found.message, loc=field) from found
+                raise SpecError(found.message[named.end() :], loc=f"{field}.{named[1]}") from found
+        return found
