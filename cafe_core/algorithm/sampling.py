@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from cafe_core.algorithm.counters import counter_seed as counter_seed
+from cafe_core.counters import counter_seed as counter_seed
 
 
 def generator(seed: int, purpose: str, *counters: int) -> torch.Generator:

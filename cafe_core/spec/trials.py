@@ -18,7 +18,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from cafe_core.algorithm.counters import counter_seed
+from cafe_core.counters import counter_seed
 from cafe_core.errors import SpecError
 from cafe_core.spec.condense import CondenseSpec
 from cafe_core.spec.dataset import DatasetSpec
