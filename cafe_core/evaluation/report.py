@@ -18,8 +18,9 @@ from statistics import fmean, stdev
 from typing import Any
 
 from cafe_core.evaluation import scores
-from cafe_core.evaluation.tasks import EvaluationTask, Source
+from cafe_core.evaluation.tasks import EvaluationTask
 from cafe_core.spec.evaluation import Augmentation, EvaluationSpec
+from cafe_core.spec.evaluation_sources import Source
 
 
 def evaluation_result(spec: EvaluationSpec, judged: Source, accuracies: Mapping[EvaluationTask, float]) -> dict[str, Any]:

@@ -15,10 +15,11 @@ from cafe_core.algorithm.sampling import choose, generator
 from cafe_core.data.class_store import ClassStore
 from cafe_core.errors import SyntheticSetError
 from cafe_core.evaluation.images import HeldImages, Images, Normalisation, StoredImages
-from cafe_core.evaluation.tasks import EvaluationSetup, EvaluationTask, Source
+from cafe_core.evaluation.tasks import EvaluationSetup, EvaluationTask
 from cafe_core.evaluation.training import Recipe, accuracies, network_seed, train
 from cafe_core.spec.dataset import DatasetInfo
 from cafe_core.spec.estimate import EVALUATION_BATCH, training_bytes
+from cafe_core.spec.evaluation_sources import Source
 from cafe_core.synthetic_set.synthetic_set import SyntheticSet
 
 _ENSEMBLE_BYTES = 2 << 30

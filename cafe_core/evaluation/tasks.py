@@ -6,13 +6,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
-from typing import Literal
 
-from cafe_core.spec.evaluate import EvaluateSpec
 from cafe_core.spec.evaluation import Augmentation, EvaluationSpec
-
-Source = Literal["synthetic", "random", "whole"]
-"""What a network is trained on: the set that is judged, as many random real images, or all real training images."""
+from cafe_core.spec.evaluation_sources import Source, all_sources
 
 
 @dataclass(frozen=True)
@@ -60,25 +56,10 @@ def all_tasks(spec: EvaluationSpec, judged: Source = "synthetic") -> list[Evalua
     return [
         EvaluationTask(source, network, augment, repeat)
         for repeat in range(spec.repeats)
-        for source in _sources(spec, judged)
+        for source in all_sources(spec, judged)
         for augment in spec.augmentations
         for network in range(len(spec.networks))
     ]
-
-
-def task_count(spec: EvaluationSpec, judged: Source = "synthetic") -> int:
-    """How many they are."""
-    return spec.repeats * len(_sources(spec, judged)) * len(spec.augmentations) * len(spec.networks)
-
-
-def _sources(spec: EvaluationSpec, judged: Source) -> list[Source]:
-    return [judged, *(source for source in spec.baselines if source != judged)]
-
-
-def judged_source(spec: EvaluateSpec) -> Source:
-    """What an evaluate job judges; a coreset is a set of its own."""
-    selection = spec.synthetic.selection
-    return selection if selection == "random" or selection == "whole" else "synthetic"
 
 
 def chunks(tasks: Sequence[EvaluationTask], size: int) -> list[list[EvaluationTask]]:

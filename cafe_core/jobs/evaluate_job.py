@@ -10,13 +10,14 @@ from typing import Any
 from cafe_core.data import sources
 from cafe_core.data.class_store import ClassStore
 from cafe_core.evaluation.report import evaluation_result
-from cafe_core.evaluation.tasks import EvaluationSetup, Source, all_tasks
+from cafe_core.evaluation.tasks import EvaluationSetup, all_tasks
 from cafe_core.files import write_atomically
 from cafe_core.jobs.backend import Attempt, Condensation
 from cafe_core.jobs.condense_job import check_unchanged, condensed_set
 from cafe_core.jobs.measure import measure
 from cafe_core.jobs.trial_table import network_row, networks_csv
 from cafe_core.spec.evaluate import EvaluateSpec
+from cafe_core.spec.evaluation_sources import Source
 from cafe_core.spec.resolution import selection_spec
 from cafe_core.synthetic_set.synthetic_set import SyntheticSet
 

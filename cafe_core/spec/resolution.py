@@ -9,11 +9,11 @@ import math
 from itertools import pairwise
 from typing import Any, TypeVar
 
-from cafe_core.evaluation.tasks import Source, judged_source, task_count
 from cafe_core.spec.condense import CondenseSpec
 from cafe_core.spec.dataset import DatasetInfo, DatasetSpec
 from cafe_core.spec.evaluate import EvaluateSpec
 from cafe_core.spec.evaluation import EvaluationSpec, ValidationSpec
+from cafe_core.spec.evaluation_sources import Source, judged_source, task_count
 from cafe_core.spec.method import CafeMethod, CoresetMethod, DcMethod, MatchingMethod, MethodSpec, Preset, RandomMethod
 from cafe_core.spec.network import NetworkSpec, aligned_map_count
 from cafe_core.spec.resources import ResourcesSpec

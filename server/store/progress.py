@@ -6,9 +6,9 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from cafe_core.evaluation.tasks import judged_source, task_count
 from cafe_core.spec.condense import CondenseSpec
 from cafe_core.spec.evaluate import EvaluateSpec
+from cafe_core.spec.evaluation_sources import judged_source, task_count
 from cafe_core.spec.job import JobSpec
 
 COMPUTING = frozenset({"condensing", "validating", "evaluating", "sweeping", "publishing"})

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from cafe_core.evaluation.tasks import all_tasks, judged_source
+from cafe_core.evaluation.tasks import all_tasks
 from cafe_core.spec.evaluate import EvaluateSpec
+from cafe_core.spec.evaluation_sources import judged_source
 from cafe_core.spec.job import parse_job_spec
 from cafe_core.spec.resources import ResourcesSpec
 from server.cli.tables import trial_lines

@@ -13,9 +13,10 @@ from cafe_core.errors import SyntheticSetError
 from cafe_core.evaluation import run, training
 from cafe_core.evaluation.images import Images, StoredImages
 from cafe_core.evaluation.run import ensemble_size, train_networks
-from cafe_core.evaluation.tasks import EvaluationSetup, EvaluationTask, HeldOut, Source, all_tasks, chunks
+from cafe_core.evaluation.tasks import EvaluationSetup, EvaluationTask, HeldOut, all_tasks, chunks
 from cafe_core.evaluation.training import Recipe, network_seed
 from cafe_core.spec.evaluation import EvaluationSpec
+from cafe_core.spec.evaluation_sources import Source
 from cafe_core.spec.network import NetworkSpec
 from cafe_core.synthetic_set.synthetic_set import SyntheticSet, versions
 from tests.cafe_core.separable import CPU, MLP, separable, separable_store

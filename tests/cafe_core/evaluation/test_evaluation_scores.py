@@ -18,8 +18,9 @@ from cafe_core.evaluation.scores import (
     best_augmentation,
     label_robustness,
 )
-from cafe_core.evaluation.tasks import EvaluationTask, Source, all_tasks, chunks
+from cafe_core.evaluation.tasks import EvaluationTask, all_tasks, chunks
 from cafe_core.spec.evaluation import EvaluationSpec
+from cafe_core.spec.evaluation_sources import Source
 
 fractions = st.floats(0, 1)
 CONVNET, MLP = {"name": "convnet"}, {"name": "mlp"}
