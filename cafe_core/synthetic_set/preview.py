@@ -105,8 +105,8 @@ class Page:
 
     def description(self) -> str:
         """Return how much of the set the page shows."""
-        classes, images = _share(self.rows, self.num_classes), _share(self.columns, self.per_class)
-        return f"{classes} classes, {images} images of each"
+        classes = _share(self.rows, self.num_classes, "class", "classes")
+        return f"{classes}, {_share(self.columns, self.per_class, 'image', 'images')} of each"
 
 
 def plan_page(class_names: Sequence[str], per_class: int, height: int, width: int) -> Page:
@@ -245,5 +245,6 @@ def _label(name: str, number: int, font: ImageFont.FreeTypeFont) -> str:
     return text + "…"
 
 
-def _share(part: int, whole: int) -> str:
-    return str(whole) if part == whole else f"{part} of {whole}"
+def _share(part: int, whole: int, one: str, many: str) -> str:
+    share = f"{whole}" if part == whole else f"{part} of {whole}"
+    return f"{share} {one if whole == 1 else many}"

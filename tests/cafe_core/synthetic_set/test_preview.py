@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import io
+import runpy
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -145,3 +148,13 @@ def test_long_names_are_cut_with_an_ellipsis(name: str) -> None:
 def test_drawing_needs_neither_torch_nor_matplotlib() -> None:
     code = "import sys, cafe_core.synthetic_set.synthetic_set as _; sys.exit(bool({'torch', 'matplotlib'} & sys.modules.keys()))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_picture_in_the_readme_is_current(tmp_path: Path) -> None:
+    folder = Path(__file__).parents[3] / "docs" / "images"
+    for name in ("draw.py", "mnist.zip"):
+        shutil.copy(folder / name, tmp_path)
+    runpy.run_path(str(tmp_path / "draw.py"), run_name="__main__")
+    drawn, committed = (Image.open(io.BytesIO((path / "mnist.png").read_bytes())) for path in (tmp_path, folder))
+    assert drawn.size == committed.size
+    assert drawn.info == committed.info
