@@ -1,35 +1,22 @@
-"""`make bench`: every figure on a line, and all of them in bench-output.json."""
+"""Run the benchmarks: `make bench` prints one line per figure and writes all figures to bench-output.json."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
-from dataclasses import asdict
+import sys
 from pathlib import Path
 
 from tests.benchmarks import augmentations, ensemble, fan_out, outer_step, service, workers_and_memory
-from tests.benchmarks.figures import Figure, machine
+from tests.benchmarks.figures import machine
+from tests.benchmarks.report import run
 
-MEASUREMENTS: list[Callable[[], list[Figure]]] = [
-    outer_step.measure,
-    ensemble.measure,
-    augmentations.measure,
-    workers_and_memory.measure,
-    fan_out.measure,
-    service.measure,
-]
-
-
-def main() -> None:
-    figures: list[Figure] = []
-    print(json.dumps(machine()), flush=True)
-    for measure in MEASUREMENTS:
-        for figure in measure():
-            figures.append(figure)
-            print(figure, flush=True)
-    output = {"machine": machine(), "figures": [asdict(figure) for figure in figures]}
-    Path("bench-output.json").write_text(json.dumps(output, indent=2) + "\n")
-
+PARTS = {
+    "outer step": outer_step.measure,
+    "ensemble": ensemble.measure,
+    "augmentations": augmentations.measure,
+    "workers and memory": workers_and_memory.measure,
+    "fan-out": fan_out.measure,
+    "service": service.measure,
+}
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run(PARTS, machine(), Path("bench-output.json")))

@@ -1,9 +1,9 @@
-"""What an evaluation's augmentations cost per epoch, beside an epoch of training: 32×32 colour images, one thread."""
+"""Measure the cost per epoch of an evaluation's augmentations, beside an epoch of training: 32×32 colour images, one thread."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from statistics import median
 from typing import get_args
 
@@ -21,7 +21,7 @@ CPU = torch.device("cpu")
 
 
 def _milliseconds(work: Callable[[int], object], repeats: int) -> float:
-    """Median over the epochs, after one to warm up."""
+    """Return the median time of an epoch, after one to warm up."""
     times = []
     for epoch in range(repeats + 1):
         started = time.perf_counter()
@@ -30,18 +30,16 @@ def _milliseconds(work: Callable[[int], object], repeats: int) -> float:
     return 1000 * median(times[1:])
 
 
-def measure() -> list[Figure]:
+def measure() -> Iterator[Figure]:
     """Milliseconds per epoch of 10 and of 100 images."""
     torch.set_num_threads(1)
-    figures = []
     for count in (10, 100):
         images = torch.randn(count, *INFO.shape, generator=torch.Generator().manual_seed(0))
         pool = HeldImages(images, torch.arange(count) % 10, Normalisation(INFO.mean, INFO.std, CPU))
         rows = torch.arange(count)
         for augment in get_args(Augmentation):
             taken = _milliseconds(lambda epoch: augmented_epoch(augment, pool, [0], epoch, count, False)(rows, rows), 30)  # noqa: B023
-            figures.append(Figure(f"{augment}: {count} images, an epoch", taken, "ms"))
+            yield Figure(f"{augment}: {count} images, an epoch", taken, "ms")
         recipe = Recipe(NetworkSpec().resolved(), 1, "none", INFO)
         taken = _milliseconds(lambda epoch: train(recipe, pool, rows[None], [epoch]), 3)  # noqa: B023
-        figures.append(Figure(f"training ConvNet-3: {count} images, an epoch", taken, "ms"))
-    return figures
+        yield Figure(f"training ConvNet-3: {count} images, an epoch", taken, "ms")

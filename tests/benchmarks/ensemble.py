@@ -1,4 +1,4 @@
-"""Networks of an evaluation trained at once against one after the other: ConvNet-3, ten 32×32 colour images (ipc 1)."""
+"""Measure training an evaluation's networks together against one after the other: ConvNet-3, ten 32×32 colour images (ipc 1)."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ INFO = made_info([1] * K, side=32)
 
 
 class VmapEnsemble(nn.Module):
-    """The same by torch.func: M stacked states, and a vmapped functional call. For networks with instance norm."""
+    """Ensemble by torch.func: M stacked states and a vmapped functional call, for networks with instance norm."""
 
     def __init__(self, networks: Sequence[FeatureNetwork]) -> None:
         super().__init__()
         self.size = len(networks)
-        # Not the networks themselves: vmap cannot follow their choice of layout, nor their instance norm's own derivative.
+        # vmap supports neither the networks' choice of memory layout nor the custom derivative of their instance norm.
         plain = [nn.Sequential(*network.stages, nn.Flatten(), network.classifier) for network in networks]
         for network in plain:
-            _use_torchs_norm(network)
+            _use_group_norm(network)
         stacked, buffers = torch.func.stack_module_state(plain)
         assert not buffers
         self.names = list(stacked)
         self.values = nn.ParameterList(stacked.values())
-        self._skeleton = [plain[0]]  # in a list: its parameters are not ours
+        self._skeleton = [plain[0]]  # in a list, so that its parameters are not registered here
 
     def forward(self, images: Tensor) -> Tensor:
         """(M, b, C, H, W) → (M, b, K)."""
@@ -49,19 +49,19 @@ class VmapEnsemble(nn.Module):
         return logits
 
 
-def _use_torchs_norm(module: nn.Module) -> None:
-    """GroupNorm in place of InstanceNorm: the same values."""
+def _use_group_norm(module: nn.Module) -> None:
+    """Replace InstanceNorm by GroupNorm, which computes the same values."""
     for name, child in module.named_children():
         if isinstance(child, InstanceNorm):
             norm = nn.GroupNorm(len(child.weight), len(child.weight))
             norm.load_state_dict(child.state_dict())
             setattr(module, name, norm)
         else:
-            _use_torchs_norm(child)
+            _use_group_norm(child)
 
 
 def _seconds(device: torch.device, work: Callable[[], object]) -> float:
-    """The best of three, after one to warm up."""
+    """Return the best time of three, after one run to warm up."""
     times = []
     for _ in range(4):
         started = time.perf_counter()
@@ -73,7 +73,7 @@ def _seconds(device: torch.device, work: Callable[[], object]) -> float:
 
 
 def _measure(device: torch.device, size: int, epochs: int, target: str | None) -> list[Figure]:
-    """`size` networks, `epochs` steps each. Every way is the evaluation's own training loop, without augmentation."""
+    """Train `size` networks for `epochs` steps each by the evaluation's own training loop, without augmentation."""
     images = torch.randn(K, *INFO.shape, generator=torch.Generator().manual_seed(0))
     pool = HeldImages(images, torch.arange(K), Normalisation(INFO.mean, INFO.std, device))
     recipe = Recipe(NetworkSpec().resolved(), epochs, "none", INFO)
@@ -99,7 +99,7 @@ def _measure(device: torch.device, size: int, epochs: int, target: str | None) -
 
 
 def measure() -> list[Figure]:
-    """On a GPU what an evaluation does there; on a CPU, where networks are trained one after the other, why."""
+    """Measure on a GPU if there is one. The CPU figures show why networks are trained one after the other there."""
     if torch.cuda.is_available():
         return _measure(torch.device("cuda"), size=20, epochs=100, target="≥ 5")
     torch.set_num_threads(1)

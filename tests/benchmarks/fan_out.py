@@ -1,4 +1,4 @@
-"""An evaluation fanned out by Ray Tune over two workers: 20 networks on digits, 300 epochs, ConvNet-3, one image per class."""
+"""Measure an evaluation fanned out by Ray Tune over two workers: 20 ConvNet-3 networks on digits, 300 epochs, ipc 1."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class TimedNetworks(TrainNetworks):
-    """The same, and how long each network took."""
+    """Train networks as TrainNetworks does, and report how long each took."""
 
     def __call__(self, seat: Seat, report: Report) -> None:
         import torch
@@ -48,12 +48,12 @@ class TimedNetworks(TrainNetworks):
 
 @dataclass(frozen=True)
 class Times:
-    """Seconds. start: from being asked until the first network begins; working: from there to the last accuracy."""
+    """Seconds. `start`: from the request until the first network begins; `working`: from there to the last accuracy."""
 
     start: float
     working: float
     training: float
-    """The sum over the networks of what each took."""
+    """Summed over the networks."""
 
     @property
     def total(self) -> float:
@@ -61,7 +61,7 @@ class Times:
 
     @property
     def cost(self) -> float:
-        """What the workers did besides training, of what they trained."""
+        """Return the workers' time besides training, as a fraction of their training time."""
         return (self.working * WORKERS - self.training) / self.training
 
 
@@ -71,7 +71,7 @@ def _evaluation(store: Path) -> tuple[list[EvaluationTask], EvaluationSetup]:
 
 
 def _fanned_out(store: Path, directory: Path) -> Times:
-    """By Tune, as a job's evaluation is."""
+    """Evaluate by Ray Tune, as a job does."""
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # see tests/workers/conftest.py
     import ray
@@ -84,7 +84,7 @@ def _fanned_out(store: Path, directory: Path) -> Times:
 
 def _by_tune(store: Path, directory: Path) -> Times:
     tasks, setup = _evaluation(store)
-    asked = time.time()
+    requested = time.time()
     from workers.cluster import bundle_of
     from workers.evaluation import cut
     from workers.tune_run import Reported, TuneRun
@@ -105,12 +105,12 @@ def _by_tune(store: Path, directory: Path) -> Times:
     ended = time.time()
     run.stop()
     began = min(data["began"] for data in trained)
-    return Times(began - asked, ended - began, sum(data["seconds"] for data in trained))
+    return Times(began - requested, ended - began, sum(data["seconds"] for data in trained))
 
 
 def _one_after_the_other(store: Path) -> Times:
-    """In one process, by one thread, as `cafe run` does."""
-    asked = time.time()
+    """Evaluate in one process with one thread, as `cafe run` does."""
+    requested = time.time()
     import torch
 
     from cafe_core.evaluation.run import train_networks
@@ -120,7 +120,7 @@ def _one_after_the_other(store: Path) -> Times:
     began = time.time()
     assert len(list(train_networks(tasks, setup, torch.device("cpu")))) == NETWORKS
     taken = time.time() - began
-    return Times(began - asked, taken, taken)
+    return Times(began - requested, taken, taken)
 
 
 def _in_a_process(work: Callable[..., T], *arguments: object) -> T:
@@ -129,13 +129,13 @@ def _in_a_process(work: Callable[..., T], *arguments: object) -> T:
 
 
 def measure() -> list[Figure]:
-    """The best of three rounds each."""
+    """Take the best of three rounds of each."""
     with TemporaryDirectory() as name:
         directory = Path(name)
         roots = DataRoots(datasets=directory, uploads=directory, downloads=directory, cache=directory / "cache")
         store = sources.prepare(DatasetSpec(name="digits"), roots)
         alone, by_tune = [], []
-        for _ in range(ROUNDS):  # in turn: a machine is not equally fast all the time
+        for _ in range(ROUNDS):  # alternate, because the machine's speed varies over time
             alone.append(_in_a_process(_one_after_the_other, store))
             by_tune.append(_in_a_process(_fanned_out, store, directory))
     working, total, start = (

@@ -1,4 +1,4 @@
-"""A measured figure, and the machine it was measured on."""
+"""Describe a measured figure and the machine it was measured on."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 
 @dataclass(frozen=True)
 class Figure:
-    """One line of the benchmark."""
+    """A measured figure: one line of the benchmark."""
 
     name: str
     value: float
@@ -25,7 +25,7 @@ class Figure:
 
 
 def machine() -> dict[str, object]:
-    """What the figures depend on."""
+    """Return what the figures depend on."""
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     cpu = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), "")
     return {

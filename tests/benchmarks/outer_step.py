@@ -1,9 +1,9 @@
-"""The outer step against the straightforward one: K = 10, N = 64, ipc = 10, ConvNet-3, 32×32 colour."""
+"""Measure the outer step against a straightforward one: K = 10, N = 64, ipc = 10, ConvNet-3, 32×32 colour."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
@@ -27,7 +27,7 @@ METHOD = {"batch_real": N}
 
 
 def make_run(store: ClassStore, checkpoints: Path, **fields: object) -> tuple[Run, Callable[[], Tensor]]:
-    """A run and what takes its outer step number 0, without moving S: returns ∂L/∂S."""
+    """Return a run and a function that computes ∂L/∂S of its first outer step, without updating S."""
     spec = make_spec(store, ipc=IPC, network={}, **{"method": METHOD, **fields})
     run = Run(ShardContext.of(spec, store, Comm.single(), CPU, Budget.of(CPU)))
     _, shard = start(run.rank, checkpoints, _silent)
@@ -40,7 +40,7 @@ def make_run(store: ClassStore, checkpoints: Path, **fields: object) -> tuple[Ru
 
 
 def straightforward_step(run: Run) -> Callable[[], Tensor]:
-    """The same step, with the same network, synthetic and real images."""
+    """Return the same step as the straightforward code computes it, with the same network and images."""
     network, rank = ConvNet3(3, K), run.rank
     network.load_state_dict(dict(zip(network.state_dict(), rank.model.network.state_dict().values(), strict=True)))
     rows = run.sample("real", N, 0, 0)
@@ -62,7 +62,7 @@ def _silent(_type: str, **_data: object) -> None:
 
 
 def seconds(step: Callable[[], Tensor], repeats: int) -> float:
-    """Median time of a step, after one to warm up (and compile)."""
+    """Return the median time of a step, after one to warm up (and compile)."""
     step()
     times: list[float] = []
     while len(times) < repeats and (not times or times[0] < SLOW_S):
@@ -73,13 +73,12 @@ def seconds(step: Callable[[], Tensor], repeats: int) -> float:
 
 
 SLOW_S = 10.0
-"""A step that takes longer is timed once: bfloat16 on a CPU without instructions for it."""
+"""A step slower than this is timed once, such as bfloat16 on a CPU without instructions for it."""
 
 
-def measure(repeats: int = 5) -> list[Figure]:
-    """Times in seconds, and how many times faster than the straightforward step."""
+def measure(repeats: int = 5) -> Iterator[Figure]:
+    """Seconds per outer step, and how many times faster it is than the straightforward step."""
     torch.set_num_threads(2)
-    figures = []
     with TemporaryDirectory() as directory:
         path = Path(directory)
         store = make_store(path / "store", [200] * K, side=32, channels=3)
@@ -87,9 +86,9 @@ def measure(repeats: int = 5) -> list[Figure]:
         naive = straightforward_step(run)
         expected = naive()
         difference = float((eager() - expected).norm() / expected.norm())
-        figures.append(Figure("outer step, eager float32: ‖difference‖ / ‖gradient‖", difference, "", "≤ 1e-4"))
+        yield Figure("outer step, eager float32: ‖difference‖ / ‖gradient‖", difference, "", "≤ 1e-4")
         base = seconds(naive, repeats)
-        figures.append(Figure("outer step, straightforward", base, "s"))
+        yield Figure("outer step, straightforward", base, "s")
         for name, target, fields in (
             ("eager float32", "≥ 3", {"precision": "float32"}),
             ("compiled float32", None, {"precision": "float32", "compile": True}),
@@ -97,6 +96,5 @@ def measure(repeats: int = 5) -> list[Figure]:
         ):
             _, step = make_run(store, path / name, **fields)
             taken = seconds(step, repeats)
-            figures.append(Figure(f"outer step, {name}", taken, "s"))
-            figures.append(Figure(f"outer step, {name}: speed-up", base / taken, "×", target))
-    return figures
+            yield Figure(f"outer step, {name}", taken, "s")
+            yield Figure(f"outer step, {name}: speed-up", base / taken, "×", target)

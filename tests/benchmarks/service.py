@@ -1,4 +1,4 @@
-"""The service: how soon a job's first step comes, and what it costs over the same job in one process."""
+"""Measure how soon a job's first step ends in the service, and the service's overhead over the same job in one process."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SPEC = {
 
 
 def _by_service(api: Client) -> tuple[float, float]:
-    """(seconds from POST to the end of the first outer step, seconds from there to the last)."""
+    """Return (seconds from POST to the end of the first outer step, seconds from there to the last)."""
     posted = time.time()
     job = api.submit(SPEC)
     ends = [datetime.fromisoformat(event["time"]).timestamp() for event in api.follow(job["id"]) if event["type"] == "iteration"]
@@ -34,7 +34,7 @@ def _by_service(api: Client) -> tuple[float, float]:
 
 
 def _in_process(directory: Path) -> float:
-    """The same by `cafe run`: seconds from the first outer step to the last."""
+    """Run the same job by `cafe run`; return the seconds from the first outer step to the last."""
     from cafe_core.jobs import local
 
     roots = DataRoots(datasets=directory, uploads=directory, downloads=directory, cache=directory / "cache")
@@ -49,7 +49,7 @@ def _in_process(directory: Path) -> float:
 
 
 def measure() -> list[Figure]:
-    """Three rounds each, in turn, after a first job that makes the class store; the best round counts."""
+    """Alternate three rounds of each after a job that makes the class store, and take the best round of each."""
     with TemporaryDirectory() as name:
         directory = Path(name)
         first_steps, service, process = [], [], []

@@ -1,7 +1,7 @@
-"""The outer step as one would first write it: the yardstick of the benchmark, and a second opinion on its numbers.
+"""A straightforward outer step: the baseline of the benchmark, and an independent check of its numbers.
 
-One graph through the synthetic and the real images of all classes, gradients for the network's weights as well,
-float32, torch's own modules: what a single-file research script does.
+Like a single-file research script, it builds one graph through the synthetic and real images of all classes, computes
+gradients for the network's weights as well, and uses float32 and torch's own modules.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class ConvNet3(nn.Module):
 
 
 def outer_step(network: ConvNet3, synthetic: list[Tensor], real: list[Tensor], weights: list[float], beta: float) -> float:
-    """L = L_f + β L_d and one backward pass into everything that wants a gradient; the loss."""
+    """Compute L = L_f + β L_d, backpropagate into everything that requires a gradient, and return the loss."""
     loss = torch.zeros(())
     centres, features, labels = [], [], []
     for k, (s, t) in enumerate(zip(synthetic, real, strict=True)):
