@@ -21,7 +21,6 @@ from server.auth.access import Gate, KeyRing
 from server.deps import Services
 from server.event_streams import EventStreams
 from server.files.inputs import clear_abandoned
-from server.files.manifests import add_those_of_earlier_versions
 from server.files.removal import finish_removals
 from server.files.uploads import finish_removals_of_uploads
 from server.http.body_limit import FORM_BYTES, MAX_BODY_BYTES, BodyLimit
@@ -35,7 +34,6 @@ from server.routes import artifacts, dashboard, datasets, events, jobs, metrics,
 from server.settings import Settings
 from server.store.changes import Changes
 from server.store.database import Database
-from server.store.job_sizes import measure_those_of_earlier_versions
 from server.store.models import Dataset, Job
 from server.telemetry.commit_counts import count_commits
 from server.telemetry.metrics import Metrics
@@ -135,8 +133,6 @@ def _tidy_up(database: Database, settings: Settings) -> None:
     finish_removals(settings.data_dir / "jobs", known_jobs)
     clear_abandoned(settings.data_dir / "jobs", known_jobs)
     finish_removals_of_uploads(settings.roots, known_datasets)
-    add_those_of_earlier_versions(database, settings)
-    measure_those_of_earlier_versions(database, settings)
 
 
 def _log_failure(task: asyncio.Task[None]) -> None:

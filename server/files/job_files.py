@@ -1,7 +1,9 @@
-"""Which of a job's files are its result, as the table `artifacts` tells."""
+"""A job's files: which of them are its result, and how many bytes they take."""
 
 from __future__ import annotations
 
+import contextlib
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,3 +30,16 @@ class Result:
 def result_of(directory: JobDir, rows: Sequence[Artifact]) -> Result | None:
     """The result that a job's rows of the table `artifacts` tell of; None where there are none."""
     return Result(directory.attempt(rows[0].attempt), rows) if rows else None
+
+
+def bytes_in(directory: Path) -> int:
+    """Return the total size of the files below a directory; 0 if it does not exist.
+
+    Files that disappear meanwhile or cannot be read are skipped: measuring must not keep a job from ending.
+    """
+    size = 0
+    for parent, _, names in os.walk(directory):
+        for name in names:
+            with contextlib.suppress(OSError):
+                size += os.lstat(f"{parent}/{name}").st_size
+    return size

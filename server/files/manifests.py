@@ -4,23 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import BaseModel, Field, ValidationError
-from sqlalchemy import exists, select
 from sqlalchemy.orm import Session
 
 from cafe_core.jobs.jobdir import AttemptDir
-from server.settings import Settings
-from server.states import Status
-from server.store import jobs
-from server.store.database import Database
 from server.store.models import Artifact, Job
-
-log = logging.getLogger(__name__)
 
 
 class ArtifactError(Exception):
@@ -79,23 +71,3 @@ def _check(path: Path, entry: Entry) -> None:
 def add_artifacts(session: Session, job: Job, entries: Sequence[Entry]) -> None:
     """Have a succeeded job's files served."""
     session.add_all(Artifact(job_id=job.id, attempt=job.attempt, **entry.model_dump()) for entry in entries)
-
-
-def add_those_of_earlier_versions(database: Database, settings: Settings) -> None:
-    """At the start: note the artifacts of jobs that succeeded before there was a table of them.
-
-    Several servers may do this at once. A manifest that is gone or damaged is logged; that job has no artifacts then.
-    """
-    noted = exists().where(Artifact.job_id == Job.id, Artifact.attempt == Job.attempt)
-    without = select(Job.id).where(Job.status == Status.SUCCEEDED.value, ~noted)
-    with database.read() as session:
-        found = list(session.scalars(without))
-    for job_id in found:
-        with database.write() as session:
-            job = session.scalar(select(Job).where(Job.id == job_id).with_for_update())
-            if job is None or jobs.artifacts(session, job):
-                continue
-            try:
-                add_artifacts(session, job, read_manifest(settings.job_dir(job_id).attempt(job.attempt)))
-            except ArtifactError as error:
-                log.warning("job %s has no artifacts: %s", job_id, error)

@@ -20,6 +20,7 @@ from cafe_core.files import write_atomically
 from cafe_core.jobs.jobdir import AttemptDir, utc_now
 from server.errors import NotFoundError
 from server.files import job_json
+from server.files.job_files import bytes_in
 from server.files.manifests import ArtifactError, Entry, add_artifacts, checked_result
 from server.ray.api import RayApi
 from server.reconciler.driver_watch import DriverWatch
@@ -30,7 +31,6 @@ from server.states import ENDED, IN_RAY, Status
 from server.store import jobs
 from server.store.changes import Changes, wait_until_set
 from server.store.database import Database
-from server.store.job_sizes import bytes_in
 from server.store.models import Attempt, Job
 from server.store.progress import DriverEvent, whole_lines
 from server.telemetry import tracing

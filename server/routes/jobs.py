@@ -19,13 +19,13 @@ from server.auth.visibility import find_job, listed_owner
 from server.deps import JobId, Services, ServicesDep
 from server.errors import UnauthorizedError, problems
 from server.files.inputs import input_kept
+from server.files.job_files import bytes_in
 from server.files.removal import removal_of
 from server.http.conditional import matches, not_modified
 from server.states import ENDED, Status
 from server.store import jobs, models, serializers
 from server.store.changes import wait_until_set
 from server.store.database import serialise
-from server.store.job_sizes import bytes_in
 from server.store.progress import total_of
 from server.submission import planning
 from server.submission.planning import Plan

@@ -81,7 +81,7 @@ class Job(Base):
     last_event: Mapped[int] = mapped_column(default=0)
     """The number of the job's newest event."""
     stored_bytes: Mapped[int | None] = mapped_column(BigInteger)
-    """What it keeps on disk, see server.store.job_sizes. None: it was made by an earlier version, and not measured yet."""
+    """Bytes on disk that count against `Settings.max_stored_bytes`, measured at submission and at the end of each attempt."""
     version: Mapped[int] = mapped_column()
 
     labels: Mapped[list[JobLabel]] = relationship(cascade="all, delete-orphan", lazy="selectin", order_by="JobLabel.key")

@@ -16,7 +16,7 @@ from cafe_core.jobs.job import write_manifest
 from cafe_core.jobs.jobdir import JobFile
 from server.settings import Settings
 from server.store.database import Database
-from server.store.models import Artifact, Attempt
+from server.store.models import Attempt
 from tests.server.conftest import Api, FakeRay, attempt_dir, driver_of, running
 from tests.server.reconciler.test_reconciler import publish, submitted
 from workers.client import RayJob, RayJobState
@@ -208,29 +208,6 @@ def test_a_file_that_appears_later_is_not_served(api: Api, ray: FakeRay, setting
     write_manifest(directory)
     assert [artifact["name"] for artifact in api.get(f"/v1/jobs/{job_id}/artifacts").json()["data"]] == ["result.json"]
     assert api.get(f"/v1/jobs/{job_id}/artifacts/later.csv").status_code == 404
-
-
-def test_artifacts_of_jobs_that_succeeded_before_there_was_a_table_are_noted_at_the_start(
-    settings: Settings, ray: FakeRay, caplog: pytest.LogCaptureFixture
-) -> None:
-    with running(settings, ray) as api:
-        made = [submitted(api, ray) for _ in range(2)]
-        for job_id in made:
-            publish(settings, job_id)
-            ray.jobs[job_id, 1] = RayJob(RayJobState.SUCCEEDED, "", 0)
-            api.await_status(job_id, "succeeded")
-        before = api.get(f"/v1/jobs/{made[0]}/artifacts").json()
-    database = Database(settings.database)
-    with database.write() as session:
-        for job_id in made:
-            session.delete(session.get_one(Artifact, (job_id, 1, "result.json")))
-    database.close()
-    attempt_dir(settings, made[1]).manifest_file.write_text("{")
-    for _ in range(2):
-        with running(settings, ray) as api:
-            assert api.get(f"/v1/jobs/{made[0]}/artifacts").json() == before
-            assert api.get(f"/v1/jobs/{made[1]}/artifacts").json() == {"data": []}
-    assert f"job {made[1]} has no artifacts" in caplog.text
 
 
 def test_a_full_disk_does_not_keep_a_job_from_its_end(api: Api, ray: FakeRay, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,11 +12,10 @@ import server.reconciler.job_keeper
 from cafe_core.files import write_atomically
 from server.auth.keys import KeyLimits, Scope
 from server.auth.limits import stored_bytes
+from server.files.job_files import bytes_in
 from server.settings import Settings
 from server.states import ENDED, Status
 from server.store.database import Database
-from server.store.job_sizes import bytes_in
-from server.store.models import Job
 from tests.server.conftest import SPEC, Api, FakeRay, running
 from tests.server.keyed import add_key, client_of, key_id, statuses
 from tests.server.kinds import EVALUATE, SWEEP, digits_set, running_job
@@ -123,19 +122,6 @@ def test_a_job_is_resumed_within_its_owners_limits_whoever_asks(settings: Settin
         full_client, roomy_client, admin = (stack.enter_context(client_of(api, key)) for key in (full, roomy, operator))
         made = [leave(client, settings, ray, 20_000) for client in (full_client, roomy_client)]
         assert statuses([admin.post(f"/v1/jobs/{job_id}/resume") for job_id in made]) == [413, 202]
-
-
-def test_jobs_of_earlier_versions_are_measured_when_the_server_starts(settings: Settings, ray: FakeRay) -> None:
-    key = add_key(settings, Scope.WRITE)
-    with running(settings, ray) as api, client_of(api, key) as client:
-        left, unfinished = leave(client, settings, ray, 5000), running_job(client, ray, SPEC)
-    database = Database(settings.database)
-    with database.write() as session:
-        session.query(Job).update({Job.stored_bytes: None})
-    database.close()
-    with running(settings, ray) as api, client_of(api, key) as client:
-        assert stored(settings, key) == sum(path.stat().st_size for path in files_of(settings, left)) > 5000
-        assert client.job(unfinished)["status"] == "starting"
 
 
 def test_the_size_of_a_directory(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""How many bytes a job keeps on disk. Those of jobs that were there before are measured when the server starts."""
+"""Add the number of bytes that a job keeps on disk."""
 
 from __future__ import annotations
 
