@@ -10,14 +10,11 @@ from alembic import command
 from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import inspect
 from sqlalchemy.engine import Connection, Engine
 
 from server.store.revisions import NewerDatabaseError, UnknownRevisionError
 
 MIGRATIONS = Path(__file__).with_name("migrations")
-BEFORE_MIGRATIONS = "0001"
-"""The revision of a database that was made before there were migrations."""
 MIGRATING = 0x0CAFE001
 """PostgreSQL's advisory lock while the tables are changed."""
 
@@ -32,8 +29,6 @@ def migrate(engine: Engine, revision: str) -> None:
         scripts = ScriptDirectory.from_config(config)
         _refuse_newer(_revision(connection), scripts)
         target = "base" if revision == "base" else _known(revision, scripts)
-        if _revision(connection) is None and inspect(connection).has_table("jobs"):
-            command.stamp(config, BEFORE_MIGRATIONS)
         down = {script.revision for script in scripts.iterate_revisions(_revision(connection) or "base", "base")}
         (command.downgrade if target == "base" or target in down else command.upgrade)(config, target)
         _check_references(connection)

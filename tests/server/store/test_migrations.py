@@ -151,18 +151,6 @@ def test_the_migrations_make_the_tables_of_the_models(database: Database) -> Non
             assert "AUTOINCREMENT" in made
 
 
-def test_tables_from_before_there_were_migrations_are_taken_over(database: Database) -> None:
-    database.migrate("0001")
-    with database.write() as session:
-        session.execute(text("DROP TABLE alembic_version"))
-        columns = "id, kind, status, attempt, done, total, spec, created_at, last_event, version"
-        values = "'job_a', 'sweep', 'failed', 1, 0, 1, '{}', '2026', 0, 1"
-        session.execute(text(f"INSERT INTO jobs ({columns}) VALUES ({values})"))
-    database.migrate()
-    assert database.revision() == NEWEST
-    assert [(row["id"], row["owner"]) for row in rows(database, "jobs")] == [("job_a", None)]
-
-
 def test_servers_that_start_at_once_migrate_one_after_the_other(database: Database, settings: Settings) -> None:
     with ExitStack() as stack, ThreadPoolExecutor(4) as pool:
         servers = [Database(settings.database) for _ in range(4)]
