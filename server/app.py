@@ -20,15 +20,15 @@ from server.auth import access
 from server.auth.access import Gate, KeyRing
 from server.deps import Services
 from server.event_streams import EventStreams
-from server.files.inputs import clear_abandoned
+from server.files.inputs import remove_abandoned
 from server.files.removal import finish_removals
-from server.files.uploads import finish_removals_of_uploads
+from server.files.uploads import finish_upload_removals
 from server.http.body_limit import FORM_BYTES, MAX_BODY_BYTES, BodyLimit
 from server.http.request_id import RequestId
 from server.ray.api import RayApi
 from server.ray.cluster_view import ClusterView
 from server.reconciler.leader_election import Leader
-from server.reconciler.presence import present
+from server.reconciler.presence import server_presence
 from server.reconciler.reconciler import Reconciler
 from server.routes import artifacts, dashboard, datasets, events, jobs, metrics, openapi_links, system, trials
 from server.settings import Settings
@@ -76,10 +76,10 @@ def create_app(settings: Settings, ray: RayApi) -> FastAPI:
         sender = WebhookSender(database, settings)
         leading = asyncio.create_task(leader.run(reconciler.run, sender.run), name="reconciler")
         leading.add_done_callback(_log_failure)
-        following = asyncio.create_task(changes.follow_others(database), name="changes made by other servers")
+        following = asyncio.create_task(changes.poll_other_servers(database), name="changes made by other servers")
         following.add_done_callback(_log_failure)
         try:
-            with present(settings.data_dir / "servers.lock", partial(_tidy_up, database, settings)):
+            with server_presence(settings.data_dir / "servers.lock", partial(_tidy_up, database, settings)):
                 yield
         finally:
             for task in (following, leading):
@@ -131,8 +131,8 @@ def _tidy_up(database: Database, settings: Settings) -> None:
     with database.read() as session:
         known_jobs, known_datasets = set(session.scalars(select(Job.id))), set(session.scalars(select(Dataset.id)))
     finish_removals(settings.data_dir / "jobs", known_jobs)
-    clear_abandoned(settings.data_dir / "jobs", known_jobs)
-    finish_removals_of_uploads(settings.roots, known_datasets)
+    remove_abandoned(settings.data_dir / "jobs", known_jobs)
+    finish_upload_removals(settings.roots, known_datasets)
 
 
 def _log_failure(task: asyncio.Task[None]) -> None:

@@ -51,7 +51,7 @@ class Services:
 
     def changed(self, job_id: str) -> None:
         """Tell all who wait for a job, and the reconciler, that it has changed. After its transaction."""
-        self.changes.tell(job_id)
+        self.changes.notify(job_id)
         self.reconciler.wake()
 
 

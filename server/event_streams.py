@@ -42,7 +42,7 @@ TAKEN_WITHIN_S = 60.0
 GOODBYE_S = 0.2
 
 StillAllowed = Callable[[], Awaitable[bool]]
-"""Whether who asked may still see the job. Raises ApiError when nobody can tell."""
+"""Whether who asked may still see the job. Raises ApiError when nobody can notify."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ class EventStreams:
 
     async def read(self, job_id: str, after: int) -> Page:
         """What comes after event `after`. Who asks for the same while it is read, and nothing has changed, shares it."""
-        key = (job_id, after, self._changes.wakes)
+        key = (job_id, after, self._changes.version)
         task = self._reading.get(key)
         if task is None:
             task = asyncio.create_task(self._read(job_id, after), name=f"events of {job_id}")

@@ -16,7 +16,7 @@ from sqlalchemy.orm import Session
 from cafe_core.errors import DiskFullError
 from cafe_core.jobs.jobdir import JobDir
 from server.errors import UnavailableError
-from server.store.database import ClosedError, Database, serialise
+from server.store.database import Database, DatabaseClosedError, advisory_lock
 from server.store.models import Job
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ Keep = Callable[[Session], None]
 
 
 @contextmanager
-def input_kept(database: Database, directory: JobDir, judged: SyntheticSet | None) -> Iterator[Keep]:
+def stage_input(database: Database, directory: JobDir, judged: SyntheticSet | None) -> Iterator[Keep]:
     """Around the transaction that makes the job; yields what is to be called last in it where it does make the job.
 
     The file is there before anyone sees the job, and goes again when the transaction makes none. Raises UnavailableError where
@@ -41,7 +41,7 @@ def input_kept(database: Database, directory: JobDir, judged: SyntheticSet | Non
 
     def keep(session: Session) -> None:
         nonlocal kept
-        serialise(session, _making(job_id))
+        advisory_lock(session, _making(job_id))
         kept = True
 
     try:
@@ -49,14 +49,14 @@ def input_kept(database: Database, directory: JobDir, judged: SyntheticSet | Non
         yield keep
     except BaseException:
         # A transaction that failed as late as in its commit may have been committed: only the answer was lost then.
-        if not kept or not _may_be_made(database, job_id):
+        if not kept or not _may_exist(database, job_id):
             _remove(directory.path)
         raise
     if not kept:
         _remove(directory.path)
 
 
-def clear_abandoned(jobs: Path, known: Collection[str]) -> None:
+def remove_abandoned(jobs: Path, known: Collection[str]) -> None:
     """At the start, before anything else: remove what a server that died amid a submission has left.
 
     That is a directory of no job that the database knows, without the job.json that every job has that was ever submitted to Ray.
@@ -70,16 +70,16 @@ def _making(job_id: str) -> str:
     return f"making {job_id}"
 
 
-def _may_be_made(database: Database, job_id: str) -> bool:
+def _may_exist(database: Database, job_id: str) -> bool:
     """Whether there is the job. Waits for the transaction that was to make it, should the database still be at it.
 
     Also True where the database does not say: what no job needs is cleared at the next start.
     """
     try:
         with database.read() as session:
-            serialise(session, _making(job_id))
+            advisory_lock(session, _making(job_id))
             return session.scalar(select(Job.id).where(Job.id == job_id)) is not None
-    except (SQLAlchemyError, ClosedError) as error:
+    except (SQLAlchemyError, DatabaseClosedError) as error:
         log.warning("job %s may or may not have been made; its files stay for now: %s", job_id, error)
         return True
 

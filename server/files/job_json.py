@@ -24,7 +24,7 @@ from server.store.models import Job
 log = logging.getLogger(__name__)
 
 
-def name_attempt(database: Database, settings: Settings, job_id: str, attempt: int) -> None:
+def authorize_attempt(database: Database, settings: Settings, job_id: str, attempt: int) -> None:
     """Have job.json name an attempt that starts: from here on no other one writes.
 
     Raises StaleAttemptError, and leaves the file, where that attempt is over: a server that was cut off, or waited long for the
@@ -45,7 +45,7 @@ def name_attempt(database: Database, settings: Settings, job_id: str, attempt: i
     write_atomically(settings.job_dir(job_id).job_file, _content(file), fence=still_starts)
 
 
-def name_none(settings: Settings, job_id: str) -> None:
+def revoke_attempts(settings: Settings, job_id: str) -> None:
     """Have job.json name no attempt: a driver that starts all the same ends at its first look. A resume names one again."""
     path = settings.job_dir(job_id).job_file
     try:

@@ -25,7 +25,7 @@ def remove_tree(aside: Path) -> None:
 
 
 @contextmanager
-def removal_of(directory: Path, clear: Clear = remove_tree) -> Iterator[Callable[[], None]]:
+def stage_removal(directory: Path, clear: Clear = remove_tree) -> Iterator[Callable[[], None]]:
     """Around the transaction that deletes the row of `directory`; yields what is to be called last in it."""
     aside = directory.with_name(f"{ASIDE}{directory.name}")
     moved = False  # by this removal: another one's is none of ours

@@ -17,7 +17,7 @@ from cafe_core.data.roots import DataRoots
 from cafe_core.errors import DatasetError, SpecError
 from cafe_core.spec.dataset import DatasetInfo, DatasetSpec
 from server.errors import RefusedSpecError, TooLargeError
-from server.files.removal import ASIDE, finish_removals, removal_of
+from server.files.removal import ASIDE, finish_removals, stage_removal
 from server.store.models import Dataset, new_id
 
 CHUNK_BYTES = 1 << 20
@@ -56,12 +56,12 @@ def discard_upload(roots: DataRoots, dataset_id: str) -> None:
     shutil.rmtree(roots.uploads / dataset_id)
 
 
-def removal_of_upload(roots: DataRoots, dataset_id: str) -> AbstractContextManager[Callable[[], None]]:
-    """See :func:`server.files.removal.removal_of`: of an upload's files and of the class stores made from them."""
-    return removal_of(roots.uploads / dataset_id, partial(_clear, roots))
+def stage_upload_removal(roots: DataRoots, dataset_id: str) -> AbstractContextManager[Callable[[], None]]:
+    """See :func:`server.files.removal.stage_removal`: of an upload's files and of the class stores made from them."""
+    return stage_removal(roots.uploads / dataset_id, partial(_clear, roots))
 
 
-def finish_removals_of_uploads(roots: DataRoots, known: Collection[str]) -> None:
+def finish_upload_removals(roots: DataRoots, known: Collection[str]) -> None:
     """See :func:`server.files.removal.finish_removals`."""
     finish_removals(roots.uploads, known, partial(_clear, roots))
 

@@ -20,7 +20,7 @@ def workers_on(node: RayNode, resources: ResourcesSpec) -> int:
     return min(by_cpu, math.floor(node.gpus) * math.floor(1 / resources.gpus_per_worker + 1e-9))
 
 
-def with_nodes_to_come(cluster: RayCluster, autoscaled: list[RayNode]) -> RayCluster:
+def with_autoscaled_nodes(cluster: RayCluster, autoscaled: list[RayNode]) -> RayCluster:
     """The cluster with as many of `autoscaled`, nodes of one size, as are not there yet. Smaller ones and the head are others."""
     if not autoscaled:
         return cluster
@@ -29,7 +29,7 @@ def with_nodes_to_come(cluster: RayCluster, autoscaled: list[RayNode]) -> RayClu
     return replace(cluster, nodes=cluster.nodes + autoscaled[there:])
 
 
-def beside_driver(cluster: RayCluster, resources: ResourcesSpec, driver_cpus: float) -> RayCluster:
+def without_driver_cpus(cluster: RayCluster, resources: ResourcesSpec, driver_cpus: float) -> RayCluster:
     """The cluster without what a job's driver takes, on the node where it is most in the way of such workers.
 
     Ray chooses the driver's node before it knows of the workers: a job that fits only beside a well-placed driver may wait for
@@ -51,7 +51,7 @@ def _held(cluster: RayCluster, resources: ResourcesSpec) -> int:
 
 def too_large(resources: ResourcesSpec, cluster: RayCluster, driver_cpus: float = 0.0) -> str | None:
     """Why the cluster, otherwise empty, cannot hold a job's workers and driver, with the numbers; None where it can."""
-    fitting = _held(beside_driver(cluster, resources, driver_cpus), resources)
+    fitting = _held(without_driver_cpus(cluster, resources, driver_cpus), resources)
     if fitting >= resources.workers:
         return None
     each = f"{resources.cpus_per_worker} CPU"
@@ -73,7 +73,7 @@ def jobs_held(resources: ResourcesSpec, cluster: RayCluster, worker_bytes: int =
         on_cpus = not resources.gpus_per_worker
         return min(workers, node.memory_bytes // worker_bytes) if worker_bytes and on_cpus else workers
 
-    return sum(map(room, beside_driver(cluster, resources, driver_cpus).nodes)) // resources.workers
+    return sum(map(room, without_driver_cpus(cluster, resources, driver_cpus).nodes)) // resources.workers
 
 
 def memory_per_worker(resources: ResourcesSpec, cluster: RayCluster) -> int:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from server.errors import UnavailableError
 from server.http.shared_answer import Shared
 from server.ray.api import RayApi
-from server.ray.capacity import with_nodes_to_come
+from server.ray.capacity import with_autoscaled_nodes
 from server.settings import Settings
 from workers.client import RayCluster, RayError, RayNode
 
@@ -35,10 +35,10 @@ class ClusterView:
         except RayError as error:
             if (seen := self._seen.last) is None:
                 raise UnavailableError(f"the cluster's size is not known: {error}") from error
-            return with_nodes_to_come(seen, self._to_come)
+            return with_autoscaled_nodes(seen, self._to_come)
         if not cluster.nodes:
             raise UnavailableError("the cluster has no node yet; try again in some seconds")
-        return with_nodes_to_come(cluster, self._to_come)
+        return with_autoscaled_nodes(cluster, self._to_come)
 
 
 def _autoscaled(settings: Settings) -> list[RayNode]:

@@ -1,7 +1,8 @@
-"""What a server sees of a driver over time: that it is silent, that it lingers, that Ray does not end it.
+"""Observe one driver over time: whether it is silent, lingers after its last event, or keeps running although Ray was told to
+stop it.
 
-All of it is counted by a :class:`WatchClock`: a server that was frozen itself, or got no answer from Ray, has seen nothing
-meanwhile. No clock of the driver's machine is asked: of its heartbeat only counts whether it has changed.
+All durations come from a :class:`WatchClock`, so time during which this server was frozen or Ray did not answer does not count.
+The driver machine's clock is never used: of the heartbeat, only whether it has changed matters.
 """
 
 from __future__ import annotations
@@ -12,66 +13,66 @@ from dataclasses import dataclass
 from cafe_core.jobs.jobdir import AttemptDir
 from cafe_core.jobs.watch_clock import WatchClock
 
-LAST_WORDS_GRACE_S = 30.0
-"""How long a driver may live on after its last event."""
+EXIT_GRACE_S = 30.0
+"""How long a driver may keep running after its terminal event."""
 STOP_EVERY_S = 3.0
-"""How often a driver that was asked to stop, but lives on, is asked again."""
-OBEYS_WITHIN_S = 60.0
-"""How long Ray may take to end what it has heard is to stop. It kills a driver RAY_JOB_STOP_WAIT_TIME_S after that (20 s as
-deployed here); what takes longer is frozen itself: the job supervisor, Ray's actor that has started the driver."""
+"""How often the stop request is repeated for a driver that keeps running."""
+STOPS_WITHIN_S = 60.0
+"""How long Ray may take to end a driver after it received the stop request. Ray kills the driver after RAY_JOB_STOP_WAIT_TIME_S
+(20 s as deployed here); if that takes longer, the job supervisor, the Ray actor that started the driver, is itself frozen."""
 
 
 @dataclass(frozen=True)
-class Watched:
-    """What is so at one look."""
+class DriverState:
+    """The state of a driver at one observation."""
 
     silent_s: float
-    """For how long the driver's heartbeat has not changed; 0 where there is none."""
+    """Seconds since the driver's heartbeat last changed; 0 if there is no heartbeat."""
     lingers: bool
-    """Whether it lives on although it has said its last word some time ago: what it holds is needed."""
+    """Whether it still runs EXIT_GRACE_S after its terminal event, holding resources that others need."""
     stop_asked: bool
-    """Whether it was asked to stop a moment ago, and heard it."""
-    deaf: bool
-    """Whether Ray heard some time ago that it is to stop, and has not ended it."""
+    """Whether Ray received a stop request within the last STOP_EVERY_S."""
+    ignores_stop: bool
+    """Whether Ray received a stop request more than STOPS_WITHIN_S ago and has not ended the driver."""
 
 
 class DriverWatch:
-    """Of one attempt, looked at about every second."""
+    """Watches the driver of one attempt, about once per second."""
 
     def __init__(self) -> None:
         self._clock = WatchClock()
         self._now = 0.0
         self._beat: bytes | None = None
         self._beat_at = 0.0
-        self._last_words_at: float | None = None
-        self._obeyed_by = float("inf")
-        self._stop_heard_at = float("-inf")
+        self._terminal_event_at: float | None = None
+        self._stops_by = float("inf")
+        self._stop_received_at = float("-inf")
 
-    def look(self, attempt: AttemptDir, *, said_last_word: bool) -> Watched:
-        """Reads the heartbeat: call it in a thread, for the disk may be slow."""
-        beat = _beat_in(attempt)
+    def observe(self, attempt: AttemptDir, *, has_terminal_event: bool) -> DriverState:
+        """Read the heartbeat and return the driver's state. Call it in a thread: the disk may be slow."""
+        beat = _read_heartbeat(attempt)
         self._now = now = self._clock.look()
         if beat is None or beat != self._beat:
             self._beat, self._beat_at = beat, now
-        if said_last_word and self._last_words_at is None:
-            self._last_words_at = now
-        return Watched(
+        if has_terminal_event and self._terminal_event_at is None:
+            self._terminal_event_at = now
+        return DriverState(
             silent_s=now - self._beat_at,
-            lingers=self._last_words_at is not None and now - self._last_words_at > LAST_WORDS_GRACE_S,
-            stop_asked=time.monotonic() - self._stop_heard_at < STOP_EVERY_S,
-            deaf=now > self._obeyed_by,
+            lingers=self._terminal_event_at is not None and now - self._terminal_event_at > EXIT_GRACE_S,
+            stop_asked=time.monotonic() - self._stop_received_at < STOP_EVERY_S,
+            ignores_stop=now > self._stops_by,
         )
 
-    def stop_heard(self) -> None:
-        """Ray has just heard that the driver is to stop."""
-        self._stop_heard_at = time.monotonic()
-        self._obeyed_by = min(self._obeyed_by, self._now + OBEYS_WITHIN_S)
+    def stop_received(self) -> None:
+        """Note that Ray has just received a stop request for the driver."""
+        self._stop_received_at = time.monotonic()
+        self._stops_by = min(self._stops_by, self._now + STOPS_WITHIN_S)
 
 
-def _beat_in(attempt: AttemptDir) -> bytes | None:
-    """None where nothing can be said: there is no count yet, or it cannot be read now.
+def _read_heartbeat(attempt: AttemptDir) -> bytes | None:
+    """Return the heartbeat, or None if there is none yet or it cannot be read.
 
-    It is opened, and not asked for its time: so NFS shows what the driver's machine has written last.
+    The file is opened instead of checking its modification time, because opening makes NFS fetch the latest content.
     """
     try:
         return attempt.heartbeat_file.read_bytes() or None

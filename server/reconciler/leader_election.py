@@ -1,12 +1,12 @@
-"""One server at a time looks after the jobs of a database; the others serve the API and stand by.
+"""Elect one server that reconciles the jobs of a database; the others serve the API and stand by.
 
-Who holds a lock leads. It is PostgreSQL's session advisory lock, on a connection of its own, or with SQLite flock on a file
-beside it: both are let go when their holder dies, however it dies. The leader looks every second whether it still holds the
-lock, and whoever does not hold it asks for it as often.
+The leader holds a lock: a PostgreSQL session advisory lock on a dedicated connection, or, with SQLite, flock on a file beside the
+database. Both are released when the holder dies. The leader checks every second that it still holds the lock, and the other
+servers try to acquire it as often.
 
-For a moment two servers may both believe that they lead, when the database or a server was away. So nothing relies on the
-lock for being right: every change of a job is made in a transaction that holds the job's row and looks at its state again, a
-submission has one name for all servers, and a driver writes only while its job's file names its attempt.
+For a moment two servers may both believe that they lead, for example after a network partition. Correctness therefore does not
+depend on the lock: every change to a job happens in a transaction that locks the job's row and checks its state again, a
+submission has the same id on every server, and a driver writes only while job.json names its attempt.
 """
 
 from __future__ import annotations
@@ -29,47 +29,47 @@ from server.store.database import Database
 log = logging.getLogger(__name__)
 
 EVERY_S = 1.0
-"""How often the lock is asked for, and its holder looks whether it still holds it."""
-PATIENCE_S = 3.0
-"""A leader that has had no answer for so long no longer leads."""
-FORGOTTEN_AFTER_S = 8
-"""When PostgreSQL takes the lock from a holder that is silent: frozen, or cut off. Later than the holder gives it up itself."""
-LEADING = 0x0CAFE002
-"""PostgreSQL's advisory lock."""
+"""How often the lock is requested, and its holder checks that it still holds it."""
+ANSWER_WITHIN_S = 3.0
+"""A leader whose check takes longer than this steps down."""
+LOCK_EXPIRES_AFTER_S = 8
+"""When PostgreSQL ends the session of a holder that is frozen or disconnected. Later than the holder steps down by itself."""
+LEADER_LOCK = 0x0CAFE002
+"""Key of the PostgreSQL advisory lock."""
 
 Duty = Callable[[], Coroutine[Any, Any, None]]
 Answer = TypeVar("Answer")
 
 
 class Leader:
-    """Runs what only one server at a time may do."""
+    """Runs the duties that only one server at a time may have."""
 
     def __init__(self, database: Database, lock_file: Path) -> None:
-        """lock_file: for SQLite."""
+        """lock_file: the file to lock with SQLite."""
         is_file = database.engine.dialect.name == "sqlite"
         self._lock: _Lock = _FileLock(lock_file) if is_file else _PostgresLock(database)
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="leader")  # one at a time: a lock has one state
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="leader")  # one thread: calls on the lock must not overlap
         self._leads = False
         self._ended = False
 
     @property
     def leads(self) -> bool:
-        """Whether this server is the one."""
+        """Whether this server is the leader."""
         return self._leads
 
     @property
     def ended(self) -> bool:
-        """Whether :meth:`run` has returned or failed: then this server will not lead any more."""
+        """Whether :meth:`run` has returned or failed: this server will not lead again."""
         return self._ended
 
     async def run(self, *duties: Duty) -> None:
-        """Until cancelled: whenever this server leads, run the duties, and cancel them as soon as it does not.
+        """Run the duties whenever this server leads, and cancel them when it no longer does, until cancelled.
 
-        A duty is called anew each time. When one returns or fails, this ends or fails with it, and another server leads.
+        Each duty is called again for each term. If one returns or fails, this method raises, and another server can lead.
         """
         try:
             while True:
-                if await self._ask(self._lock.take):
+                if await self._ask(self._lock.acquire):
                     await self._lead(duties)
                 await asyncio.sleep(EVERY_S)
         finally:
@@ -78,17 +78,17 @@ class Leader:
             self._thread.shutdown(wait=False)
 
     async def _lead(self, duties: tuple[Duty, ...]) -> None:
-        log.info("this server looks after the jobs now")
+        log.info("this server is now the leader")
         self._leads = True
         lost = asyncio.create_task(self._until_lost(), name="leadership")
         tasks = [asyncio.create_task(duty(), name=getattr(duty, "__qualname__", "duty")) for duty in duties]
         try:
             done, _ = await asyncio.wait([lost, *tasks], return_when=asyncio.FIRST_COMPLETED)
             for task in done:
-                await task  # raises what it failed with
+                await task  # raises its exception
             if lost not in done:
                 raise RuntimeError(f"{next(iter(done)).get_name()} has returned")
-            log.warning("this server no longer looks after the jobs: it has lost the lock, or the database")
+            log.warning("this server is no longer the leader: it has lost the lock or the database")
         finally:
             self._leads = False
             for task in (lost, *tasks):
@@ -101,9 +101,9 @@ class Leader:
             await asyncio.sleep(EVERY_S)
 
     async def _ask(self, question: Callable[[], bool]) -> bool:
-        """False also where there is no answer in time. What is asked meanwhile waits for its turn."""
+        """Return the answer, or False if there is none in time. Later questions wait until the thread is free."""
         try:
-            async with asyncio.timeout(PATIENCE_S):
+            async with asyncio.timeout(ANSWER_WITHIN_S):
                 return await self._in_thread(question)
         except TimeoutError:
             return False
@@ -113,9 +113,9 @@ class Leader:
 
 
 class _Lock(Protocol):
-    """Called by one thread at a time. A question that cannot be answered is answered with no."""
+    """A lock, used by one thread at a time. When its state cannot be determined, the methods return False."""
 
-    def take(self) -> bool: ...
+    def acquire(self) -> bool: ...
 
     def still_held(self) -> bool: ...
 
@@ -123,13 +123,13 @@ class _Lock(Protocol):
 
 
 class _FileLock:
-    """flock: of one machine, as SQLite is."""
+    """flock on a file, for servers on one machine, as with SQLite."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._file: BinaryIO | None = None
 
-    def take(self) -> bool:
+    def acquire(self) -> bool:
         file = self._path.open("wb")
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -140,7 +140,7 @@ class _FileLock:
         return True
 
     def still_held(self) -> bool:
-        """Not when the file was removed: the next server would lock another one of the same name."""
+        """Return False also if the file was removed: the next server would lock a new file of the same name."""
         if self._file is None:
             return False
         try:
@@ -155,36 +155,36 @@ class _FileLock:
 
 
 class _PostgresLock:
-    """A session's: it ends with the connection."""
+    """A session advisory lock: it ends with its connection."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
         self._connection: Connection | None = None
-        self._complained = False
+        self._warned = False
 
-    def take(self) -> bool:
+    def acquire(self) -> bool:
         try:
             if self._connection is None:
-                self._connection = self._database.connect_alone()
-                self._connection.exec_driver_sql(f"SET idle_session_timeout = '{FORGOTTEN_AFTER_S}s'")
-            taken = self._connection.exec_driver_sql(f"SELECT pg_try_advisory_lock({LEADING})").scalar_one()
+                self._connection = self._database.dedicated_connection()
+                self._connection.exec_driver_sql(f"SET idle_session_timeout = '{LOCK_EXPIRES_AFTER_S}s'")
+            acquired = self._connection.exec_driver_sql(f"SELECT pg_try_advisory_lock({LEADER_LOCK})").scalar_one()
         except SQLAlchemyError as error:
-            if not self._complained:
-                log.warning("the lock of the server that looks after the jobs cannot be asked for: %s", error)
-            self._complained = True
+            if not self._warned:
+                log.warning("cannot request the leader lock: %s", error)
+            self._warned = True
             self.release()
             return False
-        self._complained = False
-        return bool(taken)
+        self._warned = False
+        return bool(acquired)
 
     def still_held(self) -> bool:
-        """A session that answers has its locks."""
+        """A session that still answers still holds its locks."""
         if self._connection is None:
             return False
         try:
             self._connection.exec_driver_sql("SELECT 1")
         except SQLAlchemyError as error:
-            log.warning("the lock of the server that looks after the jobs is lost: %s", error)
+            log.warning("the leader lock is lost: %s", error)
             self.release()
             return False
         return True
@@ -192,5 +192,5 @@ class _PostgresLock:
     def release(self) -> None:
         connection, self._connection = self._connection, None
         if connection is not None:
-            with contextlib.suppress(SQLAlchemyError):  # it may be broken: then it is closed as well
+            with contextlib.suppress(SQLAlchemyError):  # a broken connection is closed as well
                 connection.close()

@@ -1,7 +1,7 @@
-"""Servers that share a data directory know whether another one is there: only alone may one tidy up what a dead one left.
+"""Detect other servers on the same data directory: only a server that is alone may clean up what a crashed one left behind.
 
-What looks abandoned while others serve (a job's directory without a row, a directory set aside) may be a request of theirs
-amid its transaction.
+While other servers run, something that looks abandoned (a job's directory without a row, a directory set aside for removal) may
+belong to one of their open transactions.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from pathlib import Path
 
 
 @contextmanager
-def present(lock_file: Path, when_alone: Callable[[], None]) -> Iterator[None]:
-    """Around all that a server serves. Before that, `when_alone` is called where no other server is there.
+def server_presence(lock_file: Path, cleanup: Callable[[], None]) -> Iterator[None]:
+    """Hold a shared lock while this server runs; if no other server holds it, call `cleanup` first.
 
-    A lock on a file: it is let go when the server dies, and held by several machines where they share the file system.
+    The lock is released when the server dies. It works across machines that share the file system.
     """
     with lock_file.open("ab") as file:
         with contextlib.suppress(BlockingIOError):
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            when_alone()
-        fcntl.flock(file, fcntl.LOCK_SH)  # waits for another one that tidies up
+            cleanup()
+        fcntl.flock(file, fcntl.LOCK_SH)  # waits while another server cleans up
         yield

@@ -1,7 +1,7 @@
-"""The attempt before the one that is to start: it is to let go of what it holds first.
+"""Wait until the previous attempt has released its resources before the next one starts.
 
-A lost attempt may run on, and Ray may know it (again). Once the next one is submitted it can write nothing any more
-(:mod:`server.files.job_json`), but its workers hold CPUs and GPUs that the next one's wait for.
+A lost attempt may still run, and Ray may come to know it again. Once the next attempt is authorized, the previous one can no
+longer write (:mod:`server.files.job_json`), but its workers hold CPUs and GPUs that the next attempt's workers wait for.
 """
 
 from __future__ import annotations
@@ -14,40 +14,40 @@ from workers.client import RayRefusedError
 
 log = logging.getLogger(__name__)
 
-LETS_GO_WITHIN_S = 30.0
-"""How long it is waited for. Ray kills a driver that does not end 3 s after it was asked to."""
+ENDS_WITHIN_S = 30.0
+"""How long to wait for it. Ray kills a driver that does not end within RAY_JOB_STOP_WAIT_TIME_S after the stop request."""
 STOP_EVERY_S = 3.0
-"""How often it is asked."""
+"""How often the stop request is repeated."""
 
 
-class Predecessor:
-    """Of one attempt."""
+class PreviousAttempt:
+    """Stops the attempt before the one that is about to be submitted."""
 
     def __init__(self, ray: RayApi, job_id: str) -> None:
         self._ray = ray
         self._job_id = job_id
         self._first_seen_at: float | None = None
-        self._stop_heard_at = float("-inf")
+        self._stop_received_at = float("-inf")
 
-    async def is_over(self, attempt: int) -> bool:
-        """Whether the attempt before `attempt` has ended, as far as Ray knows; else it is stopped: ask again then.
+    async def has_ended(self, attempt: int) -> bool:
+        """Return whether the attempt before `attempt` has ended according to Ray; if not, ask Ray to stop it. Raises RayError.
 
-        After LETS_GO_WITHIN_S it counts as over: a job is not to wait for ever for what nobody can end. Raises RayError.
+        After ENDS_WITHIN_S the answer is True in any case, so that a job does not wait forever for one that cannot be stopped.
         """
         if attempt == 1:
             return True
-        before = attempt - 1
+        previous = attempt - 1
         try:
-            known = await self._ray.job(self._job_id, before)
+            known = await self._ray.job(self._job_id, previous)
             if known is None or known.state.ended:
                 return True
-            if time.monotonic() - self._stop_heard_at >= STOP_EVERY_S and await self._ray.stop(self._job_id, before):
-                self._stop_heard_at = time.monotonic()
+            if time.monotonic() - self._stop_received_at >= STOP_EVERY_S and await self._ray.stop(self._job_id, previous):
+                self._stop_received_at = time.monotonic()
         except RayRefusedError as error:
-            log.warning("job %s: attempt %d cannot be stopped: %s", self._job_id, before, error)
+            log.warning("job %s: cannot stop attempt %d: %s", self._job_id, previous, error)
         now = time.monotonic()
         self._first_seen_at = self._first_seen_at or now
-        if now - self._first_seen_at < LETS_GO_WITHIN_S:
+        if now - self._first_seen_at < ENDS_WITHIN_S:
             return False
-        log.warning("job %s: attempt %d lives on; the next one starts all the same", self._job_id, before)
+        log.warning("job %s: attempt %d is still running; starting the next one anyway", self._job_id, previous)
         return True

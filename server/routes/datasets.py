@@ -16,7 +16,7 @@ from server.auth.limits import check_room
 from server.auth.visibility import find_dataset, listed_owner
 from server.deps import Services, ServicesDep
 from server.errors import ConflictError, problems
-from server.files.uploads import discard_upload, removal_of_upload, store_upload
+from server.files.uploads import discard_upload, stage_upload_removal, store_upload
 from server.http.body_limit import FORM_BYTES
 from server.store import jobs, models, serializers
 
@@ -96,7 +96,7 @@ def delete_dataset(dataset_id: DatasetId, principal: Writer, services: ServicesD
     """Delete an uploaded dataset, and the copies of its images that jobs were given. Results made from it stay."""
     if _builtin(dataset_id) is not None:
         raise ConflictError(f"{dataset_id} is built in and cannot be deleted")
-    with removal_of_upload(services.settings.roots, dataset_id) as set_aside, services.database.write() as session:
+    with stage_upload_removal(services.settings.roots, dataset_id) as set_aside, services.database.write() as session:
         row = find_dataset(session, principal, dataset_id, lock=True)
         if dataset_id in jobs.datasets_in_use(session):
             raise ConflictError(f"a job that has not ended uses {dataset_id}; cancel it first")

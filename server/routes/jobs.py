@@ -18,14 +18,14 @@ from server.auth.open_requests import will_last
 from server.auth.visibility import find_job, listed_owner
 from server.deps import JobId, Services, ServicesDep
 from server.errors import UnauthorizedError, problems
-from server.files.inputs import input_kept
+from server.files.inputs import stage_input
 from server.files.job_files import bytes_in
-from server.files.removal import removal_of
+from server.files.removal import stage_removal
 from server.http.conditional import matches, not_modified
 from server.states import ENDED, Status
 from server.store import jobs, models, serializers
 from server.store.changes import wait_until_set
-from server.store.database import serialise
+from server.store.database import advisory_lock
 from server.store.progress import total_of
 from server.submission import planning
 from server.submission.planning import Plan
@@ -94,14 +94,14 @@ def _create(
     """The job and its key in one transaction; (the job that the key has made meanwhile, False) where it has."""
     job_id, accepted = models.new_id("job"), planned.accepted
     database, directory = services.database, services.settings.job_dir(job_id)
-    with input_kept(database, directory, accepted.judged) as keep, database.write() as session:
+    with stage_input(database, directory, accepted.judged) as keep, database.write() as session:
         if key is not None:
-            serialise(session, f"idempotency {principal.key_id or ''} {key}")
+            advisory_lock(session, f"idempotency {principal.key_id or ''} {key}")
         if key is not None and (known := jobs.recall_key(session, key, body_sha256, owner=principal.key_id)) is not None:
             return known, False
         written = bytes_in(directory.path)
         check_queue(session, principal.key_id, services.settings, adding=written)
-        jobs.hold_datasets(session, accepted.spec)
+        jobs.lock_datasets(session, accepted.spec)
         job = jobs.create(session, job_id, accepted.spec, owner=principal.key_id, stored_bytes=written)
         if key is not None:
             jobs.remember_key(session, key, body_sha256, job)
@@ -236,7 +236,7 @@ async def delete(job_id: JobId, principal: Writer, services: ServicesDep) -> Non
 
 
 def _delete(services: Services, principal: Principal, job_id: str) -> int:
-    with removal_of(services.settings.job_dir(job_id).path) as set_aside, services.database.write() as session:
+    with stage_removal(services.settings.job_dir(job_id).path) as set_aside, services.database.write() as session:
         job = find_job(session, principal, job_id, lock=True)
         jobs.delete(session, job)
         session.flush()

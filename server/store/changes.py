@@ -17,9 +17,9 @@ from server.store.models import Job
 
 log = logging.getLogger(__name__)
 
-ELSEWHERE_EVERY_S = 1.0
+POLL_EVERY_S = 1.0
 """How often changes that another server made are looked for, while anybody waits for one."""
-IDS_A_QUERY = 500
+IDS_PER_QUERY = 500
 
 
 async def wait_until_set(event: asyncio.Event, seconds: float) -> None:
@@ -38,9 +38,9 @@ class Changes:
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._waiting: defaultdict[str, set[asyncio.Event]] = defaultdict(set)
-        self._wakes = 0
-        self._wanted_elsewhere: Counter[str] = Counter()
-        self._anybody = asyncio.Event()
+        self._version = 0
+        self._watched_for_others: Counter[str] = Counter()
+        self._anyone_watching = asyncio.Event()
         self._closed = False
 
     @property
@@ -55,58 +55,58 @@ class Changes:
             for event in events:
                 event.set()
 
-    def tell(self, job_id: str) -> None:
+    def notify(self, job_id: str) -> None:
         """Wake all who wait for `job_id`. Any thread may call it, after its transaction."""
         self._loop.call_soon_threadsafe(self._wake, job_id)
 
     @property
-    def wakes(self) -> int:
+    def version(self) -> int:
         """Grows with each change of any job: what began to be read at another count may be old."""
-        return self._wakes
+        return self._version
 
     def _wake(self, job_id: str) -> None:
-        self._wakes += 1
+        self._version += 1
         for event in self._waiting.get(job_id, ()):
             event.set()
 
     @contextmanager
-    def watching(self, job_id: str, *, elsewhere: bool = True) -> Iterator[asyncio.Event]:
+    def watching(self, job_id: str, *, other_servers: bool = True) -> Iterator[asyncio.Event]:
         """An event that is set by changes from here on; the caller clears it before it looks again.
 
-        elsewhere: also by those that other servers make, at most about a second later.
+        other_servers: also by those that other servers make, at most about a second later.
         """
         event = asyncio.Event()
         self._waiting[job_id].add(event)
-        if elsewhere:
-            self._wanted_elsewhere[job_id] += 1
-            self._anybody.set()
+        if other_servers:
+            self._watched_for_others[job_id] += 1
+            self._anyone_watching.set()
         if self._closed:
             event.set()
         try:
             yield event
         finally:
             self._waiting[job_id].discard(event)
-            if elsewhere:
-                self._wanted_elsewhere[job_id] -= 1
-                if not self._wanted_elsewhere[job_id]:
-                    del self._wanted_elsewhere[job_id]
+            if other_servers:
+                self._watched_for_others[job_id] -= 1
+                if not self._watched_for_others[job_id]:
+                    del self._watched_for_others[job_id]
             if not self._waiting[job_id]:
                 del self._waiting[job_id]
 
-    async def follow_others(self, database: Database) -> None:
+    async def poll_other_servers(self, database: Database) -> None:
         """Until cancelled, wake those who wait for jobs that another server changed: one query a second, while anybody does.
 
-        A change made here is seen once more, and wakes for nothing. So does a job seen for the first time: it may have changed
+        A change made here is seen once more, and version for nothing. So does a job seen for the first time: it may have changed
         between its watcher's last look and this one.
         """
         seen: dict[str, int | None] = {}
         ailing = False
         while True:
-            if not self._wanted_elsewhere:
+            if not self._watched_for_others:
                 seen.clear()
-                self._anybody.clear()
-                await self._anybody.wait()
-            wanted = list(self._wanted_elsewhere)
+                self._anyone_watching.clear()
+                await self._anyone_watching.wait()
+            wanted = list(self._watched_for_others)
             try:
                 versions = await asyncio.to_thread(_versions, database, wanted)
                 ailing = False
@@ -119,14 +119,14 @@ class Changes:
                     if job_id not in seen or seen[job_id] != versions.get(job_id):
                         self._wake(job_id)
                 seen = {job_id: versions.get(job_id) for job_id in wanted}
-            await asyncio.sleep(ELSEWHERE_EVERY_S)
+            await asyncio.sleep(POLL_EVERY_S)
 
 
 def _versions(database: Database, job_ids: list[str]) -> dict[str, int]:
     """By job; one that is gone has none."""
     versions: dict[str, int] = {}
     with database.read() as session:
-        for start in range(0, len(job_ids), IDS_A_QUERY):
-            some = job_ids[start : start + IDS_A_QUERY]
+        for start in range(0, len(job_ids), IDS_PER_QUERY):
+            some = job_ids[start : start + IDS_PER_QUERY]
             versions |= {row.id: row.version for row in session.execute(select(Job.id, Job.version).where(Job.id.in_(some)))}
     return versions

@@ -44,7 +44,7 @@ _POSTGRESQL: dict[str, Any] = {
 }
 
 
-class ClosedError(Exception):
+class DatabaseClosedError(Exception):
     """A transaction was begun after the database was closed."""
 
 
@@ -85,7 +85,7 @@ class Database:
         with self._open(), self.sessions(bind=engine) as session, session.begin():
             yield session
 
-    def connect_alone(self) -> Connection:
+    def dedicated_connection(self) -> Connection:
         """A connection outside the pool, closed for good by `close`. Each statement is a transaction."""
         connection = self.engine.connect().execution_options(isolation_level="AUTOCOMMIT")
         connection.detach()
@@ -131,7 +131,7 @@ class Database:
         """Around a transaction."""
         with self._idle:
             if self._closed:
-                raise ClosedError("the server stops: its database is closed")
+                raise DatabaseClosedError("the server stops: its database is closed")
             self._in_progress += 1
         try:
             yield
@@ -141,7 +141,7 @@ class Database:
                 self._idle.notify_all()
 
 
-def serialise(session: Session, subject: str) -> None:
+def advisory_lock(session: Session, subject: str) -> None:
     """Until its end, let no other transaction pass that names the same subject: what is looked for then stays absent.
 
     PostgreSQL only; with SQLite one writes at a time anyway.

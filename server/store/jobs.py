@@ -20,7 +20,7 @@ from server.errors import ConflictError, NotFoundError, RefusedSpecError
 from server.states import ENDED, IN_RAY, RESUMABLE, Status, after_cancel, check_transition
 from server.store.deliveries import enqueue
 from server.store.models import ApiKey, Artifact, Attempt, Dataset, Event, IdempotencyKey, Job, JobLabel
-from server.store.progress import LAST_WORDS, LASTING, DriverEvent, changes_of, total_of
+from server.store.progress import DURABLE_EVENTS, TERMINAL_EVENTS, DriverEvent, job_update, total_of
 
 LARGEST_NUMBER = 2**31 - 1
 """Of jobs, attempts and events: PostgreSQL compares its integers with none above that."""
@@ -53,7 +53,7 @@ def create(session: Session, job_id: str, spec: JobSpec, *, owner: str | None = 
     session.add(job)
     session.flush()
     session.add(Attempt(job_id=job.id, number=job.attempt))
-    _note_status(session, job)
+    _append_status(session, job)
     return job
 
 
@@ -120,7 +120,7 @@ def transition(session: Session, job: Job, status: Status, *, error: dict[str, A
     if status in ENDED:
         job.finished_at = utc_now()
         attempt_of(session, job).finished_at = job.finished_at
-    _note_status(session, job)
+    _append_status(session, job)
     if status in ENDED:
         enqueue(session, job)
 
@@ -142,14 +142,14 @@ def resume(session: Session, job: Job) -> None:
     _next_attempt(session, job, "resumed")
 
 
-def renew(session: Session, job: Job, loss: dict[str, Any]) -> None:
+def retry_lost(session: Session, job: Job, loss: dict[str, Any]) -> None:
     """Queue a new attempt in the place of the current one, which was lost. `loss`: code and message say how."""
     attempt_of(session, job).finished_at = utc_now()
     _append(session, job, "lost", {"reason": loss["message"], "code": loss["code"]})
     _next_attempt(session, job, "lost")
 
 
-def renewals_in_a_row(session: Session, job: Job) -> int:
+def consecutive_losses(session: Session, job: Job) -> int:
     """How many of the newest attempts were each made for a lost one, and came no further: none of them left anything new.
 
     One that leaves something (a checkpoint, an accuracy) ends the row, so that a long job survives any number of losses.
@@ -157,13 +157,13 @@ def renewals_in_a_row(session: Session, job: Job) -> int:
     attempts = session.execute(select(Attempt.number, Attempt.cause).where(Attempt.job_id == job.id))
     causes = {attempt.number: attempt.cause for attempt in attempts}
     renewals, number = 0, job.attempt
-    while causes.get(number) == "lost" and not _came_further(session, job, number):
+    while causes.get(number) == "lost" and not _made_progress(session, job, number):
         renewals, number = renewals + 1, number - 1
     return renewals
 
 
-def _came_further(session: Session, job: Job, attempt: int) -> bool:
-    lasting = select(Event.data).where(Event.job_id == job.id, Event.attempt == attempt, Event.type.in_(LASTING))
+def _made_progress(session: Session, job: Job, attempt: int) -> bool:
+    lasting = select(Event.data).where(Event.job_id == job.id, Event.attempt == attempt, Event.type.in_(DURABLE_EVENTS))
     return any(data.get("status") != "failed" for data in session.scalars(lasting))
 
 
@@ -181,7 +181,7 @@ def delete(session: Session, job: Job) -> None:
     session.delete(job)
 
 
-def to_look_after(session: Session, admitted: Collection[str], *, max_active: int, max_per_owner: int | None) -> list[str]:
+def jobs_to_reconcile(session: Session, admitted: Collection[str], *, max_active: int, max_per_owner: int | None) -> list[str]:
     """Jobs to look after: all that may have a driver, and as many queued ones as `max_active` leaves room for.
 
     Of these the owner goes first that has the fewest active, and its oldest job; an owner has at most as many active as its key
@@ -215,11 +215,11 @@ def artifacts(session: Session, job: Job) -> list[Artifact]:
 def take_events(session: Session, job: Job, attempt: Attempt, events: list[DriverEvent], new_offset: int) -> None:
     """Store a driver's events, up to byte `new_offset` of its file, and let them change the job."""
     for event in events:
-        changes = changes_of(event)
+        changes = job_update(event)
         job.phase = changes.phase or job.phase
         if changes.done is not None and changes.total is not None:
             job.done, job.total, job.eta_s = changes.done, changes.total, changes.eta_s
-        if event.type in LAST_WORDS:
+        if event.type in TERMINAL_EVENTS:
             attempt.outcome = {"type": event.type, **event.data}
         _append(session, job, event.type, event.data, time=event.time)
         if changes.computing and job.state is Status.STARTING:
@@ -255,7 +255,7 @@ def datasets_in_use(session: Session) -> set[str]:
     return {dataset_id for spec in specs for dataset_id in _dataset_ids(parse_job_spec(spec))}
 
 
-def hold_datasets(session: Session, spec: JobSpec) -> None:
+def lock_datasets(session: Session, spec: JobSpec) -> None:
     """Within the transaction that makes a job: no uploaded dataset that it reads is deleted before the job is there.
 
     Raises ConflictError where one was deleted since the spec was looked at.
@@ -289,7 +289,7 @@ def started_trials(session: Session, job: Job) -> set[int]:
     return {data["number"] for data in session.scalars(of_attempt)}
 
 
-def _note_status(session: Session, job: Job) -> None:
+def _append_status(session: Session, job: Job) -> None:
     _append(session, job, "status", {"status": job.status} | ({"error": job.error} if job.error else {}))
 
 

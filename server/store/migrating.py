@@ -15,20 +15,20 @@ from sqlalchemy.engine import Connection, Engine
 from server.store.revisions import NewerDatabaseError, UnknownRevisionError
 
 MIGRATIONS = Path(__file__).with_name("migrations")
-MIGRATING = 0x0CAFE001
+MIGRATION_LOCK = 0x0CAFE001
 """PostgreSQL's advisory lock while the tables are changed."""
 
 
 def migrate(engine: Engine, revision: str) -> None:
     """See :meth:`server.store.database.Database.migrate`."""
-    with engine.connect() as connection, _tables_may_be_replaced(connection), connection.begin():
+    with engine.connect() as connection, _foreign_keys_off(connection), connection.begin():
         if connection.dialect.name == "postgresql":
             connection.exec_driver_sql("SET LOCAL lock_timeout = 0")  # the server before may take its time
-            connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({MIGRATING})")
+            connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({MIGRATION_LOCK})")
         config = _config(connection)
         scripts = ScriptDirectory.from_config(config)
         _refuse_newer(_revision(connection), scripts)
-        target = "base" if revision == "base" else _known(revision, scripts)
+        target = "base" if revision == "base" else _resolve(revision, scripts)
         down = {script.revision for script in scripts.iterate_revisions(_revision(connection) or "base", "base")}
         (command.downgrade if target == "base" or target in down else command.upgrade)(config, target)
         _check_references(connection)
@@ -46,7 +46,7 @@ def _refuse_newer(revision: str | None, scripts: ScriptDirectory) -> None:
         )
 
 
-def _known(revision: str, scripts: ScriptDirectory) -> str:
+def _resolve(revision: str, scripts: ScriptDirectory) -> str:
     known = [script.revision for script in scripts.walk_revisions()]
     if revision == "head":
         return known[0]
@@ -63,7 +63,7 @@ def _check_references(connection: Connection) -> None:
 
 
 @contextmanager
-def _tables_may_be_replaced(connection: Connection) -> Iterator[None]:
+def _foreign_keys_off(connection: Connection) -> Iterator[None]:
     """SQLite alters a table by making it anew: dropping the old one must not delete what refers to its rows."""
     connection.execution_options(writes=True)
     if connection.dialect.name != "sqlite":

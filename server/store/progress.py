@@ -13,9 +13,9 @@ from cafe_core.spec.job import JobSpec
 
 COMPUTING = frozenset({"condensing", "validating", "evaluating", "sweeping", "publishing"})
 """Phases in which the job's workers, or its driver, compute."""
-LAST_WORDS = frozenset({"finished", "failed", "cancelled"})
+TERMINAL_EVENTS = frozenset({"finished", "failed", "cancelled"})
 """Events after which a driver says nothing more."""
-LASTING = frozenset({"checkpoint", "validated", "evaluated", "trial_validated", "trial"})
+DURABLE_EVENTS = frozenset({"checkpoint", "validated", "evaluated", "trial_validated", "trial"})
 """Events of something that the next attempt does not do again."""
 
 
@@ -39,7 +39,7 @@ class DriverEvent:
 
 
 @dataclass(frozen=True)
-class Changes:
+class JobUpdate:
     """What an event changes in its job; None: nothing."""
 
     phase: str | None = None
@@ -49,22 +49,22 @@ class Changes:
     computing: bool = False
 
 
-def changes_of(event: DriverEvent) -> Changes:
+def job_update(event: DriverEvent) -> JobUpdate:
     """Events of other types change nothing of the job but are events of it all the same."""
     match event.type:
         case "phase":
             phase = str(event.data["phase"])
-            return Changes(phase=phase, computing=phase in COMPUTING)
+            return JobUpdate(phase=phase, computing=phase in COMPUTING)
         case "iteration":
-            return Changes(done=event.data["iteration"], total=event.data["total"], eta_s=event.data.get("eta_s"))
+            return JobUpdate(done=event.data["iteration"], total=event.data["total"], eta_s=event.data.get("eta_s"))
         case "epoch":
-            return Changes(done=event.data["epoch"], total=event.data["total"], eta_s=event.data.get("eta_s"))
+            return JobUpdate(done=event.data["epoch"], total=event.data["total"], eta_s=event.data.get("eta_s"))
         case "validated":
-            return Changes(done=event.data["iteration"], total=event.data["total"])
+            return JobUpdate(done=event.data["iteration"], total=event.data["total"])
         case "evaluated" | "trials" | "trial":
-            return Changes(done=event.data["done"], total=event.data["total"], eta_s=event.data.get("eta_s"))
+            return JobUpdate(done=event.data["done"], total=event.data["total"], eta_s=event.data.get("eta_s"))
         case _:
-            return Changes()
+            return JobUpdate()
 
 
 def total_of(spec: JobSpec) -> int:

@@ -40,22 +40,22 @@ STEPS = {
     "request received": Step("server.routes.jobs", "_create", "before"),
     "row written, not committed": Step("server.store.jobs", "create", "after"),
     "row committed": Step("server.routes.jobs", "_create", "after"),
-    "start committed": Step("server.reconciler.job_keeper", "JobKeeper._start", "after"),
+    "start committed": Step("server.reconciler.job_record", "JobRecord._start", "after"),
     "job.json written": Step("server.files.job_json", "write_atomically", "after"),
     "submission not sent": Step("workers.client", "RayClient._request", "before", _posts_a_job),
     "submission on its way": Step("workers.client", "RayClient._request", "amid", _posts_a_job),
     "submission answered": Step("workers.client", "RayClient.submit", "after"),
-    "submission noted": Step("server.reconciler.job_keeper", "JobKeeper._note_submitted", "after"),
+    "submission noted": Step("server.reconciler.job_record", "JobRecord.mark_submitted", "after"),
     "first event written, not committed": Step("server.store.jobs", "take_events", "after"),
     "first event taken": Step(
-        "server.reconciler.job_keeper", "JobKeeper._take_events", "after", lambda self, seen: _has_events(self, seen)
+        "server.reconciler.job_record", "JobRecord._take_events", "after", lambda self, seen: _has_events(self, seen)
     ),
 }
 """In their order, with the names by which they are asked for."""
 
 
-def _has_events(keeper: Any, seen: Any) -> bool:
-    path = keeper._attempt_dir(seen.attempt).events_file
+def _has_events(record: Any, seen: Any) -> bool:
+    path = record.attempt_dir(seen.attempt).events_file
     return bool(path.exists() and path.stat().st_size)
 
 

@@ -30,7 +30,7 @@ SPEC = {"kind": "condense", "dataset": {"name": "digits"}, "ipc": 1, "iterations
 class FakeRay:
     """Keeps what is submitted; tests move it on. `down` makes it unreachable, `refuse` makes it refuse submissions.
 
-    The first `deaf_to_stops` requests to stop a job go unheard, as before Ray has started what is to run its driver.
+    The first `ignored_stops` requests to stop a job go unheard, as before Ray has started what is to run its driver.
     """
 
     address = "http://ray.invalid"
@@ -45,7 +45,7 @@ class FakeRay:
         self.down = False
         self.refuse = False
         self.stops_at_once = True
-        self.deaf_to_stops = 0
+        self.ignored_stops = 0
 
     def _answer(self) -> None:
         if self.down:
@@ -67,7 +67,7 @@ class FakeRay:
     async def stop(self, job_id: str, attempt: int) -> bool:
         self._answer()
         self.stops.append((job_id, attempt))
-        if len(self.stops) <= self.deaf_to_stops:
+        if len(self.stops) <= self.ignored_stops:
             return False
         if self.stops_at_once and (job_id, attempt) in self.jobs:
             self.jobs[job_id, attempt] = RayJob(RayJobState.STOPPED, "")

@@ -17,10 +17,10 @@ from server.cli.tables import trial_lines
 from server.cli.watching import describe, duration
 from server.errors import RangeError
 from server.http.conditional import byte_range, matches
-from server.ray.capacity import jobs_held, memory_per_worker, too_large, with_nodes_to_come, workers_on
+from server.ray.capacity import jobs_held, memory_per_worker, too_large, with_autoscaled_nodes, workers_on
 from server.settings import SecretFileError, Settings
 from server.store.models import new_id
-from server.store.progress import Changes, DriverEvent, changes_of, total_of, whole_lines
+from server.store.progress import DriverEvent, JobUpdate, job_update, total_of, whole_lines
 from workers.client import RayCluster, RayNode, entrypoint, parse_cluster
 
 GIB = 1 << 30
@@ -37,24 +37,24 @@ def test_whole_lines(chunk: bytes, lines: list[bytes], size: int) -> None:
 @pytest.mark.parametrize(
     ("type_", "data", "changes"),
     [
-        ("phase", {"phase": "preparing"}, Changes(phase="preparing")),
-        ("phase", {"phase": "condensing"}, Changes(phase="condensing", computing=True)),
-        ("iteration", {"iteration": 3, "total": 9, "eta_s": 1.5}, Changes(done=3, total=9, eta_s=1.5)),
-        ("epoch", {"epoch": 3, "total": 50, "eta_s": 4.5}, Changes(done=3, total=50, eta_s=4.5)),
-        ("evaluated", {"done": 1, "total": 2, "eta_s": None}, Changes(done=1, total=2)),
-        ("phase", {"phase": "validating"}, Changes(phase="validating", computing=True)),
-        ("phase", {"phase": "sweeping"}, Changes(phase="sweeping", computing=True)),
-        ("validated", {"iteration": 5, "total": 9, "mean": 80.0}, Changes(done=5, total=9)),
-        ("trials", {"done": 0, "total": 4}, Changes(done=0, total=4)),
-        ("trial", {"number": 3, "done": 1, "total": 4}, Changes(done=1, total=4)),
-        ("trial_started", {"number": 3}, Changes()),
-        ("trial_validated", {"number": 3, "iteration": 5, "total": 9}, Changes()),
-        ("checkpoint", {"iteration": 3}, Changes()),
-        ("something new", {}, Changes()),
+        ("phase", {"phase": "preparing"}, JobUpdate(phase="preparing")),
+        ("phase", {"phase": "condensing"}, JobUpdate(phase="condensing", computing=True)),
+        ("iteration", {"iteration": 3, "total": 9, "eta_s": 1.5}, JobUpdate(done=3, total=9, eta_s=1.5)),
+        ("epoch", {"epoch": 3, "total": 50, "eta_s": 4.5}, JobUpdate(done=3, total=50, eta_s=4.5)),
+        ("evaluated", {"done": 1, "total": 2, "eta_s": None}, JobUpdate(done=1, total=2)),
+        ("phase", {"phase": "validating"}, JobUpdate(phase="validating", computing=True)),
+        ("phase", {"phase": "sweeping"}, JobUpdate(phase="sweeping", computing=True)),
+        ("validated", {"iteration": 5, "total": 9, "mean": 80.0}, JobUpdate(done=5, total=9)),
+        ("trials", {"done": 0, "total": 4}, JobUpdate(done=0, total=4)),
+        ("trial", {"number": 3, "done": 1, "total": 4}, JobUpdate(done=1, total=4)),
+        ("trial_started", {"number": 3}, JobUpdate()),
+        ("trial_validated", {"number": 3, "iteration": 5, "total": 9}, JobUpdate()),
+        ("checkpoint", {"iteration": 3}, JobUpdate()),
+        ("something new", {}, JobUpdate()),
     ],
 )
-def test_changes_of(type_: str, data: dict[str, Any], changes: Changes) -> None:
-    assert changes_of(DriverEvent("2026-01-01T00:00:00Z", type_, data)) == changes
+def test_changes_of(type_: str, data: dict[str, Any], changes: JobUpdate) -> None:
+    assert job_update(DriverEvent("2026-01-01T00:00:00Z", type_, data)) == changes
 
 
 @pytest.mark.parametrize(
@@ -152,10 +152,10 @@ def test_a_jobs_driver_counts_where_it_is_most_in_the_way() -> None:
 def test_nodes_that_the_autoscaler_has_made_are_not_counted_twice() -> None:
     large = [node(8, 1)] * 3
     head = RayNode("head", "10.0.0.1", True, 16, 2, 16, 2, 16 * GIB)
-    cluster = with_nodes_to_come(RayCluster("2", [head, node(2), node(8, 1)]), large)
+    cluster = with_autoscaled_nodes(RayCluster("2", [head, node(2), node(8, 1)]), large)
     assert (cluster.cpus, cluster.gpus) == (16 + 2 + 3 * 8, 2 + 3)  # a head and a smaller node are none of them
-    assert with_nodes_to_come(RayCluster("2", [*large, *large]), large).gpus == 6
-    assert with_nodes_to_come(RayCluster("2", [head]), []).nodes == [head]
+    assert with_autoscaled_nodes(RayCluster("2", [*large, *large]), large).gpus == 6
+    assert with_autoscaled_nodes(RayCluster("2", [head]), []).nodes == [head]
 
 
 def test_autoscaled_nodes_have_a_size() -> None:

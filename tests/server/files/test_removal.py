@@ -10,7 +10,7 @@ import pytest
 
 from cafe_core.data import sources
 from cafe_core.spec.dataset import DatasetSpec
-from server.files.removal import finish_removals, removal_of
+from server.files.removal import finish_removals, stage_removal
 from server.settings import Settings
 from tests.server.conftest import Api, FakeRay, running
 from tests.server.routes.test_datasets_api import ARRAYS
@@ -22,7 +22,7 @@ def test_a_failed_transaction_leaves_the_directory_where_it_was(tmp_path: Path) 
     (directory / "file").write_text("kept")
 
     def remove() -> None:
-        with removal_of(directory) as set_aside:
+        with stage_removal(directory) as set_aside:
             set_aside()
             assert not directory.exists()
             raise sqlite3.OperationalError("disk I/O error")  # as a commit may
@@ -30,16 +30,16 @@ def test_a_failed_transaction_leaves_the_directory_where_it_was(tmp_path: Path) 
     with pytest.raises(sqlite3.OperationalError):
         remove()
     assert (directory / "file").read_text() == "kept"
-    with removal_of(directory) as set_aside:
+    with stage_removal(directory) as set_aside:
         set_aside()
     assert list(tmp_path.iterdir()) == []
 
 
 def test_one_that_fails_leaves_another_ones_directory_alone(tmp_path: Path) -> None:
     (tmp_path / "job_a").mkdir()
-    with removal_of(tmp_path / "job_a") as set_aside:
+    with stage_removal(tmp_path / "job_a") as set_aside:
         set_aside()
-        with pytest.raises(LookupError), removal_of(tmp_path / "job_a"):
+        with pytest.raises(LookupError), stage_removal(tmp_path / "job_a"):
             raise LookupError("deleted already")
         assert not (tmp_path / "job_a").exists()
     assert list(tmp_path.iterdir()) == []
@@ -50,7 +50,7 @@ def test_what_cannot_be_cleared_now_is_cleared_at_the_next_start(tmp_path: Path,
         raise PermissionError("not now")
 
     (tmp_path / "job_a").mkdir()
-    with removal_of(tmp_path / "job_a", fail) as set_aside:
+    with stage_removal(tmp_path / "job_a", fail) as set_aside:
         set_aside()
     assert "could not be removed" in caplog.text
     finish_removals(tmp_path, known=set())

@@ -7,7 +7,7 @@ import pytest
 
 from cafe_core.jobs.jobdir import AttemptDir
 from cafe_core.jobs.watch_clock import GAP_S
-from server.reconciler.driver_watch import LAST_WORDS_GRACE_S, OBEYS_WITHIN_S, STOP_EVERY_S, DriverWatch, Watched
+from server.reconciler.driver_watch import EXIT_GRACE_S, STOP_EVERY_S, STOPS_WITHIN_S, DriverState, DriverWatch
 
 
 class Clock:
@@ -32,11 +32,13 @@ def attempt(tmp_path: Path) -> AttemptDir:
     return AttemptDir(tmp_path)
 
 
-def look_for(watch: DriverWatch, clock: Clock, attempt: AttemptDir, seconds: int, *, said_last_word: bool = False) -> Watched:
+def look_for(
+    watch: DriverWatch, clock: Clock, attempt: AttemptDir, seconds: int, *, has_terminal_event: bool = False
+) -> DriverState:
     """A look a second."""
     for _ in range(seconds):
         clock.now += 1.0
-        watched = watch.look(attempt, said_last_word=said_last_word)
+        watched = watch.observe(attempt, has_terminal_event=has_terminal_event)
     return watched
 
 
@@ -66,24 +68,24 @@ def test_time_in_which_nobody_looked_does_not_count(clock: Clock, attempt: Attem
     attempt.heartbeat_file.write_bytes(b"1")
     look_for(watch, clock, attempt, 1)
     clock.now += 3600.0  # the server was frozen, with or without the driver's machine
-    assert watch.look(attempt, said_last_word=False).silent_s == GAP_S
+    assert watch.observe(attempt, has_terminal_event=False).silent_s == GAP_S
 
 
 def test_a_driver_lingers_some_time_after_its_last_word(clock: Clock, attempt: AttemptDir) -> None:
     watch = DriverWatch()
     assert not look_for(watch, clock, attempt, 100).lingers
-    assert not look_for(watch, clock, attempt, int(LAST_WORDS_GRACE_S), said_last_word=True).lingers
-    assert look_for(watch, clock, attempt, 2, said_last_word=True).lingers
+    assert not look_for(watch, clock, attempt, int(EXIT_GRACE_S), has_terminal_event=True).lingers
+    assert look_for(watch, clock, attempt, 2, has_terminal_event=True).lingers
 
 
 def test_ray_is_deaf_some_time_after_it_heard_the_first_request(clock: Clock, attempt: AttemptDir) -> None:
     watch = DriverWatch()
-    assert not look_for(watch, clock, attempt, 100).deaf
-    watch.stop_heard()
-    assert watch.look(attempt, said_last_word=False).stop_asked
-    seen = [look_for(watch, clock, attempt, int(STOP_EVERY_S)) for _ in range(int(OBEYS_WITHIN_S / STOP_EVERY_S))]
-    assert not any(each.deaf or each.stop_asked for each in seen)
-    watch.stop_heard()
+    assert not look_for(watch, clock, attempt, 100).ignores_stop
+    watch.stop_received()
+    assert watch.observe(attempt, has_terminal_event=False).stop_asked
+    seen = [look_for(watch, clock, attempt, int(STOP_EVERY_S)) for _ in range(int(STOPS_WITHIN_S / STOP_EVERY_S))]
+    assert not any(each.ignores_stop or each.stop_asked for each in seen)
+    watch.stop_received()
     last = look_for(watch, clock, attempt, 1)
-    assert last.deaf
+    assert last.ignores_stop
     assert last.stop_asked

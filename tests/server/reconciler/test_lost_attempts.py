@@ -26,7 +26,7 @@ KILLED = RayJob(RayJobState.FAILED, "killed", -9)
 
 @pytest.fixture(autouse=True)
 def _no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server.reconciler.job_keeper, "RENEW_PAUSE_S", 0.0)
+    monkeypatch.setattr(server.reconciler.job_keeper, "RETRY_PAUSE_S", 0.0)
 
 
 def lose(ray: FakeRay, job_id: str, attempt: int, *, forgotten: bool) -> None:
@@ -86,7 +86,7 @@ def test_only_losses_in_a_row_that_came_no_further_are_counted(settings: Setting
             lose(ray, job_id, attempt, forgotten=attempt % 2 == 0)
         error = api.await_status(job_id, "failed")["error"]
         assert (error["code"], error["retryable"]) == ("driver_died", True)
-        assert "so were 2 before it" in error["message"]
+        assert "2 attempts before it" in error["message"]
         assert len(events(api, job_id, "lost")) == 4
         api.post(f"/v1/jobs/{job_id}/resume")
         api.await_job(job_id, lambda _: (job_id, 6) in ray.submissions)
@@ -141,12 +141,12 @@ def test_a_lost_attempt_that_ray_knows_again_ends_before_the_next_one_starts(api
 def test_a_lost_attempt_that_nobody_can_end_is_not_waited_for_for_ever(
     api: Api, ray: FakeRay, known_again: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(server.reconciler.previous_attempt, "LETS_GO_WITHIN_S", 0.5)
+    monkeypatch.setattr(server.reconciler.previous_attempt, "ENDS_WITHIN_S", 0.5)
     monkeypatch.setattr(server.reconciler.previous_attempt, "STOP_EVERY_S", 0.1)
     api.await_job(known_again, lambda _: (known_again, 2) in ray.submissions)
     assert ray.jobs[known_again, 1].state is RayJobState.RUNNING
     assert len(ray.stops) > 1
-    assert "attempt 1 lives on" in caplog.text
+    assert "attempt 1 is still running" in caplog.text
 
 
 def test_a_job_that_waits_for_a_lost_attempt_is_cancelled_at_once(api: Api, ray: FakeRay, known_again: str) -> None:

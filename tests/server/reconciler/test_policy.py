@@ -18,7 +18,7 @@ CANCELLED: dict[str, Any] = {"type": "cancelled"}
 
 
 def facts(status: str, ray: RayJob | None, **more: Any) -> Facts:
-    return Facts(**({"status": Status(status), "submitted": True, "ray": ray, "max_renewals": 3} | more))
+    return Facts(**({"status": Status(status), "submitted": True, "ray": ray, "max_retries": 3} | more))
 
 
 @pytest.mark.parametrize(
@@ -28,50 +28,60 @@ def facts(status: str, ray: RayJob | None, **more: Any) -> Facts:
         (facts("starting", PENDING, submitted=False), Act.WAIT, None, None),  # adopted after a crash of the server
         (facts("starting", PENDING), Act.WAIT, None, None),
         (facts("running", RUNNING), Act.WAIT, None, None),
-        (facts("running", RUNNING, last_words=FINISHED, has_result=True), Act.WAIT, None, None),  # it lets go of its workers
-        (facts("running", SUCCEEDED, last_words=FINISHED, has_result=True), Act.END, "succeeded", None),
-        (facts("starting", SUCCEEDED, last_words=FINISHED, has_result=True), Act.END, "succeeded", None),
+        (facts("running", RUNNING, terminal_event=FINISHED, has_result=True), Act.WAIT, None, None),  # it lets go of its workers
+        (facts("running", SUCCEEDED, terminal_event=FINISHED, has_result=True), Act.END, "succeeded", None),
+        (facts("starting", SUCCEEDED, terminal_event=FINISHED, has_result=True), Act.END, "succeeded", None),
         (facts("running", KILLED, has_result=True), Act.END, "succeeded", None),  # killed after its manifest
         (facts("running", None, has_result=True), Act.END, "succeeded", None),
-        (facts("running", KILLED, last_words=DISK_FULL), Act.END, "failed", "disk_full"),
-        (facts("running", KILLED), Act.RENEW, "queued", "driver_died"),
-        (facts("starting", LOST_NODE), Act.RENEW, "queued", "driver_died"),
-        (facts("running", KILLED, renewals=2), Act.RENEW, "queued", "driver_died"),
-        (facts("running", KILLED, renewals=3), Act.END, "failed", "driver_died"),
-        (facts("running", KILLED, max_renewals=0), Act.END, "failed", "driver_died"),
-        (facts("running", KILLED, last_words=CANCELLED), Act.RENEW, "queued", "driver_died"),  # its machine shut down
-        (facts("running", SUCCEEDED, last_words=FINISHED), Act.END, "failed", "result_lost"),
-        (facts("running", None, last_words=FINISHED), Act.END, "failed", "result_lost"),
+        (facts("running", KILLED, terminal_event=DISK_FULL), Act.END, "failed", "disk_full"),
+        (facts("running", KILLED), Act.RETRY, "queued", "driver_died"),
+        (facts("starting", LOST_NODE), Act.RETRY, "queued", "driver_died"),
+        (facts("running", KILLED, retries=2), Act.RETRY, "queued", "driver_died"),
+        (facts("running", KILLED, retries=3), Act.END, "failed", "driver_died"),
+        (facts("running", KILLED, max_retries=0), Act.END, "failed", "driver_died"),
+        (facts("running", KILLED, terminal_event=CANCELLED), Act.RETRY, "queued", "driver_died"),  # its machine shut down
+        (facts("running", SUCCEEDED, terminal_event=FINISHED), Act.END, "failed", "result_lost"),
+        (facts("running", None, terminal_event=FINISHED), Act.END, "failed", "result_lost"),
         (facts("running", STOPPED), Act.END, "failed", "stopped"),
-        (facts("running", STOPPED, last_words=CANCELLED), Act.END, "failed", "stopped"),
-        (facts("running", STOPPED, renewals=1), Act.END, "failed", "stopped"),
+        (facts("running", STOPPED, terminal_event=CANCELLED), Act.END, "failed", "stopped"),
+        (facts("running", STOPPED, retries=1), Act.END, "failed", "stopped"),
         (facts("running", RUNNING, silent=True), Act.GIVE_UP, None, None),
         (facts("starting", RUNNING, silent=True), Act.GIVE_UP, None, None),
         (facts("running", RUNNING, given_up=True), Act.STOP, None, None),
         (facts("running", RUNNING, silent=True, given_up=True), Act.STOP, None, None),
         (facts("running", RUNNING, given_up=True, stop_asked=True), Act.WAIT, None, None),
-        (facts("running", STOPPED, given_up=True), Act.RENEW, "queued", "driver_silent"),  # by this server, or the one before it
-        (facts("running", STOPPED, given_up=True, last_words=CANCELLED), Act.RENEW, "queued", "driver_silent"),  # it woke up
-        (facts("running", STOPPED, given_up=True, renewals=3), Act.END, "failed", "driver_silent"),
+        (facts("running", STOPPED, given_up=True), Act.RETRY, "queued", "driver_silent"),  # by this server, or the one before it
+        (facts("running", STOPPED, given_up=True, terminal_event=CANCELLED), Act.RETRY, "queued", "driver_silent"),  # it woke up
+        (facts("running", STOPPED, given_up=True, retries=3), Act.END, "failed", "driver_silent"),
         (facts("running", STOPPED, given_up=True, has_result=True), Act.END, "succeeded", None),
-        (facts("running", STOPPED, given_up=True, last_words=DISK_FULL), Act.END, "failed", "disk_full"),
-        (facts("running", KILLED, given_up=True), Act.RENEW, "queued", "driver_silent"),
-        (facts("running", None, given_up=True), Act.RENEW, "queued", "driver_silent"),
-        (facts("running", KILLED, silent=True), Act.RENEW, "queued", "driver_died"),
-        (facts("running", RUNNING, last_words=FINISHED, lingers=True), Act.STOP, None, None),
-        (facts("running", RUNNING, last_words=FINISHED, lingers=True, stop_asked=True), Act.WAIT, None, None),
-        (facts("running", RUNNING, last_words=FINISHED, lingers=True, deaf=True, has_result=True), Act.END, "succeeded", None),
-        (facts("running", RUNNING, last_words=DISK_FULL, lingers=True, deaf=True), Act.END, "failed", "disk_full"),
-        (facts("running", RUNNING, last_words=CANCELLED, lingers=True, deaf=True), Act.RENEW, "queued", "driver_silent"),
-        (facts("running", RUNNING, given_up=True, deaf=True), Act.RENEW, "queued", "driver_silent"),
-        (facts("running", RUNNING, given_up=True, deaf=True, renewals=3), Act.END, "failed", "driver_silent"),
+        (facts("running", STOPPED, given_up=True, terminal_event=DISK_FULL), Act.END, "failed", "disk_full"),
+        (facts("running", KILLED, given_up=True), Act.RETRY, "queued", "driver_silent"),
+        (facts("running", None, given_up=True), Act.RETRY, "queued", "driver_silent"),
+        (facts("running", KILLED, silent=True), Act.RETRY, "queued", "driver_died"),
+        (facts("running", RUNNING, terminal_event=FINISHED, lingers=True), Act.STOP, None, None),
+        (facts("running", RUNNING, terminal_event=FINISHED, lingers=True, stop_asked=True), Act.WAIT, None, None),
+        (
+            facts("running", RUNNING, terminal_event=FINISHED, lingers=True, ignores_stop=True, has_result=True),
+            Act.END,
+            "succeeded",
+            None,
+        ),
+        (facts("running", RUNNING, terminal_event=DISK_FULL, lingers=True, ignores_stop=True), Act.END, "failed", "disk_full"),
+        (
+            facts("running", RUNNING, terminal_event=CANCELLED, lingers=True, ignores_stop=True),
+            Act.RETRY,
+            "queued",
+            "driver_silent",
+        ),
+        (facts("running", RUNNING, given_up=True, ignores_stop=True), Act.RETRY, "queued", "driver_silent"),
+        (facts("running", RUNNING, given_up=True, ignores_stop=True, retries=3), Act.END, "failed", "driver_silent"),
         (facts("cancelling", RUNNING, silent=True), Act.STOP, None, None),
-        (facts("cancelling", RUNNING, stop_asked=True, deaf=True), Act.END, "cancelled", None),
-        (facts("running", None), Act.RENEW, "queued", "ray_lost"),
-        (facts("starting", None), Act.RENEW, "queued", "ray_lost"),
-        (facts("running", None, last_words=CANCELLED), Act.RENEW, "queued", "ray_lost"),
-        (facts("running", None, renewals=3), Act.END, "failed", "ray_lost"),
-        (facts("running", None, last_words=DISK_FULL), Act.END, "failed", "disk_full"),
+        (facts("cancelling", RUNNING, stop_asked=True, ignores_stop=True), Act.END, "cancelled", None),
+        (facts("running", None), Act.RETRY, "queued", "ray_lost"),
+        (facts("starting", None), Act.RETRY, "queued", "ray_lost"),
+        (facts("running", None, terminal_event=CANCELLED), Act.RETRY, "queued", "ray_lost"),
+        (facts("running", None, retries=3), Act.END, "failed", "ray_lost"),
+        (facts("running", None, terminal_event=DISK_FULL), Act.END, "failed", "disk_full"),
         (facts("cancelling", RUNNING), Act.STOP, None, None),
         (facts("cancelling", PENDING, submitted=False), Act.STOP, None, None),
         (facts("cancelling", RUNNING, stop_asked=True), Act.WAIT, None, None),
@@ -90,11 +100,11 @@ def test_decide(known: Facts, act: Act, status: str | None, code: str | None) ->
 
 
 def test_a_failure_without_a_word_says_what_ray_knows() -> None:
-    killed, lost = (decide(facts("running", ray, renewals=3)).error for ray in (KILLED, LOST_NODE))
+    killed, lost = (decide(facts("running", ray, retries=3)).error for ray in (KILLED, LOST_NODE))
     assert killed is not None
     assert lost is not None
     assert killed["retryable"] is True
     assert "exit code -9" in killed["message"]
-    assert "so were 3 before it that came no further" in killed["message"]
+    assert "3 attempts before it" in killed["message"]
     assert "The node died." in lost["message"]
     assert "more" not in lost["message"].partition("its logs")[0]

@@ -14,6 +14,7 @@ from sqlalchemy import text
 import server.files.job_json
 import server.reconciler.driver_watch
 import server.reconciler.job_keeper
+import server.reconciler.job_record
 import server.reconciler.reconciler
 from cafe_core.errors import StaleAttemptError
 from cafe_core.files import write_atomically
@@ -142,7 +143,7 @@ def test_a_submission_whose_answer_was_lost_is_adopted(settings: Settings, ray: 
     """The server dies between Ray's taking a job and its own noting that: the next one submits nothing twice."""
     with monkeypatch.context() as patched, running(settings, ray) as api:
         patched.setattr(
-            server.reconciler.job_keeper.JobKeeper, "_note_submitted", lambda _: (_ for _ in ()).throw(SystemError("killed"))
+            server.reconciler.job_record.JobRecord, "mark_submitted", lambda _: (_ for _ in ()).throw(SystemError("killed"))
         )
         job_id = submitted(api, ray)
     with running(settings, ray) as api:
@@ -168,7 +169,7 @@ def test_a_cancel_that_a_server_did_not_live_to_see_through(settings: Settings, 
 
 
 def test_a_stop_that_nothing_heard_is_asked_again(api: Api, ray: FakeRay) -> None:
-    ray.deaf_to_stops = 2
+    ray.ignored_stops = 2
     job_id = submitted(api, ray)
     api.post(f"/v1/jobs/{job_id}/cancel")
     api.await_status(job_id, "cancelled")
@@ -203,7 +204,7 @@ def test_cancel_while_ray_cannot_be_reached(api: Api, ray: FakeRay) -> None:
 
 def test_ray_that_refuses_a_job_for_good(api: Api, ray: FakeRay, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(server.reconciler.job_keeper, "RAY_EVERY_S", 0.05)
-    monkeypatch.setattr(server.reconciler.job_keeper, "REFUSED_FOR_S", 0.3)
+    monkeypatch.setattr(server.reconciler.job_keeper, "SUBMIT_WITHIN_S", 0.3)
     ray.refuse = True
     error = api.await_status(api.make()["id"], "failed")["error"]
     assert error["code"] == "submission_failed"
@@ -279,17 +280,17 @@ def test_a_job_file_that_waited_long_for_the_disk_does_not_undo_a_newer_one(
         fsync(file)
         with database.write() as session:
             job = jobs.get(session, "job_a", lock=True)
-            jobs.renew(session, job, {"code": "driver_died", "message": "killed"})
+            jobs.retry_lost(session, job, {"code": "driver_died", "message": "killed"})
             jobs.transition(session, job, Status.STARTING)
-        job_json.name_attempt(database, settings, "job_a", 2)
+        job_json.authorize_attempt(database, settings, "job_a", 2)
 
     monkeypatch.setattr(os, "fsync", another_attempt)
     with pytest.raises(StaleAttemptError, match="attempt 1 of job job_a is over"):
-        job_json.name_attempt(database, settings, "job_a", 1)
+        job_json.authorize_attempt(database, settings, "job_a", 1)
     AttemptFence.of(settings.job_dir("job_a"), 2)()
     assert [path.name for path in settings.job_dir("job_a").path.iterdir()] == ["job.json"]
     with pytest.raises(StaleAttemptError, match="was deleted"):
-        job_json.name_attempt(database, settings, "job_b", 1)
+        job_json.authorize_attempt(database, settings, "job_b", 1)
     assert not settings.job_dir("job_b").path.exists()
     database.close()
 
@@ -298,7 +299,7 @@ def test_a_job_whose_file_cannot_be_written_fails_and_makes_room(
     settings: Settings, ray: FakeRay, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(server.reconciler.job_keeper, "RAY_EVERY_S", 0.05)
-    monkeypatch.setattr(server.reconciler.job_keeper, "REFUSED_FOR_S", 0.3)
+    monkeypatch.setattr(server.reconciler.job_keeper, "SUBMIT_WITHIN_S", 0.3)
     with running(settings.model_copy(update={"max_active_jobs": 1}), ray) as api:
         first, second, third = submitted(api, ray), api.make()["id"], api.make()["id"]
         in_the_way = settings.job_dir(second).path
@@ -317,7 +318,7 @@ def test_a_job_whose_file_cannot_be_written_fails_and_makes_room(
 
 def test_a_job_that_a_full_disk_keeps_from_starting_says_so(api: Api, ray: FakeRay, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(server.reconciler.job_keeper, "RAY_EVERY_S", 0.05)
-    monkeypatch.setattr(server.reconciler.job_keeper, "REFUSED_FOR_S", 0.3)
+    monkeypatch.setattr(server.reconciler.job_keeper, "SUBMIT_WITHIN_S", 0.3)
 
     def full(_file: int) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -352,7 +353,7 @@ def test_a_disk_that_is_full_for_a_moment_fails_no_job(api: Api, ray: FakeRay, m
 def test_a_driver_that_lingers_after_its_last_word_is_stopped(
     api: Api, ray: FakeRay, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(server.reconciler.driver_watch, "LAST_WORDS_GRACE_S", 0.2)
+    monkeypatch.setattr(server.reconciler.driver_watch, "EXIT_GRACE_S", 0.2)
     job_id = submitted(api, ray)
     publish(settings, job_id)
     with driver_of(settings, job_id) as report:
@@ -405,7 +406,7 @@ def rename_table(settings: Settings, old: str, new: str) -> None:
 def test_an_ailing_database_makes_the_server_unready_and_ends_nothing(
     api: Api, ray: FakeRay, settings: Settings, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(server.reconciler.reconciler, "LOOK_EVERY_S", 0.05)
+    monkeypatch.setattr(server.reconciler.reconciler, "POLL_EVERY_S", 0.05)
     submitted(api, ray)  # from here on the reconciler looks often
     rename_table(settings, "jobs", "elsewhere")
     deadline = time.monotonic() + 20

@@ -41,7 +41,7 @@ with workers.heartbeat.beating(JobDir(Path(sys.argv[1])), int(sys.argv[2])):
 
 @pytest.fixture(autouse=True)
 def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server.reconciler.job_keeper, "RENEW_PAUSE_S", 0.0)
+    monkeypatch.setattr(server.reconciler.job_keeper, "RETRY_PAUSE_S", 0.0)
     monkeypatch.setattr(server.reconciler.job_keeper, "RAY_EVERY_S", 0.1)
 
 
@@ -86,7 +86,7 @@ def test_a_frozen_driver_becomes_a_new_attempt_and_one_that_lives_is_left_alone(
     assert ray.stops == [(job_id, 1)]
     [lost] = events(api, job_id, "lost")
     assert (lost["attempt"], lost["data"]["code"]) == (1, "driver_silent")
-    assert "showed no life" in lost["data"]["reason"]
+    assert "heartbeats" in lost["data"]["reason"]
     with living(settings, job_id, 2):
         time.sleep(2 * SILENCE_S)
         assert ray.stops == [(job_id, 1)]
@@ -150,37 +150,37 @@ def test_a_job_whose_drivers_always_freeze_fails(settings: Settings, ray: FakeRa
 
 
 @pytest.fixture
-def deaf(ray: FakeRay, monkeypatch: pytest.MonkeyPatch) -> FakeRay:
+def ignores_stop(ray: FakeRay, monkeypatch: pytest.MonkeyPatch) -> FakeRay:
     """It hears that a job is to stop, and says that it runs, for ever: its supervisor is frozen."""
-    monkeypatch.setattr(server.reconciler.driver_watch, "OBEYS_WITHIN_S", 0.5)
-    monkeypatch.setattr(server.reconciler.driver_watch, "LAST_WORDS_GRACE_S", 0.2)
-    monkeypatch.setattr(server.reconciler.previous_attempt, "LETS_GO_WITHIN_S", 0.5)
+    monkeypatch.setattr(server.reconciler.driver_watch, "STOPS_WITHIN_S", 0.5)
+    monkeypatch.setattr(server.reconciler.driver_watch, "EXIT_GRACE_S", 0.2)
+    monkeypatch.setattr(server.reconciler.previous_attempt, "ENDS_WITHIN_S", 0.5)
     ray.stops_at_once = False
     return ray
 
 
-def test_a_finished_job_that_ray_does_not_end_has_succeeded(api: Api, deaf: FakeRay, settings: Settings) -> None:
-    job_id = submitted(api, deaf)
+def test_a_finished_job_that_ray_does_not_end_has_succeeded(api: Api, ignores_stop: FakeRay, settings: Settings) -> None:
+    job_id = submitted(api, ignores_stop)
     publish(settings, job_id)
     with driver_of(settings, job_id) as report:
         report("finished", result={"images": 10})
     assert api.await_status(job_id, "succeeded")["result"] == {"images": 10}
-    assert deaf.jobs[job_id, 1].state is RayJobState.RUNNING
+    assert ignores_stop.jobs[job_id, 1].state is RayJobState.RUNNING
 
 
 def test_a_cancelled_job_that_ray_does_not_end_is_cancelled_and_writes_no_more(
-    api: Api, deaf: FakeRay, settings: Settings
+    api: Api, ignores_stop: FakeRay, settings: Settings
 ) -> None:
-    job_id = submitted(api, deaf)
+    job_id = submitted(api, ignores_stop)
     api.post(f"/v1/jobs/{job_id}/cancel")
     api.await_status(job_id, "cancelled")
     assert json.loads(settings.job_dir(job_id).job_file.read_bytes())["attempt"] == 0
 
 
-def test_a_silent_driver_that_ray_does_not_end_becomes_a_new_attempt(api: Api, deaf: FakeRay, settings: Settings) -> None:
-    job_id = submitted(api, deaf)
+def test_a_silent_driver_that_ray_does_not_end_becomes_a_new_attempt(api: Api, ignores_stop: FakeRay, settings: Settings) -> None:
+    job_id = submitted(api, ignores_stop)
     with living(settings, job_id) as driver:
         driver.send_signal(signal.SIGSTOP)
-        api.await_job(job_id, lambda _: (job_id, 2) in deaf.submissions)
+        api.await_job(job_id, lambda _: (job_id, 2) in ignores_stop.submissions)
     assert [event["data"]["code"] for event in events(api, job_id, "lost")] == ["driver_silent"]
     assert json.loads(settings.job_dir(job_id).job_file.read_bytes())["attempt"] == 2

@@ -243,7 +243,7 @@ class JobLife(RuleBasedStateMachine):
         """Every keeper looks, asks Ray and acts, once; and the server may die amid that."""
         self.ray.dies_in, self.ray.heard = dies_in, heard
         with self.database.read() as session:
-            wanted = jobs.to_look_after(session, set(self.keepers), max_active=MAX_ACTIVE, max_per_owner=None)
+            wanted = jobs.jobs_to_reconcile(session, set(self.keepers), max_active=MAX_ACTIVE, max_per_owner=None)
         for job_id in wanted:
             if job_id not in self.keepers:
                 self.keepers[job_id] = JobKeeper(job_id, self.database, self.ray, self.settings, self.changes)
@@ -262,7 +262,7 @@ class JobLife(RuleBasedStateMachine):
 
     @staticmethod
     async def _step(keeper: JobKeeper) -> bool:
-        seen = keeper.look()
+        seen = keeper.record.sync()
         if seen is None:
             return True
         try:
@@ -326,14 +326,14 @@ class JobLife(RuleBasedStateMachine):
 
 @pytest.fixture(autouse=True)
 def _no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server.reconciler.job_keeper, "RENEW_PAUSE_S", 0.0)
+    monkeypatch.setattr(server.reconciler.job_keeper, "RETRY_PAUSE_S", 0.0)
     monkeypatch.setattr(server.reconciler.driver_watch, "STOP_EVERY_S", 0.0)
 
 
 @pytest.fixture(params=[60.0, 0.0], ids=["ray_obeys", "ray_is_deaf"])
 def _ray_obeys(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ray may still end what it was asked to, or counts as deaf from the keeper's next look on."""
-    monkeypatch.setattr(server.reconciler.driver_watch, "OBEYS_WITHIN_S", request.param)
+    """Ray may still end what it was asked to, or counts as ignores_stop from the keeper's next look on."""
+    monkeypatch.setattr(server.reconciler.driver_watch, "STOPS_WITHIN_S", request.param)
 
 
 def run(examples: int, steps: int) -> None:

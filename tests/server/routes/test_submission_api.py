@@ -25,7 +25,7 @@ from cafe_core.spec.job import parse_job_spec
 from cafe_core.spec.sweep import SweepSpec
 from cafe_core.spec.trials import datasets_of, trials
 from cafe_core.synthetic_set.synthetic_set import SyntheticSet
-from server.files.inputs import _may_be_made, clear_abandoned, input_kept
+from server.files.inputs import _may_exist, remove_abandoned, stage_input
 from server.settings import Settings
 from server.store import jobs
 from server.store.database import Database
@@ -321,7 +321,7 @@ def database(settings: Settings) -> Iterator[Database]:
 
 def make_kept(database: Database, directory: JobDir) -> None:
     """Make an evaluate job as a submission does."""
-    with input_kept(database, directory, digits_set()) as keep, database.write() as session:
+    with stage_input(database, directory, digits_set()) as keep, database.write() as session:
         assert directory.input_file.exists()
         jobs.create(session, directory.path.name, parse_job_spec(EVALUATE))
         keep(session)
@@ -365,7 +365,7 @@ def test_a_set_stays_where_the_database_does_not_say_whether_there_is_its_job(
         make_kept(database, settings.job_dir("job_a"))
     assert jobs_directory(settings) == ["job_a"]
     assert "job job_a may or may not have been made" in caplog.text
-    clear_abandoned(settings.data_dir / "jobs", set())  # as the next server does
+    remove_abandoned(settings.data_dir / "jobs", set())  # as the next server does
     assert jobs_directory(settings) == []
 
 
@@ -373,11 +373,11 @@ def test_a_set_stays_where_the_database_does_not_say_whether_there_is_its_job(
 def test_whether_there_is_a_job_is_known_when_its_transaction_is_over(settings: Settings, database: Database) -> None:
     """PostgreSQL may still be at a commit whose client has lost its connection."""
     directory, asked = settings.job_dir("job_a"), ThreadPoolExecutor(1)
-    with asked, input_kept(database, directory, digits_set()) as keep:
+    with asked, stage_input(database, directory, digits_set()) as keep:
         with database.write() as session:
             jobs.create(session, "job_a", parse_job_spec(EVALUATE))
             keep(session)
-            answer = asked.submit(_may_be_made, database, "job_a")
+            answer = asked.submit(_may_exist, database, "job_a")
             with pytest.raises(TimeoutError):
                 answer.result(timeout=0.5)
         assert answer.result(timeout=20) is True
@@ -396,7 +396,7 @@ def test_what_a_server_left_that_died_amid_a_submission_is_removed(settings: Set
     with running(settings, ray):
         assert sorted(jobs_directory(settings)) == sorted([known, "job_of_a_lost_database"])
     assert JobDir(directory / known).input_file.exists()
-    clear_abandoned(settings.data_dir / "nowhere", {known})
+    remove_abandoned(settings.data_dir / "nowhere", {known})
 
 
 # -- datasets

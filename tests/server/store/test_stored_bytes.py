@@ -84,7 +84,7 @@ def stored(settings: Settings, key: str) -> int:
 def test_a_lost_attempt_counts_when_the_next_one_is_queued(
     settings: Settings, ray: FakeRay, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(server.reconciler.job_keeper, "RENEW_PAUSE_S", 0.0)
+    monkeypatch.setattr(server.reconciler.job_keeper, "RETRY_PAUSE_S", 0.0)
     key = add_key(settings, Scope.WRITE)
     with running(settings, ray) as api, client_of(api, key) as client:
         job_id = running_job(client, ray, SPEC)

@@ -39,7 +39,7 @@ def chosen(database: Database, admitted: str = "", *, max_active: int, max_per_o
     """The numbers of the jobs to look after, of fewer than ten."""
     before = {f"job_{number}" for number in admitted}
     with database.read() as session:
-        named = jobs.to_look_after(session, before, max_active=max_active, max_per_owner=max_per_owner)
+        named = jobs.jobs_to_reconcile(session, before, max_active=max_active, max_per_owner=max_per_owner)
     return "".join(name.removeprefix("job_") for name in named)
 
 
@@ -81,7 +81,7 @@ def test_thousands_of_queued_jobs_are_chosen_from_quickly(database: Database) ->
     with database.read() as session:
         started = time.monotonic()
         for _ in range(5):
-            named = jobs.to_look_after(session, set(), max_active=8, max_per_owner=2)
+            named = jobs.jobs_to_reconcile(session, set(), max_active=8, max_per_owner=2)
         seconds = (time.monotonic() - started) / 5
     assert len(named) == 8
     assert seconds < 1  # 10 ms on an idle machine

@@ -116,7 +116,7 @@ def test_uvicorns_own_lines_are_json_too(written: io.StringIO) -> None:
 def test_what_is_done_for_a_job_says_which(
     written: io.StringIO, settings: Settings, ray: FakeRay, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(server.reconciler.job_keeper, "REFUSED_FOR_S", 0.3)
+    monkeypatch.setattr(server.reconciler.job_keeper, "SUBMIT_WITHIN_S", 0.3)
     with running(settings, ray) as api:
         ray.refuse = True
         job = api.make()["id"]

@@ -1,4 +1,4 @@
-"""Which attempts were given up because their drivers showed no life any more."""
+"""Add the time at which an attempt was given up because its driver stopped sending heartbeats."""
 
 from __future__ import annotations
 
