@@ -86,10 +86,10 @@ def test_the_worked_example_is_what_the_service_computes() -> None:
     counts = [int(number) for number in re.findall(r"(\d+) worker", _line("| | 1 worker"))]
     assert counts == [1, 4, 8, 16]
     estimates = [_estimate(workers, info) for workers in counts]
-    assert _numbers("memory a worker holds") == [round(e.memory_bytes / 2**20) for e in estimates]
-    assert _numbers("of it images") == [round(e.synthetic_bytes / 2**20) for e in estimates]
-    assert _numbers("of it statistics") == [round(e.statistics_bytes / 2**20) for e in estimates]
-    assert _numbers("numbers a worker sends") == [e.numbers_per_outer_step for e in estimates]
+    assert _numbers("memory per worker") == [round(e.memory_bytes / 2**20) for e in estimates]
+    assert _numbers("… for images") == [round(e.synthetic_bytes / 2**20) for e in estimates]
+    assert _numbers("… for statistics") == [round(e.statistics_bytes / 2**20) for e in estimates]
+    assert _numbers("numbers sent per worker") == [e.numbers_per_outer_step for e in estimates]
     assert _numbers("the same in MiB") == [round(e.numbers_per_outer_step * 4 / 2**20, 1) for e in estimates]
     maps = map_shapes(_spec(1).network, info.shape)
     assert f"D = {_size(maps[-1])}, A = {sum(map(_size, maps)):,}" in OPERATIONS
