@@ -1,17 +1,17 @@
-"""What can go wrong, and what a user is told.
+"""Define the exceptions that end a job with an explanation for the user.
 
 ::
 
-    CafeError                   code, retryable; str() is written for the user
-    ├── SpecError               the spec asks for something impossible: names the field
-    ├── DatasetError            the data cannot be used: names the file or class, says why
+    CafeError                   base class: code, retryable; str() is written for the user
+    ├── SpecError               a field of the spec is invalid; loc names the field
+    ├── DatasetError            the images cannot be used; the message names the file or class
     ├── SyntheticSetError       a synthetic set's file is damaged or does not fit
-    ├── SweepError              no trial of a sweep came to its end
-    ├── NonFiniteLossError      the loss became NaN or infinite: names the iteration
+    ├── SweepError              no trial of a sweep succeeded
+    ├── NonFiniteLossError      the loss became NaN or infinite; the message names the iteration
     ├── CheckpointError         a checkpoint cannot be written, or belongs to another spec
-    │   └── DiskFullError       … because the disk is full
-    ├── WorkerLostError         a worker died or hung, more often than allowed
-    └── StaleAttemptError       another attempt of the job has taken this one's place
+    │   └── DiskFullError       the disk is full
+    ├── WorkerLostError         workers died or hung more often than the job allows
+    └── StaleAttemptError       another attempt of the job has replaced this one
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any
 
 
 class CafeError(Exception):
-    """Base of all errors that end a job with an explanation. Pickles (it crosses processes)."""
+    """Base class of all errors that end a job with an explanation. Picklable, because it crosses processes."""
 
     code = "internal"
     retryable = False
@@ -30,12 +30,12 @@ class CafeError(Exception):
         self.message = message
 
     def as_dict(self) -> dict[str, Any]:
-        """The job's `error` field: code, message, retryable."""
+        """Return the job's `error` field: code, message, retryable."""
         return {"code": self.code, "message": self.message, "retryable": self.retryable}
 
 
 class SpecError(CafeError):
-    """A field of the spec asks for something impossible. `loc` is the field's path, e.g. `resources.workers`."""
+    """A field of the spec is invalid. `loc` is the field's path, e.g. `resources.workers`."""
 
     code = "invalid_spec"
 
@@ -60,7 +60,7 @@ class SyntheticSetError(CafeError):
 
 
 class SweepError(CafeError):
-    """No trial of a sweep came to its end. Retryable if that holds of one of them."""
+    """No trial of a sweep succeeded. Retryable if at least one trial's error is."""
 
     code = "sweep"
 
@@ -76,26 +76,26 @@ class NonFiniteLossError(CafeError):
 
 
 class CheckpointError(CafeError):
-    """A checkpoint could not be written or does not belong to this spec."""
+    """A checkpoint cannot be written, or belongs to another spec."""
 
     code = "checkpoint"
     retryable = True
 
 
 class DiskFullError(CheckpointError):
-    """The disk is full; what was written before is intact."""
+    """The disk is full; files written before are intact."""
 
     code = "disk_full"
 
 
 class WorkerLostError(CafeError):
-    """A worker died or hung, more often than the job allows."""
+    """Workers died or hung more often than the job allows."""
 
     code = "worker_lost"
     retryable = True
 
 
 class StaleAttemptError(CafeError):
-    """Another attempt of the job has taken this one's place, or the job was deleted: this one may write nothing any more."""
+    """Another attempt of the job has replaced this one, or the job was deleted. This attempt must not write any more."""
 
     code = "stale_attempt"

@@ -1,4 +1,4 @@
-"""Write files so that a crash or a full disk leaves either the old content or the new, never a part of it."""
+"""Write files so that a crash or a full disk leaves either the old content or the new, never a mixture."""
 
 from __future__ import annotations
 
@@ -15,49 +15,51 @@ from cafe_core.errors import DiskFullError
 
 
 @contextmanager
-def disk_full_named(path: Path) -> Iterator[None]:
-    """A full disk met within is raised as DiskFullError, which says where."""
+def raising_disk_full(path: Path) -> Iterator[None]:
+    """Raise DiskFullError, which names `path`, for a full disk or an exceeded disk quota."""
     try:
         yield
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
-        raise DiskFullError(f"{path} could not be written: {error.strerror}") from error
+        raise DiskFullError(f"cannot write {path}: {error.strerror}") from error
 
 
 Fence = Callable[[], None]
-"""Called before something is written; raises where it may not be. See :class:`cafe_core.jobs.fence.AttemptFence`."""
+"""Called right before each write; raises if the caller may not write. See :class:`cafe_core.jobs.fence.AttemptFence`."""
 
 
 def unfenced() -> None:
-    """The fence of what no other attempt writes."""
+    """Allow every write: for files that no other attempt writes."""
 
 
 def write_atomically(path: Path, content: bytes, *, fence: Fence = unfenced) -> None:
-    """Write beside, flush to disk, move into place: a reader sees the old file or the new one, whole, also after a crash.
+    """Replace a file atomically: write a temporary file, flush it to disk, and rename it.
 
-    The fence is asked before a directory is made, and right before the move. Raises what it raises, DiskFullError where there
-    is no space, OSError for another failure; nothing is left beside then.
+    A reader sees the old file or the new one, never a part, even after a crash. `fence` is called before the directory is created
+    and again right before the rename. Raises what `fence` raises, DiskFullError if the disk is full, and OSError for any other
+    failure. The temporary file is then removed.
     """
     fence()
-    beside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.tmp")  # an attempt on another machine may write the same
+    # A unique name, because an attempt on another machine may write the same file.
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.tmp")
     try:
-        with disk_full_named(path):
+        with raising_disk_full(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-            file = beside.open("wb")
-        with disk_full_named(path), file:
+            file = temporary.open("wb")
+        with raising_disk_full(path), file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
         fence()
-        beside.replace(path)
+        temporary.replace(path)
         _sync_directory(path.parent)
     finally:
-        beside.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
 
 
 def _sync_directory(path: Path) -> None:
-    """Flush its names to disk: without, a move may be undone by a power cut, and a later one not."""
+    """Flush a directory's entries to disk. Otherwise a power cut may undo a rename but keep a later one."""
     directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(directory)
@@ -66,28 +68,31 @@ def _sync_directory(path: Path) -> None:
 
 
 class LineLog:
-    """A file of JSON objects, one a line, each there as a whole or not at all, whatever ends the process or fills the disk."""
+    """A file of JSON objects, one per line. Each is there completely or not at all, after a crash or a full disk too."""
 
     def __init__(self, path: Path, *, fence: Fence = unfenced) -> None:
-        """Goes on with the file at `path`. A last line torn by a crash is no record, and is cut off. Raises DiskFullError.
+        """Open the file at `path` for appending, and truncate a last line that a crash left incomplete. Raises DiskFullError.
 
-        fence: asked before each change of the file, this first one included.
+        fence: called before each change of the file, including this first one.
         """
         self._path = path
         self._fence = fence
         fence()
-        with disk_full_named(path):
+        with raising_disk_full(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             self._file = path.open("ab", buffering=0)
-        self._file.truncate(len(_whole_lines(path)))
+        self._file.truncate(len(_complete_lines(path)))
 
     def append(self, record: Mapping[str, Any]) -> None:
-        """NaN is refused. Raises what the fence raises, and DiskFullError where there is no space; nothing is left of it then."""
+        """Append one record. NaN is refused.
+
+        Raises what the fence raises, and DiskFullError if the disk is full. The file is then unchanged.
+        """
         line = json.dumps(record, allow_nan=False).encode() + b"\n"
         self._fence()
         start = os.fstat(self._file.fileno()).st_size
         try:
-            with disk_full_named(self._path):
+            with raising_disk_full(self._path):
                 if self._file.write(line) != len(line):
                     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         except DiskFullError:
@@ -100,10 +105,10 @@ class LineLog:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The records of a :class:`LineLog`, also while it is written: a last line that is not yet whole is left out."""
-    return [json.loads(line) for line in _whole_lines(path).splitlines()]
+    """Return the records of a :class:`LineLog`. An incomplete last line, which is still being written, is left out."""
+    return [json.loads(line) for line in _complete_lines(path).splitlines()]
 
 
-def _whole_lines(path: Path) -> bytes:
+def _complete_lines(path: Path) -> bytes:
     content = path.read_bytes() if path.exists() else b""
     return content[: content.rfind(b"\n") + 1]

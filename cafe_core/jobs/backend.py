@@ -1,6 +1,6 @@
-"""What a job asks for, and of whom: a :class:`Backend` is where the work runs.
+"""Define the interface between a job and the place where its work runs, the :class:`Backend`.
 
-Two implement it: :mod:`cafe_core.jobs.local` in one process, and `workers.backend` with Ray. No torch here.
+Two modules implement it: :mod:`cafe_core.jobs.local` in this process, and `workers.backend` on Ray. No torch here.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from cafe_core.spec.resources import ResourcesSpec
 from cafe_core.spec.trials import Trial
 
 Report = Callable[..., None]
-"""report(type, **data), for the event log."""
+"""`report(type, **data)` adds an event to the job's log."""
 
 
 @dataclass(frozen=True)
 class Condensation:
-    """What the workers of a condensation are told. Pickled to them."""
+    """Describe a condensation to its workers. Pickled."""
 
     spec: CondenseSpec
     """Resolved."""
@@ -31,9 +31,9 @@ class Condensation:
     """The class store of the real images."""
     num_classes: int
     checkpoints: Path
-    """The directory of checkpoints: where to go on from and to."""
+    """The directory of checkpoints, to resume from and to write to."""
     fence: AttemptFence
-    """Asked before a checkpoint is written."""
+    """Called before each checkpoint is written."""
 
 
 TrialStatus = Literal["succeeded", "failed", "stopped"]
@@ -41,42 +41,42 @@ TrialStatus = Literal["succeeded", "failed", "stopped"]
 
 @dataclass(frozen=True)
 class TrialOutcome:
-    """How a sweep's trial ended. `stopped`: early, by the scheduler."""
+    """Record how a trial of a sweep ended. The status is `stopped` if the scheduler ended it early."""
 
     number: int
     status: TrialStatus
     metric: float | None
-    """Mean accuracy in percent; None where it failed before there was one."""
+    """Mean accuracy in percent. None for a trial that ended without one."""
     iterations: int | None
-    """Iterations done."""
+    """Completed iterations. None if unknown."""
     seconds: float
     error: dict[str, Any] | None = None
-    """code, message, retryable."""
+    """The fields `code`, `message` and `retryable`."""
 
 
 class Backend(Protocol):
-    """Where the work runs. Raises CafeError for what ends the job."""
+    """Run the long phases of a job. Its methods raise CafeError for an error that ends the job."""
 
     def condense(self, condensation: Condensation, until: int, report: Report) -> None:
-        """Run the condensation to its checkpoint of iteration `until`."""
+        """Run the condensation until its checkpoint of iteration `until` is written."""
 
     def evaluate(
         self, tasks: Sequence[EvaluationTask], setup: EvaluationSetup, resources: ResourcesSpec, report: Report
     ) -> Iterator[tuple[EvaluationTask, float]]:
-        """Each task with its accuracy in percent, as they finish, in any order."""
+        """Train one network per task. Yield each task with its accuracy in percent as it finishes, in any order."""
 
     def run_trials(self, trials: Sequence[Trial], finished: Mapping[int, TrialOutcome], report: Report) -> Iterator[TrialOutcome]:
-        """The outcome of each of the sweep's trials that is not among the finished ones, as they end, in any order.
+        """Run every trial whose number is not in `finished`. Yield each outcome as the trial ends, in any order.
 
         A trial is a whole job in a directory of its own: see :func:`cafe_core.jobs.trial_job.run_trial`.
         """
 
     def close(self) -> None:
-        """Let go of all that is held. Safe to call twice."""
+        """Release all resources. Idempotent."""
 
 
 class Attempt:
-    """An attempt of a job, under way."""
+    """Hold what the phases of a running attempt share."""
 
     def __init__(
         self,
@@ -92,18 +92,18 @@ class Attempt:
         self.files = files
         self.report = report
         self.fence = fence
-        """Asked before anything is written that other attempts read, or that is published."""
+        """Called before every write to a file that other attempts read or that is published."""
         self._make_backend = make_backend
         self._backend: Backend | None = None
 
     @property
     def backend(self) -> Backend:
-        """Made when it is first asked for: bad data is refused before anything is held."""
+        """Return the backend, created on first use, so that bad data is refused before any resource is held."""
         if self._backend is None:
             self._backend = self._make_backend()
         return self._backend
 
     def close(self) -> None:
-        """Let go of what the backend holds."""
+        """Close the backend, if there is one."""
         if self._backend is not None:
             self._backend.close()

@@ -1,4 +1,4 @@
-"""A condense job: condensing, with validations at intervals where the spec has them, then evaluating."""
+"""Run a condense job: condense, validate at intervals if the spec asks for it, then evaluate."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from cafe_core.synthetic_set.synthetic_set import SyntheticSet, from_checkpoint
 
 
 def run(attempt: Attempt, spec: CondenseSpec) -> dict[str, Any]:
-    """Run the job to its synthetic set and its evaluation; returns the result. Raises CafeError."""
+    """Write the synthetic set, evaluate it, and return the job's result. Raises CafeError."""
     started = time.monotonic()
     condensation = prepare(attempt, spec)
     synthetic, validations = _condense(attempt, condensation)
@@ -43,7 +43,7 @@ def run(attempt: Attempt, spec: CondenseSpec) -> dict[str, Any]:
 
 
 def prepare(attempt: Attempt, spec: CondenseSpec) -> Condensation:
-    """Read the data, once; it must be what the job's earlier attempts found. Raises DatasetError."""
+    """Build the class store of the real images, and check that the data has not changed. Raises DatasetError."""
     store = sources.prepare(spec.dataset, attempt.job.roots)
     info = ClassStore.open(store).info
     check_unchanged(attempt, info)
@@ -51,17 +51,17 @@ def prepare(attempt: Attempt, spec: CondenseSpec) -> Condensation:
 
 
 def check_unchanged(attempt: Attempt, info: DatasetInfo) -> None:
-    """Note what the data is in the first attempt; later ones must find the same. Raises DatasetError."""
+    """Record the dataset's description in the first attempt; later attempts must find the same. Raises DatasetError."""
     directory = attempt.directory
     if directory.dataset_file.exists():
         if DatasetInfo.model_validate_json(directory.dataset_file.read_bytes()) != info:
-            raise DatasetError(f"dataset: {info.name} has changed since the job's first attempt; submit a new job")
+            raise DatasetError(f"dataset: {info.name} has changed since the job's first attempt; submit a new job instead")
     else:
         write_atomically(directory.dataset_file, info.model_dump_json(indent=2).encode(), fence=attempt.fence)
 
 
 def latest_synthetic_set(directory: JobDir, spec: CondenseSpec) -> SyntheticSet | None:
-    """The synthetic set of the newest checkpoint, or None before the first."""
+    """Return the synthetic set of the newest checkpoint, or None before the first checkpoint."""
     files = directory.checkpoint_files()
     if not files:
         return None
@@ -70,7 +70,7 @@ def latest_synthetic_set(directory: JobDir, spec: CondenseSpec) -> SyntheticSet 
 
 
 def condensed_set(attempt: Attempt, condensation: Condensation, until: int) -> SyntheticSet:
-    """The set after `until` iterations, or a later one that an earlier attempt has come to."""
+    """Return the synthetic set after `until` iterations, or after more if a previous attempt got further."""
     spec = condensation.spec
     synthetic = latest_synthetic_set(attempt.directory, spec)
     if synthetic is None or synthetic.iteration < until:
@@ -82,11 +82,11 @@ def condensed_set(attempt: Attempt, condensation: Condensation, until: int) -> S
 
 
 def _condense(attempt: Attempt, condensation: Condensation) -> tuple[SyntheticSet, list[dict[str, Any]]]:
-    """The set of the last iteration, or the one that validates best, and how each validated."""
+    """Return the synthetic set of the last iteration, or with validations the best one, and all validations."""
     spec = condensation.spec
     if spec.validation is None:
         return condensed_set(attempt, condensation, spec.iterations), []
-    validations = _earlier_validations(attempt.directory)
+    validations = _read_validations(attempt.directory)
     _keep_best(attempt, validations)
     for until in [*range(spec.validation.every, spec.iterations, spec.validation.every), spec.iterations]:
         if any(validation["iteration"] == until for validation in validations):
@@ -104,23 +104,24 @@ def _condense(attempt: Attempt, condensation: Condensation) -> tuple[SyntheticSe
 
 
 def _keep_best(attempt: Attempt, validations: Sequence[Mapping[str, Any]]) -> None:
-    """Where the last validation is the best (of equals the first is), keep the set that it was of.
+    """Copy the validated set to best_file if the last validation is the best so far. A tie keeps the older set.
 
-    That set is still the one in validated_file, also after a crash in here: the next attempt comes here before it validates
-    another. The log is written first: were the set kept first, a validation that is repeated, and on a GPU comes out a little
-    lower, would leave the wrong set.
+    validated_file still holds that set even after a crash in this function, because the next attempt calls it before it
+    validates another set. The validations are written before the set: in the other order, a repeated validation, which may come
+    out slightly lower on a GPU, could keep the wrong set.
     """
     if validations and all(validations[-1]["mean"] > validation["mean"] for validation in validations[:-1]):
         SyntheticSet.load(attempt.directory.validated_file).save(attempt.directory.best_file, fence=attempt.fence)
 
 
-def _earlier_validations(directory: JobDir) -> list[dict[str, Any]]:
+def _read_validations(directory: JobDir) -> list[dict[str, Any]]:
+    """Return the validations of this and previous attempts, in order."""
     found: list[dict[str, Any]] = json.loads(directory.validation_file.read_bytes()) if directory.validation_file.exists() else []
     return found
 
 
 def _validate(attempt: Attempt, condensation: Condensation, validation: ValidationSpec) -> list[float]:
-    """Accuracies in percent, on the held-out training images, of networks trained on the set in validated_file."""
+    """Train networks on the set in validated_file; return their accuracies in percent on the held-out training images."""
     spec = condensation.spec
     setup = EvaluationSetup(
         spec=validation.as_evaluation(),
@@ -137,7 +138,7 @@ def _validate(attempt: Attempt, condensation: Condensation, validation: Validati
 
 
 def _evaluate(attempt: Attempt, condensation: Condensation, evaluation: EvaluationSpec) -> dict[str, Any]:
-    """Judge the set in the attempt's artifacts."""
+    """Evaluate the synthetic set in the attempt's artifacts."""
     spec = condensation.spec
     setup = EvaluationSetup(
         spec=evaluation,

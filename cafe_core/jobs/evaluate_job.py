@@ -1,4 +1,4 @@
-"""An evaluate job: fresh networks trained on a synthetic set, or on a choice of real images."""
+"""Run an evaluate job: train fresh networks on a synthetic set or on selected real images, and test them."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from cafe_core.synthetic_set.synthetic_set import SyntheticSet
 
 
 def run(attempt: Attempt, spec: EvaluateSpec) -> dict[str, Any]:
-    """Train and test every network; returns the result. Raises CafeError."""
+    """Train and test every network, and return the job's result. Raises CafeError."""
     started = time.monotonic()
     assert spec.dataset is not None
     store = sources.prepare(spec.dataset, attempt.job.roots)
     check_unchanged(attempt, ClassStore.open(store).info)
-    source, synthetic, ipc = _judged(attempt, spec, store)
+    source, synthetic, ipc = _training_images(attempt, spec, store)
 
     attempt.report("phase", phase="evaluating")
     setup = EvaluationSetup(
@@ -47,8 +47,8 @@ def run(attempt: Attempt, spec: EvaluateSpec) -> dict[str, Any]:
     return result
 
 
-def _judged(attempt: Attempt, spec: EvaluateSpec, store: Path) -> tuple[Source, Path | None, int | None]:
-    """What the networks are trained on, the file of a set, and its images per class."""
+def _training_images(attempt: Attempt, spec: EvaluateSpec, store: Path) -> tuple[Source, Path | None, int | None]:
+    """Return the source of the training images, the file of a synthetic set, and its images per class."""
     judged = spec.synthetic
     if judged.dataset is None:
         return "synthetic", attempt.directory.input_file, SyntheticSet.load(attempt.directory.input_file).ipc
@@ -58,7 +58,7 @@ def _judged(attempt: Attempt, spec: EvaluateSpec, store: Path) -> tuple[Source, 
 
 
 def _select(attempt: Attempt, spec: EvaluateSpec, store: Path) -> Path:
-    """The file of the real images that a coreset method chooses."""
+    """Run a coreset method; return the file with the real images that it selects."""
     info = ClassStore.open(store).info
     chosen = selection_spec(spec, info)
     condensation = Condensation(chosen, store, info.num_classes, attempt.directory.checkpoints, attempt.fence)

@@ -1,11 +1,11 @@
-"""Keeps an attempt that was given up from writing over what the next one does.
+"""Fence off stale attempts: an attempt that was given up must not overwrite files of its successor.
 
-A driver that was cut off, or frozen, does not know that its attempt was given up: it may wake up while the next one runs. The
-server writes job.json anew before it submits an attempt, and there names the one attempt that may write. Whoever writes files
-that attempts share, or publishes, looks there right before the file changes. What is left open is the moment between looking
-and the move: what is written then is whole, and no server serves it.
+A driver that was cut off from the network, or frozen, does not know that its attempt was given up, and may wake up while the next
+attempt runs. Before the server submits an attempt, it rewrites job.json, which names the only attempt that may write. Everything
+that writes shared or published files reads job.json right before the file changes. A stale attempt can still pass the check and
+rename its file a moment later; that file is complete, and no server serves it.
 
-On NFS too the newest job.json is seen: opening a file asks the file server.
+This holds on NFS too: opening a file asks the file server, so the newest job.json is seen.
 """
 
 from __future__ import annotations
@@ -20,21 +20,21 @@ from cafe_core.jobs.jobdir import JobDir
 
 @dataclass(frozen=True)
 class AttemptFence:
-    """Lets one attempt write; a :data:`cafe_core.files.Fence`. Pickled to the workers."""
+    """Let one attempt write. A :data:`cafe_core.files.Fence`; pickled to the workers."""
 
     job_file: Path
-    """Of the job; for a sweep's trial the sweep's."""
+    """The job's job.json. A trial of a sweep uses the sweep's."""
     attempt: int
 
     @classmethod
     def of(cls, directory: JobDir, attempt: int) -> AttemptFence:
-        """Of an attempt of the job in `directory`."""
+        """Return the fence of an attempt of the job in `directory`."""
         return cls(directory.job_file, attempt)
 
     def __call__(self) -> None:
-        """Raises StaleAttemptError where job.json names another attempt, or is gone with its job."""
+        """Raise StaleAttemptError if job.json names another attempt, or was deleted with its job."""
         try:
-            # A job.json of a server that did not name attempts yet belongs to the first.
+            # Servers that did not name the attempt yet only wrote job.json for the first one.
             current = json.loads(self.job_file.read_bytes()).get("attempt", 1)
         except FileNotFoundError as error:
             raise StaleAttemptError(f"{self.job_file} is gone: the job was deleted") from error

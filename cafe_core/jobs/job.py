@@ -1,11 +1,11 @@
-"""A job's way, from its spec to its artifacts; its phases by kind::
+"""Run a job from its spec to its artifacts. Its phases depend on its kind::
 
     condense   preparing → condensing (→ validating → condensing …) → evaluating → publishing
     evaluate   preparing (→ condensing, of a coreset) → evaluating → publishing
     sweep      preparing → sweeping, each trial a condense job → publishing
 
-The same for Ray and for `cafe run` in one process: what differs is the :class:`cafe_core.jobs.backend.Backend`.
-No torch is imported here, so that a driver, which only coordinates, starts quickly.
+Ray and `cafe run` share this code and differ in the :class:`cafe_core.jobs.backend.Backend`. No torch is imported here, so that
+a driver, which only coordinates, starts quickly.
 """
 
 from __future__ import annotations
@@ -42,15 +42,15 @@ def run_job(
     *,
     fence: AttemptFence | None = None,
 ) -> dict[str, Any]:
-    """Run `job` as attempt number `attempt`, going on from what earlier attempts left in `directory`; returns the result.
+    """Run `job` as attempt number `attempt`, continue from the files of previous attempts, and return the result.
 
-    fence: that of the sweep whose trial this is; by default the attempt's own.
-    Raises StaleAttemptError once another attempt may write instead, CafeError for everything a user can understand.
+    fence: by default the attempt's own; for a trial, the sweep's.
+    Raises StaleAttemptError once another attempt may write instead, and CafeError for every error that a user can understand.
     """
     fence = fence or AttemptFence.of(directory, attempt)
     fence()
     files = directory.attempt(attempt)
-    files.manifest_file.unlink(missing_ok=True)  # of an earlier run into the same directory: until the end there is no result
+    files.manifest_file.unlink(missing_ok=True)  # from a previous run into this directory: no result until the end
     report("phase", phase="preparing")
     with closing(Attempt(job, directory, files, make_backend, report, fence)) as running:
         result = _run(running)
@@ -71,7 +71,7 @@ def _run(attempt: Attempt) -> dict[str, Any]:
 
 
 def write_manifest(attempt: AttemptDir, fence: Fence = unfenced) -> None:
-    """List the artifacts with size, hash and type. Written last: an attempt without it has no result."""
+    """Write manifest.json, which lists the artifacts with size, hash and type. Called last: without it there is no result."""
     entries = []
     for path in sorted(attempt.artifacts.iterdir()):
         if path == attempt.manifest_file or path.name.startswith("."):

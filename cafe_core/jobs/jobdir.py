@@ -1,23 +1,23 @@
-"""Where a job's files lie: the contract between the server, which reads, and the driver, which writes.
+"""Define the layout of a job's directory: the contract between the driver, which writes it, and the server, which reads it.
 
 ::
 
     DATA_DIR/jobs/<job id>/
-        job.json                    what to run, and which attempt may write: JobFile, written anew before each attempt
-        dataset.json                DatasetInfo, as the driver found the data
+        job.json                    JobFile: what to run, and which attempt may write; rewritten before each attempt
+        dataset.json                DatasetInfo, as the driver of the first attempt found the data
         checkpoints/                checkpoint-<iteration>.safetensors, the newest two; shared by the attempts
-        validation.json             how each validated checkpoint did; best.safetensors is the best one's synthetic set
+        validation.json             the accuracies of each validated checkpoint; best.safetensors: the best one's synthetic set
         evaluation.jsonl            one line per network trained so far; shared by the attempts
-        input.safetensors           of an evaluate job: the set that is judged, as it was when the job was submitted
-        trials.jsonl, trials/<n>/   of a sweep: one line per trial that has ended; each trial's own job directory
+        input.safetensors           evaluate jobs: the judged set, as it was when the job was submitted
+        trials.jsonl, trials/<n>/   sweeps: one line per ended trial; each trial's own job directory
         tune/                       Ray Tune's own state
         attempts/<n>/
-            events.jsonl            what happened, one JSON object a line, appended by the driver
-            heartbeat               how often the driver has shown that it lives (`workers.heartbeat`)
-            driver.log              what the driver printed; bounded: driver.log.1 holds what came before
+            events.jsonl            the driver's events, one JSON object per line
+            heartbeat               a counter that the driver increments while it lives (`workers.heartbeat`)
+            driver.log              the driver's output, bounded; driver.log.1 holds the output before it
             artifacts/              result.json and the files of the job's kind; manifest.json last
 
-An attempt has a result when, and only when, its manifest.json is there. No torch here: the API reads these.
+An attempt has a result if and only if its manifest.json exists. No torch here: the API reads these files.
 """
 
 from __future__ import annotations
@@ -32,17 +32,17 @@ from pydantic import BaseModel, ConfigDict
 from cafe_core.algorithm.checkpoint_files import checkpoint_files
 from cafe_core.data.roots import DataRoots
 from cafe_core.errors import DiskFullError
-from cafe_core.files import LineLog, disk_full_named
+from cafe_core.files import LineLog, raising_disk_full
 from cafe_core.spec.job import JobSpec
 
 
 def utc_now() -> str:
-    """The time as RFC 3339 with microseconds, e.g. 2026-11-22T07:00:00.000000Z."""
+    """Return the time as RFC 3339 with microseconds, e.g. 2026-11-22T07:00:00.000000Z."""
     return datetime.now(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
 
 
 class JobFile(BaseModel):
-    """job.json."""
+    """The content of job.json."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -51,16 +51,16 @@ class JobFile(BaseModel):
     """Resolved."""
     roots: DataRoots
     attempt: int = 1
-    """The attempt that may write; any other that still runs was given up."""
+    """The only attempt that may write. Any other attempt that still runs was given up."""
     max_restarts: int = 3
-    """Times a gang is started again after a dead or hung worker, per attempt."""
+    """How often, per attempt, a gang is restarted after a worker died or hung."""
     collective_timeout_s: float = 300.0
-    """How long a collective, or a silent worker, is waited for."""
+    """Timeout of a collective, and of a worker that does not answer."""
 
 
 @dataclass(frozen=True)
 class JobDir:
-    """Paths of one job."""
+    """The paths of one job."""
 
     path: Path
 
@@ -77,7 +77,7 @@ class JobDir:
         return self.path / "checkpoints"
 
     def checkpoint_files(self) -> list[Path]:
-        """The checkpoints, newest first."""
+        """Return the checkpoints, newest first."""
         return checkpoint_files(self.checkpoints)
 
     @property
@@ -110,17 +110,17 @@ class JobDir:
         return self.path / "tune"
 
     def trial(self, number: int) -> JobDir:
-        """The directory of trial `number` (0, 1, …) of a sweep."""
+        """Return the directory of trial `number` (0, 1, …) of a sweep."""
         return JobDir(self.path / "trials" / str(number))
 
     def attempt(self, number: int) -> AttemptDir:
-        """The directory of attempt `number` (1, 2, …)."""
+        """Return the directory of attempt `number` (1, 2, …)."""
         return AttemptDir(self.path / "attempts" / str(number))
 
 
 @dataclass(frozen=True)
 class AttemptDir:
-    """Paths of one attempt of a job."""
+    """The paths of one attempt of a job."""
 
     path: Path
 
@@ -130,17 +130,17 @@ class AttemptDir:
 
     @property
     def heartbeat_file(self) -> Path:
-        """What changes while the driver lives; empty until it first does."""
+        """A counter that changes while the driver lives; empty until the first heartbeat."""
         return self.path / "heartbeat"
 
     @property
     def log_file(self) -> Path:
-        """What the driver, and its workers through it, printed last."""
+        """The latest output of the driver and, through it, of its workers."""
         return self.path / "driver.log"
 
     @property
     def older_log_file(self) -> Path:
-        """What came before it, once the log has grown long."""
+        """The output before `log_file`, once that has reached its size limit."""
         return self.path / "driver.log.1"
 
     @property
@@ -165,17 +165,17 @@ class AttemptDir:
 
 
 class EventLog:
-    """Appends events to a file, one JSON object a line, each flushed as it happens.
+    """Append events to a file, one JSON object per line, and flush each one.
 
-    A few blocks of the disk are kept in reserve, so that the event that says that the disk is full finds room.
+    A reserve file keeps a few disk blocks, so that there is room for the event that reports a full disk.
     """
 
     _RESERVE_BYTES = 16 << 10
 
     def __init__(self, path: Path) -> None:
-        """Raises DiskFullError where there is no space."""
+        """Create the file and its reserve. Raises DiskFullError if the disk is full."""
         self._reserve = path.with_name(f".{path.name}.reserve")
-        with disk_full_named(path):
+        with raising_disk_full(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             self._reserve.write_bytes(bytes(self._RESERVE_BYTES))
         self._log = LineLog(path)
@@ -183,7 +183,7 @@ class EventLog:
     def __call__(self, type: str, **data: Any) -> None:
         """Append `{"time", "type", **data}`. NaN is refused: events are JSON.
 
-        Raises DiskFullError where there is no space. The next event can then use the reserve.
+        Raises DiskFullError if the disk is full. This frees the reserve for the next event.
         """
         try:
             self._log.append({"time": utc_now(), "type": type, **data})

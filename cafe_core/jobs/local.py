@@ -1,4 +1,4 @@
-"""The in-process backend: a whole job on one device, without Ray or a server (`cafe run`)."""
+"""Run a whole job in this process on one device, without Ray or a server (`cafe run`)."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ from cafe_core.spec.sweep import SweepSpec
 from cafe_core.spec.trials import Trial
 
 ENSEMBLE = 20
-"""Networks that a GPU trains at once."""
+"""Maximum number of networks that a GPU trains at once."""
 
 
 class LocalBackend:
-    """One worker, which is this process. Implements :class:`cafe_core.jobs.backend.Backend`."""
+    """Run all work in this process. Implements :class:`cafe_core.jobs.backend.Backend`."""
 
     def __init__(self, job: JobFile, directory: JobDir) -> None:
         self._job = job
@@ -48,7 +48,7 @@ class LocalBackend:
         """See :class:`cafe_core.jobs.backend.Backend`."""
         report("phase", phase="condensing")
         spec = condensation.spec
-        device = _take(spec.resources)
+        device = _use_device(spec.resources)
         store = ClassStore.open(condensation.store)
         condense(
             spec,
@@ -69,49 +69,50 @@ class LocalBackend:
         report: Report,  # noqa: ARG002
     ) -> Iterator[tuple[EvaluationTask, float]]:
         """See :class:`cafe_core.jobs.backend.Backend`."""
-        device = _take(resources)
+        device = _use_device(resources)
         for chunk in chunks(tasks, ENSEMBLE):
             yield from train_networks(chunk, setup, device)
 
     def run_trials(self, trials: Sequence[Trial], finished: Mapping[int, TrialOutcome], report: Report) -> Iterator[TrialOutcome]:
-        """See :class:`cafe_core.jobs.backend.Backend`: one after the other."""
+        """See :class:`cafe_core.jobs.backend.Backend`. Trials run one after the other."""
         fence = AttemptFence.of(self._directory, self._job.attempt)
         for trial in trials:
             if trial.number not in finished:
                 report("trial_started", number=trial.number, overrides=trial.overrides)
-                yield run_trial(trial, self._job, self._directory.trial(trial.number), fence, LocalBackend, _unheard)
+                yield run_trial(trial, self._job, self._directory.trial(trial.number), fence, LocalBackend, _ignore_event)
 
     def close(self) -> None:
         """Nothing is held."""
 
 
-def _take(resources: ResourcesSpec) -> torch.device:
+def _use_device(resources: ResourcesSpec) -> torch.device:
+    """Set the number of CPU threads, and return the device to compute on."""
     torch.set_num_threads(resources.cpus_per_worker)
     return torch.device("cuda" if resources.gpus_per_worker > 0 else "cpu")
 
 
-def _unheard(_type: str, **_data: Any) -> None:
-    """The trial's own log has it."""
+def _ignore_event(_type: str, **_data: Any) -> None:
+    """Do nothing: the trial's own log has the event."""
 
 
 @dataclass(frozen=True)
 class LocalJob:
-    """A job that was accepted, to be run in this process."""
+    """A job that was accepted and can run in this process."""
 
     job: JobFile
     directory: JobDir
 
     def run(self, report: Report) -> dict[str, Any]:
-        """Run it to its end; returns the result. Raises CafeError for a job that failed."""
+        """Run the job, and return its result. Raises CafeError if it fails."""
         return run_job(self.job, self.directory, self.job.attempt, lambda: LocalBackend(self.job, self.directory), report)
 
 
 def prepare(spec: dict[str, Any], out: Path, roots: DataRoots) -> LocalJob:
-    """Check a job spec; the job's files will lie in `out`.
+    """Check a job spec, and create the job in the directory `out`.
 
-    A run that was broken off goes on from its last checkpoint when prepared again with the same spec and `out`. An `out` that
-    another job has left its files in is refused.
-    Raises pydantic.ValidationError, ValueError or SpecError for what is refused; nothing is written then.
+    An interrupted run continues from its last checkpoint when prepared again with the same spec and `out`. An `out` that holds
+    the files of another job is refused.
+    Raises pydantic.ValidationError, ValueError or SpecError for a refused spec or directory; nothing is written then.
     """
     parsed = parse_job_spec(spec)
     accepted = accept(parsed, _gather(parsed, roots))  # checks everything that a server would, even the number of workers
@@ -121,7 +122,7 @@ def prepare(spec: dict[str, Any], out: Path, roots: DataRoots) -> LocalJob:
         resources.append(accepted.spec.resources)
     if any(r.gpus_per_worker > 0 for r in resources) and not torch.cuda.is_available():
         loc = "base.resources.gpus_per_worker" if isinstance(accepted.spec, SweepSpec) else "resources.gpus_per_worker"
-        raise SpecError("this machine has no GPU that torch can use; 0 runs on the CPU", loc=loc)
+        raise SpecError("torch finds no usable GPU on this machine; set it to 0 to run on the CPU", loc=loc)
     directory = JobDir(out)
     job = JobFile(job_id=out.name or "local", spec=one_worker, roots=roots)
     _check_same_job(directory, job)
@@ -144,36 +145,40 @@ def _gather(spec: JobSpec, roots: DataRoots) -> Facts:
 
 
 def _check_same_job(directory: JobDir, job: JobFile) -> None:
-    """Raises SpecError where the directory holds the files of another job: its results would pass for this one's."""
+    """Raise SpecError if the directory holds the files of another job, whose results would be taken for this one's."""
     if not directory.job_file.exists():
         return
     try:
-        earlier = JobFile.model_validate_json(directory.job_file.read_bytes())
+        existing = JobFile.model_validate_json(directory.job_file.read_bytes())
     except ValidationError as error:
-        raise SpecError(f"{directory.path} holds a job that cannot be read; choose another directory, or remove it") from error
-    one, other = _decisive(earlier.spec), _decisive(job.spec)
+        raise SpecError(
+            f"{directory.path} holds a job.json that cannot be read; choose another directory or delete it"
+        ) from error
+    one, other = _identifying_fields(existing.spec), _identifying_fields(job.spec)
     changed = [name for name in sorted(one.keys() | other.keys()) if one.get(name) != other.get(name)]
     if changed:
         differs = f"{directory.path} holds the files of a job that differs in {', '.join(changed)}"
-        raise SpecError(f"{differs}; choose another directory, or remove it")
+        raise SpecError(f"{differs}; choose another directory or delete it")
 
 
-def _decisive(spec: JobSpec) -> dict[str, Any]:
-    """The fields that decide what a job's files hold.
+def _identifying_fields(spec: JobSpec) -> dict[str, Any]:
+    """Return the fields that must not change between runs into the same directory.
 
-    Without a validation a condensation goes on to more iterations, and is evaluated otherwise: evaluations are kept by the set
-    that was judged, which has its spec in it.
+    A condensation without validations may continue to more iterations, and may be evaluated differently: accuracies are stored
+    under the hash of the judged set.
     """
-    free = {"name", "labels", "resources"}
+    may_change = {"name", "labels", "resources"}
     if isinstance(spec, CondenseSpec) and spec.validation is None:
-        free |= {"iterations", "checkpoint_every", "compile", "evaluation"}
-    return spec.model_dump(mode="json", exclude=free)
+        may_change |= {"iterations", "checkpoint_every", "compile", "evaluation"}
+    return spec.model_dump(mode="json", exclude=may_change)
 
 
 def _one_worker(spec: JobSpec) -> JobSpec:
-    """The same job by one worker. Raises SpecError for a scheduler that needs several trials at once."""
+    """Return the same job with one worker. Raises SpecError for a scheduler that needs several trials at once."""
     if isinstance(spec, SweepSpec):
         if spec.scheduler != "fifo":
-            raise SpecError("asha compares trials that run at the same time: submit the sweep to a server", loc="scheduler")
+            raise SpecError(
+                "asha compares trials that run at the same time; submit the sweep to a server, or use fifo", loc="scheduler"
+            )
         return spec.model_copy(update={"base": _one_worker(spec.base)})
     return spec.model_copy(update={"resources": spec.resources.model_copy(update={"workers": 1})})

@@ -1,4 +1,4 @@
-"""Train every network of an evaluation that no earlier attempt has trained. No torch here."""
+"""Train the networks of an evaluation that no previous attempt has trained. No torch here."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from cafe_core.spec.resources import ResourcesSpec
 def measure(
     attempt: Attempt, tasks: Sequence[EvaluationTask], setup: EvaluationSetup, resources: ResourcesSpec
 ) -> dict[EvaluationTask, float]:
-    """Each task's accuracy in percent. Each is noted in evaluation.jsonl as it comes, and never measured again."""
+    """Return the accuracy of each task in percent. Each is appended to evaluation.jsonl at once, and never measured twice."""
     spec, log_file = setup.spec, attempt.directory.evaluation_file
     judged = "real" if setup.synthetic is None else hashlib.sha256(setup.synthetic.read_bytes()).hexdigest()
     with closing(LineLog(log_file, fence=attempt.fence)) as log:
-        earlier = {EvaluationTask(**r["task"]): r["accuracy"] for r in read_lines(log_file) if r["set"] == judged}
-        accuracies: dict[EvaluationTask, float] = {task: earlier[task] for task in tasks if task in earlier}
+        known = {EvaluationTask(**r["task"]): r["accuracy"] for r in read_lines(log_file) if r["set"] == judged}
+        accuracies: dict[EvaluationTask, float] = {task: known[task] for task in tasks if task in known}
         remaining = [task for task in tasks if task not in accuracies]
         started, first = time.monotonic(), len(accuracies)
         for task, accuracy in attempt.backend.evaluate(remaining, setup, resources, attempt.report):

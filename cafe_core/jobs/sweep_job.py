@@ -1,4 +1,4 @@
-"""A sweep: many condense jobs, each in a directory of its own, and the best one's synthetic set."""
+"""Run a sweep: many condense jobs, each in a directory of its own; publish the best one's synthetic set."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ from cafe_core.spec.trials import Trial, datasets_of, trials
 
 
 def run(attempt: Attempt, spec: SweepSpec) -> dict[str, Any]:
-    """Run every trial that no earlier attempt has finished; returns the result.
+    """Run every trial that no previous attempt finished, and return the result.
 
-    Raises SweepError where no trial came to its end, CafeError for what ends the sweep itself.
+    Raises SweepError if no trial succeeded, and CafeError for an error that ends the sweep itself.
     """
     started = time.monotonic()
     check_unchanged(attempt, described(attempt.job, spec.base.dataset))
     planned = sweep_trials(attempt.job, spec)
-    forget_retryable(attempt.directory.trials_file, attempt.fence)
+    drop_retryable_failures(attempt.directory.trials_file, attempt.fence)
     outcomes = read_outcomes(attempt.directory.trials_file)
     attempt.report("phase", phase="sweeping")
     attempt.report("trials", done=len(outcomes), total=len(planned))
@@ -48,7 +48,7 @@ def run(attempt: Attempt, spec: SweepSpec) -> dict[str, Any]:
     write_atomically(attempt.files.artifacts / "trials.csv", "".join(trials_csv(spec.space, rows)).encode(), fence=attempt.fence)
     best = best_outcome(outcomes.values())
     if best is None:
-        raise _none_ended(outcomes)
+        raise _no_trial_succeeded(outcomes)
     winner = attempt.directory.trial(best.number).attempt(1)
     for path in (winner.synthetic_file, winner.preview_file):
         write_atomically(attempt.files.artifacts / path.name, path.read_bytes(), fence=attempt.fence)
@@ -63,30 +63,30 @@ def run(attempt: Attempt, spec: SweepSpec) -> dict[str, Any]:
 
 
 def sweep_trials(job: JobFile, spec: SweepSpec) -> list[Trial]:
-    """The sweep's trials; reads the data of each once. Raises SpecError, DatasetError."""
+    """Return all trials of the sweep; build the class store of every dataset. Raises SpecError, DatasetError."""
     return trials(spec, DatasetFacts((dataset, described(job, dataset)) for dataset in datasets_of(spec)))
 
 
 def described(job: JobFile, dataset: DatasetSpec) -> DatasetInfo:
-    """What the data is. Raises SpecError, DatasetError."""
+    """Build the class store of a dataset, and return its description. Raises SpecError, DatasetError."""
     return ClassStore.open(sources.prepare(dataset, job.roots)).info
 
 
-def forget_retryable(log: Path, fence: Fence) -> None:
-    """At the start of an attempt: take trials from trials.jsonl that failed for what may have passed, such as a full disk."""
+def drop_retryable_failures(log: Path, fence: Fence) -> None:
+    """Remove trials from trials.jsonl whose error was temporary, such as a full disk, so that this attempt runs them again."""
     records = read_lines(log)
     kept = [record for record in records if record["error"] is None or not record["error"]["retryable"]]
     if len(kept) < len(records):
         write_atomically(log, b"".join(json.dumps(record).encode() + b"\n" for record in kept), fence=fence)
 
 
-def _none_ended(outcomes: Mapping[int, TrialOutcome]) -> SweepError:
-    """Why there is no best trial."""
+def _no_trial_succeeded(outcomes: Mapping[int, TrialOutcome]) -> SweepError:
+    """Return the error of a sweep without a best trial, with the trials' reasons."""
     errors = [outcome.error for outcome in outcomes.values() if outcome.error is not None]
     reasons = "; ".join(sorted({error["message"] for error in errors})[:3])
     stopped = len(outcomes) - len(errors)
-    rest = f", and {stopped} were stopped" if stopped else ""
+    rest = f" and {stopped} were stopped early" if stopped else ""
     return SweepError(
-        f"no trial came to its end: {len(errors)} of {len(outcomes)} failed{rest}: {reasons}",
+        f"no trial succeeded: {len(errors)} of {len(outcomes)} failed{rest}: {reasons}",
         retryable=any(error["retryable"] for error in errors),
     )

@@ -1,6 +1,6 @@
-"""What an evaluation's networks and a sweep's trials came to, as rows and as CSV. No torch: artifacts and the API have them.
+"""Present the networks of an evaluation and the trials of a sweep as rows and as CSV. No torch here: the API uses it too.
 
-Logs are only read here, also while a driver appends to them.
+Logs are only read here, possibly while a driver appends to them.
 """
 
 from __future__ import annotations
@@ -27,14 +27,16 @@ NETWORK_COLUMNS = ("source", "network", "index", "augment", "repeat", "accuracy"
 
 
 def network_row(networks: Sequence[NetworkSpec], task: EvaluationTask, accuracy: float) -> Row:
-    """What a network was trained on, which it is (its kind's name and place in the spec), and its accuracy in percent."""
+    """Return the row of one network: its source, name, index in the spec, augmentation, repeat, and accuracy in percent."""
     values = (task.source, networks[task.network].name, task.network, task.augment, task.repeat, accuracy)
     return dict(zip(NETWORK_COLUMNS, values, strict=True))
 
 
 def network_rows(log: Path, networks: Sequence[NetworkSpec]) -> list[Row]:
-    """The networks in evaluation.jsonl, in the order in which they were first trained. Those of another set than the last one are
-    not part of the result; of one that was trained twice, the last accuracy is."""
+    """Return the networks in evaluation.jsonl, in the order in which they were first trained.
+
+    Only networks trained on the newest set are part of the result. If one was trained twice, its last accuracy counts.
+    """
     records = read_lines(log)
     accuracies = {EvaluationTask(**r["task"]): r["accuracy"] for r in records if r["set"] == records[-1]["set"]}
     return [network_row(networks, task, accuracy) for task, accuracy in accuracies.items()]
@@ -44,18 +46,18 @@ def network_rows(log: Path, networks: Sequence[NetworkSpec]) -> list[Row]:
 
 
 def read_outcomes(log: Path) -> dict[int, TrialOutcome]:
-    """The trials in trials.jsonl, which have ended, by number."""
+    """Return the ended trials, which trials.jsonl holds, by number."""
     return {outcome.number: outcome for outcome in (TrialOutcome(**record) for record in read_lines(log))}
 
 
 def best_outcome(outcomes: Iterable[TrialOutcome]) -> TrialOutcome | None:
-    """The trial with the best metric among those that ran to their end; of equals the first."""
+    """Return the succeeded trial with the best metric; of equal ones, the one with the lowest number."""
     ended = [outcome for outcome in outcomes if outcome.status == "succeeded" and outcome.metric is not None]
     return max(ended, key=lambda outcome: (outcome.metric or 0.0, -outcome.number), default=None)
 
 
 def trial_row(overrides: dict[str, Any], outcome: TrialOutcome) -> Row:
-    """A trial's number, setting and outcome."""
+    """Return the row of one trial: its number, overrides and outcome."""
     ended = asdict(outcome)
     return {"trial": ended.pop("number"), "overrides": overrides, **ended}
 
@@ -64,13 +66,13 @@ def trial_row(overrides: dict[str, Any], outcome: TrialOutcome) -> Row:
 
 
 def networks_csv(rows: Iterable[Row]) -> Iterator[str]:
-    """Lines: the columns' names, then a line a network."""
+    """Yield the header, then one line per network."""
     yield _line(NETWORK_COLUMNS)
     yield from (_line(row[column] for column in NETWORK_COLUMNS) for row in rows)
 
 
 def trials_csv(space: Collection[str], rows: Iterable[Row]) -> Iterator[str]:
-    """Lines: the columns' names, then a line a trial; a column for each field of the space."""
+    """Yield the header, then one line per trial, with a column for each field of the space."""
     yield _line(["trial", *space, "status", "metric", "iterations", "seconds", "error"])
     for row in rows:
         values = [row["overrides"][path] for path in space]

@@ -1,4 +1,4 @@
-"""A trial's overrides in words, for people. Clients show them, and need nothing else of the package for it."""
+"""Format the overrides of a trial for people. Clients use this module without the rest of the package."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from typing import Any
 
 
 def setting(overrides: dict[str, Any]) -> str:
-    """A trial's overrides in words: `method.beta = 0.5, ipc = 10`."""
+    """Return the overrides as text: `method.beta = 0.5, ipc = 10`."""
     return ", ".join(f"{path} = {shown(value)}" for path, value in overrides.items())
 
 
 def shown(value: Any) -> str:
-    """A value, cut where it is long."""
+    """Return a value as JSON, shortened to 80 characters."""
     text = json.dumps(value)
     return text if len(text) <= 80 else text[:77] + "…"

@@ -1,4 +1,4 @@
-"""A refused spec in the words of its fields: which one, and what is wrong with it. No torch here."""
+"""Say which field of a refused spec is at fault, and why. No torch here."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ _NAMES_A_FIELD = re.compile(rf"((?:{'|'.join(_FIELDS)})(?:\.[a-z0-9_]+)*): ")
 
 
 def refused_field(error: Mapping[str, Any], *, outer: int = 0) -> tuple[str, str]:
-    """(the field's path as a user writes it, what is wrong with it) of one of pydantic's errors.
+    """Return (path of the field as a user writes it, what is wrong with it) for one of pydantic's errors.
 
-    `outer` leading parts of its location are left out (`body`, `query`, …).
+    outer: how many leading parts of the location to leave out (`body`, `query`, …).
     """
     kind, loc, message = error["type"], field_path(tuple(error["loc"][outer:])), str(error["msg"])
     match kind:
@@ -27,7 +27,7 @@ def refused_field(error: Mapping[str, Any], *, outer: int = 0) -> tuple[str, str
         case "unknown_kind" if isinstance(error["input"], Mapping):
             return "kind", message.removeprefix("kind ")
         case "unknown_kind":
-            return loc, "a job spec is an object of fields"
+            return loc, "a job spec must be an object with fields"
         case "unknown_method":
             return f"{loc}.name", message.removeprefix("method.name ")
         case "value_error":
@@ -38,9 +38,9 @@ def refused_field(error: Mapping[str, Any], *, outer: int = 0) -> tuple[str, str
 
 
 def named_field(message: str, otherwise: str = "", *, within: str = "") -> tuple[str, str]:
-    """(field's path, the rest of the message) where `message` starts with the path, as in `network.norm: …`.
+    """Split a message such as `network.norm: …` into (path of the field, rest of the message).
 
-    The path is one of the spec at `within`. Where there is none: (`otherwise`, `message`).
+    The path is prefixed with `within`. A message that starts with no field gives (`otherwise`, `message`).
     """
     named = _NAMES_A_FIELD.match(message)
     if named is None:

@@ -1,7 +1,7 @@
-"""The trials of a sweep: all of them known, resolved and checked before the first one starts. No torch here.
+"""Expand a sweep into its trials, all resolved and checked before the first one starts. No torch here.
 
-Trials are numbered in the order of the grid (its first field changes slowest), `samples` of each point one after the other.
-A random value is addressed by (sweep's seed, trial, field), so the same spec always means the same trials.
+Trials are numbered in the order of the grid, whose first field changes slowest. The `samples` of a point follow each other.
+A random value is addressed by (the sweep's seed, trial, field), so the same spec always gives the same trials.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ class Trial:
     number: int
     """0, 1, …"""
     overrides: dict[str, Any]
-    """The value of each field of the space."""
+    """The value of each field in the space."""
     spec: CondenseSpec
-    """The job that it is. Resolved."""
+    """The condense job that the trial runs. Resolved."""
 
 
 def datasets_of(sweep: SweepSpec) -> list[DatasetSpec]:
@@ -72,7 +72,7 @@ def trials(sweep: SweepSpec, datasets: DatasetFacts) -> list[Trial]:
     gpus_per_worker = sweep.base.resources.gpus_per_worker
     for path in sweep.space:
         if path.split(".")[0] in ("kind", "name", "labels", "webhook"):
-            raise SpecError("it is not a setting", loc=f"space.{path}")
+            raise SpecError("a sweep cannot vary this field; use a field that affects the result", loc=f"space.{path}")
 
     def resolved(overrides: dict[str, Any]) -> CondenseSpec:
         spec = _validated(sent, overrides, gpus_per_worker)
@@ -80,11 +80,11 @@ def trials(sweep: SweepSpec, datasets: DatasetFacts) -> list[Trial]:
             return resolve(spec, datasets.described(spec.dataset, "dataset"))
         except ValueError as error:
             raise _refusal(overrides, *named_field(str(error))) from error
-        except SpecError as error:  # of a dataset that the overrides name: the base's own was described before
+        except SpecError as error:  # a dataset that the overrides set; the base's was described before
             raise _refusal(overrides, error.loc, error.message) from error
 
     found = settings(sweep)
-    for end in _range_ends(sweep):  # the draws may all lie inside what is allowed, and the range may not
+    for end in _range_ends(sweep):  # refuse a range that exceeds the limits even if no draw does
         resolved(found[0] | end)
     planned = [Trial(number, overrides, resolved(overrides)) for number, overrides in enumerate(found)]
     _check_comparable(sweep, planned)
@@ -92,29 +92,42 @@ def trials(sweep: SweepSpec, datasets: DatasetFacts) -> list[Trial]:
 
 
 def _check_comparable(sweep: SweepSpec, planned: list[Trial]) -> None:
-    """Raises SpecError where the trials would not all be compared by the same kind of accuracy."""
+    """Raise SpecError if the trials would be compared by different kinds of accuracy."""
     first = planned[0].spec
     for trial in planned:
         spec = trial.spec
         if (spec.validation is None) != (first.validation is None):
-            raise _refusal(trial.overrides, "validation", "either all trials have a validation, or none: they are compared by it")
+            raise _refusal(
+                trial.overrides,
+                "validation",
+                "trials are compared by validation: give all trials one, or none",
+            )
         if spec.validation is None and sweep.scheduler == "asha":
-            raise _refusal(trial.overrides, "validation", "asha stops trials by their validations")
+            raise _refusal(
+                trial.overrides,
+                "validation",
+                "asha stops trials by their validations, so each trial needs one",
+            )
         if spec.validation is None and spec.evaluation is None:
-            raise _refusal(trial.overrides, "evaluation", "trials without a validation are compared by their evaluation")
+            raise _refusal(
+                trial.overrides,
+                "evaluation",
+                "a trial without a validation needs an evaluation to be compared by",
+            )
 
 
 def _range_ends(sweep: SweepSpec) -> Iterator[dict[str, Any]]:
+    """Yield one override for each end of a random range and each choice."""
     for path, d in sweep.space.items():
         for value in d.uniform or d.loguniform or d.integers or d.choice or []:
             yield {path: value}
 
 
 def settings(sweep: SweepSpec) -> list[dict[str, Any]]:
-    """The overrides of each trial, by number: all that can be known of the trials without their data."""
+    """Return the overrides of each trial, by number. They depend on the spec alone, not on the data."""
     grids = [[(path, value) for value in d.grid] for path, d in sweep.space.items() if d.grid is not None]
     points = [dict(point) for point in itertools.product(*grids) for _ in range(sweep.samples)]
-    # In the order of the space, so that tables have its columns.
+    # In the order of the space, which is the order of a table's columns.
     return [
         {
             path: point[path] if d.grid is not None else _draw(d, counter_seed(sweep.seed, f"sweep {path}", number))
@@ -138,9 +151,10 @@ def _draw(dimension: DimensionSpec, seed: int) -> Any:
 
 
 def _validated(sent: dict[str, Any], overrides: dict[str, Any], gpus_per_worker: float | None) -> CondenseSpec:
-    """The base with the overrides set. Raises SpecError.
+    """Return the base with the overrides applied. Raises SpecError.
 
-    gpus_per_worker: the base's, also where an override replaces all of `resources`: the default is not known without a cluster.
+    gpus_per_worker: the base's. It applies even if an override replaces all of `resources`, because the default depends on the
+    cluster.
     """
     fields = copy.deepcopy(sent)
     for path, value in sorted(overrides.items(), key=_depth):
@@ -155,23 +169,23 @@ def _validated(sent: dict[str, Any], overrides: dict[str, Any], gpus_per_worker:
 
 
 def _depth(override: tuple[str, Any]) -> int:
-    """`method` is set before `method.beta`, which is part of it."""
+    """Return how deep a path is: `method` is set before `method.beta`, which is part of it."""
     return override[0].count(".")
 
 
 def _set(fields: dict[str, Any], path: str, value: Any) -> None:
-    """Set the field at `path` (`method.beta`, `evaluation.networks.0.width`). Raises SpecError where there is none."""
+    """Set the field at `path` (`method.beta`, `evaluation.networks.0.width`). Raises SpecError if there is no such field."""
     parts = path.split(".")
     inner: Any = fields
     for part, following in zip(parts, [*parts[1:], None], strict=True):
         if isinstance(inner, list):
             if not part.isdecimal() or int(part) >= len(inner):
-                raise SpecError(f"base has no {path}: the list ends before {part}", loc=f"space.{path}")
+                raise SpecError(f"base has no field {path}: the list has no item {part}", loc=f"space.{path}")
             key: Any = int(part)
         elif isinstance(inner, dict):
             key = part
         else:
-            raise SpecError(f"base has no {path}: {part} is no field of a value", loc=f"space.{path}")
+            raise SpecError(f"base has no field {path}: a plain value has no field {part}", loc=f"space.{path}")
         if following is None:
             inner[key] = copy.deepcopy(value)
         elif isinstance(inner, dict) and inner.get(key) is None:
@@ -182,7 +196,7 @@ def _set(fields: dict[str, Any], path: str, value: Any) -> None:
 
 
 def _refusal(overrides: dict[str, Any], field: str, message: str) -> SpecError:
-    """Names the override that the refused field is; where none is, the base's field and all overrides."""
+    """Return the error for the override of the refused field or, without one, for the base's field under all overrides."""
     for path, value in overrides.items():
         if field == path or field.startswith(f"{path}.") or path.startswith(f"{field}."):
             return SpecError(f"{shown(value)}: {message}", loc=f"space.{path}")

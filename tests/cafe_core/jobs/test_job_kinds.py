@@ -246,7 +246,7 @@ def test_a_trial_fails_alone(tmp_path: Path, roots: DataRoots) -> None:
     assert rows[0]["error"]["code"] == "non_finite_loss"
     assert result["best"]["trial"] == 1
     spec["space"] = {"method.image_lr": {"grid": [1e30]}}
-    with pytest.raises(SweepError, match="no trial came to its end: 1 of 1 failed: the loss became"):
+    with pytest.raises(SweepError, match="no trial succeeded: 1 of 1 failed: the loss became"):
         local.prepare(spec, tmp_path / "all", roots).run(silent)
 
 

@@ -59,6 +59,6 @@ def test_a_condensation_goes_on_to_more_iterations_and_is_evaluated_otherwise(tm
 def test_a_job_file_that_cannot_be_read_is_not_written_over(tmp_path: Path, roots: DataRoots) -> None:
     file = JobDir(tmp_path).job_file
     file.write_text('{"job_id": "of a version to come"}')
-    with pytest.raises(SpecError, match="holds a job that cannot be read; choose another directory"):
+    with pytest.raises(SpecError, match="cannot be read; choose another directory"):
         local.prepare(CONDENSE, tmp_path, roots)
     assert file.read_text() == '{"job_id": "of a version to come"}'

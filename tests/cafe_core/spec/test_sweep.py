@@ -43,6 +43,18 @@ def planned(spec: SweepSpec) -> list[Trial]:
     return trials(spec, DatasetFacts.gather(datasets_of(spec), describe))
 
 
+def test_datasets_to_describe_are_the_bases_and_those_that_the_space_sets() -> None:
+    swept = sweep({"dataset": {"grid": [{"name": "digits"}, {"name": "mnist"}, {}]}, "dataset.image_size": {"grid": [8, 16]}})
+    found = {(dataset.name, dataset.image_size) for dataset in datasets_of(swept)}
+    assert found == {("digits", None), *((name, size) for name in ("digits", "mnist") for size in (8, 16))}
+    assert datasets_of(sweep({"ipc": {"grid": [1, 10]}})) == [DatasetSpec(name="digits")]
+
+
+def test_each_trial_is_resolved_against_its_own_dataset() -> None:
+    digits, mnist = made({"dataset.name": {"grid": ["digits", "mnist"]}})
+    assert (digits.spec.dataset.name, mnist.spec.dataset.name) == ("digits", "mnist")
+
+
 def test_a_grid_is_every_combination_the_first_field_changing_slowest() -> None:
     found = made({"method.beta": {"grid": [0.1, 1.0]}, "ipc": {"grid": [1, 10]}})
     assert [trial.overrides for trial in found] == [
@@ -81,8 +93,8 @@ def test_resources_that_are_replaced_whole_keep_the_gpus_of_the_base() -> None:
 @pytest.mark.parametrize(
     ("space", "fields", "loc", "message"),
     [
-        ({"evaluation": {"grid": [{}, None]}}, {}, "space.evaluation", "null: trials without a validation"),
-        ({"validation": {"grid": [None, {"every": 1}]}}, {}, "space.validation", "either all trials have a validation, or none"),
+        ({"evaluation": {"grid": [{}, None]}}, {}, "space.evaluation", "null: a trial without a validation"),
+        ({"validation": {"grid": [None, {"every": 1}]}}, {}, "space.validation", "give all trials one, or none"),
         ({"validation": {"grid": [None]}}, {"scheduler": "asha"}, "space.validation", "null: asha stops trials"),
     ],
 )
@@ -150,10 +162,10 @@ def test_fields_inside_lists_and_of_the_evaluation_can_be_swept() -> None:
     [
         ({"method.gama": {"grid": [1]}}, "space.method.gama", "unknown field"),
         ({"gamma": {"grid": [1]}}, "space.gamma", "unknown field"),
-        ({"name.first": {"grid": [1]}}, "space.name.first", "not a setting"),
-        ({"kind": {"grid": ["evaluate"]}}, "space.kind", "not a setting"),
-        ({"webhook": {"grid": ["https://example.org"]}}, "space.webhook", "not a setting"),
-        ({"ipc.x": {"grid": [1]}}, "space.ipc.x", "no field of a value"),
+        ({"name.first": {"grid": [1]}}, "space.name.first", "cannot vary this field"),
+        ({"kind": {"grid": ["evaluate"]}}, "space.kind", "cannot vary this field"),
+        ({"webhook": {"grid": ["https://example.org"]}}, "space.webhook", "cannot vary this field"),
+        ({"ipc.x": {"grid": [1]}}, "space.ipc.x", "has no field"),
         ({"method.beta": {"grid": [1.0, -2.0]}}, "space.method.beta", "-2.0: Input should be greater than or equal to 0"),
         ({"method.beta": {"uniform": [-1.0, 5.0]}}, "space.method.beta", "-1.0: Input should be greater"),
         ({"method.image_lr": {"uniform": [0.0, 5.0]}}, "space.method.image_lr", "0.0: Input should be greater than 0"),
@@ -164,7 +176,7 @@ def test_fields_inside_lists_and_of_the_evaluation_can_be_swept() -> None:
         ({"resources.workers": {"grid": [2, 11]}}, "space.resources.workers", "11: 11 workers for 10 classes"),
         ({"method.layers": {"grid": [[3], [4]]}}, "space.method.layers", "[4]: [4] must be increasing and below 4"),
         ({"network.depth": {"grid": [3, 9]}}, "space.network.depth", "9: Input should be less than or equal to 8"),
-        ({"evaluation.networks.1.width": {"grid": [8]}}, "space.evaluation.networks.1.width", "the list ends before 1"),
+        ({"evaluation.networks.1.width": {"grid": [8]}}, "space.evaluation.networks.1.width", "has no item 1"),
     ],
 )
 def test_a_space_that_violates_the_spec_is_refused_with_the_value(space: dict[str, Any], loc: str, message: str) -> None:

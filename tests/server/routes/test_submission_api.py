@@ -148,7 +148,7 @@ def test_a_condensation_that_cannot_run_is_refused_naming_the_field(
 
 @pytest.mark.parametrize("body", [[], "a", 1])
 def test_what_is_no_object_is_no_spec(api: Api, body: Any) -> None:
-    assert refused(api.post("/v1/jobs", json=body)) == {"": "a job spec is an object of fields"}
+    assert refused(api.post("/v1/jobs", json=body)).keys() == {""}
 
 
 @pytest.mark.parametrize(
