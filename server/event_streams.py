@@ -22,9 +22,10 @@ from starlette.types import Receive, Scope, Send
 
 from server.errors import ApiError
 from server.states import ENDED, Status
-from server.store import jobs, serializers
+from server.store import serializers
 from server.store.changes import Changes, wait_until_set
 from server.store.database import Database
+from server.store.events import events_after
 from server.store.models import Event, Job
 
 log = logging.getLogger(__name__)
@@ -174,7 +175,7 @@ def _page(database: Database, job_id: str, after: int) -> Page:
         row = session.execute(select(Job.status, Job.last_event).where(Job.id == job_id)).one_or_none()
         events: list[Event] = []
         if row is not None and row.last_event > after:
-            events = jobs.events_after(session, job_id, after, PAGE)
+            events = events_after(session, job_id, after, PAGE)
     last = events[-1].number if events else after
     complete = row is None or (Status(row.status) in ENDED and last >= row.last_event)
     content = b"".join(map(_encoded, events))

@@ -1,4 +1,4 @@
-"""The states of a job, and the only ways between them.
+"""The states of a job and the transitions between them.
 
 ::
 
@@ -12,9 +12,9 @@
       │         │   (both, on cancel)              │
       └─────────┴──────────── resume ──────────────┘
 
-A job is `starting` from its submission until its workers compute, `running` from then on, also while a gang is started
-again. An attempt that is lost (with Ray, its node or its driver) has the job queued for a new one. `cancelling` ends in
-`cancelled` whatever its driver still manages to do.
+A job is `starting` from its submission until its workers compute and `running` from then on, also while its workers are
+restarted. When an attempt is lost (with Ray, its node or its driver), the job is queued for a new one. `cancelling` always
+ends in `cancelled`, whatever its driver still does.
 """
 
 from __future__ import annotations
@@ -45,24 +45,24 @@ TRANSITIONS: dict[Status, frozenset[Status]] = {
 }
 
 ENDED = frozenset({Status.SUCCEEDED, Status.FAILED, Status.CANCELLED})
-"""Nothing of the job runs."""
+"""States in which nothing of the job runs."""
 IN_RAY = frozenset({Status.STARTING, Status.RUNNING, Status.CANCELLING})
-"""The job may have a driver."""
+"""States in which the job may have a driver."""
 RESUMABLE = frozenset({Status.FAILED, Status.CANCELLED})
 
 
 class IllegalTransitionError(ValueError):
-    """A change of state that no job makes."""
+    """A transition that is not allowed."""
 
 
 def check_transition(old: Status, new: Status) -> None:
-    """Raises IllegalTransitionError unless a job may go from `old` to `new`."""
+    """Raise IllegalTransitionError unless a job may go from `old` to `new`."""
     if new not in TRANSITIONS[old]:
         raise IllegalTransitionError(f"a {old} job cannot become {new}")
 
 
 def after_cancel(status: Status) -> Status:
-    """The state right after a cancel: at once where nothing runs yet, unchanged where nothing runs any more."""
+    """Return the state right after a cancel: a queued job is cancelled at once, an ended one keeps its state."""
     if status is Status.QUEUED:
         return Status.CANCELLED
     return status if status in ENDED else Status.CANCELLING

@@ -13,7 +13,7 @@ import logging
 from server.ray.api import RayApi
 from server.reconciler.job_keeper import JobKeeper
 from server.settings import Settings
-from server.store import jobs
+from server.store.admission import jobs_to_reconcile
 from server.store.changes import Changes, wait_until_set
 from server.store.database import Database
 from server.telemetry import logs
@@ -64,9 +64,7 @@ class Reconciler:
     def _jobs_to_reconcile(self, active: set[str]) -> list[str]:
         limits = self._settings
         with self._database.read() as session:
-            return jobs.jobs_to_reconcile(
-                session, active, max_active=limits.max_active_jobs, max_per_owner=limits.max_running_jobs
-            )
+            return jobs_to_reconcile(session, active, max_active=limits.max_active_jobs, max_per_owner=limits.max_running_jobs)
 
     async def _reconcile(self, job_id: str) -> None:
         logs.job_id.set(job_id)  # for the log lines of this task

@@ -18,7 +18,8 @@ from server.deps import Services, ServicesDep
 from server.errors import ConflictError, problems
 from server.files.uploads import discard_upload, stage_upload_removal, store_upload
 from server.http.body_limit import FORM_BYTES
-from server.store import jobs, models, serializers
+from server.store import models, serializers
+from server.store.datasets_in_use import datasets_in_use
 
 router = APIRouter(tags=["datasets"])
 
@@ -98,7 +99,7 @@ def delete_dataset(dataset_id: DatasetId, principal: Writer, services: ServicesD
         raise ConflictError(f"{dataset_id} is built in and cannot be deleted")
     with stage_upload_removal(services.settings.roots, dataset_id) as set_aside, services.database.write() as session:
         row = find_dataset(session, principal, dataset_id, lock=True)
-        if dataset_id in jobs.datasets_in_use(session):
+        if dataset_id in datasets_in_use(session):
             raise ConflictError(f"a job that has not ended uses {dataset_id}; cancel it first")
         session.delete(row)
         session.flush()

@@ -19,6 +19,7 @@ from server.event_streams import EventStream
 from server.files.job_logs import read_log
 from server.http.negotiation import preferred
 from server.store import jobs, serializers
+from server.store.events import events_after
 from workers.client import RayError
 
 router = APIRouter(tags=["jobs"])
@@ -79,7 +80,7 @@ async def get_events(
 def _page(services: Services, principal: Principal, job_id: str, after: int, limit: int) -> schemas.EventPage:
     with services.database.read() as session:
         find_job(session, principal, job_id)
-        found = jobs.events_after(session, job_id, after, limit)
+        found = events_after(session, job_id, after, limit)
     return schemas.EventPage(data=[serializers.event(event) for event in found], next_after=found[-1].number if found else after)
 
 

@@ -23,9 +23,10 @@ from server.files.job_files import bytes_in
 from server.files.removal import stage_removal
 from server.http.conditional import matches, not_modified
 from server.states import ENDED, Status
-from server.store import jobs, models, serializers
+from server.store import jobs, listing, models, serializers
 from server.store.changes import wait_until_set
 from server.store.database import advisory_lock
+from server.store.datasets_in_use import lock_datasets
 from server.store.progress import total_of
 from server.submission import planning
 from server.submission.planning import Plan
@@ -101,7 +102,7 @@ def _create(
             return known, False
         written = bytes_in(directory.path)
         check_queue(session, principal.key_id, services.settings, adding=written)
-        jobs.lock_datasets(session, accepted.spec)
+        lock_datasets(session, accepted.spec)
         job = jobs.create(session, job_id, accepted.spec, owner=principal.key_id, stored_bytes=written)
         if key is not None:
             jobs.remember_key(session, key, body_sha256, job)
@@ -141,12 +142,12 @@ def list_jobs(
     cursor: Annotated[str | None, Query(max_length=200, description="`next_cursor` of the page before.")] = None,
 ) -> Response:
     """Jobs of the key that asks, or everybody's for an admin; newest first. There are more while there is a `next_cursor`."""
-    wanted = jobs.Filter(status, kind, tuple(label or ()), listed_owner(principal))
+    wanted = listing.Filter(status, kind, tuple(label or ()), listed_owner(principal))
     listed: list[str] = []
     with services.database.read() as session:
         while True:
             rows = min(limit - len(listed), ROWS_AT_ONCE)
-            found, cursor = jobs.page(session, wanted, limit=rows, cursor=cursor)
+            found, cursor = listing.page(session, wanted, limit=rows, cursor=cursor)
             # Text takes a fraction of the memory of the objects.
             listed += [serializers.job(job).model_dump_json() for job in found]
             if cursor is None or len(listed) == limit or sum(map(len, listed)) >= PAGE_BYTES:

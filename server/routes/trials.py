@@ -16,7 +16,7 @@ from server.deps import JobId, ServicesDep
 from server.errors import problems
 from server.files.trials import rows_of
 from server.states import IN_RAY
-from server.store import jobs
+from server.store.events import started_trials
 
 router = APIRouter(tags=["results"])
 
@@ -40,7 +40,7 @@ def list_trials(
     """
     with services.database.read() as session:
         job = find_job(session, principal, job_id)
-        running = jobs.started_trials(session, job) if job.state in IN_RAY else set()
+        running = started_trials(session, job) if job.state in IN_RAY else set()
     spec = parse_job_spec(job.spec)
     bound = limit or (PAGE if format == "json" else None)
     rows = rows_of(services.settings.job_dir(job_id), spec, running, after=after, limit=bound)

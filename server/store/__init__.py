@@ -1,1 +1,1 @@
-"""The database: models, migrations, the state machine, and the operations on jobs and events."""
+"""The database: models, migrations, and operations on jobs, events and webhook deliveries."""

@@ -1,4 +1,4 @@
-"""Who waits for a change of a job is told when there is one, from whatever thread, or whatever server, it was made."""
+"""Wake waiting requests and streams when a job changes, from any thread and on any server."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from server.store.models import Job
 log = logging.getLogger(__name__)
 
 POLL_EVERY_S = 1.0
-"""How often changes that another server made are looked for, while anybody waits for one."""
+"""How often the database is polled for changes by other servers, while anything waits for one."""
 IDS_PER_QUERY = 500
 
 
 async def wait_until_set(event: asyncio.Event, seconds: float) -> None:
-    """Returns when `event` is set, or after `seconds`.
+    """Wait until `event` is set, at most `seconds`.
 
-    Not asyncio.wait_for: before Python 3.12 it loses a cancellation that comes together with the event.
+    This does not use asyncio.wait_for, which before Python 3.12 loses a cancellation that arrives together with the event.
     """
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(seconds):
@@ -33,35 +33,36 @@ async def wait_until_set(event: asyncio.Event, seconds: float) -> None:
 
 
 class Changes:
-    """Belongs to one event loop, that of the server."""
+    """Notifications of changed jobs. Belongs to the server's event loop."""
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._waiting: defaultdict[str, set[asyncio.Event]] = defaultdict(set)
         self._version = 0
-        self._watched_for_others: Counter[str] = Counter()
-        self._anyone_watching = asyncio.Event()
+        self._polled: Counter[str] = Counter()
+        """Watchers per job that also want changes by other servers."""
+        self._any_polled = asyncio.Event()
         self._closed = False
 
     @property
     def closed(self) -> bool:
-        """Whether the server stops: nobody is to wait any longer."""
+        """Whether the server is shutting down, so that nothing should wait any longer."""
         return self._closed
 
     def close(self) -> None:
-        """Wake all who wait, for good. Belongs to the event loop's thread."""
+        """Wake all waiters permanently. Call it in the event loop's thread."""
         self._closed = True
         for events in self._waiting.values():
             for event in events:
                 event.set()
 
     def notify(self, job_id: str) -> None:
-        """Wake all who wait for `job_id`. Any thread may call it, after its transaction."""
+        """Wake everything that waits for `job_id`. Thread-safe; call it after the transaction has committed."""
         self._loop.call_soon_threadsafe(self._wake, job_id)
 
     @property
     def version(self) -> int:
-        """Grows with each change of any job: what began to be read at another count may be old."""
+        """A number that grows with every change: a read that began at a lower version may be stale."""
         return self._version
 
     def _wake(self, job_id: str) -> None:
@@ -71,15 +72,15 @@ class Changes:
 
     @contextmanager
     def watching(self, job_id: str, *, other_servers: bool = True) -> Iterator[asyncio.Event]:
-        """An event that is set by changes from here on; the caller clears it before it looks again.
+        """Yield an event that is set by every change from now on; clear it before reading the job again.
 
-        other_servers: also by those that other servers make, at most about a second later.
+        other_servers: include changes made by other servers, with a delay of about a second.
         """
         event = asyncio.Event()
         self._waiting[job_id].add(event)
         if other_servers:
-            self._watched_for_others[job_id] += 1
-            self._anyone_watching.set()
+            self._polled[job_id] += 1
+            self._any_polled.set()
         if self._closed:
             event.set()
         try:
@@ -87,33 +88,33 @@ class Changes:
         finally:
             self._waiting[job_id].discard(event)
             if other_servers:
-                self._watched_for_others[job_id] -= 1
-                if not self._watched_for_others[job_id]:
-                    del self._watched_for_others[job_id]
+                self._polled[job_id] -= 1
+                if not self._polled[job_id]:
+                    del self._polled[job_id]
             if not self._waiting[job_id]:
                 del self._waiting[job_id]
 
     async def poll_other_servers(self, database: Database) -> None:
-        """Until cancelled, wake those who wait for jobs that another server changed: one query a second, while anybody does.
+        """Wake the waiters of jobs that another server has changed, with one query per second while anything waits.
 
-        A change made here is seen once more, and version for nothing. So does a job seen for the first time: it may have changed
-        between its watcher's last look and this one.
+        A change made by this server wakes its waiters a second time. So does a job that is polled for the first time: it may have
+        changed between its watcher's last read and this one.
         """
         seen: dict[str, int | None] = {}
-        ailing = False
+        failing = False
         while True:
-            if not self._watched_for_others:
+            if not self._polled:
                 seen.clear()
-                self._anyone_watching.clear()
-                await self._anyone_watching.wait()
-            wanted = list(self._watched_for_others)
+                self._any_polled.clear()
+                await self._any_polled.wait()
+            wanted = list(self._polled)
             try:
                 versions = await asyncio.to_thread(_versions, database, wanted)
-                ailing = False
+                failing = False
             except SQLAlchemyError as error:
-                if not ailing:
-                    log.warning("changes made by other servers are not seen now: %s", error)
-                ailing = True
+                if not failing:
+                    log.warning("cannot poll for changes made by other servers: %s", error)
+                failing = True
             else:
                 for job_id in wanted:
                     if job_id not in seen or seen[job_id] != versions.get(job_id):
@@ -123,7 +124,7 @@ class Changes:
 
 
 def _versions(database: Database, job_ids: list[str]) -> dict[str, int]:
-    """By job; one that is gone has none."""
+    """Return the version of each job's row; deleted jobs are missing."""
     versions: dict[str, int] = {}
     with database.read() as session:
         for start in range(0, len(job_ids), IDS_PER_QUERY):

@@ -1,6 +1,6 @@
-"""Transactions on the database, and its migrations. SQLite in WAL mode, or PostgreSQL.
+"""Transactions on the database, SQLite in WAL mode or PostgreSQL, and its migrations.
 
-Reads and writes are short and synchronous: routes run in the server's thread pool, the reconciler calls them in threads.
+Transactions are short and synchronous: routes run them in the server's thread pool, the reconciler in threads.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ log = logging.getLogger(__name__)
 
 CLOSES_WITHIN_S = 10.0
 
-# What is broken or hangs is to be noticed within seconds: a request waits for it, and a server that was frozen amid a
-# transaction would have all others wait for the rows it holds.
+# Broken or hanging connections are detected within seconds: a request waits for them, and a server frozen in the middle of a
+# transaction would keep all others waiting for the rows it has locked.
 _POSTGRESQL: dict[str, Any] = {
     "pool_pre_ping": True,
     "pool_size": 5,
@@ -45,14 +45,14 @@ _POSTGRESQL: dict[str, Any] = {
 
 
 class DatabaseClosedError(Exception):
-    """A transaction was begun after the database was closed."""
+    """A transaction was started after the database was closed."""
 
 
 class Database:
     """Transactions on one database."""
 
     def __init__(self, url: str) -> None:
-        """url: SQLAlchemy's, or `postgresql://…`, for which psycopg is taken."""
+        """url: an SQLAlchemy URL; `postgresql://…` selects psycopg."""
         parsed = make_url(url)
         if parsed.drivername in ("postgresql", "postgres"):
             parsed = parsed.set(drivername="postgresql+psycopg")
@@ -61,7 +61,7 @@ class Database:
         else:
             self.engine = create_engine(parsed, hide_parameters=True, **_POSTGRESQL)
         self.sessions = sessionmaker(self.engine, expire_on_commit=False)
-        """Makes every session of this database: what is to hear of their commits listens here."""
+        """The factory of all sessions of this database; attach listeners for their commits here."""
         self._idle = threading.Condition()
         self._in_progress = 0
         self._closed = False
@@ -70,29 +70,29 @@ class Database:
 
     @contextmanager
     def read(self) -> Iterator[Session]:
-        """A transaction that only reads."""
+        """Run a read-only transaction."""
         with self._open(), self.sessions() as session, session.begin():
             yield session
 
     @contextmanager
     def write(self) -> Iterator[Session]:
-        """A transaction that writes: committed at the end, rolled back by an exception.
+        """Run a transaction that is committed at the end of the block, or rolled back by an exception.
 
-        SQLite takes its write lock at the start, so what is read within is still so when it is written. On PostgreSQL
-        what is to stay so is read with a lock on its row.
+        With SQLite the write lock is taken at the start, so everything read in the transaction stays valid until the commit. With
+        PostgreSQL, read a row with a lock if it must not change.
         """
         engine = self.engine.execution_options(writes=True)
         with self._open(), self.sessions(bind=engine) as session, session.begin():
             yield session
 
     def dedicated_connection(self) -> Connection:
-        """A connection outside the pool, closed for good by `close`. Each statement is a transaction."""
+        """Open a connection outside the pool, which the caller closes. Each statement is its own transaction."""
         connection = self.engine.connect().execution_options(isolation_level="AUTOCOMMIT")
         connection.detach()
         return connection
 
     def revision(self) -> str | None:
-        """The migration that the tables are at; None: there are none."""
+        """Return the revision that the tables are at; None if there are no tables."""
         with self.engine.connect() as connection:
             if not inspect(connection).has_table("alembic_version"):
                 return None
@@ -100,38 +100,38 @@ class Database:
             return revision
 
     def migrate(self, revision: str = "head") -> None:
-        """Bring the tables to a revision, up or down, in one transaction; servers that start at once, one after the other.
+        """Upgrade or downgrade the tables in one transaction. Servers that start at the same time do this one after the other.
 
-        revision: `head`, `base`, or a migration's. Raises NewerDatabaseError when the tables are at one that is not known here,
-        UnknownRevisionError when `revision` is none.
+        revision: `head`, `base`, or the revision of a migration. Raises NewerDatabaseError if the tables are at a revision
+        that this version does not know, and UnknownRevisionError if `revision` does not exist.
         """
         if revision == "head" and self.revision() == NEWEST:
             return
-        from server.store.migrating import migrate  # what it takes to change tables is slow to import, and seldom needed
+        from server.store.migrating import migrate  # Alembic is slow to import and seldom needed
 
         migrate(self.engine, revision)
 
     def copy_to(self, path: Path) -> None:
-        """Write SQLite's tables, as they are at one moment, into a new file. Whoever reads or writes meanwhile is not held up."""
+        """Write a consistent copy of the SQLite database to a new file, without blocking readers or writers."""
         with self.engine.connect() as connection:
             sqlite = connection.connection.driver_connection
             assert sqlite is not None
             sqlite.execute("VACUUM INTO ?", (str(path),))
 
     def close(self) -> None:
-        """Close all connections once no transaction is in progress: threads may outlive the tasks that waited for them."""
+        """Close all connections after waiting for running transactions: threads may outlive the tasks that awaited them."""
         with self._idle:
             self._closed = True
             if not self._idle.wait_for(lambda: self._in_progress == 0, CLOSES_WITHIN_S):
-                log.warning("%d transactions are still in progress", self._in_progress)
+                log.warning("closing the database while %d transactions are still running", self._in_progress)
         self.engine.dispose()
 
     @contextmanager
     def _open(self) -> Iterator[None]:
-        """Around a transaction."""
+        """Count a running transaction."""
         with self._idle:
             if self._closed:
-                raise DatabaseClosedError("the server stops: its database is closed")
+                raise DatabaseClosedError("the database is closed because the server is shutting down")
             self._in_progress += 1
         try:
             yield
@@ -142,9 +142,9 @@ class Database:
 
 
 def advisory_lock(session: Session, subject: str) -> None:
-    """Until its end, let no other transaction pass that names the same subject: what is looked for then stays absent.
+    """Lock a subject until the end of the transaction, so that rows found to be absent stay absent.
 
-    PostgreSQL only; with SQLite one writes at a time anyway.
+    This only has an effect on PostgreSQL: SQLite has one writer at a time anyway.
     """
     if session.get_bind().dialect.name == "postgresql":
         number = int.from_bytes(hashlib.sha256(subject.encode()).digest()[:8], "big", signed=True)
@@ -152,7 +152,7 @@ def advisory_lock(session: Session, subject: str) -> None:
 
 
 def is_outage(error: SQLAlchemyError) -> bool:
-    """Whether the database is away or overtaxed, not the statement wrong: asking again later may help."""
+    """Return whether the database is unreachable or overloaded, so that a retry may succeed."""
     return isinstance(error, OperationalError | InterfaceError | PoolTimeoutError) or (
         isinstance(error, DBAPIError) and error.connection_invalidated
     )
@@ -161,8 +161,8 @@ def is_outage(error: SQLAlchemyError) -> bool:
 def _configure_sqlite(engine: Engine) -> None:
     @event.listens_for(engine, "connect")
     def prepare(connection: Any, _record: Any) -> None:
-        connection.isolation_level = None  # transactions begin below, not where the driver thinks they should
-        # FULL: with NORMAL a power failure may take back what was committed, and a client was told, a moment before.
+        connection.isolation_level = None  # transactions begin in `begin` below, not implicitly in the driver
+        # FULL: with NORMAL, a power failure may undo a commit that was already reported to a client.
         for pragma in ("journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON", "busy_timeout = 10000"):
             connection.execute(f"PRAGMA {pragma}")
 

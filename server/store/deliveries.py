@@ -1,4 +1,4 @@
-"""Webhooks to be sent: a row each, stored in the transaction that ends a job, so that none is lost and none made up."""
+"""Webhooks to send, stored in the transaction that ends a job: a webhook is sent if and only if the job has ended."""
 
 from __future__ import annotations
 
@@ -15,41 +15,41 @@ from server.store import serializers
 from server.store.models import Delivery, Job, new_id
 
 FIRST_WAIT_S, WAIT_FACTOR, LONGEST_WAIT_S = 5.0, 3.0, 6 * 3600.0
-"""Between tries: 5 s, 15 s, 45 s, … 6 h, each a fifth more or less, lest all meet a receiver that comes back at once."""
+"""Delays between tries: 5 s, 15 s, 45 s, … 6 h, each ±20 %, so that a recovering receiver does not get all of them at once."""
 GIVE_UP_AFTER = timedelta(hours=24)
-RESERVED = timedelta(seconds=60)
-"""For a try: longer than one takes."""
+RESERVATION = timedelta(seconds=60)
+"""How long a try reserves its delivery; longer than a try takes."""
 ERROR_CHARACTERS = 500
 
 
 @dataclass(frozen=True)
 class Due:
-    """A delivery to be tried now."""
+    """A delivery to try now."""
 
     id: str
     owner: str | None
-    """Of its job."""
+    """The owner of its job."""
 
 
 def enqueue(session: Session, job: Job) -> None:
-    """Have the end of `job` told to its webhook, where it has one."""
+    """Queue a delivery to the job's webhook, if it has one."""
     url: str | None = job.spec.get("webhook")
     if url is None:
         return
-    session.flush()  # the job is shown as it will be stored
+    session.flush()  # serialize the job as it will be stored
     now = utc_now()
     shown = serializers.job(job).model_dump(mode="json")
     body = json.dumps({"type": f"job.{job.status}", "timestamp": now, "data": shown}, separators=(",", ":"))
     session.add(Delivery(id=new_id("msg"), job_id=job.id, url=url, body=body, next_try_at=now))
 
 
-def due(session: Session, per_owner: int, besides: set[str]) -> list[Due]:
-    """Those to be tried now, at most so many of each owner, the most overdue first; `besides`: not these."""
+def due(session: Session, per_owner: int, exclude: set[str]) -> list[Due]:
+    """Return the deliveries to try now except those in `exclude`, at most `per_owner` per owner, the most overdue first."""
     place = func.row_number().over(partition_by=Job.owner, order_by=(Delivery.next_try_at, Delivery.id)).label("place")
     ready = (
         select(Delivery.id, Job.owner, Delivery.next_try_at, place)
         .join(Job, Job.id == Delivery.job_id)
-        .where(Delivery.next_try_at <= utc_now(), Delivery.id.not_in(besides))
+        .where(Delivery.next_try_at <= utc_now(), Delivery.id.not_in(exclude))
         .subquery()
     )
     query = select(ready.c.id, ready.c.owner).where(ready.c.place <= per_owner).order_by(ready.c.next_try_at, ready.c.id)
@@ -57,21 +57,21 @@ def due(session: Session, per_owner: int, besides: set[str]) -> list[Due]:
 
 
 def begin_try(session: Session, delivery_id: str) -> Delivery | None:
-    """The delivery, reserved for a while: should the server die meanwhile, it is tried again after that.
+    """Reserve a delivery and return it; if the server dies during the try, the delivery is due again afterwards.
 
-    None where it is gone with its job, or has been settled.
+    Return None if it was deleted with its job, delivered or given up.
     """
     delivery = session.get(Delivery, delivery_id, with_for_update=True)
     if delivery is None or delivery.next_try_at is None:
         return None
-    delivery.next_try_at = _text(datetime.now(UTC) + RESERVED)
+    delivery.next_try_at = _text(datetime.now(UTC) + RESERVATION)
     return delivery
 
 
 def settle(session: Session, delivery_id: str, error: str | None, *, final: bool, retry_after_s: float | None) -> None:
-    """Note how a try went. final: it is no use to try again; retry_after_s: what the receiver asked for."""
+    """Record the outcome of a try. final: do not try again. retry_after_s: the delay that the receiver asked for."""
     delivery = session.get(Delivery, delivery_id, with_for_update=True)
-    if delivery is None:  # deleted with its job meanwhile
+    if delivery is None:  # deleted with its job
         return
     delivery.tries += 1
     delivery.error = error[:ERROR_CHARACTERS] if error is not None else None
@@ -83,7 +83,7 @@ def settle(session: Session, delivery_id: str, error: str | None, *, final: bool
 
 
 def _next_try(delivery: Delivery, at_least_s: float) -> str | None:
-    """None: there was time enough."""
+    """Return the time of the next try; None after GIVE_UP_AFTER."""
     usual = min(LONGEST_WAIT_S, FIRST_WAIT_S * WAIT_FACTOR ** min(delivery.tries - 1, 20)) * random.uniform(0.8, 1.2)
     then = datetime.now(UTC) + timedelta(seconds=max(usual, min(at_least_s, LONGEST_WAIT_S)))
     return _text(then) if then <= datetime.fromisoformat(delivery.created_at) + GIVE_UP_AFTER else None

@@ -1,4 +1,4 @@
-"""Migrate a database with Alembic. Imported by :meth:`server.store.database.Database.migrate`."""
+"""Migrate a database with Alembic. :meth:`server.store.database.Database.migrate` imports this module when needed."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from server.store.revisions import NewerDatabaseError, UnknownRevisionError
 
 MIGRATIONS = Path(__file__).with_name("migrations")
 MIGRATION_LOCK = 0x0CAFE001
-"""PostgreSQL's advisory lock while the tables are changed."""
+"""Key of the PostgreSQL advisory lock that serializes migrations."""
 
 
 def migrate(engine: Engine, revision: str) -> None:
     """See :meth:`server.store.database.Database.migrate`."""
     with engine.connect() as connection, _foreign_keys_off(connection), connection.begin():
         if connection.dialect.name == "postgresql":
-            connection.exec_driver_sql("SET LOCAL lock_timeout = 0")  # the server before may take its time
+            connection.exec_driver_sql("SET LOCAL lock_timeout = 0")  # another server's migration may take long
             connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({MIGRATION_LOCK})")
         config = _config(connection)
         scripts = ScriptDirectory.from_config(config)
@@ -41,8 +41,9 @@ def _revision(connection: Connection) -> str | None:
 def _refuse_newer(revision: str | None, scripts: ScriptDirectory) -> None:
     if revision is not None and revision not in {script.revision for script in scripts.walk_revisions()}:
         raise NewerDatabaseError(
-            f"the database's tables are at revision {revision}, which this version of the server does not know (its newest is "
-            f"{scripts.get_current_head()}): upgrade the program, restore the backup of before, or downgrade them with the newer"
+            f"the database is at revision {revision}, which this version of the server does not know (its newest is "
+            f"{scripts.get_current_head()}): upgrade the server, restore an older backup, or "
+            "downgrade the database with the newer version"
         )
 
 
@@ -51,27 +52,27 @@ def _resolve(revision: str, scripts: ScriptDirectory) -> str:
     if revision == "head":
         return known[0]
     if revision not in known:
-        raise UnknownRevisionError(f"there is no revision {revision!r}; there are base, {', '.join(reversed(known))}, head")
+        raise UnknownRevisionError(f"unknown revision {revision!r}; choose one of base, {', '.join(reversed(known))}, head")
     return revision
 
 
 def _check_references(connection: Connection) -> None:
-    """SQLite does not check while tables are replaced; nothing is committed that refers to what is not there."""
+    """Check foreign keys before the commit: SQLite does not check them while tables are replaced."""
     if connection.dialect.name == "sqlite":
         violations = connection.exec_driver_sql("PRAGMA foreign_key_check").all()
-        assert not violations, f"rows refer to rows that are not there: {violations[:5]}"
+        assert not violations, f"foreign keys refer to missing rows: {violations[:5]}"
 
 
 @contextmanager
 def _foreign_keys_off(connection: Connection) -> Iterator[None]:
-    """SQLite alters a table by making it anew: dropping the old one must not delete what refers to its rows."""
+    """Turn off foreign keys in SQLite, which replaces a table to alter it: dropping the old one must not delete other rows."""
     connection.execution_options(writes=True)
     if connection.dialect.name != "sqlite":
         yield
         return
     sqlite = connection.connection.driver_connection
     assert sqlite is not None
-    sqlite.execute("PRAGMA foreign_keys = OFF")  # heard only outside a transaction
+    sqlite.execute("PRAGMA foreign_keys = OFF")  # has no effect within a transaction
     try:
         yield
     finally:

@@ -1,4 +1,4 @@
-"""The tables. `server/migrations` makes them; a test holds the two against each other.
+"""The database tables. `server/store/migrations` creates them; a test compares the two.
 
 ::
 
@@ -6,7 +6,7 @@
       (owner)  │         ├─ attempts ── artifacts
                │         ├─ events
                │         ├─ idempotency
-               │         └─ deliveries     webhooks to be sent
+               │         └─ deliveries     webhooks to send
                └─ datasets
 """
 
@@ -22,20 +22,23 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
 from cafe_core.jobs.jobdir import utc_now
 from server.states import Status
 
+LARGEST_NUMBER = 2**31 - 1
+"""The largest number of a job, attempt or event: PostgreSQL compares its integers with none above it."""
+
 
 def new_id(prefix: str) -> str:
-    """`<prefix>_` and 16 random base32 characters in lower case: 80 bits."""
+    """Return `<prefix>_` followed by 16 random lower-case base32 characters (80 bits)."""
     return f"{prefix}_{base64.b32encode(secrets.token_bytes(10)).decode().lower()}"
 
 
 class Base(DeclarativeBase):
-    """Times are RFC 3339 text in UTC with microseconds, so that their order is the text's."""
+    """Base of all tables. Times are RFC 3339 strings in UTC with microseconds, so they sort as text."""
 
     type_annotation_map = {dict[str, Any]: JSON, Status: String(16)}  # noqa: RUF012 - SQLAlchemy's declaration
 
 
 class ApiKey(Base):
-    """Who may use the API. Of the key itself there is only the hash. A limit of None is the server's own."""
+    """An API key. Only its hash is stored. A limit of None means the server's default."""
 
     __tablename__ = "api_keys"
 
@@ -43,9 +46,9 @@ class ApiKey(Base):
     id: Mapped[str] = mapped_column(String(40), unique=True)
     name: Mapped[str] = mapped_column(String(128))
     hash: Mapped[str] = mapped_column(String(64), unique=True)
-    """SHA-256 of the key. It is random, 256 bits: nothing is gained by a slow hash."""
+    """SHA-256 of the key. Keys are 256 random bits, so a slow hash would add nothing."""
     scopes: Mapped[str] = mapped_column(String(64))
-    """Of read, write, admin; separated by spaces."""
+    """Any of read, write and admin, separated by spaces."""
     max_running_jobs: Mapped[int | None] = mapped_column()
     requests_per_minute: Mapped[int | None] = mapped_column()
     max_upload_bytes: Mapped[int | None] = mapped_column(BigInteger)
@@ -55,7 +58,7 @@ class ApiKey(Base):
 
 
 class Job(Base):
-    """A job. `version` grows with every change to the row: it is the ETag."""
+    """A job. `version` grows with every change to the row and makes the ETag."""
 
     __tablename__ = "jobs"
 
@@ -63,7 +66,7 @@ class Job(Base):
     """Order of creation; the cursor of listings."""
     id: Mapped[str] = mapped_column(String(40), unique=True)
     owner: Mapped[str | None] = mapped_column(ForeignKey("api_keys.id"), index=True)
-    """The API key that submitted it; None: submitted while the server had no keys."""
+    """The API key that submitted it; None if the server had no keys then."""
     kind: Mapped[str] = mapped_column(String(16))
     name: Mapped[str | None] = mapped_column(Text)
     status: Mapped[str] = mapped_column(String(16), default=Status.QUEUED.value, index=True)
@@ -96,7 +99,7 @@ class Job(Base):
 
 
 class JobLabel(Base):
-    """A label of a job, in a table of its own so that jobs are found by it."""
+    """A label of a job, in its own table so that jobs can be found by it."""
 
     __tablename__ = "job_labels"
 
@@ -115,20 +118,20 @@ class Attempt(Base):
     job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True)
     number: Mapped[int] = mapped_column(primary_key=True)
     cause: Mapped[str] = mapped_column(String(16), default="submitted")
-    """`submitted`, `resumed`, or `lost`: the attempt before it was lost with Ray, its node or its driver."""
+    """`submitted`, `resumed`, or `lost` if the previous attempt was lost with Ray, its node or its driver."""
     created_at: Mapped[str] = mapped_column(String(32), default=utc_now)
     submitted_at: Mapped[str | None] = mapped_column(String(32))
-    """When Ray took it; None: Ray may or may not have it."""
+    """When Ray accepted it; None: unknown whether Ray has it."""
     given_up_at: Mapped[str | None] = mapped_column(String(32))
-    """When its driver was found silent, so that Ray is to end it: it counts as lost then."""
+    """When the server gave it up because its driver was silent. Once Ray has ended it, it counts as lost."""
     finished_at: Mapped[str | None] = mapped_column(String(32))
     events_offset: Mapped[int] = mapped_column(BigInteger, default=0)
     outcome: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
-    """Its driver's last word: a `finished`, `failed` or `cancelled` event."""
+    """Its driver's terminal event: `finished`, `failed` or `cancelled`."""
 
 
 class Artifact(Base):
-    """A file of a result, as it was when the attempt succeeded. What is not here is not served."""
+    """A file of a result, as it was when the attempt succeeded. Only files listed here are served."""
 
     __tablename__ = "artifacts"
 
@@ -143,7 +146,7 @@ class Artifact(Base):
 
 
 class Event(Base):
-    """Something that happened to a job, numbered from 1 within the job."""
+    """An event of a job, numbered from 1 within the job."""
 
     __tablename__ = "events"
 
@@ -156,12 +159,12 @@ class Event(Base):
 
 
 class IdempotencyKey(Base):
-    """What a POST with an Idempotency-Key made."""
+    """The job that a POST with an Idempotency-Key created."""
 
     __tablename__ = "idempotency"
 
     owner: Mapped[str] = mapped_column(String(40), primary_key=True, default="")
-    """The API key it came with, or empty: each has keys of its own."""
+    """The API key of the request, or empty. Idempotency keys are scoped to it."""
     key: Mapped[str] = mapped_column(String(255), primary_key=True)
     body_sha256: Mapped[str] = mapped_column(String(64))
     job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"), index=True)
@@ -169,7 +172,7 @@ class IdempotencyKey(Base):
 
 
 class Delivery(Base):
-    """A webhook to be sent, until it has been taken or given up."""
+    """A webhook, pending until it is delivered or given up."""
 
     __tablename__ = "deliveries"
 
@@ -179,7 +182,7 @@ class Delivery(Base):
     body: Mapped[str] = mapped_column(Text)
     tries: Mapped[int] = mapped_column(default=0)
     next_try_at: Mapped[str | None] = mapped_column(String(32), index=True)
-    """None: it was delivered, or given up."""
+    """None once it is delivered or given up."""
     delivered_at: Mapped[str | None] = mapped_column(String(32))
     error: Mapped[str | None] = mapped_column(Text)
     """Why the last try failed."""
@@ -194,10 +197,10 @@ class Dataset(Base):
     number: Mapped[int] = mapped_column(primary_key=True, autoincrement=True)
     id: Mapped[str] = mapped_column(String(40), unique=True)
     owner: Mapped[str | None] = mapped_column(ForeignKey("api_keys.id"), index=True)
-    """See Job.owner. What has none is there for admins only, as jobs without one are."""
+    """See Job.owner. Like jobs, datasets without an owner are visible to admins only."""
     name: Mapped[str] = mapped_column(Text)
     size: Mapped[int] = mapped_column(BigInteger)
     sha256: Mapped[str] = mapped_column(String(64))
     info: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
-    """DatasetInfo; None where it depends on `image_size` or `channels` of a spec."""
+    """DatasetInfo; None if it depends on the `image_size` or `channels` of a spec."""
     created_at: Mapped[str] = mapped_column(String(32), default=utc_now)

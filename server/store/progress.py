@@ -1,4 +1,4 @@
-"""What a job has to do, and what its driver's events say about it: pure functions."""
+"""The progress of a job as its driver's events report it: pure functions."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from cafe_core.spec.evaluation_sources import judged_source, task_count
 from cafe_core.spec.job import JobSpec
 
 COMPUTING = frozenset({"condensing", "validating", "evaluating", "sweeping", "publishing"})
-"""Phases in which the job's workers, or its driver, compute."""
+"""Phases in which the job's workers or its driver compute."""
 TERMINAL_EVENTS = frozenset({"finished", "failed", "cancelled"})
-"""Events after which a driver says nothing more."""
+"""The types of a driver's last event."""
 DURABLE_EVENTS = frozenset({"checkpoint", "validated", "evaluated", "trial_validated", "trial"})
-"""Events of something that the next attempt does not do again."""
+"""Types of events for work that the next attempt need not repeat."""
 
 
 @dataclass(frozen=True)
@@ -29,18 +29,18 @@ class DriverEvent:
 
     @classmethod
     def parse(cls, line: bytes) -> DriverEvent:
-        """Raises ValueError when the line is no event."""
+        """Parse a line. Raises ValueError if it is not an event."""
         data = json.loads(line)
         if not isinstance(data, dict) or not isinstance(data.get("type"), str) or not isinstance(data.get("time"), str):
             raise ValueError(f"not an event: {line[:200]!r}")
-        if any(len(data[field]) > 32 or "\0" in data[field] for field in ("type", "time")):  # what the database has room for
-            raise ValueError(f"not an event of ours: {line[:200]!r}")
+        if any(len(data[field]) > 32 or "\0" in data[field] for field in ("type", "time")):  # the size of the database columns
+            raise ValueError(f"its type or time is not one of an event: {line[:200]!r}")
         return cls(data.pop("time"), data.pop("type"), data)
 
 
 @dataclass(frozen=True)
 class JobUpdate:
-    """What an event changes in its job; None: nothing."""
+    """What an event changes in its job; None leaves a field unchanged."""
 
     phase: str | None = None
     done: int | None = None
@@ -50,7 +50,7 @@ class JobUpdate:
 
 
 def job_update(event: DriverEvent) -> JobUpdate:
-    """Events of other types change nothing of the job but are events of it all the same."""
+    """Return what an event changes in its job. Events of other types are stored but change nothing."""
     match event.type:
         case "phase":
             phase = str(event.data["phase"])
@@ -68,13 +68,13 @@ def job_update(event: DriverEvent) -> JobUpdate:
 
 
 def total_of(spec: JobSpec) -> int:
-    """What a job's progress counts to at first: a condensation's iterations, an evaluation's networks, a sweep's trials."""
+    """Return the initial `total` of a job's progress: iterations to condense, networks to evaluate, or trials of a sweep."""
     if isinstance(spec, CondenseSpec):
         return spec.iterations
     return task_count(spec, judged_source(spec)) if isinstance(spec, EvaluateSpec) else spec.trial_count
 
 
 def whole_lines(chunk: bytes) -> tuple[list[bytes], int]:
-    """The lines of `chunk` that are ended, and how many bytes they take: the rest is still being written."""
+    """Return the complete lines of `chunk` and their size in bytes; the rest is still being written."""
     end = chunk.rfind(b"\n") + 1
     return chunk[:end].splitlines(), end

@@ -1,14 +1,14 @@
-"""Which migrations there are, as far as it can be known without Alembic, which is slow to import."""
+"""The newest migration, and migration errors, without importing Alembic, which is slow."""
 
 from __future__ import annotations
 
 NEWEST = "0004"
-"""The migration that this version of the server works with: the last one in `server/migrations/versions`."""
+"""The revision that this version of the server needs: the last one in `server/store/migrations/versions`."""
 
 
 class NewerDatabaseError(Exception):
-    """The tables are at a migration that this version of the server does not know."""
+    """The database is at a revision that this version of the server does not know."""
 
 
 class UnknownRevisionError(ValueError):
-    """There is no such migration."""
+    """The requested revision does not exist."""

@@ -1,4 +1,4 @@
-"""Rows of the database as the API shows them."""
+"""Convert database rows to the API's schemas."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from server.store import models
 
 
 def job(row: models.Job) -> schemas.Job:
-    """A job."""
+    """Return a job."""
     here = f"/v1/jobs/{row.id}"
     links = {name: f"{here}/{name}" for name in ("events", "logs", "artifacts", "synthetic")}
     has_trials = row.kind != "condense" or "evaluation" in row.spec
@@ -42,27 +42,27 @@ def job(row: models.Job) -> schemas.Job:
 
 
 def job_page(jobs: Sequence[str], *, next_cursor: str | None) -> str:
-    """A JobPage as JSON, of jobs that are JSON already."""
+    """Return a JobPage as JSON from jobs that are JSON already."""
     return f'{{"data":[{",".join(jobs)}],"next_cursor":{json.dumps(next_cursor)}}}'
 
 
 def dataset_list(datasets: Sequence[str]) -> str:
-    """A DatasetList as JSON, of datasets that are JSON already."""
+    """Return a DatasetList as JSON from datasets that are JSON already."""
     return f'{{"data":[{",".join(datasets)}]}}'
 
 
 def job_etag(row: models.Job) -> str:
-    """Strong: the same for the same bytes only, as every change to the row counts its version up."""
+    """Return a strong ETag: every change to the row increments its version."""
     return f'"{row.id}-{row.version}"'
 
 
 def event(row: models.Event) -> schemas.Event:
-    """An event."""
+    """Return an event."""
     return schemas.Event(id=row.number, attempt=row.attempt, time=row.time, type=row.type, data=row.data)
 
 
 def dataset(row: models.Dataset) -> schemas.Dataset:
-    """An uploaded dataset."""
+    """Return an uploaded dataset."""
     return schemas.Dataset.model_validate(
         {
             "id": row.id,
@@ -77,5 +77,5 @@ def dataset(row: models.Dataset) -> schemas.Dataset:
 
 
 def builtin_dataset(info: DatasetInfo) -> schemas.Dataset:
-    """A built-in dataset."""
+    """Return a built-in dataset."""
     return schemas.Dataset(id=info.name, name=info.name, source="builtin", size=None, sha256=None, created_at=None, info=info)

@@ -192,9 +192,9 @@ class WebhookSender:
 
     # From here on: called in threads.
 
-    def _due(self, besides: set[str]) -> list[Due]:
+    def _due(self, exclude: set[str]) -> list[Due]:
         with self._database.read() as session:
-            return deliveries.due(session, PER_OWNER, besides)
+            return deliveries.due(session, PER_OWNER, exclude)
 
     def _begin_try(self, delivery_id: str) -> _Try | None:
         with self._database.write() as session:

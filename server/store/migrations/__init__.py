@@ -1,1 +1,1 @@
-"""How the tables came to be what :mod:`server.store.models` says, a step a file of `versions/`; see `Database.migrate`."""
+"""Migrations to the tables of :mod:`server.store.models`, one per file in `versions/`; see `Database.migrate`."""

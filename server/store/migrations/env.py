@@ -1,4 +1,4 @@
-"""Alembic runs this for every migration, on the connection and within the transaction that `Database.migrate` has opened."""
+"""Run by Alembic for every migration, on the connection and in the transaction that `Database.migrate` has opened."""
 
 from alembic import context
 

@@ -33,6 +33,7 @@ from server.reconciler.job_keeper import JobKeeper
 from server.settings import Settings
 from server.states import ENDED, IN_RAY, TRANSITIONS, Status
 from server.store import jobs
+from server.store.admission import jobs_to_reconcile
 from server.store.changes import Changes
 from server.store.database import Database
 from server.store.models import Artifact, Attempt, Event, Job
@@ -243,7 +244,7 @@ class JobLife(RuleBasedStateMachine):
         """Every keeper looks, asks Ray and acts, once; and the server may die amid that."""
         self.ray.dies_in, self.ray.heard = dies_in, heard
         with self.database.read() as session:
-            wanted = jobs.jobs_to_reconcile(session, set(self.keepers), max_active=MAX_ACTIVE, max_per_owner=None)
+            wanted = jobs_to_reconcile(session, set(self.keepers), max_active=MAX_ACTIVE, max_per_owner=None)
         for job_id in wanted:
             if job_id not in self.keepers:
                 self.keepers[job_id] = JobKeeper(job_id, self.database, self.ray, self.settings, self.changes)

@@ -181,14 +181,14 @@ def test_a_database_of_a_newer_version_is_left_alone(database: Database) -> None
     with database.write() as session:
         session.execute(text("UPDATE alembic_version SET version_num = '9999'"))
     for revision in ("head", "0001", "base"):
-        with pytest.raises(NewerDatabaseError, match=r"revision 9999, which this version .* \(its newest is"):
+        with pytest.raises(NewerDatabaseError, match="revision 9999"):
             database.migrate(revision)
     assert database.revision() == "9999"
 
 
 def test_a_revision_that_there_is_not(database: Database) -> None:
     for revision in ("0000", "nonsense", "", "-1", "0001:0002"):
-        with pytest.raises(UnknownRevisionError, match="there are base, 0001"):
+        with pytest.raises(UnknownRevisionError, match="base, 0001"):
             database.migrate(revision)
     assert database.revision() is None
 
@@ -209,7 +209,7 @@ def test_the_command(cafe_db: Callable[..., Result], database: Database) -> None
     assert cafe_db("upgrade", newest).exit_code == 0
     assert cafe_db("current").output == f"{newest} (newest)\n"
     refused = cafe_db("downgrade", "nonsense")
-    assert (refused.exit_code, "there is no revision 'nonsense'" in refused.output) == (2, True)
+    assert (refused.exit_code, "'nonsense'" in refused.output) == (2, True)
     with database.write() as session:
         session.execute(text("UPDATE alembic_version SET version_num = '9999'"))
     newer = cafe_db("upgrade")

@@ -11,6 +11,7 @@ from cafe_core.spec.job import parse_job_spec
 from server.settings import Settings
 from server.states import Status
 from server.store import jobs
+from server.store.admission import jobs_to_reconcile
 from server.store.database import Database
 from server.store.models import ApiKey
 from tests.server.conftest import SPEC, FakeRay, running
@@ -39,7 +40,7 @@ def chosen(database: Database, admitted: str = "", *, max_active: int, max_per_o
     """The numbers of the jobs to look after, of fewer than ten."""
     before = {f"job_{number}" for number in admitted}
     with database.read() as session:
-        named = jobs.jobs_to_reconcile(session, before, max_active=max_active, max_per_owner=max_per_owner)
+        named = jobs_to_reconcile(session, before, max_active=max_active, max_per_owner=max_per_owner)
     return "".join(name.removeprefix("job_") for name in named)
 
 
@@ -81,7 +82,7 @@ def test_thousands_of_queued_jobs_are_chosen_from_quickly(database: Database) ->
     with database.read() as session:
         started = time.monotonic()
         for _ in range(5):
-            named = jobs.jobs_to_reconcile(session, set(), max_active=8, max_per_owner=2)
+            named = jobs_to_reconcile(session, set(), max_active=8, max_per_owner=2)
         seconds = (time.monotonic() - started) / 5
     assert len(named) == 8
     assert seconds < 1  # 10 ms on an idle machine

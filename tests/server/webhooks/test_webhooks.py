@@ -398,7 +398,7 @@ def test_an_endless_answer_is_not_read(api: Api) -> None:
 
 def test_tries_go_on_after_a_restart(settings: Settings, ray: FakeRay, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        server.store.deliveries, "RESERVED", timedelta(seconds=1)
+        server.store.deliveries, "RESERVATION", timedelta(seconds=1)
     )  # a try may be broken off by the first one's end
     with receiving(500, 500, 200) as receiver:
         with running(settings, ray) as api:

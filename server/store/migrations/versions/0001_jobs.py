@@ -1,4 +1,4 @@
-"""Jobs, their attempts and events, idempotency keys, uploaded datasets."""
+"""Create the tables of jobs, attempts, events, idempotency keys and uploaded datasets."""
 
 from __future__ import annotations
 

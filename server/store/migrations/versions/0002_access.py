@@ -1,6 +1,6 @@
-"""API keys and who owns what; artifacts; why an attempt was made; webhooks to be sent.
+"""Add API keys and owners, artifacts, the cause of an attempt, and webhook deliveries.
 
-What was there belongs to nobody: only keys with the scope `admin` see it. Sizes may be above 2 GiB from here on.
+Existing jobs and datasets have no owner, so only keys with the scope `admin` see them. Sizes become 64-bit integers.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """Keys, and so who owned what, are forgotten. An idempotency key that two owners used stays the first job's."""
+    """Drop keys and owners. An idempotency key that two owners used stays with the first job."""
     _replace_idempotency(with_owner=False)
     op.drop_table("deliveries")
     op.drop_table("artifacts")
@@ -89,7 +89,7 @@ def downgrade() -> None:
 
 @contextmanager
 def _altered(table: str) -> Iterator[Any]:
-    """SQLite makes the table anew, and would forget that the numbers of deleted jobs are not given again."""
+    """Keep the sequence of job numbers: SQLite replaces the table and would reuse the numbers of deleted jobs."""
     counted = table == "jobs" and op.get_bind().dialect.name == "sqlite"
     last = op.get_bind().scalar(sa.text("SELECT seq FROM sqlite_sequence WHERE name = 'jobs'")) if counted else None
     with op.batch_alter_table(table, table_kwargs={"sqlite_autoincrement": True} if counted else {}) as batch:
@@ -100,7 +100,7 @@ def _altered(table: str) -> Iterator[Any]:
 
 
 def _replace_idempotency(*, with_owner: bool) -> None:
-    """With the table's other primary key."""
+    """Replace the table by one with the other primary key."""
     op.rename_table("idempotency", "idempotency_before")
     op.drop_index("ix_idempotency_job_id", "idempotency_before")
     owner = [sa.Column("owner", sa.String(40), primary_key=True)] if with_owner else []
