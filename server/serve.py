@@ -21,7 +21,7 @@ from server.auth import keys
 from server.auth.access import is_loopback
 from server.http.graceful import GracefulServer
 from server.ray.embedded import EmbeddedRay
-from server.ray.keeper import kept
+from server.ray.keeper import restarting
 from server.settings import Settings
 from server.store.database import Database
 from server.telemetry import logs, tracing
@@ -66,7 +66,7 @@ def run_server(settings: Settings, host: str, port: int, *, share_port: bool = F
         if address is None:
             click.echo("starting a local Ray …", err=True)
             ray = stack.enter_context(EmbeddedRay(num_cpus=settings.num_cpus))
-            stack.enter_context(kept(ray))
+            stack.enter_context(restarting(ray))
             address, token = ray.address, ray.token
             click.echo(f"Ray's dashboard: {address} (it asks for the token in {ray.token_file})", err=True)
         logs.configure(settings.log_format, [*secrets_of(settings), *filter(None, [token])])

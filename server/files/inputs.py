@@ -1,4 +1,4 @@
-"""The synthetic set that an evaluate job judges: kept with the job from its submission on, and by no job that was not made."""
+"""The synthetic set that an evaluate job judges: stored in the job's directory when it is submitted."""
 
 from __future__ import annotations
 
@@ -29,10 +29,9 @@ Keep = Callable[[Session], None]
 
 @contextmanager
 def stage_input(database: Database, directory: JobDir, judged: SyntheticSet | None) -> Iterator[Keep]:
-    """Around the transaction that makes the job; yields what is to be called last in it where it does make the job.
+    """Write the file before the transaction that creates the job, and remove it if the transaction does not create one.
 
-    The file is there before anyone sees the job, and goes again when the transaction makes none. Raises UnavailableError where
-    there is no space for it.
+    Yields a function to call last in the transaction if it creates the job. Raises UnavailableError if the disk is full.
     """
     if judged is None:
         yield lambda _session: None
@@ -41,14 +40,14 @@ def stage_input(database: Database, directory: JobDir, judged: SyntheticSet | No
 
     def keep(session: Session) -> None:
         nonlocal kept
-        advisory_lock(session, _making(job_id))
+        advisory_lock(session, _creation_lock(job_id))
         kept = True
 
     try:
         _save(judged, directory.input_file)
         yield keep
     except BaseException:
-        # A transaction that failed as late as in its commit may have been committed: only the answer was lost then.
+        # A commit that failed may have succeeded in the database, with only the answer lost.
         if not kept or not _may_exist(database, job_id):
             _remove(directory.path)
         raise
@@ -57,30 +56,30 @@ def stage_input(database: Database, directory: JobDir, judged: SyntheticSet | No
 
 
 def remove_abandoned(jobs: Path, known: Collection[str]) -> None:
-    """At the start, before anything else: remove what a server that died amid a submission has left.
+    """Remove directories left by a server that died during a submission. Call it at startup, before serving.
 
-    That is a directory of no job that the database knows, without the job.json that every job has that was ever submitted to Ray.
+    Such a directory belongs to no job in the database and has no job.json, which every job that was submitted to Ray has.
     """
     for path in jobs.glob("job_*"):
         if path.name not in known and not JobDir(path).job_file.exists():
             _remove(path)
 
 
-def _making(job_id: str) -> str:
+def _creation_lock(job_id: str) -> str:
     return f"making {job_id}"
 
 
 def _may_exist(database: Database, job_id: str) -> bool:
-    """Whether there is the job. Waits for the transaction that was to make it, should the database still be at it.
+    """Return whether the job exists, after waiting for the transaction that creates it to end.
 
-    Also True where the database does not say: what no job needs is cleared at the next start.
+    Also return True if the database does not answer: files that no job needs are removed at the next start.
     """
     try:
         with database.read() as session:
-            advisory_lock(session, _making(job_id))
+            advisory_lock(session, _creation_lock(job_id))
             return session.scalar(select(Job.id).where(Job.id == job_id)) is not None
     except (SQLAlchemyError, DatabaseClosedError) as error:
-        log.warning("job %s may or may not have been made; its files stay for now: %s", job_id, error)
+        log.warning("cannot tell whether job %s was created; keeping its files for now: %s", job_id, error)
         return True
 
 

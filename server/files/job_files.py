@@ -14,13 +14,13 @@ from server.store.models import Artifact
 
 @dataclass(frozen=True)
 class Result:
-    """The result of a job that has succeeded: an attempt, and what of its files is served."""
+    """The result of a succeeded job: its attempt and the files of it that are served."""
 
     attempt: AttemptDir
     artifacts: Sequence[Artifact]
 
     def find(self, name: str) -> tuple[Artifact, Path] | None:
-        """An artifact and its file. Only what the table lists is found, so a name never leads elsewhere."""
+        """Return an artifact and its path. Only names in the table are found, so a name cannot lead to another file."""
         for artifact in self.artifacts:
             if artifact.name == name:
                 return artifact, self.attempt.artifacts / artifact.name
@@ -28,7 +28,7 @@ class Result:
 
 
 def result_of(directory: JobDir, rows: Sequence[Artifact]) -> Result | None:
-    """The result that a job's rows of the table `artifacts` tell of; None where there are none."""
+    """Return the result that a job's rows of the table `artifacts` describe; None if there are none."""
     return Result(directory.attempt(rows[0].attempt), rows) if rows else None
 
 

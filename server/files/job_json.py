@@ -1,8 +1,8 @@
-"""A job's job.json, as the server writes it: what its driver is to do, and which attempt may write (:mod:`cafe_core.jobs.fence`).
+"""Write a job's job.json: what its driver does, and which attempt may write files (:mod:`cafe_core.jobs.fence`).
 
-It is written outside of transactions: SQLite has one writer at a time, and a disk that is slow or hangs is not to hold up all of
-them. So a job is `starting` first and then has its job.json, before each try to submit it: who dies in between leaves a job that
-was not submitted, and whoever looks after it next begins with the file again.
+It is written outside of transactions: SQLite has one writer at a time, and a slow disk must not block all of them. The job
+becomes `starting` first, then job.json is written before each try to submit it. A server that dies in between leaves a job that
+was not submitted, and the next leader starts by writing the file again.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ log = logging.getLogger(__name__)
 
 
 def authorize_attempt(database: Database, settings: Settings, job_id: str, attempt: int) -> None:
-    """Have job.json name an attempt that starts: from here on no other one writes.
+    """Name an attempt in job.json: from now on only this attempt may write.
 
-    Raises StaleAttemptError, and leaves the file, where that attempt is over: a server that was cut off, or waited long for the
-    disk, is not to undo what the one after it wrote. Raises DiskFullError or OSError where the file cannot be written.
+    Raises StaleAttemptError and leaves the file unchanged if the attempt is over, so that a server that was disconnected or
+    waited long for the disk does not overwrite its successor's file. Raises DiskFullError or OSError if writing fails.
     """
 
-    def still_starts() -> None:
+    def check_current() -> None:
         _starting(database, job_id, attempt)
 
     file = JobFile(
@@ -42,26 +42,26 @@ def authorize_attempt(database: Database, settings: Settings, job_id: str, attem
         max_restarts=settings.max_restarts,
         collective_timeout_s=settings.collective_timeout_s,
     )
-    write_atomically(settings.job_dir(job_id).job_file, _content(file), fence=still_starts)
+    write_atomically(settings.job_dir(job_id).job_file, _content(file), fence=check_current)
 
 
 def revoke_attempts(settings: Settings, job_id: str) -> None:
-    """Have job.json name no attempt: a driver that starts all the same ends at its first look. A resume names one again."""
+    """Let no attempt write: a driver that still starts ends at its first check. A resume authorizes an attempt again."""
     path = settings.job_dir(job_id).job_file
     try:
         file = JobFile.model_validate_json(path.read_bytes())
         write_atomically(path, _content(file.model_copy(update={"attempt": 0})))
     except FileNotFoundError:
-        return  # nor does any driver start without it
-    except (OSError, DiskFullError) as error:  # as where the disk is full: the job ends all the same
-        log.warning("job %s: a driver that Ray starts late would not be kept from writing: %s", job_id, error)
+        return  # no driver starts without it
+    except (OSError, DiskFullError) as error:  # for example a full disk: the job ends anyway
+        log.warning("job %s: cannot revoke its attempts; a driver that Ray starts late could still write: %s", job_id, error)
 
 
 def failure(error: OSError | DiskFullError) -> dict[str, Any]:
-    """The error of a job whose job.json cannot be written."""
+    """Return the error of a job whose job.json cannot be written."""
     if isinstance(error, DiskFullError):
         return error.as_dict()
-    message = f"its job.json could not be written: {error.strerror or error}. Resume when that is mended"
+    message = f"its job.json could not be written: {error.strerror or error}. Fix the cause, then resume"
     return {"code": "submission_failed", "message": message, "retryable": True}
 
 
@@ -71,7 +71,7 @@ def _starting(database: Database, job_id: str, attempt: int) -> Job:
             job = jobs.get(session, job_id)
         except NotFoundError as error:
             raise StaleAttemptError(f"job {job_id} was deleted") from error
-    if job.attempt != attempt or job.state not in (Status.STARTING, Status.RUNNING):  # running: by events that came first
+    if job.attempt != attempt or job.state not in (Status.STARTING, Status.RUNNING):  # running: its events were stored first
         raise StaleAttemptError(f"attempt {attempt} of job {job_id} is over: the job is {job.status}, with attempt {job.attempt}")
     return job
 

@@ -1,6 +1,6 @@
-"""What an attempt printed, from its directory: written there while it runs (:mod:`workers.output`).
+"""Read what an attempt printed, from the log files that its driver writes (:mod:`workers.output`).
 
-It may be two files of 8 MiB: it is read in pieces, so that whoever asks for it costs the server a piece of memory.
+The log may be two files of 8 MiB each. It is read in pieces, so that a request needs little memory.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ BLOCK_BYTES = 64 << 10
 
 @dataclass
 class _Part:
-    """What of a file is read: from byte `start` to `end`, as long as it was when it was opened."""
+    """The part of a file to read: bytes `start` to `end`, where `end` is its size when it was opened."""
 
     file: BinaryIO
     start: int
@@ -28,9 +28,9 @@ class _Part:
 
 
 def read_log(attempt: AttemptDir, tail: int | None) -> Iterator[str] | None:
-    """The attempt's log as it is now, or its last `tail` lines, in pieces; None where there is no log.
+    """Return the attempt's current log, or its last `tail` lines, in pieces; None if there is no log.
 
-    A line ends with a line feed. Bytes that are no UTF-8 are replaced.
+    A line ends with a line feed. Invalid UTF-8 is replaced.
     """
     with ExitStack() as files:
         parts = _opened(attempt, files)
@@ -39,17 +39,17 @@ def read_log(attempt: AttemptDir, tail: int | None) -> Iterator[str] | None:
         if tail is not None:
             _skip_to_tail(parts, tail)
         pieces = _text(parts, files.pop_all())
-        next(pieces)  # begun, it closes its files also when nobody takes the rest
+        next(pieces)  # a started generator closes its files even if it is not exhausted
         return pieces
 
 
 def _opened(attempt: AttemptDir, files: ExitStack) -> list[_Part]:
-    """The older file, where there is one, and the newer one; none where there is no log. `files` closes them."""
+    """Open the older file, if any, and the newer one; empty if there is no log. `files` closes them."""
     newer = _open(attempt.log_file, files)
     if newer is None:
         return []
     older = _open(attempt.older_log_file, files)
-    # Moved on between the two: what was the newer file is the older one now.
+    # The log was rotated between the two calls: the newer file is now the older one.
     if older is None or os.path.samestat(os.fstat(newer.file.fileno()), os.fstat(older.file.fileno())):
         return [newer]
     return [older, newer]
@@ -64,7 +64,7 @@ def _open(path: Path, files: ExitStack) -> _Part | None:
 
 
 def _skip_to_tail(parts: list[_Part], lines: int) -> None:
-    """Have the parts, one after the other, hold the last so many lines. A line may begin in one part and end in the next."""
+    """Restrict the parts to the last `lines` lines. A line may begin in one part and end in the next."""
     is_last_block = True
     for part in reversed(parts):
         position = part.end
@@ -73,7 +73,7 @@ def _skip_to_tail(parts: list[_Part], lines: int) -> None:
             position -= size
             part.file.seek(position)
             block = part.file.read(size)
-            searched = len(block) - is_last_block  # a line feed at the very end begins no line
+            searched = len(block) - is_last_block  # a line feed at the very end does not begin a line
             is_last_block = False
             found = block.count(b"\n", 0, searched)
             if found >= lines:

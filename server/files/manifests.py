@@ -1,4 +1,4 @@
-"""From a driver's manifest to the rows of the table `artifacts`, which alone says what is served."""
+"""Turn a driver's manifest into rows of the table `artifacts`: only files listed there are served."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from server.store.models import Artifact, Job
 
 
 class ArtifactError(Exception):
-    """A result's files are not what its manifest says; the message names the file."""
+    """The files of a result do not match its manifest; the message names the file."""
 
 
 class Entry(BaseModel):
     """A line of manifest.json."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]{0,254}$")]
-    """Of a file beside the manifest."""
+    """The name of a file beside the manifest."""
     size: int
     sha256: str
     media_type: str
@@ -34,7 +34,7 @@ class _Manifest(BaseModel):
 
 
 def read_manifest(attempt: AttemptDir) -> list[Entry]:
-    """What the attempt's driver says that it has made. Raises ArtifactError."""
+    """Return the entries of the attempt's manifest. Raises ArtifactError."""
     try:
         return _Manifest.model_validate_json(attempt.manifest_file.read_bytes()).artifacts
     except (OSError, ValidationError) as error:
@@ -42,7 +42,7 @@ def read_manifest(attempt: AttemptDir) -> list[Entry]:
 
 
 def checked_result(attempt: AttemptDir) -> tuple[list[Entry], dict[str, Any]]:
-    """The manifest, after every file of it was read and found whole, and result.json. Raises ArtifactError."""
+    """Return the manifest, after checking the size and hash of every file, and result.json. Raises ArtifactError."""
     entries = read_manifest(attempt)
     for entry in entries:
         _check(attempt.artifacts / entry.name, entry)
@@ -51,7 +51,7 @@ def checked_result(attempt: AttemptDir) -> tuple[list[Entry], dict[str, Any]]:
     except (OSError, ValueError) as error:
         raise ArtifactError(f"result.json cannot be read: {error}") from error
     if not isinstance(result, dict):
-        raise ArtifactError("result.json holds no result")
+        raise ArtifactError("result.json is not a JSON object")
     return entries, result
 
 
@@ -61,7 +61,7 @@ def _check(path: Path, entry: Entry) -> None:
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()
             size = file.tell()
     except OSError as error:
-        raise ArtifactError(f"{entry.name}, which the manifest lists, cannot be read: {error.strerror}") from error
+        raise ArtifactError(f"{entry.name} is listed in the manifest but cannot be read: {error.strerror}") from error
     if (size, sha256) != (entry.size, entry.sha256):
         raise ArtifactError(
             f"{entry.name} has {size} bytes and SHA-256 {sha256}; the manifest says {entry.size} and {entry.sha256}"
@@ -69,5 +69,5 @@ def _check(path: Path, entry: Entry) -> None:
 
 
 def add_artifacts(session: Session, job: Job, entries: Sequence[Entry]) -> None:
-    """Have a succeeded job's files served."""
+    """Add the files of a succeeded job to the table, so that they are served."""
     session.add_all(Artifact(job_id=job.id, attempt=job.attempt, **entry.model_dump()) for entry in entries)

@@ -1,7 +1,7 @@
-"""Removing a directory together with its row in the database, whatever happens in between.
+"""Remove a directory together with its database row, atomically even if the server dies in between.
 
-It is moved aside within the transaction and cleared after it: nobody sees a half, a transaction that fails has the
-directory put back, and what a dying server left aside is put back or cleared at the next start.
+The directory is moved aside within the transaction and deleted after the commit. If the transaction fails, it is moved back;
+if the server dies, the next start moves it back or deletes it, depending on whether the row exists.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ Clear = Callable[[Path], None]
 
 
 def remove_tree(aside: Path) -> None:
-    """Remove a directory with all that is in it."""
+    """Remove a directory and everything in it."""
     shutil.rmtree(aside)
 
 
 @contextmanager
 def stage_removal(directory: Path, clear: Clear = remove_tree) -> Iterator[Callable[[], None]]:
-    """Around the transaction that deletes the row of `directory`; yields what is to be called last in it."""
+    """Wrap the transaction that deletes the row of `directory`; yields a function to call last in the transaction."""
     aside = directory.with_name(f"{ASIDE}{directory.name}")
-    moved = False  # by this removal: another one's is none of ours
+    moved = False  # by this removal, not by a concurrent one
 
     def set_aside() -> None:
         nonlocal moved
@@ -47,7 +47,7 @@ def stage_removal(directory: Path, clear: Clear = remove_tree) -> Iterator[Calla
 
 
 def finish_removals(parent: Path, known: Collection[str], clear: Clear = remove_tree) -> None:
-    """At the start, before anything else: put back what is `known` by the database, clear the rest."""
+    """Move directories back whose names are in `known`, and delete the others. Call it at startup, before serving."""
     for aside in parent.glob(f"{ASIDE}*"):
         name = aside.name.removeprefix(ASIDE)
         if name in known:
@@ -57,8 +57,8 @@ def finish_removals(parent: Path, known: Collection[str], clear: Clear = remove_
 
 
 def _clear(aside: Path, clear: Clear) -> None:
-    """The row is gone, so its files' end is a matter of time: what fails is tried again at the next start."""
+    """Delete the files. The row is gone already, so a failure is retried at the next start."""
     try:
         clear(aside)
     except OSError:
-        log.exception("%s could not be removed; trying again when the server starts", aside)
+        log.exception("could not remove %s; retrying at the next start", aside)

@@ -1,4 +1,4 @@
-"""A job's synthetic set, or what there is of it by now. Numpy comes with it: who needs a set imports this then, in a thread."""
+"""Load a job's synthetic set, or its current state. Imports NumPy, so import this module only when needed, in a thread."""
 
 from __future__ import annotations
 
@@ -18,10 +18,9 @@ from server.store.models import Artifact
 
 
 def synthetic_set(directory: JobDir, rows: Sequence[Artifact], attempts: int, spec: JobSpec) -> SyntheticSet:
-    """The set of the job's result, or else what there is of it by now; of an evaluate job: the set that it judges.
+    """Return the set of the job's result, or else its current state; for an evaluate job, the set that it judges.
 
-    rows: the job's artifacts. Raises NotFoundError, which says why there is none, or SyntheticSetError where a file that should
-    be one is not.
+    rows: the job's artifacts. Raises NotFoundError if there is none yet, and SyntheticSetError for a damaged file.
     """
     result = result_of(directory, rows)
     if result is not None and result.find(result.attempt.synthetic_file.name) is not None:
@@ -34,9 +33,9 @@ def synthetic_set(directory: JobDir, rows: Sequence[Artifact], attempts: int, sp
 
 
 def _latest_checkpoint(directory: JobDir, spec: CondenseSpec) -> SyntheticSet:
-    """What the newest readable checkpoint yields."""
+    """Return the set of the newest readable checkpoint."""
     damage: Exception | None = None
-    # A running driver removes old checkpoints: one that is listed may be gone when it is opened, with a newer one there.
+    # A running driver removes old checkpoints, so a listed one may be gone when it is opened; then there is a newer one.
     for _ in range(2):
         for path in directory.checkpoint_files():
             try:
@@ -58,11 +57,11 @@ def _judged(directory: JobDir, attempts: int, spec: EvaluateSpec) -> SyntheticSe
     for path in chosen:
         if path.exists():
             return SyntheticSet.load(path)
-    raise NotFoundError(f"the job has no synthetic set yet: {spec.synthetic.selection} has not chosen its images")
+    raise NotFoundError(f"the job has no synthetic set yet: {spec.synthetic.selection} has not selected its images yet")
 
 
 def _best_so_far(directory: JobDir) -> SyntheticSet:
     best = best_outcome(read_outcomes(directory.trials_file).values())
     if best is None:
-        raise NotFoundError("the job has no synthetic set yet: none of its trials has come to its end")
+        raise NotFoundError("the job has no synthetic set yet: none of its trials has finished")
     return SyntheticSet.load(directory.trial(best.number).attempt(1).synthetic_file)

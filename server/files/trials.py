@@ -1,4 +1,4 @@
-"""The trials of a job: the networks of an evaluation, the settings of a sweep; read from the job's files while it runs."""
+"""Read the trials of a job (networks of an evaluation, settings of a sweep) from its files, also while it runs."""
 
 from __future__ import annotations
 
@@ -17,13 +17,14 @@ from cafe_core.spec.trials import settings
 from server.errors import NotFoundError
 
 TAIL_BYTES = 1 << 16
-"""Of a trial's log of events: enough to hold its last iteration."""
+"""How much of a trial's event log is read: enough to contain its last iteration."""
 
 
 def rows_of(directory: JobDir, spec: JobSpec, running: Collection[int], *, after: int, limit: int | None) -> list[Row]:
-    """A job's trials but for the first `after`, at most `limit`: networks as they were trained, or a sweep's trials by number.
+    """Return at most `limit` of a job's trials after the first `after`: networks in training order, or a sweep's trials by
+    number.
 
-    running: numbers of the sweep's trials that were started, if the sweep runs. Raises NotFoundError for a job without trials.
+    running: the numbers of the started trials of a running sweep. Raises NotFoundError for a job without trials.
     """
     part = slice(after, None if limit is None else after + limit)
     if isinstance(spec, SweepSpec):
@@ -55,7 +56,7 @@ def _best_validation(trial: JobDir) -> float | None:
 
 
 def _last_iteration(trial: JobDir) -> int | None:
-    """The iteration that its log says was done last."""
+    """Return the last completed iteration in the trial's log."""
     for line in reversed(_last_lines(trial.attempt(1).events_file)):
         event = json.loads(line)
         if event["type"] == "iteration":
@@ -64,7 +65,7 @@ def _last_iteration(trial: JobDir) -> int | None:
 
 
 def _last_lines(log: Path) -> list[bytes]:
-    """Whole lines."""
+    """Return the complete lines at the end of a log."""
     if not log.exists():
         return []
     with log.open("rb") as file:

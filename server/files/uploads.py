@@ -1,4 +1,4 @@
-"""Uploaded datasets on disk: `<uploads>/<dataset id>/data.zip` or `data.npz`, checked before they are kept."""
+"""Uploaded datasets on disk: `<uploads>/<dataset id>/data.zip` or `data.npz`, validated before they are kept."""
 
 from __future__ import annotations
 
@@ -25,25 +25,24 @@ SUFFIXES = (".zip", ".npz")
 MAX_NAME_LENGTH = 128
 
 
-def store_upload(file: UploadFile, name: str | None, roots: DataRoots, *, at_most: int) -> Dataset:
-    """Keep an upload and return its row, not yet in the database.
+def store_upload(file: UploadFile, name: str | None, roots: DataRoots, *, max_bytes: int) -> Dataset:
+    """Store an upload and return its row, not yet added to the database.
 
-    Raises RefusedSpecError when it is no dataset, TooLargeError when it is larger than `at_most` bytes; then nothing
-    of it is kept.
+    Raises RefusedSpecError if it is not a valid dataset and TooLargeError if it exceeds `max_bytes`; its files are removed then.
     """
     filename = PurePosixPath((file.filename or "").replace("\\", "/")).name
     suffix = PurePosixPath(filename).suffix.lower()
     if suffix not in SUFFIXES:
-        raise RefusedSpecError.of("file", f"{filename!r} is neither a .zip of an image folder nor an .npz; its name must end so")
+        raise RefusedSpecError.of("file", f"{filename!r} must end in .zip (an image folder) or .npz")
     name = name or filename
     if len(name) > MAX_NAME_LENGTH or not name.isprintable():
-        raise RefusedSpecError.of("name", f"a name has at most {MAX_NAME_LENGTH} characters, all printable; give the upload one")
+        raise RefusedSpecError.of("name", f"must have at most {MAX_NAME_LENGTH} characters, all printable")
     dataset_id = new_id("ds")
     directory = roots.uploads / dataset_id
     directory.mkdir(parents=True)
     try:
         path = directory / f"data{suffix}"
-        size, sha256 = _copy(file.file, path, at_most)
+        size, sha256 = _copy(file.file, path, max_bytes)
         info = _checked(dataset_id, roots)
     except BaseException:
         shutil.rmtree(directory)
@@ -52,12 +51,12 @@ def store_upload(file: UploadFile, name: str | None, roots: DataRoots, *, at_mos
 
 
 def discard_upload(roots: DataRoots, dataset_id: str) -> None:
-    """Remove the files of an upload that did not come into the database."""
+    """Remove the files of an upload that was not added to the database."""
     shutil.rmtree(roots.uploads / dataset_id)
 
 
 def stage_upload_removal(roots: DataRoots, dataset_id: str) -> AbstractContextManager[Callable[[], None]]:
-    """See :func:`server.files.removal.stage_removal`: of an upload's files and of the class stores made from them."""
+    """Remove an upload's files and the class stores built from them, see :func:`server.files.removal.stage_removal`."""
     return stage_removal(roots.uploads / dataset_id, partial(_clear, roots))
 
 
@@ -72,9 +71,9 @@ def _clear(roots: DataRoots, aside: Path) -> None:
 
 
 def _remove_class_stores(roots: DataRoots, dataset_id: str) -> None:
-    """Remove what `cafe_core.data.sources` has made of an upload that is no longer there: no new store can be made.
+    """Remove the class stores that `cafe_core.data.sources` built from an upload. The upload is gone, so no new one can be built.
 
-    Each under its lock, as whoever builds it holds that until it is done.
+    Each store is removed under its lock, which its builder holds until it is done.
     """
     for lock in roots.cache.glob(f"{dataset_id}-{'[0-9a-f]' * 24}.lock"):
         with lock.open("w") as file:
@@ -85,21 +84,21 @@ def _remove_class_stores(roots: DataRoots, dataset_id: str) -> None:
             lock.unlink()
 
 
-def _copy(source: BinaryIO, path: Path, at_most: int) -> tuple[int, str]:
-    """(size, SHA-256) of what was copied."""
+def _copy(source: BinaryIO, path: Path, max_bytes: int) -> tuple[int, str]:
+    """Copy a file and return its size and SHA-256."""
     size, digest = 0, hashlib.sha256()
     with path.open("wb") as target:
         while chunk := source.read(CHUNK_BYTES):
             size += len(chunk)
-            if size > at_most:
-                raise TooLargeError(f"the upload is larger than {at_most} bytes, which is as much as may be uploaded")
+            if size > max_bytes:
+                raise TooLargeError(f"the upload exceeds the limit of {max_bytes} bytes")
             digest.update(chunk)
             target.write(chunk)
     return size, digest.hexdigest()
 
 
 def _checked(dataset_id: str, roots: DataRoots) -> DatasetInfo | None:
-    """The dataset's facts; None where a spec must say `image_size` or `channels` first. Raises RefusedSpecError."""
+    """Return the dataset's description; None if it depends on `image_size` or `channels`. Raises RefusedSpecError."""
     try:
         return _described(DatasetSpec(id=dataset_id), roots)
     except (SpecError, DatasetError) as error:
@@ -118,6 +117,6 @@ def _readable(spec: DatasetSpec, roots: DataRoots) -> bool:
 
 def _described(spec: DatasetSpec, roots: DataRoots) -> DatasetInfo:
     """Raises SpecError and DatasetError."""
-    from cafe_core.data import catalog  # numpy comes with it: not while the server starts
+    from cafe_core.data import catalog  # imports NumPy, which would slow down startup
 
     return catalog.describe(spec, roots)

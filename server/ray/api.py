@@ -1,4 +1,4 @@
-"""What the server needs of Ray, as one small interface. :class:`workers.client.RayClient` is it; tests bring a small fake."""
+"""The interface to Ray that the server needs, implemented by :class:`workers.client.RayClient` and by a fake in tests."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from workers.client import RayCluster, RayJob
 
 
 class RayApi(Protocol):
-    """See :class:`workers.client.RayClient` for what each does. All raise RayError."""
+    """See :class:`workers.client.RayClient`. All methods raise RayError."""
 
     @property
     def address(self) -> str: ...

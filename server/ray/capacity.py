@@ -1,4 +1,4 @@
-"""What a cluster can give, as pure functions: whether a job's workers fit it, and the memory of each."""
+"""Compute whether a job's workers fit a cluster, and how much memory each has: pure functions."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from workers.client import RayCluster, RayNode
 
 
 def workers_on(node: RayNode, resources: ResourcesSpec) -> int:
-    """How many of a job's workers an otherwise empty node holds.
+    """Return how many of a job's workers fit on an otherwise empty node.
 
-    Ray packs fractions of a GPU into whole ones: with 0.4 of a GPU each, two share one.
+    Ray packs fractions of a GPU into whole GPUs: two workers with 0.4 of a GPU each share one.
     """
     by_cpu = math.floor(node.cpus / resources.cpus_per_worker)
     if not resources.gpus_per_worker:
@@ -21,7 +21,7 @@ def workers_on(node: RayNode, resources: ResourcesSpec) -> int:
 
 
 def with_autoscaled_nodes(cluster: RayCluster, autoscaled: list[RayNode]) -> RayCluster:
-    """The cluster with as many of `autoscaled`, nodes of one size, as are not there yet. Smaller ones and the head are others."""
+    """Add the nodes of `autoscaled`, all of one size, that do not exist yet. The head and smaller nodes do not count."""
     if not autoscaled:
         return cluster
     size = autoscaled[0]
@@ -30,10 +30,10 @@ def with_autoscaled_nodes(cluster: RayCluster, autoscaled: list[RayNode]) -> Ray
 
 
 def without_driver_cpus(cluster: RayCluster, resources: ResourcesSpec, driver_cpus: float) -> RayCluster:
-    """The cluster without what a job's driver takes, on the node where it is most in the way of such workers.
+    """Subtract the driver's CPUs from the node where that leaves room for the fewest of the job's workers.
 
-    Ray chooses the driver's node before it knows of the workers: a job that fits only beside a well-placed driver may wait for
-    ever. No node is left where none can hold the driver.
+    Ray places the driver before it knows of the workers, so a job that fits only with a well-placed driver may wait forever.
+    If no node can hold the driver, the result has no nodes.
     """
     if not driver_cpus:
         return cluster
@@ -50,7 +50,7 @@ def _held(cluster: RayCluster, resources: ResourcesSpec) -> int:
 
 
 def too_large(resources: ResourcesSpec, cluster: RayCluster, driver_cpus: float = 0.0) -> str | None:
-    """Why the cluster, otherwise empty, cannot hold a job's workers and driver, with the numbers; None where it can."""
+    """Return why an otherwise empty cluster cannot hold a job's workers and driver, with the numbers; None if it can."""
     fitting = _held(without_driver_cpus(cluster, resources, driver_cpus), resources)
     if fitting >= resources.workers:
         return None
@@ -65,8 +65,10 @@ def too_large(resources: ResourcesSpec, cluster: RayCluster, driver_cpus: float 
 
 
 def jobs_held(resources: ResourcesSpec, cluster: RayCluster, worker_bytes: int = 0, driver_cpus: float = 0.0) -> int:
-    """How many trials of such workers the cluster, otherwise empty, holds at the same time, beside the driver of their sweep.
-    worker_bytes: of a node's memory, per worker on its CPUs; what is on a GPU has its part of that GPU's."""
+    """Return how many trials of a sweep fit on an otherwise empty cluster at the same time, beside the sweep's driver.
+
+    worker_bytes: memory per worker on CPUs. Workers on GPUs use their share of the GPU's memory instead.
+    """
 
     def room(node: RayNode) -> int:
         workers = workers_on(node, resources)
@@ -77,10 +79,10 @@ def jobs_held(resources: ResourcesSpec, cluster: RayCluster, worker_bytes: int =
 
 
 def memory_per_worker(resources: ResourcesSpec, cluster: RayCluster) -> int:
-    """Bytes each worker of a job may count on, on the cluster's nodes that can hold one.
+    """Return the memory in bytes that each worker of a job can use, on the nodes that can hold a worker.
 
-    On GPUs, its part of the smallest GPU; on CPUs, the smallest node's memory shared by the job's workers there.
-    Nodes are filled evenly, so that the share is the worst that an evenly placed job sees.
+    On GPUs, this is its share of the smallest GPU; on CPUs, the smallest node's memory divided by the job's workers there,
+    assuming that workers are spread evenly over the nodes.
     """
     nodes = [node for node in cluster.nodes if workers_on(node, resources) > 0]
     if resources.gpus_per_worker:

@@ -1,10 +1,10 @@
-"""A local Ray of the server's own: `ray start --head --block` in a process group of its own, bound to loopback.
+"""Run a local Ray for the server: `ray start --head --block` in its own session, bound to loopback, without importing ray.
 
-No ray is imported. Several may run on one machine: every port is free or chosen by Ray, the session lies in a directory
-of its own (short: the paths of its sockets may take 107 bytes). Token authentication is on; the token is made for each
-start, lies in a file that only this user can read, and is on no command line and in no job's record.
+Several can run on one machine: all ports are free ones or chosen by Ray, and each session has its own directory (with a short
+path, because socket paths are limited to 107 bytes). Token authentication is on. The token is created per server and stored in
+a file that only this user can read; it appears on no command line and in no job.
 
-It ends with the server: on `close`, and on the server's death by PR_SET_PDEATHSIG, upon which Ray ends what it started.
+It ends with the server: on `close`, or by PR_SET_PDEATHSIG when the server dies, upon which Ray ends its own processes.
 """
 
 from __future__ import annotations
@@ -33,39 +33,39 @@ PARENT = Path("/tmp")
 DIRECTORY_PREFIX = "cafe-ray-"
 LOCK = "lock"
 JOB_STOP_WAIT_S = 20
-"""Between Ray's SIGTERM and SIGKILL to a driver: time to end its workers and write a last event."""
+"""Time between Ray's SIGTERM and SIGKILL to a driver, in which it ends its workers and writes its terminal event."""
 
 _UNTIL_PARENT_DIES = """
 import ctypes, os, signal, sys
 ctypes.CDLL(None, use_errno=True).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
 if os.getppid() != int(sys.argv[1]):
-    sys.exit("the server has died already")
+    sys.exit("the server has already died")
 os.execv(sys.argv[2], sys.argv[2:])
 """
 
 
 class EmbeddedRayError(Exception):
-    """The local Ray did not start; the message holds what it printed."""
+    """The local Ray did not start; the message contains its output."""
 
 
 class EmbeddedRay:
-    """A context manager around a running local Ray. Enter it in the main thread: Ray lives as long as that does."""
+    """A context manager that runs a local Ray. Enter it in the main thread: Ray ends with the thread that started it."""
 
     def __init__(self, *, num_cpus: int | None = None) -> None:
         self._num_cpus = num_cpus
         self._process: subprocess.Popen[bytes] | None = None
         self._lock: BinaryIO | None = None
         self.directory = Path()
-        """Its session, logs and token."""
+        """Contains its session, logs and token."""
         self.token = secrets.token_hex(32)
         self.token_file = Path()
         self.address = ""
 
     def __enter__(self) -> EmbeddedRay:
-        _remove_left_over()
+        _remove_stale_directories()
         self.directory, self._lock = _new_directory()
         try:
-            self._start_somewhere()
+            self._start_on_free_port()
         except BaseException:
             self.close()
             raise
@@ -73,7 +73,7 @@ class EmbeddedRay:
 
     @property
     def pid(self) -> int:
-        """The process that the others were started by; also the id of their session."""
+        """The id of the process that started the others, which is also their session id."""
         assert self._process is not None
         return self._process.pid
 
@@ -81,9 +81,9 @@ class EmbeddedRay:
         self.close()
 
     def has_ended(self) -> bool:
-        """Whether it runs no jobs any more: what was started has ended, or its only node has left with one of its daemons.
+        """Return whether it can no longer run jobs: its process has ended, or its only node is dead because a daemon died.
 
-        False where that is not known: it starts, or does not answer.
+        Return False if that is unknown: it is starting or does not answer.
         """
         if self._process is None or self._process.poll() is not None:
             return True
@@ -94,7 +94,7 @@ class EmbeddedRay:
         return False
 
     def restart(self) -> None:
-        """Start it again, at the same address, without waiting until it is ready. For one that has ended."""
+        """Start it again after it has ended, at the same address, without waiting until it is ready."""
         self._end()
         self._start()
 
@@ -102,8 +102,8 @@ class EmbeddedRay:
         headers = {"Authorization": f"Bearer {self.token}"}
         return httpx.Client(base_url=self.address, headers=headers, timeout=5, trust_env=False)
 
-    def _start_somewhere(self) -> None:
-        """A port that is free when it is chosen may be taken when Ray, seconds later, binds it: then another one is tried."""
+    def _start_on_free_port(self) -> None:
+        """Start Ray. A port that was free when chosen may be taken when Ray binds it seconds later; retry then."""
         for tries_left in reversed(range(START_TRIES)):
             self._start()
             try:
@@ -139,36 +139,36 @@ class EmbeddedRay:
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                start_new_session=True,  # Ctrl-C in the server's terminal is the server's to handle
+                start_new_session=True,  # Ctrl-C in the terminal is handled by the server
             )
 
     def _environment(self) -> dict[str, str]:
-        # Nothing of the server's own: its settings hold secrets, and drivers run what users describe.
+        # Do not pass on the server's settings: they contain secrets, and drivers run what users describe.
         inherited = {key: value for key, value in os.environ.items() if not key.startswith(("RAY_", "CAFE_"))}
         here = str(Path(__file__).resolve().parents[2])
         return inherited | {
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN_PATH": str(self.token_file),
             "RAY_USAGE_STATS_ENABLED": "0",
-            # Named after where it is the default: Ray then takes 127.0.0.1 for the node's address, so all ports are loopback's.
+            # With 0, Ray uses 127.0.0.1 as the node's address, so all ports are bound to loopback.
             "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
-            "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",  # nobody is left to drain for
+            "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",  # there is no other node to drain to
             "RAY_JOB_STOP_WAIT_TIME_S": str(JOB_STOP_WAIT_S),
-            # Ports of metrics that are fixed otherwise, so that a second Ray would find them taken.
+            # Metrics ports are fixed by default, so a second Ray on the machine would find them taken.
             "AUTOSCALER_METRIC_PORT": str(_free_ports(1)[0]),
             "DASHBOARD_METRIC_PORT": str(_free_ports(1)[0]),
-            # Drivers find `workers` where this server found itself, installed or not.
+            # Let drivers import `workers` from where this server was imported, whether installed or not.
             "PYTHONPATH": os.pathsep.join(filter(None, [here, os.environ.get("PYTHONPATH")])),
         }
 
     def _wait_until_ready(self) -> None:
-        """Returns when jobs can be submitted. Raises EmbeddedRayError."""
+        """Wait until jobs can be submitted. Raises EmbeddedRayError."""
         assert self._process is not None
         deadline = time.monotonic() + READY_WITHIN_S
         with self._http() as http:
             while time.monotonic() < deadline:
                 if self._process.poll() is not None:
-                    raise EmbeddedRayError(f"the local Ray ended with code {self._process.returncode}:\n{self.output()}")
+                    raise EmbeddedRayError(f"the local Ray exited with code {self._process.returncode}:\n{self.output()}")
                 with contextlib.suppress(httpx.TransportError):
                     nodes = http.get("/nodes", params={"view": "summary"})
                     if nodes.is_success and nodes.json()["data"]["summary"] and http.get("/api/jobs/").is_success:
@@ -177,11 +177,11 @@ class EmbeddedRay:
         raise EmbeddedRayError(f"the local Ray was not ready within {READY_WITHIN_S:g} s:\n{self.output()}")
 
     def output(self) -> str:
-        """The end of what it has printed since it was started last."""
+        """Return the end of its output since its last start."""
         return (self.directory / "output").read_text(encoding="utf-8", errors="replace")[-4000:]
 
     def close(self) -> None:
-        """End what was started, and remove its directory. Safe to call twice."""
+        """End Ray and remove its directory. Idempotent."""
         self._end()
         if self._lock is not None:
             shutil.rmtree(self.directory, ignore_errors=True)
@@ -203,22 +203,22 @@ class EmbeddedRay:
 
 
 def _end_session(session: int) -> None:
-    """End what is left of the session that Ray was started in: its daemons, should they have outlived it.
+    """Kill the processes that remain in Ray's session, such as daemons that outlived it.
 
-    Drivers have sessions of their own; Ray's own watchers end them once their supervisors are gone.
+    Drivers have their own sessions; Ray's watchers end them once their supervisors are gone.
     """
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
-            with contextlib.suppress(OSError):  # ended meanwhile
+            with contextlib.suppress(OSError):  # the process has ended
                 fields = (entry / "stat").read_text().rpartition(")")[2].split()
                 if int(fields[3]) == session and fields[0] != "Z":
                     os.kill(int(entry.name), signal.SIGKILL)
 
 
 def _new_directory() -> tuple[Path, BinaryIO]:
-    """A directory of this server's own, and the lock that says so for as long as it is open, that is, the server lives.
+    """Create a directory and lock it until this server ends.
 
-    It gets its name when it is locked, so that nobody takes it for left over before.
+    It gets its final name once it is locked, so that no other server mistakes it for a stale one.
     """
     unnamed = Path(tempfile.mkdtemp(prefix=f".{DIRECTORY_PREFIX}", dir=PARENT))
     lock = (unnamed / LOCK).open("wb")
@@ -226,10 +226,11 @@ def _new_directory() -> tuple[Path, BinaryIO]:
     return unnamed.rename(unnamed.with_name(unnamed.name.removeprefix("."))), lock
 
 
-def _remove_left_over() -> None:
-    """Remove the directories of servers of this user that were killed before they could: nobody holds their locks.
+def _remove_stale_directories() -> None:
+    """Remove directories that killed servers of this user left behind: their locks are free.
 
-    A lock is known across PID namespaces that share /tmp, as a process id is not. Servers that start at once may meet here.
+    Unlike process ids, locks work across PID namespaces that share /tmp. Servers that start at the same time may run this
+    together.
     """
     for directory in PARENT.glob(f"{DIRECTORY_PREFIX}*"):
         try:
@@ -239,11 +240,11 @@ def _remove_left_over() -> None:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 shutil.rmtree(directory, ignore_errors=True)
         except (FileNotFoundError, BlockingIOError):
-            continue  # removed by another server just now; or in use
+            continue  # another server has just removed it, or it is in use
 
 
 def _free_ports(count: int) -> list[int]:
-    """Ports of 127.0.0.1 that nobody listens on now."""
+    """Return currently unused ports of 127.0.0.1."""
     with contextlib.ExitStack() as stack:
         sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
         for each in sockets:

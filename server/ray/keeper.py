@@ -1,6 +1,6 @@
-"""Starts the local Ray again when it has ended while the server goes on.
+"""Restart the local Ray when it ends while the server runs.
 
-Its jobs are lost with it, and go on as new attempts when it is back: see :mod:`server.reconciler.policy`.
+Its jobs are lost with it and continue as new attempts once it is back: see :mod:`server.reconciler.policy`.
 """
 
 from __future__ import annotations
@@ -14,28 +14,28 @@ from server.ray.embedded import EmbeddedRay
 
 log = logging.getLogger(__name__)
 
-LOOK_EVERY_S = 3.0
+CHECK_EVERY_S = 3.0
 
 
 @contextmanager
-def kept(ray: EmbeddedRay) -> Iterator[None]:
-    """Within the block, whenever `ray` has ended it is started again: at the same address, with the same token."""
-    over = threading.Event()
-    # Ray ends when the thread that has started it does, so the thread is one that lives as long as the block.
-    thread = threading.Thread(target=_keep, args=(ray, over), name="keeps the local Ray", daemon=True)
+def restarting(ray: EmbeddedRay) -> Iterator[None]:
+    """Within the block, restart `ray` whenever it has ended, at the same address and with the same token."""
+    stop = threading.Event()
+    # Ray ends with the thread that started it, so this thread lives as long as the block.
+    thread = threading.Thread(target=_keep, args=(ray, stop), name="local Ray keeper", daemon=True)
     thread.start()
     try:
         yield
     finally:
-        over.set()
+        stop.set()
         thread.join()
 
 
-def _keep(ray: EmbeddedRay, over: threading.Event) -> None:
-    while not over.wait(LOOK_EVERY_S):
+def _keep(ray: EmbeddedRay, stop: threading.Event) -> None:
+    while not stop.wait(CHECK_EVERY_S):
         if ray.has_ended():
-            log.error("the local Ray has ended; starting it again. It printed:\n%s", ray.output())
+            log.error("the local Ray has ended; restarting it. Its output:\n%s", ray.output())
             try:
                 ray.restart()
             except OSError:
-                log.exception("the local Ray could not be started; trying again in %g s", LOOK_EVERY_S)
+                log.exception("cannot start the local Ray; retrying in %g s", CHECK_EVERY_S)

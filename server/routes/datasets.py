@@ -57,9 +57,9 @@ async def upload(
     The `.npz` holds `images` uint8 N×H×W[×C], `labels`, and optionally `test_images`, `test_labels`. No pickles are read.
     """
     await run_in_threadpool(_check_room, services, principal, file.size or 0)
-    at_most = max_upload_bytes(request.scope, services.settings)
+    max_bytes = max_upload_bytes(request.scope, services.settings)
     row = await services.upload_checks.in_turn(
-        principal.key_id, store_upload, file, name, services.settings.roots, at_most=at_most
+        principal.key_id, store_upload, file, name, services.settings.roots, max_bytes=max_bytes
     )
     row.owner = principal.key_id
     try:

@@ -1,7 +1,7 @@
-"""Connections to public addresses only: what users have the server connect to must not lead into the network it stands in.
+"""Connect to public addresses only: URLs from users must not lead into the server's own network (SSRF).
 
-The name is resolved here, every address it has is checked, and the very address that was checked is connected to, so a name
-that resolves to something else a moment later gains nothing. TLS and the Host header still go by the name.
+The name is resolved here, all of its addresses are checked, and the connection goes to a checked address, so a name that
+resolves to another address a moment later (DNS rebinding) gains nothing. TLS and the Host header still use the name.
 """
 
 from __future__ import annotations
@@ -22,24 +22,24 @@ ISATAP = frozenset({0x0000_5EFE, 0x0200_5EFE})
 REFUSED = [
     ipaddress.ip_network(network)
     for network in (
-        "168.63.129.16/32",  # Azure's host agent, which hands out a machine's configuration
+        "168.63.129.16/32",  # Azure's host agent, which serves a machine's configuration
         "161.26.0.0/16",  # IBM Cloud's services within its private network
         "166.8.0.0/14",  # likewise
-        "192.0.0.0/24",  # protocols' own: 192.0.0.192 is Oracle's metadata, 192.0.0.9 the next NAT gateway's control
-        "192.88.99.0/24",  # 6to4's relays
-        "2001::/23",  # protocols' own: Teredo, 2001:1::1 the next NAT gateway's control
+        "192.0.0.0/24",  # protocol assignments: 192.0.0.192 is Oracle's metadata, 192.0.0.9 controls the next NAT gateway
+        "192.88.99.0/24",  # 6to4 relays
+        "2001::/23",  # protocol assignments: Teredo; 2001:1::1 controls the next NAT gateway
         "3fff::/20",  # documentation
     )
 ]
-"""Public by their numbers, or to some versions of Python; they lead nowhere, or into the network that the server stands in."""
+"""Networks that count as global, at least in some versions of Python, but lead nowhere or into the server's own network."""
 
 
 class PrivateAddressError(Exception):
-    """A name leads to an address that is not public."""
+    """A name resolves to an address that is not public."""
 
 
 def is_public(address: str) -> bool:
-    """Whether an IP address is one of the public internet, the IPv4 address within it included where there is one."""
+    """Return whether an IP address, including an IPv4 address embedded in it, belongs to the public internet."""
     ip = ipaddress.ip_address(address)
     if isinstance(ip, ipaddress.IPv6Address):
         if ip.scope_id is not None:
@@ -56,7 +56,7 @@ def is_public(address: str) -> bool:
 
 
 class PublicNetwork(AsyncNetworkBackend):
-    """httpcore's network, without the addresses that are not public."""
+    """An httpcore network backend that refuses addresses that are not public."""
 
     def __init__(self, *, allow_private: bool) -> None:
         self._allow_private = allow_private
@@ -70,14 +70,14 @@ class PublicNetwork(AsyncNetworkBackend):
         local_address: str | None = None,
         socket_options: Iterable[Any] | None = None,
     ) -> AsyncNetworkStream:
-        """Raises PrivateAddressError, or one of httpcore's errors."""
+        """Connect to a host. Raises PrivateAddressError, or one of httpcore's errors."""
         try:
             async with asyncio.timeout(timeout):
                 addresses = await resolve(host, port)
         except TimeoutError as error:
-            raise ConnectTimeout(f"{host} could not be resolved in time") from error
+            raise ConnectTimeout(f"{host}: timeout while resolving the name") from error
         except OSError as error:
-            raise ConnectError(f"{host} could not be resolved: {error.strerror or error}") from error
+            raise ConnectError(f"{host} cannot be resolved: {error.strerror or error}") from error
         if not self._allow_private and not all(map(is_public, addresses)):
             raise PrivateAddressError(f"{host} has an address that is not public")
         failure: Exception = ConnectError(f"{host} has no address")
@@ -90,9 +90,10 @@ class PublicNetwork(AsyncNetworkBackend):
 
 
 async def resolve(host: str, port: int) -> list[str]:
-    """The addresses of a name. Raises OSError.
+    """Return the addresses of a name. Raises OSError.
 
-    In a thread of its own: a name server that does not answer must hold up neither other threads' work nor the server's exit.
+    Resolving runs in its own daemon thread, so that a name server that does not answer delays neither other work nor the
+    server's exit.
     """
     loop = asyncio.get_running_loop()
     found: asyncio.Future[list[str]] = loop.create_future()

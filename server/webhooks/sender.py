@@ -1,9 +1,8 @@
-"""Sends webhooks: Standard Webhooks (https://www.standardwebhooks.com), at least once each.
+"""Send webhooks, at least once each, as Standard Webhooks (https://www.standardwebhooks.com).
 
-Pending deliveries are in the table `deliveries` (:mod:`server.store.deliveries`). One server at a time sends. A job's URL is
-its user's choice, and so is what answers there: only public addresses are connected to (:mod:`server.webhooks.public_addresses`),
-redirects are not followed, response bodies are not read, and an attempt ends after TRY_S. Owners take turns
-(:mod:`server.http.fair_turns`).
+Pending deliveries are in the table `deliveries` (:mod:`server.store.deliveries`). One server at a time sends them. URLs come from
+users and are not trusted: the sender connects to public addresses only (:mod:`server.webhooks.public_addresses`), does not follow
+redirects, does not read response bodies, and ends a try after TIMEOUT_S. Owners take turns (:mod:`server.http.fair_turns`).
 """
 
 from __future__ import annotations
@@ -34,21 +33,21 @@ from server.webhooks.public_addresses import PrivateAddressError, PublicNetwork
 
 log = logging.getLogger(__name__)
 
-LOOK_EVERY_S = 1.0
-AT_ONCE = 8
-"""Tries at a time."""
-PER_OWNER = 2
-"""Of them, those of one API key's jobs: receivers that do not answer hold up their owner's webhooks only."""
-TRY_S = 15.0
+POLL_EVERY_S = 1.0
+MAX_CONCURRENT = 8
+"""The number of concurrent tries."""
+MAX_PER_OWNER = 2
+"""Concurrent tries per API key, so that receivers that do not answer delay only their owner's webhooks."""
+TIMEOUT_S = 15.0
 CONNECT_S = 5.0
 SECRET_FILE = "webhook-secret"
 GONE = 410
-"""The receiver wants no more."""
+"""The status of a receiver that wants no more tries."""
 
 
 @dataclass(frozen=True)
-class _Try:
-    """What is sent."""
+class _Message:
+    """A message to send."""
 
     id: str
     job_id: str
@@ -59,7 +58,7 @@ class _Try:
 
 @dataclass(frozen=True)
 class _Outcome:
-    """error: None where the receiver has taken it."""
+    """The outcome of a try; error is None if the receiver accepted the message."""
 
     error: str | None
     final: bool = False
@@ -67,26 +66,26 @@ class _Outcome:
 
 
 def check_url(url: str | None, settings: Settings) -> None:
-    """Raises RefusedSpecError for a webhook that would never be sent."""
+    """Raise RefusedSpecError for a webhook URL that this server would never send to."""
     if url is not None and not url.startswith("https:") and not settings.webhook_allow_private:
         raise RefusedSpecError.of("webhook", "must be an https URL on this server")
 
 
 def signing_secret(settings: Settings, key_id: str | None) -> str:
-    """`whsec_…`: what webhooks of an API key's jobs are signed with; key_id None: of jobs without an owner."""
+    """Return the secret (`whsec_…`) that signs the webhooks of an API key's jobs; key_id None: of jobs without an owner."""
     derived = hmac.digest(_server_secret(settings), (key_id or "").encode(), "sha256")
     return "whsec_" + base64.b64encode(derived).decode()
 
 
 def signature(secret: str, message_id: str, timestamp: int, body: bytes) -> str:
-    """The header `webhook-signature`."""
+    """Return the value of the header `webhook-signature`."""
     key = base64.b64decode(secret.removeprefix("whsec_"))
     digest = hmac.digest(key, f"{message_id}.{timestamp}.".encode() + body, hashlib.sha256)
     return "v1," + base64.b64encode(digest).decode()
 
 
 def _server_secret(settings: Settings) -> bytes:
-    """Made once where none is set. Servers that start at once agree on the first one's: it appears whole, or not at all."""
+    """Return the configured secret, or create one. It is linked into place atomically, so concurrent servers agree on one."""
     if settings.webhook_secret is not None:
         return settings.webhook_secret.get_secret_value().encode()
     path = settings.data_dir / SECRET_FILE
@@ -111,28 +110,28 @@ def _write_private(path: Path, content: bytes) -> None:
 
 
 class WebhookSender:
-    """Sends what is due while :meth:`run` does."""
+    """Sends due webhooks while :meth:`run` runs."""
 
     def __init__(self, database: Database, settings: Settings) -> None:
         self._database = database
         self._settings = settings
-        self._turns = Turns(AT_ONCE, PER_OWNER)
+        self._turns = Turns(MAX_CONCURRENT, MAX_PER_OWNER)
         self._tries: dict[str, asyncio.Task[None]] = {}
         self._settled = asyncio.Event()
-        """There is room again."""
+        """Set when a try has ended, so that another may start."""
         self._http: httpcore.AsyncConnectionPool | None = None
 
     async def run(self) -> None:
-        """Until cancelled. Tries in progress are broken off then, and made again by who sends next."""
+        """Send webhooks until cancelled. The next sender repeats the tries that the cancellation interrupts."""
         try:
             while True:
                 self._settled.clear()
                 try:
                     await self._begin_due()
                 except SQLAlchemyError:
-                    log.exception("webhooks to be sent could not be looked for; trying again in %g s", LOOK_EVERY_S)
+                    log.exception("cannot look for due webhooks; retrying in %g s", POLL_EVERY_S)
                 with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(LOOK_EVERY_S):  # not wait_for, which may forget a cancellation
+                    async with asyncio.timeout(POLL_EVERY_S):  # not wait_for, which may lose a cancellation
                         await self._settled.wait()
         finally:
             tasks = list(self._tries.values())
@@ -149,7 +148,7 @@ class WebhookSender:
         due = await asyncio.to_thread(self._due, set(self._tries))
         if not due:
             return
-        if self._http is None:  # made for the first webhook: to read the certificates takes time, which a start has not
+        if self._http is None:  # created for the first webhook: loading certificates would slow down startup
             self._http = await self._connections()
         http = self._http
         for this in self._turns.begin(due):
@@ -159,7 +158,7 @@ class WebhookSender:
         tls = await asyncio.to_thread(httpx.create_ssl_context, trust_env=False)
         network = PublicNetwork(allow_private=self._settings.webhook_allow_private)
         return httpcore.AsyncConnectionPool(
-            ssl_context=tls, network_backend=network, max_connections=AT_ONCE, max_keepalive_connections=0
+            ssl_context=tls, network_backend=network, max_connections=MAX_CONCURRENT, max_keepalive_connections=0
         )
 
     async def _send(self, http: httpcore.AsyncConnectionPool, due: Due) -> None:
@@ -169,49 +168,49 @@ class WebhookSender:
                 await asyncio.to_thread(self._settle, due.id, outcome)
             self._settled.set()
         except SQLAlchemyError:
-            log.exception("webhook %s: the database fails; it is tried again", due.id)
+            log.exception("webhook %s: the database failed; the try will be repeated", due.id)
         finally:
             self._turns.end(due)
             del self._tries[due.id]
 
     async def _try(self, http: httpcore.AsyncConnectionPool, delivery_id: str) -> _Outcome | None:
-        """None where there is nothing to be sent any more. Raises SQLAlchemyError."""
+        """Make one try; None if there is nothing to send any more. Raises SQLAlchemyError."""
         try:
             this = await asyncio.to_thread(self._begin_try, delivery_id)
             outcome = await post(http, this) if this is not None else None
         except SQLAlchemyError:
             raise
-        # What nobody has thought of counts as a try that failed, lest it be made for ever: a signing secret that cannot be
-        # read, a broken TLS record (httpcore lets that SSLError through), a bug of ours.
+        # An unexpected error counts as a failed try, so that it is not repeated forever: an unreadable signing secret, a broken
+        # TLS record (httpcore passes that SSLError through), a bug.
         except Exception as error:
-            log.exception("webhook %s could not be tried", delivery_id)
+            log.exception("webhook %s: unexpected error", delivery_id)
             return _Outcome(type(error).__name__)
         if this is not None and outcome is not None and outcome.error is not None:
             log.warning("webhook %s of job %s: %s", this.id, this.job_id, outcome.error)
         return outcome
 
-    # From here on: called in threads.
+    # The methods below block, so they are called in threads.
 
     def _due(self, exclude: set[str]) -> list[Due]:
         with self._database.read() as session:
-            return deliveries.due(session, PER_OWNER, exclude)
+            return deliveries.due(session, MAX_PER_OWNER, exclude)
 
-    def _begin_try(self, delivery_id: str) -> _Try | None:
+    def _begin_try(self, delivery_id: str) -> _Message | None:
         with self._database.write() as session:
             delivery = deliveries.begin_try(session, delivery_id)
             if delivery is None:
                 return None
             owner = jobs.get(session, delivery.job_id).owner
-        secret = signing_secret(self._settings, owner)  # it may write a file: not while others wait for this transaction
-        return _Try(delivery.id, delivery.job_id, delivery.url, delivery.body.encode(), secret)
+        secret = signing_secret(self._settings, owner)  # may write a file, so do it outside of the transaction
+        return _Message(delivery.id, delivery.job_id, delivery.url, delivery.body.encode(), secret)
 
     def _settle(self, delivery_id: str, outcome: _Outcome) -> None:
         with self._database.write() as session:
             deliveries.settle(session, delivery_id, outcome.error, final=outcome.final, retry_after_s=outcome.retry_after_s)
 
 
-async def post(http: httpcore.AsyncConnectionPool, this: _Try) -> _Outcome:
-    """One try."""
+async def post(http: httpcore.AsyncConnectionPool, this: _Message) -> _Outcome:
+    """Send a message once and return the outcome."""
     timestamp = int(time.time())
     headers = {
         "content-type": "application/json",
@@ -222,13 +221,13 @@ async def post(http: httpcore.AsyncConnectionPool, this: _Try) -> _Outcome:
         "webhook-timestamp": str(timestamp),
         "webhook-signature": signature(this.secret, this.id, timestamp, this.body),
     }
-    # httpcore takes no URL without a host header; it goes by the name, not by the address that is connected to.
+    # httpcore requires a Host header; it contains the name, not the address.
     url = httpx.URL(this.url)
     headers = {"host": url.netloc.decode("ascii"), **headers}
-    timeouts = {"connect": CONNECT_S, "read": TRY_S, "write": TRY_S, "pool": TRY_S}
+    timeouts = {"connect": CONNECT_S, "read": TIMEOUT_S, "write": TIMEOUT_S, "pool": TIMEOUT_S}
     try:
         async with (
-            asyncio.timeout(TRY_S),
+            asyncio.timeout(TIMEOUT_S),
             http.stream(
                 "POST", this.url, headers=list(headers.items()), content=this.body, extensions={"timeout": timeouts}
             ) as response,
@@ -237,7 +236,7 @@ async def post(http: httpcore.AsyncConnectionPool, this: _Try) -> _Outcome:
     except PrivateAddressError as error:
         return _Outcome(str(error))
     except TimeoutError:
-        return _Outcome(f"no answer within {TRY_S:g} s")
+        return _Outcome(f"no answer within {TIMEOUT_S:g} s")
     except (httpcore.NetworkError, httpcore.ProtocolError, httpcore.TimeoutException, httpcore.UnsupportedProtocol) as error:
         return _Outcome(f"{type(error).__name__}: {error}")
 

@@ -8,11 +8,11 @@ import httpx
 import psutil
 
 from server.ray.embedded import EmbeddedRay
-from server.ray.keeper import kept
+from server.ray.keeper import restarting
 
 
 def test_a_local_ray_that_has_ended_is_started_again_at_the_same_address() -> None:
-    with EmbeddedRay(num_cpus=1) as ray, kept(ray):
+    with EmbeddedRay(num_cpus=1) as ray, restarting(ray):
         assert not ray.has_ended()
         address, before = ray.address, ray.pid
         [raylet] = [p for p in psutil.Process(before).children(recursive=True) if p.name() == "raylet"]

@@ -52,7 +52,7 @@ def test_what_cannot_be_cleared_now_is_cleared_at_the_next_start(tmp_path: Path,
     (tmp_path / "job_a").mkdir()
     with stage_removal(tmp_path / "job_a", fail) as set_aside:
         set_aside()
-    assert "could not be removed" in caplog.text
+    assert "could not remove" in caplog.text
     finish_removals(tmp_path, known=set())
     assert list(tmp_path.iterdir()) == []
 

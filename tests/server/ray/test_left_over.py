@@ -33,10 +33,10 @@ def test_a_living_servers_directory_stays_and_a_dead_ones_goes(parent: Path) -> 
     subprocess.run([sys.executable, "-c", DYING_SERVER, str(parent)], check=False, cwd=Path(__file__).parents[3])
     assert len(list(parent.iterdir())) == 2
     (parent / "cafe-ray-of-something-else").mkdir()
-    embedded._remove_left_over()
+    embedded._remove_stale_directories()
     assert {path.name for path in parent.iterdir()} == {directory.name, "cafe-ray-of-something-else"}
     lock.close()
-    embedded._remove_left_over()
+    embedded._remove_stale_directories()
     assert [path.name for path in parent.iterdir()] == ["cafe-ray-of-something-else"]
 
 
@@ -45,13 +45,13 @@ def test_servers_that_start_at_once_do_not_trip_over_one_another(parent: Path) -
         embedded._new_directory()[1].close()
 
     def start(_: int) -> bool:
-        embedded._remove_left_over()
+        embedded._remove_stale_directories()
         directory, lock = embedded._new_directory()
-        embedded._remove_left_over()
+        embedded._remove_stale_directories()
         with lock:
             return (directory / embedded.LOCK).exists()
 
     with ThreadPoolExecutor(8) as pool:
         assert all(pool.map(start, range(64)))
-    embedded._remove_left_over()
+    embedded._remove_stale_directories()
     assert list(parent.iterdir()) == []

@@ -169,10 +169,10 @@ def test_a_cancelled_job_whose_attempt_is_lost_is_cancelled(api: Api, ray: FakeR
 @pytest.mark.parametrize(
     ("damage", "said"),
     [
-        (lambda d: d.result_file.unlink(), "result.json, which the manifest lists, cannot be read"),
+        (lambda d: d.result_file.unlink(), "result.json is listed in the manifest"),
         (lambda d: d.result_file.write_text('{"images": 11}'), "result.json has 14 bytes and SHA-256"),
         (lambda d: d.manifest_file.write_text("{"), "manifest.json cannot be read"),
-        (lambda d: d.manifest_file.write_text('{"artifacts": []}') and d.result_file.write_text("1"), "holds no result"),
+        (lambda d: d.manifest_file.write_text('{"artifacts": []}') and d.result_file.write_text("1"), "not a JSON object"),
         (lambda d: d.manifest_file.write_text(json.dumps(ELSEWHERE)), "manifest.json cannot be read"),
     ],
 )

@@ -110,7 +110,7 @@ def settings(tmp_path: Path) -> Settings:
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server.webhooks.sender, "LOOK_EVERY_S", 0.05)
+    monkeypatch.setattr(server.webhooks.sender, "POLL_EVERY_S", 0.05)
     monkeypatch.setattr(server.store.deliveries, "FIRST_WAIT_S", 0.05)
     monkeypatch.setattr(server.store.deliveries, "WAIT_FACTOR", 1.0)
 
@@ -210,7 +210,7 @@ def test_no_try_is_made_after_a_day(api: Api, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_a_receiver_that_hangs_holds_up_no_other(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server.webhooks.sender, "TRY_S", 1.0)
+    monkeypatch.setattr(server.webhooks.sender, "TIMEOUT_S", 1.0)
     with receiving("hang") as hanging, receiving() as receiver:
         ended(api, hanging.url)
         hanging.await_tries(1)
@@ -222,7 +222,7 @@ def test_a_receiver_that_hangs_holds_up_no_other(api: Api, monkeypatch: pytest.M
 def test_an_owners_receivers_that_hang_hold_up_no_other_owner(
     settings: Settings, ray: FakeRay, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(server.webhooks.sender, "TRY_S", 60.0)  # longer than the test waits for the other's
+    monkeypatch.setattr(server.webhooks.sender, "TIMEOUT_S", 60.0)  # longer than the test waits for the other's
     slow_key, other_key = (add_key(settings, Scope.WRITE, name=name) for name in ("slow", "other"))
     with (
         receiving("hang") as hanging,
@@ -231,23 +231,23 @@ def test_an_owners_receivers_that_hang_hold_up_no_other_owner(
         client_of(api, slow_key) as slow,
         client_of(api, other_key) as other,
     ):
-        for _ in range(server.webhooks.sender.AT_ONCE):
+        for _ in range(server.webhooks.sender.MAX_CONCURRENT):
             ended(slow, hanging.url)
-        hanging.await_tries(server.webhooks.sender.PER_OWNER)
+        hanging.await_tries(server.webhooks.sender.MAX_PER_OWNER)
         for _ in range(4):
             ended(other, receiver.url)
         receiver.await_tries(4)
-        assert len(hanging.received) == server.webhooks.sender.PER_OWNER
+        assert len(hanging.received) == server.webhooks.sender.MAX_PER_OWNER
 
 
 def test_who_has_no_key_is_one_owner(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server.webhooks.sender, "TRY_S", 60.0)
+    monkeypatch.setattr(server.webhooks.sender, "TIMEOUT_S", 60.0)
     with receiving("hang") as hanging:
         for _ in range(4):
             ended(api, hanging.url)
-        hanging.await_tries(server.webhooks.sender.PER_OWNER)
+        hanging.await_tries(server.webhooks.sender.MAX_PER_OWNER)
         time.sleep(0.5)
-        assert len(hanging.received) == server.webhooks.sender.PER_OWNER
+        assert len(hanging.received) == server.webhooks.sender.MAX_PER_OWNER
 
 
 def test_owners_take_turns() -> None:
