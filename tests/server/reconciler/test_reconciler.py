@@ -410,7 +410,7 @@ def test_an_ailing_database_makes_the_server_unready_and_ends_nothing(
     submitted(api, ray)  # from here on the reconciler looks often
     rename_table(settings, "jobs", "elsewhere")
     deadline = time.monotonic() + 20
-    while "jobs could not be looked for" not in caplog.text:
+    while "cannot list the jobs" not in caplog.text:
         assert time.monotonic() < deadline
         time.sleep(0.02)
     unready = api.get("/readyz")

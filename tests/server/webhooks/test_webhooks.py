@@ -199,14 +199,16 @@ def test_who_is_gone_is_left_alone(api: Api) -> None:
         assert len(receiver.received) == 1
 
 
-def test_no_try_is_made_after_a_day(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server.store.deliveries, "GIVE_UP_AFTER", timedelta(seconds=0.4))
+def test_gives_up_after_a_day(api: Api, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     with receiving(500) as receiver:
-        ended(api, receiver.url)
-        time.sleep(1.5)
+        job_id = ended(api, receiver.url)["id"]
+        receiver.await_tries(2)
+        monkeypatch.setattr(server.store.deliveries, "GIVE_UP_AFTER", timedelta(0))
+        given_up = await_delivery(settings, job_id, lambda delivery: delivery.next_try_at is None)
+        assert given_up.delivered_at is None
         tries = len(receiver.received)
         time.sleep(0.5)
-        assert len(receiver.received) == tries > 1
+        assert len(receiver.received) == tries
 
 
 def test_a_receiver_that_hangs_holds_up_no_other(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
