@@ -1,4 +1,4 @@
-"""Builds the app: wires the services together while it runs, and the routes to them."""
+"""Build the FastAPI app: services, middleware and routes."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ from server.store.models import Dataset, Job
 from server.telemetry.commit_counts import count_commits
 from server.telemetry.metrics import Metrics
 from server.telemetry.scraping import Scraper
-from server.telemetry.tracing import OF_REQUESTS
+from server.telemetry.tracing import REQUEST_TELEMETRY
 from server.webhooks.sender import WebhookSender
 
 VERSION = "0.2.0"
@@ -47,8 +47,8 @@ log = logging.getLogger(__name__)
 
 
 def create_app(settings: Settings, ray: RayApi) -> FastAPI:
-    """The API of one data directory and one Ray cluster. It closes `ray` when it ends."""
-    counted = Metrics(VERSION)
+    """Return the API of one data directory and one Ray cluster. Closes `ray` on shutdown."""
+    registry_metrics = Metrics(VERSION)
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -58,7 +58,7 @@ def create_app(settings: Settings, ray: RayApi) -> FastAPI:
         changes = Changes()
         database = Database(settings.database)
         database.migrate()
-        count_commits(database.sessions, counted)
+        count_commits(database.sessions, registry_metrics)
         reconciler = Reconciler(database, ray, settings, changes)
         leader = Leader(database, settings.data_dir / "reconciler.lock")
         app.state.services = Services(
@@ -72,11 +72,11 @@ def create_app(settings: Settings, ray: RayApi) -> FastAPI:
             keys=KeyRing(database, settings),
             streams=EventStreams(database, changes),
         )
-        app.state.scraper = Scraper(counted.registry, database, ray, lambda: leader.leads)
+        app.state.scraper = Scraper(registry_metrics.registry, database, ray, lambda: leader.leads)
         sender = WebhookSender(database, settings)
         leading = asyncio.create_task(leader.run(reconciler.run, sender.run), name="reconciler")
         leading.add_done_callback(_log_failure)
-        following = asyncio.create_task(changes.poll_other_servers(database), name="changes made by other servers")
+        following = asyncio.create_task(changes.poll_other_servers(database), name="follow changes of other servers")
         following.add_done_callback(_log_failure)
         try:
             with server_presence(settings.data_dir / "servers.lock", partial(_tidy_up, database, settings)):
@@ -88,12 +88,12 @@ def create_app(settings: Settings, ray: RayApi) -> FastAPI:
             await ray.close()
             database.close()
 
-    app: FastAPI = FastAPIOffline(  # FastAPI, with the files of /docs served from here: no network is needed to read them
+    app: FastAPI = FastAPIOffline(  # serves the files of /docs itself, so they need no network
         title="CAFE as a service",
         version=VERSION,
-        description="Dataset condensation by aligning features: POST a job, download a tiny synthetic training set.",
+        description="Dataset condensation by aligning features: submit a job, download a small synthetic training set.",
         lifespan=lifespan,
-        telemetry=OF_REQUESTS,
+        telemetry=REQUEST_TELEMETRY,
     )
     error_handlers.install(app)
 
@@ -104,9 +104,11 @@ def create_app(settings: Settings, ray: RayApi) -> FastAPI:
         return access.max_upload_bytes(scope, settings) + FORM_BYTES if is_upload(scope) else MAX_BODY_BYTES
 
     app.add_middleware(BodyLimit, limit_of=body_limit)
-    app.add_middleware(Gate, settings=settings)  # around the one above: no body is read of whom it refuses
-    app.add_middleware(RequestId, metrics=counted, routes=app.routes)  # outermost: what is refused above has an id, too
-    app.include_router(system.health_router)  # first: FastAPI makes the routes after it ready when one of them is asked for
+    app.add_middleware(Gate, settings=settings)  # outside BodyLimit, so that the body of a refused request is not read
+    app.add_middleware(
+        RequestId, metrics=registry_metrics, routes=app.routes
+    )  # outermost, so that refused requests have an id as well
+    app.include_router(system.health_router)  # first: FastAPI prepares later routes at the first request to one of them
     app.include_router(jobs.router, prefix="/v1")
     app.include_router(events.router, prefix="/v1")
     app.include_router(trials.router, prefix="/v1")
@@ -127,7 +129,7 @@ def create_app(settings: Settings, ray: RayApi) -> FastAPI:
 
 
 def _tidy_up(database: Database, settings: Settings) -> None:
-    """Bring to an end what a server that died was deleting, and take back what it was making."""
+    """Finish the deletions, and undo the unfinished creations, of a server that died."""
     with database.read() as session:
         known_jobs, known_datasets = set(session.scalars(select(Job.id))), set(session.scalars(select(Dataset.id)))
     finish_removals(settings.data_dir / "jobs", known_jobs)
@@ -136,6 +138,6 @@ def _tidy_up(database: Database, settings: Settings) -> None:
 
 
 def _log_failure(task: asyncio.Task[None]) -> None:
-    """Say at once that a task meant to run to the server's end has failed; /readyz says so as well."""
+    """Log the failure of a background task that must run as long as the server. /readyz reports it as well."""
     if not task.cancelled() and (error := task.exception()) is not None:
-        log.critical("%s has failed: jobs are no longer looked after", task.get_name(), exc_info=error)
+        log.critical("background task %r failed; jobs are no longer reconciled", task.get_name(), exc_info=error)

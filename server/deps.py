@@ -1,4 +1,4 @@
-"""What routes are given."""
+"""Services that routes depend on."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from server.telemetry.readiness import Readiness
 
 @dataclass(frozen=True)
 class Services:
-    """Made when the app starts, closed when it ends."""
+    """Services of the app, created at startup and closed at shutdown."""
 
     settings: Settings
     database: Database
@@ -35,22 +35,22 @@ class Services:
     keys: KeyRing
     streams: EventStreams
     heavy: HeavyWork = field(default_factory=partial(HeavyWork, waiting_per_key=64))
-    """Planning jobs and converting synthetic sets: each takes seconds at most."""
+    """Planning jobs and converting synthetic sets: seconds at most."""
     upload_checks: HeavyWork = field(default_factory=partial(HeavyWork, waiting_per_key=16))
-    """They may take minutes, and those that wait are on disk."""
+    """Validating uploads: up to minutes. Waiting uploads are on disk."""
 
     @cached_property
     def readiness(self) -> Readiness:
-        """Whether jobs can be taken and run."""
+        """Check whether jobs can be accepted and run."""
         return Readiness(self.database, self.ray)
 
     def close(self) -> None:
-        """Let nobody wait any longer: the server begins to stop. Streams end, and their clients resume with the next server."""
+        """End long polls and event streams because the server stops. Clients resume with the next server."""
         self.changes.close()
         self.streams.close()
 
     def changed(self, job_id: str) -> None:
-        """Tell all who wait for a job, and the reconciler, that it has changed. After its transaction."""
+        """Notify waiting requests and the reconciler that a job has changed. Call it after the transaction."""
         self.changes.notify(job_id)
         self.reconciler.wake()
 
@@ -61,4 +61,4 @@ def _services(request: Request) -> Services:
 
 
 ServicesDep = Annotated[Services, Depends(_services)]
-JobId = Annotated[str, Path(description="A job's `id`.", examples=["job_7q2xkd3m5nab4cvw"])]
+JobId = Annotated[str, Path(description="The `id` of a job.", examples=["job_7q2xkd3m5nab4cvw"])]

@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 
 
 def install(app: FastAPI) -> None:
-    """Make every error of `app` a problem, 404, 405, 422 and 500 included."""
+    """Make every error response of `app` a problem, including 404, 405, 422 and 500."""
 
     @app.exception_handler(ApiError)
     async def api_error(_request: Request, error: ApiError) -> Response:
@@ -41,22 +41,22 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(SQLAlchemyError)
     async def database_error(_request: Request, error: SQLAlchemyError) -> Response:
-        if isinstance(error, DataError):  # PostgreSQL takes no NUL character; all else was checked before
-            return problem_response(422, "the request holds a text or a number that cannot be stored, e.g. a NUL character")
-        log.error("the database fails", exc_info=error)
+        if isinstance(error, DataError):  # e.g. PostgreSQL stores no NUL character
+            return problem_response(422, "the request contains a text or number that cannot be stored, e.g. a NUL character")
+        log.error("database error", exc_info=error)
         if not is_outage(error):
-            return problem_response(500, "an unexpected error; the server's log has it")
-        unavailable = UnavailableError("the database does not answer; what was asked may or may not have been done")
+            return problem_response(500, "unexpected error; see the server's log")
+        unavailable = UnavailableError("the database does not respond; the request may or may not have taken effect")
         return problem_response(unavailable.status, unavailable.detail, headers=unavailable.headers)
 
     @app.exception_handler(Exception)
     async def unexpected(_request: Request, error: Exception) -> Response:
-        log.error("an unexpected error", exc_info=error)
-        return problem_response(500, "an unexpected error; the server's log has it", headers=request_id.header())
+        log.error("unexpected error", exc_info=error)
+        return problem_response(500, "unexpected error; see the server's log", headers=request_id.header())
 
 
 def document(schema: dict[str, Any]) -> dict[str, Any]:
-    """`schema`, an OpenAPI document, with Problem among its components."""
+    """Add Problem to the components of `schema`, an OpenAPI document, and return it."""
     problem = Problem.model_json_schema(ref_template="#/components/schemas/{model}")
     definitions = problem.pop("$defs")
     schema.setdefault("components", {}).setdefault("schemas", {}).update({"Problem": problem, **definitions})

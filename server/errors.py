@@ -1,18 +1,18 @@
-"""Errors as the API tells them: application/problem+json (RFC 9457).
+"""Errors that the API responds with, as application/problem+json (RFC 9457).
 
 ::
 
     ApiError                    status, detail, errors, headers
-    ├── UnauthorizedError       401: says how to send a key
+    ├── UnauthorizedError       401: says how to send an API key
     ├── ForbiddenError          403
     ├── NotFoundError           404
     ├── NotAcceptableError      406
     ├── ConflictError           409: the job's state forbids it
     ├── TooLargeError           413
     ├── RangeError              416
-    ├── RefusedSpecError        422: names the fields
-    ├── TooManyRequestsError    429: says when to come again
-    └── UnavailableError        503: Ray does not answer
+    ├── RefusedSpecError        422: names the invalid fields
+    ├── TooManyRequestsError    429: says when to retry
+    └── UnavailableError        503: the database or Ray does not respond
 """
 
 from __future__ import annotations
@@ -31,19 +31,20 @@ from cafe_core.spec.refusal import named_field, refused_field
 PROBLEM = "application/problem+json"
 
 SHOWN_ERRORS = 100
-"""Of one request: whoever sends more can only have meant harm, or something else."""
+"""Maximum number of errors in one response."""
 SHOWN_CHARACTERS = 1000
-"""Of a field's path, and of what is wrong with it: both may quote what was sent."""
+"""Maximum length of a field's path and of its message: both may quote the request."""
 
 
 class FieldError(BaseModel):
-    """A field of the request, and why it was refused."""
+    """A field of the request and why it is invalid."""
 
     model_config = ConfigDict(use_attribute_docstrings=True)
 
     loc: str
     """The field's path, e.g. `resources.workers`."""
     msg: str
+    """What is wrong, and what is allowed."""
 
 
 class Problem(BaseModel):
@@ -56,11 +57,11 @@ class Problem(BaseModel):
     status: int
     detail: str
     errors: list[FieldError] | None = None
-    """The refused fields (422)."""
+    """The invalid fields (status 422)."""
 
 
 class ApiError(Exception):
-    """An answer that is an error."""
+    """Base class of the errors that the API responds with."""
 
     status = 500
 
@@ -72,7 +73,7 @@ class ApiError(Exception):
 
 
 class UnauthorizedError(ApiError):
-    """No key, or none that is valid. `challenge`: the WWW-Authenticate header."""
+    """The API key is missing or invalid. `challenge`: the WWW-Authenticate header."""
 
     status = 401
 
@@ -81,31 +82,31 @@ class UnauthorizedError(ApiError):
 
 
 class ForbiddenError(ApiError):
-    """Who asks may not."""
+    """The API key lacks a scope, or the request is not allowed without a key."""
 
     status = 403
 
 
 class NotFoundError(ApiError):
-    """There is no such thing."""
+    """The resource does not exist, or the API key may not see it."""
 
     status = 404
 
 
 class NotAcceptableError(ApiError):
-    """There is no representation that the client takes."""
+    """No media type of the response is acceptable to the client."""
 
     status = 406
 
 
 class ConflictError(ApiError):
-    """Not in the state that the job, or the dataset, is in."""
+    """The state of the job or dataset does not allow the request."""
 
     status = 409
 
 
 class RefusedSpecError(ApiError):
-    """The request asks for something impossible. `total`: how many errors there are, where `errors` are only the first."""
+    """The request is invalid. `total`: the number of errors, if `errors` holds only the first ones."""
 
     status = 422
 
@@ -113,17 +114,17 @@ class RefusedSpecError(ApiError):
         shown = [FieldError(loc=_shown(error.loc), msg=_shown(error.msg)) for error in errors]
         said = [f"{error.loc}: {error.msg}" if error.loc else error.msg for error in shown]
         if total is not None and total > len(shown):
-            said.append(f"… {total} errors in all, of which the first {len(shown)} are shown")
+            said.append(f"… {total} errors in all; the first {len(shown)} are shown")
         super().__init__("; ".join(said), errors=shown)
 
     @classmethod
     def of(cls, loc: str, msg: str) -> RefusedSpecError:
-        """With one field."""
+        """Return the error of a single field."""
         return cls([FieldError(loc=loc, msg=msg)])
 
 
 class TooManyRequestsError(ApiError):
-    """More than a key may ask for now. `retry_after_s`: when to ask again, in whole seconds."""
+    """A limit of the API key is reached. `retry_after_s`: when to retry, in whole seconds."""
 
     status = 429
 
@@ -132,19 +133,19 @@ class TooManyRequestsError(ApiError):
 
 
 class TooLargeError(ApiError):
-    """More bytes than the operator allows."""
+    """The request, or what it would store, has too many bytes."""
 
     status = 413
 
 
 class RangeError(ApiError):
-    """The range lies outside the file."""
+    """The requested range begins past the end of the file."""
 
     status = 416
 
 
 class UnavailableError(ApiError):
-    """Something that the answer needs is not there now."""
+    """A service that the request needs does not respond. The client may retry."""
 
     status = 503
 
@@ -155,7 +156,7 @@ class UnavailableError(ApiError):
 def problem_response(
     status: int, detail: str, *, errors: list[FieldError] | None = None, headers: Mapping[str, str] | None = None
 ) -> Response:
-    """The answer for an error. Only ASCII on the wire: a detail may quote what a user sent, lone surrogates included."""
+    """Return the response of an error. The JSON is ASCII: a detail may quote the request, lone surrogates included."""
     problem = {"type": "about:blank", "title": HTTPStatus(status).phrase, "status": status, "detail": detail}
     if errors is not None:
         problem["errors"] = [{"loc": error.loc, "msg": error.msg} for error in errors]
@@ -163,7 +164,7 @@ def problem_response(
 
 
 def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """For a route's `responses`: these statuses answer with a Problem."""
+    """Return the OpenAPI `responses` of a route whose responses with these statuses are problems."""
     content = {PROBLEM: {"schema": {"$ref": "#/components/schemas/Problem"}}}
     return {status: {"description": HTTPStatus(status).phrase, "content": content} for status in statuses}
 

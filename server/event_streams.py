@@ -1,8 +1,8 @@
-"""Live streams of jobs' events: server-sent events (https://html.spec.whatwg.org/multipage/server-sent-events.html).
+"""Stream the events of jobs as server-sent events (https://html.spec.whatwg.org/multipage/server-sent-events.html).
 
-A stream is two small tasks and no thread. It sleeps until its job changes, then asks for what comes after the last event it
-has sent. Streams that ask for the same at the same time share one read and its bytes. It asks again only when the client's
-connection has taken what was sent, so a client that does not read costs one page, whatever happens to its job.
+A stream consists of two tasks and no thread. It sleeps until its job changes, then reads the events after the last one it sent.
+Streams that need the same page at the same time share one read and its bytes. A stream reads the next page only when the client's
+connection has accepted the previous one (backpressure), so a client that does not read costs the memory of one page.
 """
 
 from __future__ import annotations
@@ -31,36 +31,37 @@ from server.store.models import Event, Job
 log = logging.getLogger(__name__)
 
 HEARTBEAT_S = 15.0
-"""A comment after so long a silence: proxies keep the connection, and both sides learn when the other has gone."""
+"""Send a comment after this much silence, so that proxies keep the connection and both sides notice when the other is gone."""
 RETRY_MS = 500
-"""How long a browser waits before it connects again."""
+"""How long a browser waits before it reconnects."""
 PAGE = 200
-"""Events a read."""
+"""Events per read."""
 READERS = 4
-"""Reads at a time: the other routes need the database too."""
+"""Concurrent reads: the other routes need the database too."""
 TAKEN_WITHIN_S = 60.0
-"""A client that takes nothing for so long is left; it may come back."""
+"""Timeout of sending to a client that does not read. The client may reconnect."""
 GOODBYE_S = 0.2
+"""Timeout of ending the response."""
 
 StillAllowed = Callable[[], Awaitable[bool]]
-"""Whether who asked may still see the job. Raises ApiError when nobody can notify."""
+"""Return whether the client may still see the job. Raises ApiError if the database does not respond."""
 
 
 @dataclass(frozen=True)
 class Page:
-    """What comes after an event: encoded, up to PAGE events."""
+    """Up to PAGE encoded events."""
 
     content: bytes
     last: int
-    """The number of the last event in it, or the one it comes after."""
+    """Number of the last event in `content`; where it is empty, of the event before."""
     complete: bool
-    """Nothing more comes after it: the job has ended, or is gone."""
+    """No more events will follow: the job has ended or was deleted."""
     more: bool
-    """There is more to be read right now."""
+    """More events can be read at once."""
 
 
 class EventStreams:
-    """All streams of this server."""
+    """Track all open streams of this server."""
 
     def __init__(self, database: Database, changes: Changes) -> None:
         self._database = database
@@ -72,24 +73,24 @@ class EventStreams:
 
     @property
     def open(self) -> int:
-        """How many there are now."""
+        """Return the number of open streams."""
         return len(self._writing)
 
     def close(self) -> None:
-        """End all of them, for the server stops. Their clients resume where they were."""
+        """End all streams because the server stops. Clients resume with the next server."""
         self._closed = True
         for task in self._writing:
             task.cancel()
 
     async def read(self, job_id: str, after: int) -> Page:
-        """What comes after event `after`. Who asks for the same while it is read, and nothing has changed, shares it."""
+        """Return the page after event `after`. Concurrent calls share one read as long as no job changes."""
         key = (job_id, after, self._changes.version)
         task = self._reading.get(key)
         if task is None:
             task = asyncio.create_task(self._read(job_id, after), name=f"events of {job_id}")
             self._reading[key] = task
             task.add_done_callback(lambda _: self._reading.pop(key, None))
-        return await asyncio.shield(task)  # the others want it also when this one leaves
+        return await asyncio.shield(task)  # a cancelled caller must not cancel the others
 
     async def _read(self, job_id: str, after: int) -> Page:
         return await anyio.to_thread.run_sync(_page, self._database, job_id, after, limiter=self._readers)
@@ -105,7 +106,7 @@ class EventStreams:
             self._writing.discard(writing)
 
     async def _write(self, job_id: str, page: Page, send: Send, still_allowed: StillAllowed) -> None:
-        """Send `page` and what comes after it, until that is complete."""
+        """Send `page` and the pages after it until the job has ended."""
         loop = asyncio.get_running_loop()
         await _send(send, format_sse_event(retry=RETRY_MS) + page.content)
         sent_at = loop.time()
@@ -127,7 +128,7 @@ class EventStreams:
 
 
 class EventStream(EventSourceResponse):
-    """The answer: `page`, then what happens to the job until it ends. Ends early when the server stops or a read fails."""
+    """Respond with `page`, then with events as they happen until the job ends, the server stops or a read fails."""
 
     def __init__(self, streams: EventStreams, job_id: str, page: Page, still_allowed: StillAllowed) -> None:
         super().__init__((), headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no", "Vary": "Accept"})
@@ -149,28 +150,28 @@ class EventStream(EventSourceResponse):
             outcomes = await asyncio.gather(writing, leaving, return_exceptions=True)
         for outcome in outcomes:
             if isinstance(outcome, SQLAlchemyError | ApiError):
-                log.warning("an event stream of job %s ends: %s", self._job_id, outcome)
+                log.warning("event stream of job %s closed: %s", self._job_id, outcome)
             elif isinstance(outcome, Exception) and not isinstance(outcome, TimeoutError):
                 raise outcome
-        with contextlib.suppress(TimeoutError):  # a client that takes nothing takes no goodbye either
+        with contextlib.suppress(TimeoutError):  # the client may not read this either
             async with asyncio.timeout(GOODBYE_S):
                 await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
 async def _send(send: Send, content: bytes) -> None:
-    """Returns when the connection has room again. Raises TimeoutError when the client takes nothing."""
+    """Send and wait until the connection accepts more. Raises TimeoutError if the client does not read."""
     async with asyncio.timeout(TAKEN_WITHIN_S):
         await send({"type": "http.response.body", "body": content, "more_body": True})
 
 
 async def _left(receive: Receive) -> None:
-    """Returns when the client has gone."""
+    """Wait until the client disconnects."""
     while (await receive())["type"] != "http.disconnect":
         pass
 
 
 def _page(database: Database, job_id: str, after: int) -> Page:
-    """The job is read before its events: those that it counts are there."""
+    """Read a page. The job is read before its events, so that all events up to `last_event` exist."""
     with database.read() as session:
         row = session.execute(select(Job.status, Job.last_event).where(Job.id == job_id)).one_or_none()
         events: list[Event] = []

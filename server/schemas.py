@@ -1,4 +1,4 @@
-"""What the API answers with. /openapi.json documents these."""
+"""Schemas of the API's responses, which /openapi.json documents."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ class _Schema(BaseModel):
 
 
 class Progress(_Schema):
-    """Iterations while condensing, networks while evaluating, trials while sweeping."""
+    """Progress of a job: iterations of a condensation, networks of an evaluation, trials of a sweep."""
 
     done: int
     total: int
     eta_s: float | None
-    """Seconds left, as estimated by the workers."""
+    """Estimated seconds until the job ends."""
 
 
 class JobError(_Schema):
@@ -32,11 +32,11 @@ class JobError(_Schema):
     code: str
     message: str
     retryable: bool
-    """Whether a resume may succeed without a change."""
+    """Whether resuming the job may succeed without any change."""
 
 
 class JobLinks(_Schema):
-    """Paths on this server."""
+    """Paths of the job's resources on this server."""
 
     self: str
     events: str
@@ -45,7 +45,7 @@ class JobLinks(_Schema):
     synthetic: str
     preview: str
     trials: str | None
-    """Of evaluations and sweeps."""
+    """Null for a condensation without an evaluation."""
 
 
 class Job(_Schema):
@@ -57,23 +57,23 @@ class Job(_Schema):
     labels: dict[str, str]
     status: Status
     attempt: int
-    """1 for the first run, one more with each resume, and each that the server made itself for one that was lost."""
+    """Number of the current attempt, from 1. Resuming a job, and the loss of an attempt, start a new one."""
     phase: str | None
-    """What the driver does: preparing, waiting_for_resources, starting_workers, condensing, validating, evaluating, sweeping,
+    """Phase of the driver: preparing, waiting_for_resources, starting_workers, condensing, validating, evaluating, sweeping or
     publishing."""
     progress: Progress
     spec: dict[str, Any]
-    """Resolved: every default written out, but for those of a sweep's `base`, which each trial has its own of."""
+    """The resolved spec, with every default written out; except in a sweep's `base`, which each trial resolves."""
     result: dict[str, Any] | None
-    """By kind, each with `versions` and `seconds`. Accuracies are in percent.
+    """The result, whose fields depend on `kind`; all have `versions` and `seconds`. Accuracies are in percent.
 
     An evaluation: `{"networks": [{"name", "mean", "std", "n", "accuracies"}], "baselines": {"random": {"networks": [...]}}}`,
-    with `augmentations` (the same for each) where there are several, and `scores` where there is what they compare.
+    with `augmentations` (the same per augmentation) if there are several, and `scores` if the baselines they need exist.
 
-    * condense: `iterations`, `images`, `evaluation` (or null); with a validation `best_iteration` and
+    * condense: `iterations`, `images`, `evaluation` (or null); with validation also `best_iteration` and
       `validations: [{"iteration", "mean", "accuracies"}]`
     * evaluate: an evaluation
-    * sweep: `metric` (`evaluation` or `validation`: what trials are compared by), `best` (its row of the trials, with its
+    * sweep: `metric` (`evaluation` or `validation`: how trials are ranked), `best` (the best trial's row, with its
       `result`), `trials: {"succeeded", "stopped", "failed", "total"}`
     """
     error: JobError | None
@@ -84,102 +84,102 @@ class Job(_Schema):
 
 
 class JobPage(_Schema):
-    """Jobs, newest first."""
+    """A page of jobs, newest first."""
 
     data: list[Job]
     next_cursor: str | None
-    """Ask again with `cursor=` this for the next page; null: there is none."""
+    """Value of `cursor` for the next page; null on the last page."""
 
 
 class Estimates(Estimate):
-    """What a job will take, beside what there is."""
+    """Estimated resources of a job, and what is available."""
 
     available_memory_bytes: int
-    """What a worker has on this cluster."""
+    """Memory of a worker on this cluster."""
 
 
 class PlannedTrials(_Schema):
-    """A sweep's trials."""
+    """The trials that a sweep will run."""
 
     total: int
     first: list[dict[str, Any]]
-    """What the first 20 set."""
+    """The overrides of the first 20 trials."""
 
 
 class DryRun(_Schema):
-    """What a POST without `dry_run` would make."""
+    """What submitting without `dry_run` would create."""
 
     spec: dict[str, Any]
-    """Resolved, as the job's."""
+    """The resolved spec, as in a job."""
     estimates: Estimates
-    """Of a sweep: of the trial that holds most."""
+    """For a sweep: of the trial that needs the most memory."""
     dataset: DatasetInfo
     total: int
-    """Iterations, networks to train, or trials."""
+    """Number of iterations, networks to train, or trials."""
     trials: PlannedTrials | None
-    """Of a sweep."""
+    """Null unless the job is a sweep."""
 
 
 class Event(_Schema):
     """Something that happened to a job."""
 
     id: int
-    """1, 2, … within the job."""
+    """Number of the event within the job: 1, 2, …"""
     attempt: int
     time: str
     type: str
-    """status, phase, workers, epoch, iteration, checkpoint, validated, evaluated, trials, trial_started, trial_validated, trial,
-    restart, finished, failed, cancelled."""
+    """One of status, phase, workers, epoch, iteration, checkpoint, validated, evaluated, trials, trial_started, trial_validated,
+    trial, restart, finished, failed, cancelled."""
     data: dict[str, Any]
 
 
 class EventPage(_Schema):
-    """Events, oldest first."""
+    """A page of events, oldest first."""
 
     data: list[Event]
     next_after: int
-    """Ask again with `after=` this for what comes next."""
+    """Value of `after` for the next page."""
 
 
 class NetworkTrial(_Schema):
-    """A network that was trained and tested."""
+    """A network that an evaluation trained and tested."""
 
     source: Literal["synthetic", "random", "whole"]
-    """What it was trained on: the set that is judged, random real images, or all of them."""
+    """Training set: the set under evaluation, random real images, or all real images."""
     network: str
-    """Its kind's name."""
+    """The `name` of the network."""
     index: int
-    """0, 1, … in the spec's `networks`: several kinds may have the same name."""
+    """Position in the spec's `networks`, from 0: several entries may have the same name."""
     augment: str
     repeat: int
-    """0, 1, … of its kind."""
+    """Number of the repetition, from 0."""
     accuracy: float
-    """Percent."""
+    """Test accuracy in percent."""
 
 
 class SweepTrial(_Schema):
-    """A setting of a sweep."""
+    """A trial of a sweep."""
 
     trial: int
-    """0, 1, …"""
+    """Number of the trial, from 0."""
     overrides: dict[str, Any]
-    """The value of each field of the space."""
+    """The value of each field in the sweep's `space`."""
     status: Literal["pending", "running", "succeeded", "stopped", "failed"]
-    """`stopped`: early, by the scheduler."""
+    """`stopped`: the scheduler ended the trial early."""
     metric: float | None
-    """Mean accuracy in percent: of the evaluation, or the best validation (while it runs: so far)."""
+    """Mean accuracy in percent: of the evaluation, or of the best validation so far."""
     iterations: int | None
-    """Done."""
+    """Completed iterations."""
     seconds: float | None
     error: JobError | None
 
 
 class TrialPage(_Schema):
-    """Trials of a job."""
+    """A page of a job's trials."""
 
     data: list[NetworkTrial] | list[SweepTrial]
     next_after: int
-    """Ask again with `after=` this for what comes next."""
+    """Value of `after` for the next page."""
 
 
 class Artifact(_Schema):
@@ -193,41 +193,41 @@ class Artifact(_Schema):
 
 
 class ArtifactList(_Schema):
-    """A job's manifest; empty until it has a result."""
+    """The manifest of a job's result; empty until the job has one."""
 
     data: list[Artifact]
 
 
 class Dataset(_Schema):
-    """A built-in or an uploaded dataset."""
+    """A built-in or uploaded dataset."""
 
     id: str
-    """For a job's `dataset`: `{"name": id}` of a built-in one, `{"id": id}` of an uploaded one."""
+    """How a job spec refers to it: `{"name": id}` if built in, `{"id": id}` if uploaded."""
     name: str
     source: Literal["builtin", "uploaded"]
     size: int | None
-    """Bytes uploaded."""
+    """Size of the uploaded file in bytes."""
     sha256: str | None
     created_at: str | None
     info: DatasetInfo | None
-    """Classes, counts, shape; null where they are not known yet (not downloaded, or they depend on `image_size`)."""
+    """Classes, counts and shape; null until they are known (not downloaded yet, or dependent on `image_size`)."""
 
 
 class DatasetList(_Schema):
-    """The built-in datasets, then the uploaded ones, newest first."""
+    """The built-in datasets, then uploaded datasets, newest first."""
 
     data: list[Dataset]
 
 
 class Capacity(_Schema):
-    """Of one kind of resource."""
+    """Capacity of one kind of resource."""
 
     total: float
     free: float
 
 
 class Node(_Schema):
-    """A machine of the cluster."""
+    """A node of the cluster."""
 
     id: str
     ip: str
@@ -239,7 +239,7 @@ class Node(_Schema):
 
 
 class Cluster(_Schema):
-    """The Ray cluster. What is free is as Ray reported it last (every 5 s)."""
+    """The Ray cluster. Ray reports free resources every 5 s."""
 
     ray_version: str
     dashboard_url: str
@@ -249,6 +249,6 @@ class Cluster(_Schema):
 
 
 class Health(_Schema):
-    """`ok`, or a 503 with a problem."""
+    """Health: `ok`, or a problem with status 503."""
 
     status: Literal["ok"] = "ok"

@@ -1,4 +1,4 @@
-"""Wires `cafe serve`: Ray, the app, uvicorn; and closes them in the order in which they depend on each other."""
+"""Start Ray, the app and uvicorn for `cafe serve`, and close them in reverse order."""
 
 from __future__ import annotations
 
@@ -29,37 +29,37 @@ from server.telemetry.logs import secrets_of
 from workers.client import RayClient
 
 MAX_HEADER_BYTES = 64 << 10
-"""Maximum size of a request's headers. h11's default, 16 KiB, is less than a listing with many labels may need."""
+"""Maximum size of a request's headers. h11's default of 16 KiB is too small for a list request with many labels."""
 
 
 def run_server(settings: Settings, host: str, port: int, *, share_port: bool = False) -> None:
-    """Serve until SIGTERM or SIGINT. A local Ray, where one was started, ends afterwards.
+    """Serve until SIGTERM or SIGINT, then stop the local Ray if one was started.
 
-    share_port: let the same user's other servers listen on the port as well. One that is started so before the other is
-    stopped takes over without a moment in which nobody listens.
+    share_port: allow other servers of the same user to listen on the port, so that a new server can replace an old one without a
+    gap.
 
-    Raises click.UsageError for a host that others reach while there is no API key, for a port shared while each server
-    would have a Ray of its own, for one that cannot be listened on, for another Ray without its token, and for a dataset
-    root that shows what others keep; NewerDatabaseError; click.ClickException when the database does not answer.
+    Raises click.UsageError if the host is not loopback and there are no API keys, if the port is shared but Ray is local, if the
+    port cannot be bound, if Ray's token is missing, and if the dataset root overlaps the data directory; NewerDatabaseError;
+    click.ClickException if the database does not respond.
     """
     try:
         settings.check_dataset_root()
     except ValueError as error:
         raise click.UsageError(str(error)) from error
-    tempfile.tempdir = str(_made(settings.data_dir.absolute() / "spool"))
-    has_keys = _has_keys(settings)  # before a Ray is started: it may be that the database cannot be used
+    tempfile.tempdir = str(_create(settings.data_dir.absolute() / "spool"))
+    has_keys = _has_keys(settings)  # before Ray is started, because the database may be unusable
     if not is_loopback(host) and not has_keys:
         raise click.UsageError(
-            f"--host {host} is reached from outside, and this server has no API keys. Make one first, with the same data "
-            "directory or CAFE_DATABASE_URL: cafe keys create NAME --scope admin"
+            f"--host {host} is not loopback and this server has no API keys; create one first, with the same data directory or "
+            "CAFE_DATABASE_URL: cafe keys create NAME --scope admin"
         )
     if settings.ray_address is not None and settings.ray_token is None:
         raise click.UsageError(
-            "--ray-address needs Ray's token: start that Ray with RAY_AUTH_MODE=token, since who reaches it without runs what "
-            "they like on its machines, and say RAY_AUTH_TOKEN_PATH or RAY_AUTH_TOKEN here, too"
+            "--ray-address needs Ray's token: start that Ray with RAY_AUTH_MODE=token and set RAY_AUTH_TOKEN_PATH or "
+            "RAY_AUTH_TOKEN here. Without a token, anybody who reaches Ray can run code on its machines"
         )
     if share_port and settings.ray_address is None:
-        raise click.UsageError("--share-port needs --ray-address: a local Ray, and its jobs, would end with one of the servers")
+        raise click.UsageError("--share-port needs --ray-address: a local Ray and its jobs would stop with one of the servers")
     with contextlib.suppress(KeyboardInterrupt), _terminated_as_interrupted(), contextlib.ExitStack() as stack:
         address = settings.ray_address
         token = settings.ray_token.get_secret_value() if settings.ray_token else None
@@ -68,19 +68,19 @@ def run_server(settings: Settings, host: str, port: int, *, share_port: bool = F
             ray = stack.enter_context(EmbeddedRay(num_cpus=settings.num_cpus))
             stack.enter_context(restarting(ray))
             address, token = ray.address, ray.token
-            click.echo(f"Ray's dashboard: {address} (it asks for the token in {ray.token_file})", err=True)
+            click.echo(f"Ray's dashboard: {address} (token in {ray.token_file})", err=True)
         logs.configure(settings.log_format, [*secrets_of(settings), *filter(None, [token])])
         tracing.configure(os.environ)
         app = create_app(settings, RayClient(address, token))
         config = uvicorn_config(app, host=host, port=port)
         server = GracefulServer(config, on_shutdown=lambda: app.state.services.close())
-        server.run([_shared(host, port)] if share_port else None)
+        server.run([_shared_socket(host, port)] if share_port else None)
         if not server.started:
             raise SystemExit(3)  # as uvicorn.run does
 
 
 def uvicorn_config(app: FastAPI, *, host: str = "127.0.0.1", port: int) -> uvicorn.Config:
-    """Return how uvicorn serves `app`. Slow clients and too many connections are for a reverse proxy to bound."""
+    """Return uvicorn's configuration. Slow clients and the number of connections are left to a reverse proxy."""
     return uvicorn.Config(
         app,
         host=host,
@@ -93,14 +93,14 @@ def uvicorn_config(app: FastAPI, *, host: str = "127.0.0.1", port: int) -> uvico
     )
 
 
-def _made(spool: Path) -> Path:
-    """Where uploads lie until they are whole: on the disk that is to take them. /tmp may be small, or memory (in containers)."""
+def _create(spool: Path) -> Path:
+    """Create the directory of incomplete uploads. It is on the disk of the data directory: /tmp may be small, or in memory."""
     spool.mkdir(parents=True, exist_ok=True)
     return spool
 
 
-def _shared(host: str, port: int) -> socket.socket:
-    """Bound, and not listened on yet: uvicorn does so when the app is ready, and until then others get the connections."""
+def _shared_socket(host: str, port: int) -> socket.socket:
+    """Return a bound socket. uvicorn listens on it when the app is ready; until then other servers get the connections."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
         listener = socket.socket(family, kind, protocol)
@@ -108,7 +108,7 @@ def _shared(host: str, port: int) -> socket.socket:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         listener.bind(address)
     except OSError as error:
-        raise click.UsageError(f"{host}:{port} cannot be listened on: {error.strerror}") from error
+        raise click.UsageError(f"cannot listen on {host}:{port}: {error.strerror}; choose another --port") from error
     return listener
 
 
@@ -120,16 +120,16 @@ def _has_keys(settings: Settings) -> bool:
         with database.read() as session:
             return bool(keys.all_of(session))
     except SQLAlchemyError as error:
-        raise click.ClickException(f"the database does not answer: {str(error).splitlines()[0]}") from error
+        raise click.ClickException(f"the database does not respond: {str(error).splitlines()[0]}") from error
     finally:
         database.close()
 
 
 @contextlib.contextmanager
 def _terminated_as_interrupted() -> Iterator[None]:
-    """SIGTERM raises KeyboardInterrupt within, so that what was started is ended.
+    """Raise KeyboardInterrupt on SIGTERM inside the block, so that everything started is stopped.
 
-    uvicorn raises the signal that stopped it once more when it has stopped: that ends here as well.
+    Also handles the signal that uvicorn raises again after it has stopped.
     """
 
     def interrupt(_number: int, _frame: types.FrameType | None) -> None:

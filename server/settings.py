@@ -1,4 +1,8 @@
-"""What an operator sets: from the environment (`CAFE_*`), overridden by the command line."""
+"""Settings of the server, from environment variables (`CAFE_*`). The command line takes precedence.
+
+Not with pydantic-settings: it has no `_FILE` variables and reads the environment on every construction, so that it would need as
+much code here.
+"""
 
 from __future__ import annotations
 
@@ -15,75 +19,74 @@ from cafe_core.jobs.jobdir import JobDir
 
 
 class SecretFileError(Exception):
-    """The file that a secret is said to be in cannot be read."""
+    """The file of a secret cannot be read."""
 
 
 class Settings(BaseModel):
-    """Each field is read from `CAFE_<FIELD>`, e.g. CAFE_DATA_DIR; a secret also from the file that `CAFE_<FIELD>_FILE` names."""
+    """Settings; each field is read from `CAFE_<FIELD>`, and a secret also from the file named by `CAFE_<FIELD>_FILE`."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     data_dir: Path = Path("cafe-data")
-    """The database, the jobs' directories, uploads and caches. Drivers on other machines see the same path."""
+    """Directory of the database, jobs, uploads and caches. Drivers on other machines must see it at the same path."""
     database_url: SecretStr | None = None
-    """`postgresql://USER:PASSWORD@HOST/DATABASE`, which several servers may share. Default: SQLite in the data directory."""
+    """`postgresql://USER:PASSWORD@HOST/DATABASE`; several servers may share it. Default: SQLite in the data directory."""
     dataset_root: Path | None = None
-    """Where `dataset.path` is looked for, by everybody. Default: `datasets` in the data directory."""
+    """Root of `dataset.path` for all clients. Default: `datasets` in the data directory."""
     torchvision_root: Path | None = None
-    """torchvision's root, e.g. with MNIST/raw/…. Default: `downloads` in the data directory."""
+    """Root of torchvision's datasets, e.g. with MNIST/raw/…. Default: `downloads` in the data directory."""
     ray_address: str | None = None
-    """Ray's dashboard, e.g. http://10.0.0.1:8265. Default: a local Ray is started and stopped with the server."""
+    """URL of Ray's dashboard, e.g. http://10.0.0.1:8265. Default: start a local Ray and stop it with the server."""
     ray_token: SecretStr | None = None
-    """Ray's authentication token. Default: RAY_AUTH_TOKEN, or the file RAY_AUTH_TOKEN_PATH names."""
+    """Ray's authentication token. Default: RAY_AUTH_TOKEN, or the file named by RAY_AUTH_TOKEN_PATH."""
     num_cpus: Annotated[int, Field(ge=1)] | None = None
-    """CPUs that a local Ray is given. Default: the machine's."""
+    """CPUs of a local Ray. Default: all CPUs of the machine."""
     python: str = sys.executable
-    """The interpreter of drivers, as the cluster's head sees it."""
+    """Path of the Python interpreter of drivers on the cluster's head."""
     max_active_jobs: Annotated[int, Field(ge=1)] = 8
-    """Jobs with a driver at a time; further ones stay queued, first come, first served."""
+    """Maximum number of jobs with a driver; further jobs stay queued. API keys take turns."""
     max_restarts: Annotated[int, Field(ge=0)] = 3
-    """Times an attempt's workers are started again after one died or hung."""
+    """How often an attempt's workers are restarted after one died or hung."""
     collective_timeout_s: Annotated[float, Field(gt=0)] = 300.0
-    """How long a silent worker is waited for."""
+    """Timeout of a worker that does not respond, in seconds."""
     driver_silence_s: Annotated[float, Field(ge=10)] = 300.0
-    """How long a driver that shows no life is waited for, before Ray is asked to end it; it shows some every 2 s."""
+    """Timeout of a driver that stopped sending heartbeats (one every 2 s), before Ray is asked to stop it, in seconds."""
     max_upload_bytes: Annotated[int, Field(ge=1)] = 4 * 2**30
-    """The largest dataset that can be uploaded. An API key's own limit wins."""
+    """Maximum size of an uploaded dataset. An API key's own limit takes precedence."""
     max_lost_attempts: Annotated[int, Field(ge=0)] = 3
-    """New attempts made by the server itself, in a row without progress, for attempts that were lost with Ray, node or driver."""
+    """How often in a row, without progress, the server starts a new attempt after losing Ray, a node or the driver."""
     driver_cpus: Annotated[float, Field(ge=0)] = 0.0
-    """CPUs that Ray reserves for a driver. Above 0 no driver is placed on a node without CPUs, as a head of its own is."""
+    """CPUs that Ray reserves for a driver. If above 0, drivers are not placed on nodes without CPUs, e.g. a dedicated head."""
     autoscaled_nodes: Annotated[int, Field(ge=0)] = 0
-    """Worker nodes, those present included, that Ray's autoscaler may make: a job that fits them is taken, and waits for them."""
+    """Maximum number of worker nodes with Ray's autoscaler, including existing ones. Jobs that fit them are accepted and wait."""
     autoscaled_node_cpus: Annotated[float, Field(gt=0)] | None = None
-    """CPUs of each; needed with autoscaled_nodes."""
+    """CPUs of each autoscaled node; required with autoscaled_nodes."""
     autoscaled_node_gpus: Annotated[float, Field(ge=0)] = 0.0
-    """GPUs of each."""
+    """GPUs of each autoscaled node."""
     autoscaled_node_memory_bytes: Annotated[int, Field(ge=1)] | None = None
-    """Memory of each; needed with autoscaled_nodes."""
+    """Memory of each autoscaled node; required with autoscaled_nodes."""
     autoscaled_node_gpu_memory_bytes: Annotated[int, Field(ge=1)] | None = None
-    """Memory of each GPU. Default: not known, so the node's memory is what a job's workers are held against."""
+    """Memory of each GPU. Default: unknown; a job's estimate is then compared with the node's memory."""
     max_running_jobs: Annotated[int, Field(ge=1)] | None = None
-    """Jobs of one API key with a driver at a time. Default: as many as of all. A key's own limit wins, here and below."""
+    """Maximum number of jobs of one API key with a driver. Default: max_active_jobs. A key may have its own limit."""
     max_queued_jobs: Annotated[int, Field(ge=1)] = 1000
-    """Jobs of one API key that wait."""
+    """Maximum number of queued jobs of one API key."""
     requests_per_minute: Annotated[int, Field(ge=1)] = 600
-    """Of one API key to one server process. So many may come at once."""
+    """Rate limit of one API key per server process, which is also the size of a burst."""
     max_stored_bytes: Annotated[int, Field(ge=1)] = 256 * 2**30
-    """Of one API key: its uploads, and its jobs with all their files. Beyond it nothing is uploaded, submitted or resumed.
+    """Storage quota of one API key: its uploads and its jobs' files. Beyond it, uploads, submissions and resumes fail.
 
-    A job counts by what its submission wrote (the set that an evaluation judges), and from the end of an attempt, however it
-    ended, by all that is in its directory then. What a running attempt has written so far does not count, nor do the copies of
-    uploads' images under `cache/`.
+    A job counts with what its submission wrote (the set that an evaluation judges) and, after each attempt, with all files in its
+    directory. What a running attempt has written so far does not count, nor do copies of images under `cache/`.
     """
     metrics_token: SecretStr | None = None
-    """A Bearer token that /metrics takes besides keys of scope admin: Prometheus's."""
+    """Bearer token for /metrics, as an alternative to a key of scope admin."""
     webhook_secret: SecretStr | None = None
-    """What webhooks' signing secrets are derived from. Default: made once, `webhook-secret` in the data directory."""
+    """Secret from which webhooks' signing secrets are derived. Default: `webhook-secret` in the data directory, created once."""
     webhook_allow_private: bool = False
-    """Whether webhooks may go to private addresses: for closed networks only."""
+    """Allow webhooks to private addresses. For closed networks only."""
     log_format: Literal["json", "text"] | None = None
-    """Of the server's log. Default: text on a terminal, json elsewhere."""
+    """Format of the server's log. Default: text on a terminal, json elsewhere."""
 
     @model_validator(mode="after")
     def _autoscaled_nodes_have_a_size(self) -> Settings:
@@ -93,9 +96,9 @@ class Settings(BaseModel):
 
     @classmethod
     def load(cls, environ: Mapping[str, str] = os.environ, *, with_ray_token: bool = True, **overrides: Any) -> Settings:
-        """From `environ`; an override that is not None wins. Ray's token is looked for only `with_ray_token`.
+        """Load settings from `environ`; overrides that are not None have precedence. Reads Ray's token only `with_ray_token`.
 
-        Raises pydantic.ValidationError naming the field, SecretFileError where a secret's file cannot be read.
+        Raises pydantic.ValidationError that names the field, and SecretFileError if the file of a secret cannot be read.
         """
         values: dict[str, Any] = {}
         for name, field in cls.model_fields.items():
@@ -112,7 +115,7 @@ class Settings(BaseModel):
 
     @property
     def roots(self) -> DataRoots:
-        """Where images are looked for, as absolute paths."""
+        """Return the roots of datasets as absolute paths."""
         data = self.data_dir.absolute()
         return DataRoots(
             datasets=(self.dataset_root or data / "datasets").absolute(),
@@ -122,43 +125,43 @@ class Settings(BaseModel):
         )
 
     def check_dataset_root(self) -> None:
-        """Raises ValueError where `dataset.path` would lead to the jobs, the uploads or the secrets of others."""
+        """Raise ValueError if `dataset.path` could reach jobs, uploads or secrets of other clients."""
         root, data = self.roots.datasets.resolve(), self.data_dir.resolve()
-        own = [path.resolve() for path in (self.roots.uploads, self.roots.cache, data / "jobs")]  # any may be a link
+        own = [path.resolve() for path in (self.roots.uploads, self.roots.cache, data / "jobs")]  # each may be a symbolic link
         holds = any(path.is_relative_to(root) for path in (data, *own))
         is_inside = root.is_relative_to(data) and not root.is_relative_to(data / "datasets")
         if holds or is_inside or any(root.is_relative_to(path) for path in own):
             raise ValueError(
-                f"dataset_root (CAFE_DATASET_ROOT): {root} and the data directory {data} must not contain each other: everybody "
-                f"could read the uploads and jobs that are kept there. Name another directory, or {data / 'datasets'}"
+                f"dataset_root (CAFE_DATASET_ROOT): {root} and the data directory {data} must not contain each other: all "
+                f"clients could read uploads and jobs through dataset.path. Use another directory, or {data / 'datasets'}"
             )
 
     @property
     def database(self) -> str:
-        """The database's URL, which may have a password in it."""
+        """Return the URL of the database, which may contain a password."""
         if self.database_url is not None:
             return self.database_url.get_secret_value()
         return f"sqlite:///{self.data_dir.absolute() / 'cafe.sqlite3'}"
 
     def job_dir(self, job_id: str) -> JobDir:
-        """The directory of a job."""
+        """Return the directory of a job."""
         return JobDir(self.data_dir.absolute() / "jobs" / job_id)
 
 
 def _secret(key: str, environ: Mapping[str, str]) -> str | None:
-    """The variable `key`, or what the file that `<key>_FILE` names holds. Raises SecretFileError."""
+    """Return the variable `key`, or the content of the file named by `<key>_FILE`. Raises SecretFileError."""
     value, path = environ.get(key), environ.get(f"{key}_FILE")
     if not path:
         return value
     if value:
-        raise SecretFileError(f"{key} and {key}_FILE are both set; unset one of them")
+        raise SecretFileError(f"{key} and {key}_FILE are both set; unset one")
     return _read_secret(f"{key}_FILE", path)
 
 
 def ray_token_from(environ: Mapping[str, str]) -> str | None:
-    """Ray's token where Ray itself looks for it in the environment: RAY_AUTH_TOKEN, then the file RAY_AUTH_TOKEN_PATH.
+    """Return Ray's token as Ray itself finds it: from RAY_AUTH_TOKEN, then from the file named by RAY_AUTH_TOKEN_PATH.
 
-    Raises SecretFileError when that file cannot be read.
+    Raises SecretFileError if the file cannot be read.
     """
     if token := environ.get("RAY_AUTH_TOKEN"):
         return token.strip()
@@ -172,7 +175,7 @@ def _read_secret(variable: str, path: str) -> str:
         secret = Path(path).read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError) as error:
         why = error.strerror if isinstance(error, OSError) else "not UTF-8"
-        raise SecretFileError(f"{variable}: {path} cannot be read: {why}; correct or unset it") from error
+        raise SecretFileError(f"{variable}: {path} cannot be read: {why}; fix or unset the variable") from error
     if not secret:
-        raise SecretFileError(f"{variable}: {path} is empty; correct or unset it")
+        raise SecretFileError(f"{variable}: {path} is empty; fix or unset the variable")
     return secret

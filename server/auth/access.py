@@ -1,8 +1,8 @@
-"""Who asks, and whether they may: every request is looked at before its body is read or its route is found.
+"""Authentication and authorization of every request, before its body is read and its route is found.
 
-As soon as the database has an API key, every path but those in :data:`OPEN` needs one. While it has none, this is the
-server of one person on one machine: it answers loopback only, not what a page in that person's browser sends it, and not
-what a proxy says to pass on. A proxy that says nothing cannot be told from that person: docs/deployment.md warns of it.
+As soon as the database has an API key, every path except those in :data:`OPEN` needs one. Without keys the server belongs to one
+person on one machine: it accepts requests from loopback only, no changes from pages of other origins in a browser, and nothing
+that a proxy has forwarded. A proxy that adds no headers cannot be told from a local program: docs/deployment.md warns of it.
 """
 
 from __future__ import annotations
@@ -35,54 +35,54 @@ from server.store.database import Database
 from server.store.models import ApiKey
 
 KEYS_FRESH_S = 0.5
-"""How old what is known of the keys may be: a key is made, or revoked, for every server within so many seconds."""
+"""Maximum age of the cached keys: every server sees a new or revoked key within this time."""
 OPEN = frozenset({"/healthz", "/readyz", "/docs", "/docs/oauth2-redirect", "/redoc", "/openapi.json"})
 OPEN_BELOW = "/static-offline-docs/"
 DASHBOARD = "/dashboard"
 METRICS = "/metrics"
 METRICS_SCOPE = "metrics"
-"""What settings.metrics_token may do, and keys of scope admin."""
-READING = frozenset({"GET", "HEAD", "OPTIONS"})
-OF_PROXIES = frozenset({"forwarded", "via", "x-real-ip"})
-OF_PROXIES_BELOW = "x-forwarded-"
-"""Headers that proxies add, and a program of this machine that asks directly has no reason to send."""
+"""The scope of settings.metrics_token, which keys of scope admin have as well."""
+READ_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
+PROXY_HEADERS = frozenset({"forwarded", "via", "x-real-ip"})
+PROXY_HEADER_PREFIX = "x-forwarded-"
+"""Headers that proxies add and local programs have no reason to send."""
 
 
 @dataclass(frozen=True)
 class Principal:
-    """Who asks. `key_id` is None where there are no keys, and for Prometheus's token."""
+    """The authenticated client. `key_id` is None if the server has no keys, and for the metrics token."""
 
     key_id: str | None
     scopes: frozenset[str]
-    """Implied ones included."""
+    """Including implied scopes."""
     limits: Limits | None = None
-    """None: none."""
+    """None: unlimited."""
 
     @property
     def is_admin(self) -> bool:
-        """Whether they see and do everything."""
+        """Return whether the client may see and do everything."""
         return Scope.ADMIN in self.scopes
 
     def sees(self, owner: str | None) -> bool:
-        """Whether what belongs to `owner`, a key's id, is there for them."""
+        """Return whether the client may see resources of `owner`, the id of a key."""
         return self.is_admin or (owner is not None and owner == self.key_id)
 
 
 ANYBODY = Principal(None, frozenset({*Scope, METRICS_SCOPE}))
-"""Whoever asks a server without keys."""
+"""The client of a server without keys."""
 
 
 @dataclass(frozen=True)
 class _Keys:
-    """The table of keys as it was a moment ago."""
+    """A snapshot of the table of keys."""
 
     any: bool = False
     by_hash: Mapping[str, Principal] = field(default_factory=dict)
-    """Of those that are not revoked."""
+    """Keys that are not revoked."""
 
 
 class KeyRing:
-    """The keys that are valid now, asked of the database at most every KEYS_FRESH_S."""
+    """Cache the valid keys, and read them from the database at most every KEYS_FRESH_S."""
 
     def __init__(self, database: Database, settings: Settings) -> None:
         self._database = database
@@ -92,35 +92,35 @@ class KeyRing:
         self._reading = asyncio.Lock()
 
     async def required(self) -> bool:
-        """Whether requests need a key. Raises UnavailableError when the database does not say."""
+        """Return whether requests need a key. Raises UnavailableError if the database does not respond."""
         await self._refresh()
         return self._keys.any
 
     async def find(self, key: str) -> Principal | None:
-        """Whose key this is; None where it is unknown or revoked. Raises UnavailableError."""
+        """Return the principal of a key; None if the key is unknown or revoked. Raises UnavailableError."""
         await self._refresh()
         return self._keys.by_hash.get(hash_of(key))
 
     async def still_holds(self, principal: Principal) -> bool:
-        """Whether somebody let in earlier would be let in now: for answers that take long. Raises UnavailableError."""
+        """Return whether a principal is still valid, for responses that take long. Raises UnavailableError."""
         await self._refresh()
         if principal is ANYBODY:
             return not self._keys.any
         if principal.key_id is None:
-            return True  # the metrics token is of this process
+            return True  # the metrics token does not change while the process runs
         return any(known.key_id == principal.key_id for known in self._keys.by_hash.values())
 
     async def _refresh(self) -> None:
         if time.monotonic() - self._read_at <= KEYS_FRESH_S:
             return
-        async with self._reading:  # one query for all who wait
+        async with self._reading:  # one query for all waiting requests
             asked_at = time.monotonic()
             if asked_at - self._read_at <= KEYS_FRESH_S:
                 return
             try:
                 self._keys = await asyncio.to_thread(self._read)
-            except SQLAlchemyError as error:  # nobody is let in by what was true before
-                raise UnavailableError("the database does not answer: keys cannot be checked") from error
+            except SQLAlchemyError as error:  # fail closed: never trust a stale key list
+                raise UnavailableError("the database does not respond, so API keys cannot be checked") from error
             self._read_at = asked_at
 
     def _read(self) -> _Keys:
@@ -136,7 +136,7 @@ class KeyRing:
 
 
 class Gate:
-    """ASGI middleware: finds out who asks, as `request.state.principal`, or refuses. `keys` are the app's services'."""
+    """ASGI middleware that sets `request.state.principal`, or refuses the request."""
 
     def __init__(self, app: ASGIApp, settings: Settings) -> None:
         self._app = app
@@ -164,7 +164,7 @@ class Gate:
 
     async def _admit(self, scope: AsgiScope) -> Principal | None:
         path, method, headers = scope["path"], scope["method"], Headers(scope=scope)
-        if path in ("/healthz", "/readyz"):  # they answer without the database, and say themselves when it is gone
+        if path in ("/healthz", "/readyz"):  # must work without the database
             return None
         keys: KeyRing = scope["app"].state.services.keys
         if not await keys.required():
@@ -175,8 +175,8 @@ class Gate:
         principal = await self._principal(keys, path, headers)
         if principal.limits is not None:
             self._buckets.take(principal.key_id, principal.limits.requests_per_minute)
-        if method not in READING and Scope.WRITE not in principal.scopes:
-            raise ForbiddenError(_too_little(Scope.WRITE))  # before a body is read that no route would take
+        if method not in READ_METHODS and Scope.WRITE not in principal.scopes:
+            raise ForbiddenError(_missing_scope(Scope.WRITE))  # before the body is read
         return principal
 
     async def _principal(self, keys: KeyRing, path: str, headers: Headers) -> Principal:
@@ -185,7 +185,7 @@ class Gate:
         key = credentials(headers.get("authorization", ""), basic=on_dashboard)
         if key is None:
             how = " or as the password of HTTP Basic" if on_dashboard else ""
-            raise UnauthorizedError(f"an API key is needed, as `Authorization: Bearer cafe_…`{how}", challenge)
+            raise UnauthorizedError(f"API key required: send it as `Authorization: Bearer cafe_…`{how}", challenge)
         if path == METRICS and _same(key, self._metrics_token):
             return Principal(None, frozenset({METRICS_SCOPE}))
         principal = await keys.find(key)
@@ -195,13 +195,13 @@ class Gate:
 
 
 def max_upload_bytes(scope: AsgiScope, settings: Settings) -> int:
-    """Of the file that whoever sends an admitted request may upload."""
+    """Return the maximum size of an upload for an authenticated request."""
     principal: Principal | None = scope["state"]["principal"]
     return settings.max_upload_bytes if principal is None or principal.limits is None else principal.limits.max_upload_bytes
 
 
 def credentials(header: str, *, basic: bool = False) -> str | None:
-    """The key in an Authorization header: `Bearer KEY`, or where `basic` is taken the password of `Basic`."""
+    """Return the key in an Authorization header: `Bearer KEY`, or with `basic` also the password of `Basic`."""
     scheme, _, value = header.partition(" ")
     if scheme.lower() == "bearer":
         return value.strip() or None
@@ -214,9 +214,9 @@ def credentials(header: str, *, basic: bool = False) -> str | None:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether a name or address, without its port, means this machine to itself."""
+    """Return whether a host name or address, without port, is a loopback one."""
     name = host.strip("[]").lower().rstrip(".")
-    if name == "localhost" or name.endswith(".localhost"):  # RFC 6761: never asked of the DNS
+    if name == "localhost" or name.endswith(".localhost"):  # RFC 6761: never resolved by DNS
         return True
     try:
         address = ipaddress.ip_address(name)
@@ -226,30 +226,32 @@ def is_loopback(host: str) -> bool:
     return bool((mapped or address).is_loopback)
 
 
-def _host_of(header: str) -> str:
-    """The Host header without its port."""
+def _without_port(header: str) -> str:
+    """Return the Host header without its port."""
     return header.rpartition("]")[0] + "]" if header.startswith("[") else header.partition(":")[0]
 
 
 def _check_local(scope: AsgiScope, headers: Headers) -> None:
-    """Raises ForbiddenError unless a program of this machine, or a page that this server gave, asks."""
+    """Raise ForbiddenError unless a local program or a page of this server sends the request."""
     client = scope.get("client")
     if client is not None and not is_loopback(client[0]):
-        raise ForbiddenError("this server has no API keys yet, so it answers its own machine only: `cafe keys create` makes one")
-    if through := next((name for name in headers if name in OF_PROXIES or name.startswith(OF_PROXIES_BELOW)), None):
+        raise ForbiddenError("this server has no API keys and accepts local requests only; create a key with `cafe keys create`")
+    if through := next((name for name in headers if name in PROXY_HEADERS or name.startswith(PROXY_HEADER_PREFIX)), None):
         raise ForbiddenError(
-            f"this server has no API keys yet, so it answers nobody who comes through a proxy (see the header {through}): "
-            "`cafe keys create` makes one"
+            f"this server has no API keys and accepts no requests through a proxy (header {through}); "
+            "create a key with `cafe keys create`"
         )
-    if not is_loopback(_host_of(headers.get("host", ""))):  # a name of somebody's that was made to mean 127.0.0.1 (DNS rebinding)
-        raise ForbiddenError("this server has no API keys yet, so it answers to localhost only; the Host header has another name")
-    if scope["method"] not in READING and _is_of_another_page(headers):
-        raise ForbiddenError("a page of another origin may not change anything here")
+    if not is_loopback(_without_port(headers.get("host", ""))):  # a foreign name that resolves to 127.0.0.1 (DNS rebinding)
+        raise ForbiddenError(
+            "this server has no API keys and accepts requests to localhost only; the Host header has another name"
+        )
+    if scope["method"] not in READ_METHODS and _is_cross_origin(headers):
+        raise ForbiddenError("a page of another origin may not change anything on this server")
 
 
-def _is_of_another_page(headers: Headers) -> bool:
-    """Whether a browser says so. It sends these headers of itself, and pages cannot change them; older ones send Origin only."""
-    if headers.get("sec-fetch-site", "none") not in ("none", "same-origin"):  # another port of localhost is `same-site`
+def _is_cross_origin(headers: Headers) -> bool:
+    """Return whether a browser sends the request for a page of another origin. Pages cannot change these headers."""
+    if headers.get("sec-fetch-site", "none") not in ("none", "same-origin"):  # another port of localhost is same-site
         return True
     origin = headers.get("origin")
     return origin is not None and origin.partition("://")[2].lower() != headers.get("host", "").lower()
@@ -259,13 +261,13 @@ def _same(given: str, token: SecretStr | None) -> bool:
     return token is not None and hmac.compare_digest(given.encode(), token.get_secret_value().encode())
 
 
-def _too_little(scope: str) -> str:
+def _missing_scope(scope: str) -> str:
     return f"the API key lacks the scope {scope}"
 
 
 _bearer = HTTPBearer(
     scheme_name="api_key",
-    description="An API key, as `cafe keys create` prints it. A server without keys needs none.",
+    description="An API key, as printed by `cafe keys create`. Not needed while the server has no keys.",
     auto_error=False,
 )
 
@@ -274,14 +276,14 @@ async def _principal(
     needed: SecurityScopes, request: Request, _: Annotated[HTTPAuthorizationCredentials | None, Security(_bearer)]
 ) -> Principal:
     principal: Principal | None = request.state.principal
-    assert principal is not None, "an open path needs no principal"
+    assert principal is not None, "open paths have no principal"
     for scope in needed.scopes:
         if scope not in principal.scopes:
-            raise ForbiddenError(_too_little(scope))
+            raise ForbiddenError(_missing_scope(scope))
     return principal
 
 
-#: What a route takes to need a scope, and to know who asks. /openapi.json names the scope.
+#: Dependencies of routes: require a scope, which /openapi.json documents, and return the principal.
 Reader = Annotated[Principal, Security(_principal, scopes=[Scope.READ.value])]
 Writer = Annotated[Principal, Security(_principal, scopes=[Scope.WRITE.value])]
 Admin = Annotated[Principal, Security(_principal, scopes=[Scope.ADMIN.value])]
@@ -289,7 +291,7 @@ MetricsReader = Annotated[Principal, Security(_principal, scopes=[METRICS_SCOPE]
 
 
 def document(schema: dict[str, Any]) -> dict[str, Any]:
-    """`schema`, an OpenAPI document, with the answers of this module at every operation that needs a key."""
+    """Add the responses 401, 403 and 429 to every operation of `schema`, an OpenAPI document, that needs a key; return it."""
     refusals = {str(status): answer for status, answer in problems(401, 403, 429).items()}
     for operations in schema["paths"].values():
         for operation in operations.values():

@@ -1,7 +1,7 @@
-"""API keys: `cafe_` and 32 random bytes, of which the table holds the SHA-256. Each function works within a transaction.
+"""Create, find and revoke API keys: `cafe_` and 32 random bytes. The database stores only the SHA-256.
 
-A key of 256 random bits cannot be guessed from its hash, so a fast hash does; and it is found by that hash, so what a lookup's
-time tells of the hash tells nothing of the key.
+A fast hash suffices because a key has 256 random bits. Keys are looked up by hash, so the time of a lookup reveals nothing about
+the key. Each function that takes a session runs within its transaction.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _KEY = re.compile(PREFIX + r"[A-Za-z0-9_-]{43}")
 
 
 class Scope(StrEnum):
-    """What a key may do; each implies the ones before it."""
+    """Scope of a key. Each scope implies the ones before it."""
 
     READ = "read"
     WRITE = "write"
@@ -38,7 +38,7 @@ class UnknownKeyError(Exception):
 
 @dataclass(frozen=True)
 class KeyLimits:
-    """A key's own limits; None: the server's."""
+    """Limits of a single key; None means the server's default."""
 
     max_running_jobs: int | None = None
     requests_per_minute: int | None = None
@@ -47,29 +47,29 @@ class KeyLimits:
 
 
 def new_key() -> str:
-    """A new random key."""
+    """Return a new random key."""
     return PREFIX + secrets.token_urlsafe(KEY_BYTES)
 
 
 def is_key(text: str) -> bool:
-    """Whether `text` has a key's form."""
+    """Return whether `text` has the format of a key."""
     return _KEY.fullmatch(text) is not None
 
 
 def hash_of(key: str) -> str:
-    """What is stored of a key."""
+    """Return the hash that is stored instead of the key."""
     return hashlib.sha256(key.encode()).hexdigest()
 
 
 def implied(scopes: Collection[Scope]) -> frozenset[Scope]:
-    """These scopes and those that they imply."""
+    """Return the given scopes and those that they imply."""
     order = list(Scope)
     highest = max((order.index(scope) for scope in scopes), default=-1)
     return frozenset(order[: highest + 1])
 
 
 def create(session: Session, key: str, name: str, scopes: Collection[Scope], limits: KeyLimits) -> ApiKey:
-    """Store a key that :func:`new_key` made. `scopes`: at least one."""
+    """Store a key made by :func:`new_key`. `scopes` must not be empty."""
     assert is_key(key)
     assert scopes
     row = ApiKey(
@@ -88,29 +88,29 @@ def create(session: Session, key: str, name: str, scopes: Collection[Scope], lim
 
 
 def find(session: Session, key: str) -> ApiKey | None:
-    """The row of a key, revoked or not."""
+    """Return the row of a key, revoked or not; None if the key is unknown."""
     return session.scalar(select(ApiKey).where(ApiKey.hash == hash_of(key)))
 
 
 def all_of(session: Session) -> list[ApiKey]:
-    """Every key, the revoked ones included, oldest first."""
+    """Return all keys, including revoked ones, oldest first."""
     return list(session.scalars(select(ApiKey).order_by(ApiKey.number)))
 
 
 def revoke(session: Session, key_id: str) -> ApiKey:
-    """Make a key useless for good; asking again changes nothing. Raises UnknownKeyError."""
+    """Revoke a key permanently. Idempotent. Raises UnknownKeyError."""
     row = session.scalar(select(ApiKey).where(ApiKey.id == key_id).with_for_update())
     if row is None:
-        raise UnknownKeyError(f"there is no key {key_id!r}; `cafe keys list` shows them")
+        raise UnknownKeyError(f"there is no key {key_id!r}; list the keys with `cafe keys list`")
     row.revoked_at = row.revoked_at or utc_now()
     return row
 
 
 def limits_of(row: ApiKey) -> KeyLimits:
-    """A key's own limits."""
+    """Return the limits of a key."""
     return KeyLimits(row.max_running_jobs, row.requests_per_minute, row.max_upload_bytes, row.max_stored_bytes)
 
 
 def scopes_of(row: ApiKey) -> frozenset[Scope]:
-    """What a key may do, implied scopes included."""
+    """Return the scopes of a key, including implied ones."""
     return implied([Scope(scope) for scope in row.scopes.split()])

@@ -1,4 +1,4 @@
-"""Finds what is there for who asks: another key's job or dataset is as absent as one that never was."""
+"""Find jobs and datasets that a client may see. Those of other keys are reported as not found."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from server.store.models import Dataset, Job
 
 
 def find_job(session: Session, principal: Principal, job_id: str, *, lock: bool = False) -> Job:
-    """See :func:`server.store.jobs.get`. Raises NotFoundError."""
+    """Return a job that `principal` may see; see :func:`server.store.jobs.get`. Raises NotFoundError."""
     job = jobs.get(session, job_id, lock=lock)
     if not principal.sees(job.owner):
-        raise NotFoundError(f"there is no job {job_id!r}")  # word for word what jobs.get says
+        raise NotFoundError(f"there is no job {job_id!r}")  # the same text as in jobs.get
     return job
 
 
 def find_dataset(session: Session, principal: Principal, dataset_id: str, *, lock: bool = False) -> Dataset:
-    """An uploaded dataset, with `lock` so that no job that reads it is made meanwhile. Raises NotFoundError."""
+    """Return an uploaded dataset. `lock` prevents new jobs from using it until the transaction ends. Raises NotFoundError."""
     query = select(Dataset).where(Dataset.id == dataset_id)
     row = session.scalar(query.with_for_update() if lock else query)
     if row is None or not principal.sees(row.owner):
@@ -29,5 +29,5 @@ def find_dataset(session: Session, principal: Principal, dataset_id: str, *, loc
 
 
 def listed_owner(principal: Principal) -> str | None:
-    """Whose jobs and datasets are listed; None: everybody's."""
+    """Return the owner whose jobs and datasets to list; None: all owners."""
     return None if principal.is_admin else principal.key_id

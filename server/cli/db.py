@@ -1,6 +1,6 @@
-"""`cafe db`: the database's migrations, and a copy of it.
+"""`cafe db`: migrate and back up the database.
 
-`cafe serve` upgrades by itself; a downgrade is for going back to an older version.
+`cafe serve` upgrades the database itself. A downgrade is for going back to an older version.
 """
 
 from __future__ import annotations
@@ -17,19 +17,21 @@ from server.store.database import Database
 from server.store.revisions import NEWEST, NewerDatabaseError, UnknownRevisionError
 
 _DATA_DIR = click.option(
-    "--data-dir", type=click.Path(file_okay=False, path_type=Path), help="The server's, unless CAFE_DATABASE_URL is set."
+    "--data-dir",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="The server's data directory; ignored if CAFE_DATABASE_URL is set.",
 )
 
 
 @click.group("db")
 def command() -> None:
-    """Show and change the revision of the database's tables. Stop all servers first, and make a backup."""
+    """Show or change the schema revision of the database. Before a change, stop all servers and make a backup."""
 
 
 @command.command()
 @_DATA_DIR
 def current(data_dir: Path | None) -> None:
-    """Print the revision that the tables are at."""
+    """Print the current schema revision."""
     with _database(data_dir) as database:
         revision = database.revision()
     click.echo(f"{revision or 'no tables'}{' (newest)' if revision == NEWEST else f', newest: {NEWEST}'}")
@@ -39,7 +41,7 @@ def current(data_dir: Path | None) -> None:
 @click.argument("revision", default="head")
 @_DATA_DIR
 def upgrade(revision: str, data_dir: Path | None) -> None:
-    """Bring the tables up to REVISION, by default the newest."""
+    """Upgrade the schema to REVISION (default: the newest)."""
     _migrate(revision, data_dir)
 
 
@@ -47,7 +49,7 @@ def upgrade(revision: str, data_dir: Path | None) -> None:
 @click.argument("revision")
 @_DATA_DIR
 def downgrade(revision: str, data_dir: Path | None) -> None:
-    """Bring the tables down to REVISION. What older versions have no place for is lost: API keys, artifacts, webhooks."""
+    """Downgrade the schema to REVISION. Data that the older schema cannot hold is lost: API keys, artifacts, webhooks."""
     _migrate(revision, data_dir)
 
 
@@ -55,12 +57,12 @@ def downgrade(revision: str, data_dir: Path | None) -> None:
 @click.argument("file", type=click.Path(exists=False, path_type=Path))
 @_DATA_DIR
 def backup(file: Path, data_dir: Path | None) -> None:
-    """Copy the tables, as they are at one moment, into the new SQLite FILE. Servers may run meanwhile. PostgreSQL has pg_dump."""
+    """Copy a consistent snapshot of the SQLite database into the new FILE. Servers may run. For PostgreSQL, use pg_dump."""
     if file.exists():
-        raise click.UsageError(f"{file} exists; name a new file")
+        raise click.UsageError(f"{file} already exists; choose a new file")
     with _database(data_dir) as database:
         if database.engine.dialect.name != "sqlite":
-            raise click.UsageError('the database is PostgreSQL: pg_dump --format custom --file FILE "$CAFE_DATABASE_URL"')
+            raise click.UsageError('the database is PostgreSQL; use pg_dump --format custom --file FILE "$CAFE_DATABASE_URL"')
         database.copy_to(file)
     click.echo(f"{file}: {file.stat().st_size} bytes")
 
@@ -73,7 +75,7 @@ def _migrate(revision: str, data_dir: Path | None) -> None:
 
 @contextmanager
 def _database(data_dir: Path | None) -> Iterator[Database]:
-    """The server's database as it is. Raises click.ClickException where it cannot be reached, or not be changed so."""
+    """Open the server's database without migrating it. Raises click.ClickException if it does not respond."""
     settings = load_settings(connects_to_ray=False, data_dir=data_dir)
     if settings.database_url is None:
         settings.data_dir.mkdir(parents=True, exist_ok=True)
@@ -85,6 +87,6 @@ def _database(data_dir: Path | None) -> Iterator[Database]:
     except NewerDatabaseError as error:
         raise click.ClickException(str(error)) from error
     except SQLAlchemyError as error:
-        raise click.ClickException(f"the database does not answer: {str(error).splitlines()[0]}") from error
+        raise click.ClickException(f"the database does not respond: {str(error).splitlines()[0]}") from error
     finally:
         database.close()

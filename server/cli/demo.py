@@ -1,7 +1,7 @@
-"""`make demo`: the main job from end to end, as a user would do it, on a server of its own.
+"""`make demo`: run a job from end to end on a temporary server, as a user would.
 
-Starts `cafe serve` with an embedded Ray on free ports, posts docs/examples/digits.yaml, shows the progress, downloads
-what the job yields into demo-output/, prints the accuracies side by side, and stops what it started.
+Starts `cafe serve` with an embedded Ray on free ports, submits docs/examples/digits.yaml, shows the progress, downloads the
+results into demo-output/, prints the accuracies side by side, and stops everything that it started.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ START_TIMEOUT_S = 120
 
 @click.command()
 @click.option(
-    "--out", type=click.Path(file_okay=False, path_type=Path), default=ROOT / "demo-output", help="Where the results go."
+    "--out", type=click.Path(file_okay=False, path_type=Path), default=ROOT / "demo-output", help="Directory of the results."
 )
 def main(out: Path) -> None:
-    """Condense the built-in digits and compare them with random real ones."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # what was started is stopped, however the demo ends
+    """Condense the built-in digits and compare the result with random real images."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # stop everything on SIGTERM as well
     started = time.monotonic()
     with TemporaryDirectory(prefix="cafe-demo-") as data_dir, running_server(Path(data_dir)) as url:
         click.echo(f"API {url}/docs after {duration(time.monotonic() - started)}")
@@ -59,7 +59,7 @@ def main(out: Path) -> None:
 
 @contextmanager
 def running_server(data_dir: Path) -> Iterator[str]:
-    """`cafe serve` as a process of its own; yields its URL."""
+    """Run `cafe serve` in its own process; yields its URL."""
     data_dir.mkdir(parents=True, exist_ok=True)
     log_path = data_dir / "server.log"
     command = [str(Path(sys.executable).with_name("cafe")), "serve", "--port", "0", "--data-dir", str(data_dir)]
@@ -86,7 +86,7 @@ def _url(server: subprocess.Popen[bytes], log: Path) -> str:
 
 
 def _compare(evaluation: dict[str, Any]) -> None:
-    """The accuracies side by side, and by how much the synthetic set is ahead."""
+    """Print the accuracies side by side, and the margin of the synthetic set."""
     condensed, random = evaluation["networks"][0], evaluation["baselines"]["random"]["networks"][0]
     click.echo(f"\nTest accuracy (%) of {condensed['n']} fresh {condensed['name']}s trained on one image per class:")
     for name, row in (("condensed (CAFE)", condensed), ("random real images", random)):

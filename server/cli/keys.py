@@ -1,4 +1,4 @@
-"""`cafe keys`: make, list and revoke API keys, on the database itself. The first one is made where the server runs."""
+"""`cafe keys`: create, list and revoke API keys directly in the database, on the server's machine."""
 
 from __future__ import annotations
 
@@ -16,7 +16,9 @@ from server.store.database import Database
 from server.webhooks.sender import signing_secret
 
 _DATA_DIR = click.option(
-    "--data-dir", type=click.Path(file_okay=False, path_type=Path), help="The server's, unless CAFE_DATABASE_URL is set."
+    "--data-dir",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="The server's data directory; ignored if CAFE_DATABASE_URL is set.",
 )
 Command = TypeVar("Command", bound=Callable[..., object])
 _AT_MOST = 2**31 - 1
@@ -25,14 +27,14 @@ _BYTES_AT_MOST = 2**62
 
 @click.group("keys")
 def command() -> None:
-    """Make, list and revoke API keys. Once there is one, every request needs one.
+    """Create, list and revoke API keys. Once there is a key, every request needs one.
 
-    It works on the database itself: in the server's data directory, or as CAFE_DATABASE_URL says.
+    Works directly on the database: in the server's data directory, or at CAFE_DATABASE_URL.
     """
 
 
 def _limit(option: str, at_most: int, text: str) -> Callable[[Command], Command]:
-    return click.option(option, type=click.IntRange(min=1, max=at_most), help=f"{text} [default: the server's]")
+    return click.option(option, type=click.IntRange(min=1, max=at_most), help=f"{text} [default: the server's limit]")
 
 
 @command.command()
@@ -43,22 +45,22 @@ def _limit(option: str, at_most: int, text: str) -> Callable[[Command], Command]
     multiple=True,
     required=True,
     type=click.Choice([scope.value for scope in keys.Scope]),
-    help="May be repeated; write implies read, admin both and everybody's jobs.",
+    help="May be repeated. write implies read; admin implies both, and access to the jobs of all keys.",
 )
-@_limit("--max-running-jobs", _AT_MOST, "At a time.")
-@_limit("--requests-per-minute", _AT_MOST, "To one server process.")
-@_limit("--max-upload-bytes", _BYTES_AT_MOST, "Of one dataset.")
-@_limit("--max-stored-bytes", _BYTES_AT_MOST, "Of its datasets and its jobs' files together.")
+@_limit("--max-running-jobs", _AT_MOST, "Maximum number of running jobs.")
+@_limit("--requests-per-minute", _AT_MOST, "Rate limit per server process.")
+@_limit("--max-upload-bytes", _BYTES_AT_MOST, "Maximum size of an uploaded dataset.")
+@_limit("--max-stored-bytes", _BYTES_AT_MOST, "Storage quota for datasets and job files together.")
 @click.option(
     "--key-file",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="Take the key in this file instead of a new one; where it is known already, nothing happens.",
+    help="Use the key in this file instead of a new one. Does nothing if the key exists already.",
 )
 @_DATA_DIR
 def create(name: str, scopes: tuple[str, ...], key_file: Path | None, data_dir: Path | None, **limits: int | None) -> None:
-    """Make a key called NAME and print it: this once, it is not stored."""
+    """Create a key called NAME and print it. The key is not stored and cannot be shown again."""
     if not name.strip() or len(name) > 128 or not name.isprintable():
-        raise click.UsageError("NAME: 1 to 128 printable characters")
+        raise click.UsageError("NAME must have 1 to 128 printable characters")
     given = _key_in(key_file) if key_file is not None else None
     key = given or keys.new_key()
     with _database(data_dir) as database, database.write() as session:
@@ -66,9 +68,9 @@ def create(name: str, scopes: tuple[str, ...], key_file: Path | None, data_dir: 
         if row is None:
             row = keys.create(session, key, name, [keys.Scope(scope) for scope in scopes], keys.KeyLimits(**limits))
         elif row.revoked_at is not None:
-            raise click.ClickException(f"the key in {key_file} is {row.id}, which was revoked; put a new one there")
-    made = f"made {row.id}; what signs its webhooks: cafe keys webhook-secret {row.id}"
-    click.echo(made if given is None else row.id, err=given is None)
+            raise click.ClickException(f"the key in {key_file} is {row.id}, which is revoked; put a new key into the file")
+    created = f"created {row.id}; to show the secret that signs its webhooks: cafe keys webhook-secret {row.id}"
+    click.echo(created if given is None else row.id, err=given is None)
     if given is None:
         click.echo(key)
 
@@ -76,7 +78,7 @@ def create(name: str, scopes: tuple[str, ...], key_file: Path | None, data_dir: 
 @command.command("list")
 @_DATA_DIR
 def list_(data_dir: Path | None) -> None:
-    """Show what is known of each key."""
+    """List all keys: id, scopes, creation time and name."""
     with _database(data_dir) as database, database.read() as session:
         rows = keys.all_of(session)
     for row in rows:
@@ -88,7 +90,7 @@ def list_(data_dir: Path | None) -> None:
 @click.argument("key_id", metavar="ID")
 @_DATA_DIR
 def revoke(key_id: str, data_dir: Path | None) -> None:
-    """Make the key ID useless within a second. Its jobs go on, and are the admins' to see."""
+    """Revoke the key ID within a second. Its jobs continue, and only keys of scope admin see them."""
     with _database(data_dir) as database, database.write() as session:
         try:
             row = keys.revoke(session, key_id)
@@ -101,7 +103,7 @@ def revoke(key_id: str, data_dir: Path | None) -> None:
 @click.argument("key_id", metavar="[ID]", required=False)
 @_DATA_DIR
 def webhook_secret(key_id: str | None, data_dir: Path | None) -> None:
-    """Print the secret that signs the webhooks of the jobs of key ID; without ID, of jobs that were submitted without a key."""
+    """Print the secret that signs the webhooks of key ID; without ID, of jobs submitted without a key."""
     with _database(data_dir) as database, database.read() as session:
         if key_id is not None and all(row.id != key_id for row in keys.all_of(session)):
             raise click.UsageError(f"there is no key {key_id}")
@@ -112,15 +114,17 @@ def _key_in(path: Path) -> str:
     try:
         key = path.read_text(encoding="ascii").strip()
     except (OSError, UnicodeDecodeError) as error:
-        raise click.UsageError(f"{path} cannot be read as a key: {type(error).__name__}") from error
+        raise click.UsageError(f"cannot read a key from {path}: {type(error).__name__}") from error
     if not keys.is_key(key):
-        raise click.UsageError(f"{path} holds no key: `cafe_` and 43 characters of A-Z, a-z, 0-9, - and _ (32 random bytes)")
+        raise click.UsageError(
+            f"{path} contains no key: a key is `cafe_` and 43 characters of A-Z, a-z, 0-9, - and _ (32 random bytes)"
+        )
     return key
 
 
 @contextmanager
 def _database(data_dir: Path | None) -> Iterator[Database]:
-    """The server's database, brought up to date. Raises click.ClickException where it cannot be reached."""
+    """Open and migrate the server's database. Raises click.ClickException if it does not respond."""
     settings = load_settings(connects_to_ray=False, data_dir=data_dir)
     if settings.database_url is None:
         settings.data_dir.mkdir(parents=True, exist_ok=True)
@@ -133,5 +137,5 @@ def _database(data_dir: Path | None) -> Iterator[Database]:
             database.close()
     except SQLAlchemyError as error:
         raise click.ClickException(
-            f"the database does not answer: {type(error).__name__}: {str(error).splitlines()[0]}"
+            f"the database does not respond: {type(error).__name__}: {str(error).splitlines()[0]}"
         ) from error

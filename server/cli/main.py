@@ -1,6 +1,6 @@
-"""The `cafe` command: the server, clients of its REST API, and a job in this process.
+"""The `cafe` command: run a server, use its REST API, or run a job in this process.
 
-Exit codes: 0 done, 1 the job failed, 2 wrong usage or a refused spec, 3 the server cannot be reached.
+Exit codes: 0 success, 1 the job failed, 2 wrong usage or a refused spec, 3 the server cannot be reached.
 """
 
 from __future__ import annotations
@@ -21,39 +21,39 @@ from server.client import Client, RefusedError, UnreachableError
 from server.store.revisions import NewerDatabaseError
 
 DEFAULT_URL = "http://127.0.0.1:8000"
-_ELSEWHERE = {"db": "server.cli.db", "keys": "server.cli.keys", "reproduce": "server.cli.reproduce"}
-"""Commands in modules of their own, which load what no other command needs: each is imported when it is asked for."""
+_LAZY_COMMANDS = {"db": "server.cli.db", "keys": "server.cli.keys", "reproduce": "server.cli.reproduce"}
+"""Modules of commands that are imported on demand, because they import what no other command needs."""
 
 
 class _Group(click.Group):
-    """Finds the commands, and turns errors into messages and exit codes."""
+    """Import commands on demand, and turn errors into messages and exit codes."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """For the help."""
-        return sorted([*super().list_commands(ctx), *_ELSEWHERE])
+        """Return the names of all commands."""
+        return sorted([*super().list_commands(ctx), *_LAZY_COMMANDS])
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """The command of this name."""
-        if cmd_name not in _ELSEWHERE:
+        """Return a command by name."""
+        if cmd_name not in _LAZY_COMMANDS:
             return super().get_command(ctx, cmd_name)
-        command: click.Command = import_module(_ELSEWHERE[cmd_name]).command
+        command: click.Command = import_module(_LAZY_COMMANDS[cmd_name]).command
         return command
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
         except RefusedError as error:
-            _complain(error.detail, error.errors)
+            _print_error(error.detail, error.errors)
             raise SystemExit(EXIT_REFUSED) from None
         except NewerDatabaseError as error:
-            _complain(str(error))
+            _print_error(str(error))
             raise SystemExit(EXIT_FAILED) from None
         except UnreachableError as error:
-            _complain(str(error))
+            _print_error(str(error))
             raise SystemExit(EXIT_UNREACHABLE) from None
 
 
-def _complain(detail: str, errors: list[dict[str, str]] | None = None) -> None:
+def _print_error(detail: str, errors: list[dict[str, str]] | None = None) -> None:
     if not errors:
         click.echo(f"error: {detail}", err=True)
         return
@@ -63,31 +63,31 @@ def _complain(detail: str, errors: list[dict[str, str]] | None = None) -> None:
 
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
-@click.option("--url", envvar="CAFE_URL", show_envvar=True, default=DEFAULT_URL, show_default=True, help="The server.")
-@click.option("--api-key", envvar="CAFE_API_KEY", show_envvar=True, help="Sent as a Bearer token.")
+@click.option("--url", envvar="CAFE_URL", show_envvar=True, default=DEFAULT_URL, show_default=True, help="URL of the server.")
+@click.option("--api-key", envvar="CAFE_API_KEY", show_envvar=True, help="API key.")
 @click.pass_context
 def main(ctx: click.Context, url: str, api_key: str | None) -> None:
-    """Condense datasets: run a server, submit jobs to one, or run a job right here."""
+    """Condense datasets: run a server, submit jobs to it, or run a job in this process."""
     ctx.obj = Client(url, api_key)
     ctx.call_on_close(ctx.obj.close)
 
 
 def _load_spec(path: Path) -> dict[str, Any]:
-    """A spec from JSON or YAML. Raises click.UsageError when it is neither, or holds what JSON cannot say."""
+    """Load a spec from JSON or YAML. Raises click.UsageError if it is invalid, or contains values that JSON does not have."""
     kind, parse = ("JSON", json.loads) if path.suffix == ".json" else ("YAML", yaml.safe_load)
     try:
         spec = parse(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise click.UsageError(f"{path} cannot be read: {error.strerror}") from error
+        raise click.UsageError(f"cannot read {path}: {error.strerror}") from error
     except (ValueError, RecursionError, yaml.YAMLError) as error:
-        raise click.UsageError(f"{path}: not {kind}: {error}") from error
+        raise click.UsageError(f"{path}: invalid {kind}: {error}") from error
     if not isinstance(spec, dict):
-        raise click.UsageError(f"{path}: a spec is a mapping of fields")
+        raise click.UsageError(f"{path}: a spec must be a mapping of fields")
     for field, value in spec.items():
         try:
             json.dumps({field: value}, allow_nan=False)
-        except (TypeError, ValueError, RecursionError) as error:  # YAML knows dates, .nan and references to itself
-            raise click.UsageError(f"{path}: {field}: {error}; a spec holds what JSON can say") from error
+        except (TypeError, ValueError, RecursionError) as error:  # YAML has dates, .nan and self-references
+            raise click.UsageError(f"{path}: {field}: {error}; use only values that JSON has") from error
     return spec
 
 
@@ -95,18 +95,25 @@ _SPEC = click.argument("spec", type=click.Path(exists=True, dir_okay=False, path
 
 
 @main.command()
-@click.option("--host", default="127.0.0.1", show_default=True, help="The address to listen on.")
-@click.option("--port", default=8000, show_default=True, help="The port to listen on; 0: a free one.")
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
+@click.option("--port", default=8000, show_default=True, help="Port to listen on; 0: any free port.")
 @data_options
-@click.option("--ray-address", help="Ray's dashboard, http://HOST:8265. Without it a local Ray is started.")
-@click.option("--num-cpus", type=click.IntRange(min=1), help="CPUs of the local Ray. [default: the machine's]")
-@click.option("--max-restarts", type=click.IntRange(min=0), help="Restarts of an attempt's workers. [default: 3]")
-@click.option("--collective-timeout", "collective_timeout_s", type=float, help="Seconds to wait for a worker. [default: 300]")
+@click.option("--ray-address", help="URL of Ray's dashboard, http://HOST:8265. [default: start a local Ray]")
+@click.option("--num-cpus", type=click.IntRange(min=1), help="CPUs of the local Ray. [default: all]")
+@click.option("--max-restarts", type=click.IntRange(min=0), help="Maximum restarts of an attempt's workers. [default: 3]")
 @click.option(
-    "--share-port", is_flag=True, help="Listen beside servers started with this flag, too: to replace one without a gap."
+    "--collective-timeout",
+    "collective_timeout_s",
+    type=float,
+    help="Seconds until a worker that does not respond is restarted. [default: 300]",
+)
+@click.option(
+    "--share-port",
+    is_flag=True,
+    help="Share the port with other servers started with this flag, to replace a server without a gap.",
 )
 def serve(host: str, port: int, share_port: bool, **options: Any) -> None:
-    """Run the API. Without --ray-address it starts a local Ray, and stops it at exit."""
+    """Run the API server. Without --ray-address, start a local Ray and stop it at exit."""
     from server.serve import run_server  # only this command needs FastAPI
 
     run_server(load_settings(connects_to_ray=True, **options), host, port, share_port=share_port)
@@ -114,11 +121,11 @@ def serve(host: str, port: int, share_port: bool, **options: Any) -> None:
 
 @main.command()
 @_SPEC
-@click.option("--wait", is_flag=True, help="Watch the job until it ends.")
-@click.option("--idempotency-key", help="Submitting again with the same key gives the same job.")
+@click.option("--wait", is_flag=True, help="Follow the job until it ends.")
+@click.option("--idempotency-key", help="Submitting again with the same key and spec returns the same job.")
 @click.pass_obj
 def submit(api: Client, spec: Path, wait: bool, idempotency_key: str | None) -> None:
-    """Submit the job in SPEC (.json or .yaml); prints its id."""
+    """Submit the job in SPEC (.json or .yaml) and print its id."""
     job = api.submit(_load_spec(spec), idempotency_key)
     click.echo(job["id"])
     if wait:
@@ -142,7 +149,7 @@ def watch(api: Client, job_id: str) -> None:
 
 
 def _watch(api: Client, job_id: str, attempt: int | None = None) -> None:
-    """Exits with EXIT_FAILED unless the job succeeds."""
+    """Follow a job until it ends; exit with EXIT_FAILED unless it succeeds."""
     with Display() as display:
         for event in api.follow(job_id, attempt):
             display.show(event)
@@ -165,15 +172,15 @@ def cancel(api: Client, job_id: str) -> None:
 @click.argument("job_id", metavar="ID")
 @click.pass_obj
 def resume(api: Client, job_id: str) -> None:
-    """Go on with a failed or cancelled job: from its last checkpoint, with what has not been evaluated, with the trials left."""
+    """Resume a failed or cancelled job from its last checkpoint, with the remaining networks and trials."""
     click.echo(api.post(f"/v1/jobs/{job_id}/resume")["status"])
 
 
 @main.command("list")
-@click.option("--status", help="Only jobs in this state.")
+@click.option("--status", help="Only jobs with this status.")
 @click.option("--kind", type=click.Choice(["condense", "evaluate", "sweep"]), help="Only jobs of this kind.")
 @click.option("--label", multiple=True, metavar="KEY=VALUE", help="Only jobs with this label; may be repeated.")
-@click.option("--limit", type=click.IntRange(1, 500), default=50, show_default=True)
+@click.option("--limit", type=click.IntRange(1, 500), default=50, show_default=True, help="Maximum number of jobs.")
 @click.pass_obj
 def list_(api: Client, status: str | None, kind: str | None, label: tuple[str, ...], limit: int) -> None:
     """List jobs, newest first."""
@@ -185,10 +192,10 @@ def list_(api: Client, status: str | None, kind: str | None, label: tuple[str, .
 
 @main.command()
 @click.argument("job_id", metavar="ID")
-@click.option("--csv", "as_csv", is_flag=True, help="As CSV.")
+@click.option("--csv", "as_csv", is_flag=True, help="Print CSV.")
 @click.pass_obj
 def trials(api: Client, job_id: str, as_csv: bool) -> None:
-    """Print a job's trials, also while it runs: the networks of an evaluation, the settings of a sweep."""
+    """Print a job's trials, also while it runs: the networks of an evaluation, or the trials of a sweep."""
     if as_csv:
         click.echo(api.trials_csv(job_id), nl=False)
         return
@@ -198,34 +205,34 @@ def trials(api: Client, job_id: str, as_csv: bool) -> None:
 
 @main.command()
 @click.argument("job_id", metavar="ID")
-@click.option("--attempt", type=click.IntRange(min=1), help="[default: the current one]")
-@click.option("--tail", type=click.IntRange(min=1), help="The last so many lines only.")
+@click.option("--attempt", type=click.IntRange(min=1), help="Number of the attempt. [default: the current one]")
+@click.option("--tail", type=click.IntRange(min=1), help="Print only this many lines from the end.")
 @click.pass_obj
 def logs(api: Client, job_id: str, attempt: int | None, tail: int | None) -> None:
-    """Print what a job's driver and workers printed."""
+    """Print the output of a job's driver and workers."""
     click.echo(api.logs(job_id, attempt, tail), nl=False)
 
 
 @main.command()
 @click.argument("job_id", metavar="ID")
-@click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Where to. [default: ./ID]")
+@click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Directory of the files. [default: ./ID]")
 @click.pass_obj
 def download(api: Client, job_id: str, out: Path | None) -> None:
-    """Download a job's artifacts; before it has any, the synthetic set that there is by now."""
+    """Download a job's artifacts; before it has any, its latest synthetic set and preview."""
     for path in api.download(job_id, out or Path(job_id)):
         click.echo(str(path))
 
 
 @main.command()
 @_SPEC
-@click.option("--out", required=True, type=click.Path(file_okay=False, path_type=Path), help="Where the job's files go.")
+@click.option("--out", required=True, type=click.Path(file_okay=False, path_type=Path), help="Directory of the job's files.")
 @data_options
 def run(spec: Path, out: Path, **options: Any) -> None:
     """Run the job in SPEC in this process, on one device, without Ray or a server."""
     sent = _load_spec(spec)
     settings = load_settings(connects_to_ray=False, **options)
     from cafe_core.jobs import local  # torch takes seconds to import: only this command needs it
-    from server.errors import spec_refusal  # FastAPI comes with it
+    from server.errors import spec_refusal  # imports FastAPI
 
     try:
         job = local.prepare(sent, out, settings.roots)

@@ -1,4 +1,4 @@
-"""What several commands of `cafe` share: options, settings, exit codes."""
+"""Options, settings and exit codes that several commands of `cafe` share."""
 
 from __future__ import annotations
 
@@ -18,22 +18,24 @@ def _directory(option: str, text: str) -> Any:
 
 
 def data_options(command: Any) -> Any:
-    """Options of the commands that read datasets themselves."""
-    command = _directory("--torchvision-root", "torchvision's root. [default: downloads in the data directory]")(command)
+    """Add the options of commands that read datasets."""
+    command = _directory("--torchvision-root", "Root of torchvision's datasets. [default: downloads in the data directory]")(
+        command
+    )
     command = _directory("--dataset-root", "Root of `dataset.path`. [default: datasets in the data directory]")(command)
-    return _directory("--data-dir", "Where everything is kept. [default: ./cafe-data]")(command)
+    return _directory("--data-dir", "Directory of the database, jobs and uploads. [default: ./cafe-data]")(command)
 
 
 def load_settings(*, connects_to_ray: bool, **options: Any) -> Settings:
-    """What the environment says, overridden by `options`. Raises click.UsageError naming the setting."""
-    from pydantic import ValidationError  # slow to import, and no command that asks a server needs it
+    """Load the settings from the environment; `options` take precedence. Raises click.UsageError that names the setting."""
+    from pydantic import ValidationError  # slow to import; client commands do not need it
 
     from server.settings import SecretFileError, Settings
 
     try:
         return Settings.load(with_ray_token=connects_to_ray, **options)
     except ValidationError as error:
-        said = [f"{e['loc'][0]} (CAFE_{str(e['loc'][0]).upper()}): {e['msg']}" for e in error.errors()]
-        raise click.UsageError("; ".join(said)) from error
+        messages = [f"{e['loc'][0]} (CAFE_{str(e['loc'][0]).upper()}): {e['msg']}" for e in error.errors()]
+        raise click.UsageError("; ".join(messages)) from error
     except SecretFileError as error:
         raise click.UsageError(str(error)) from error

@@ -1,4 +1,4 @@
-"""`cafe reproduce TABLE`: a table or figure of the paper beside the published numbers."""
+"""`cafe reproduce TABLE`: reproduce a table or figure of the paper and compare it with the published numbers."""
 
 from __future__ import annotations
 
@@ -26,19 +26,23 @@ from server.cli.watching import duration
 from server.client import Client
 
 _PLAIN_EVERY_S = 20.0
-"""Between lines that say how far a job is."""
+"""Minimum time between progress lines of a job."""
 
 
 @click.command("reproduce")
 @click.argument("table", type=click.Choice(get_args(TableName)))
-@click.option("--scale", type=click.Choice(list(SCALES)), default="smoke", show_default=True, help="How much work to do.")
+@click.option("--scale", type=click.Choice(list(SCALES)), default="smoke", show_default=True, help="Amount of work.")
 @click.option(
     "--out",
     type=click.Path(file_okay=False, path_type=Path),
-    help="Where table, picture and jobs go; tables there share jobs. [default: ./reproduction/SCALE]",
+    help="Directory of tables, pictures and jobs. Tables in it share jobs. [default: ./reproduction/SCALE]",
 )
 @click.option("--server", "on_server", is_flag=True, help="Run the jobs on the server (--url) instead of on this machine.")
-@click.option("--processes", type=click.IntRange(min=1), help="Jobs at a time on this machine. [default: one per GPU, else core]")
+@click.option(
+    "--processes",
+    type=click.IntRange(min=1),
+    help="Concurrent jobs on this machine. [default: one per GPU, or per core without GPUs]",
+)
 @data_options
 @click.pass_obj
 def command(
@@ -51,12 +55,13 @@ def command(
     processes: int | None,
     **options: Any,
 ) -> None:
-    """Reproduce TABLE of the paper: run its jobs, set their accuracies beside the published ones, draw them.
+    """Reproduce TABLE of the paper: run its jobs, compare their accuracies with the published ones, and plot them.
 
-    Writes TABLE.md, TABLE.json and TABLE.png into the directory --out, and prints the table. A run that was broken off goes on
-    where it stopped when the same command is given again.
+    Writes TABLE.md, TABLE.json and TABLE.png into the directory --out and prints the table. Repeat the command to continue an
+    interrupted run.
 
-    Scales: smoke takes minutes on two cores, with the built-in digits; small about an hour, with MNIST; paper is the paper.
+    Scales: smoke takes minutes on two cores with the built-in digits; small takes about an hour with MNIST; paper uses the
+    settings of the paper.
     """
     experiment = EXPERIMENTS[table](SCALES[scale])
     workplace = Workplace((out or Path("reproduction") / scale).absolute())
@@ -64,7 +69,7 @@ def command(
     if on_server:
         if processes or any(options.values()):
             raise click.UsageError(
-                "--processes and the options that say where data is are for jobs on this machine: drop --server"
+                "--processes and the data directories apply to jobs on this machine only; drop them or --server"
             )
         runner = ServerRunner(api, workplace)
     else:
@@ -93,35 +98,35 @@ def _machine() -> str:
 
 
 class _Progress:
-    """Says on standard error which jobs end with what, and now and then how far the others are."""
+    """Print the outcome of each job, and the progress of running jobs, to standard error."""
 
     def __init__(self, experiment: Experiment) -> None:
         self._experiment = experiment
         self._total = len(experiment.jobs)
         self._started = time.monotonic()
-        self._said: dict[str, float] = {}
+        self._printed_at: dict[str, float] = {}
         self._lock = threading.Lock()
 
     def report(self, name: str, how_far: str) -> None:
-        """A job is this far. From any thread."""
+        """Print the progress of a job. Thread-safe."""
         with self._lock:
             now = time.monotonic()
-            if now - self._said.setdefault(name, now) < _PLAIN_EVERY_S:
+            if now - self._printed_at.setdefault(name, now) < _PLAIN_EVERY_S:
                 return
-            self._said[name] = now
+            self._printed_at[name] = now
             click.echo(f"  {self._experiment.label(name)}: {how_far}", err=True)
 
     def ended(self, outcome: Outcome, count: int) -> None:
-        """A job has ended, the `count`th."""
+        """Print the outcome of the `count`th job that ended."""
         with self._lock:
-            click.echo(f"[{count}/{self._total}] {self._experiment.label(outcome.name)}: {_came_to(outcome)}", err=True)
+            click.echo(f"[{count}/{self._total}] {self._experiment.label(outcome.name)}: {_outcome_text(outcome)}", err=True)
 
     def summary(self) -> str:
-        """What was done in how much time."""
+        """Return the number of jobs and the elapsed time."""
         return f"{self._total} jobs in {duration(time.monotonic() - self._started)}"
 
 
-def _came_to(outcome: Outcome) -> str:
+def _outcome_text(outcome: Outcome) -> str:
     if isinstance(outcome, Failed):
         return f"failed: {outcome.reason}"
     earlier = ", by an earlier run" if outcome.earlier else ""

@@ -1,4 +1,4 @@
-"""Runs a reproduction's jobs on a server, whose cluster they fan out on."""
+"""Run the jobs of a reproduction on a server and its cluster."""
 
 from __future__ import annotations
 
@@ -14,16 +14,15 @@ from server.client import Client, RefusedError
 from server.client.client import ENDED
 
 _POLL_S = 2.0
-_LOOKED_AT = 12
-"""Jobs asked for at each poll: the oldest ones, which the server runs first. That is 360 requests a minute, of the 600 that a key
-may make by default."""
+_POLLED_JOBS = 12
+"""Number of jobs to poll: the oldest ones, which the server runs first. That is 360 requests per minute, below the default
+rate limit of 600."""
 
 
 class ServerRunner:
-    """Submits jobs to a server and downloads what they yield. Implements :class:`cafe_core.reproduction.jobs.Runner`.
+    """Submit jobs to a server and download their results. Implements :class:`cafe_core.reproduction.jobs.Runner`.
 
-    Each job is submitted under an Idempotency-Key of its own, which is the same whenever `workplace` is the same: a run that
-    was broken off finds the jobs that it had submitted, finished or not.
+    Each job has an Idempotency-Key that depends on `workplace`, so a repeated run finds the jobs of an interrupted one.
     """
 
     def __init__(self, api: Client, workplace: Workplace, poll_s: float = _POLL_S) -> None:
@@ -32,11 +31,11 @@ class ServerRunner:
         self._poll_s = poll_s
 
     def run(self, jobs: Sequence[Job], report: JobReport) -> Iterator[Outcome]:
-        """See :class:`cafe_core.reproduction.jobs.Runner`. Left early, it leaves the jobs to the server.
+        """See :class:`cafe_core.reproduction.jobs.Runner`. If the caller stops early, the jobs continue on the server.
 
         Raises UnreachableError.
         """
-        submitted: dict[str, str] = {}  # by name: the server's id
+        submitted: dict[str, str] = {}  # name -> id on the server
         for job in jobs:
             if finished := self._workplace.finished(job.name):
                 yield finished
@@ -46,7 +45,7 @@ class ServerRunner:
             except RefusedError as error:
                 yield Failed(job.name, _reason(error))
         while submitted:
-            for name, job_id in list(submitted.items())[:_LOOKED_AT]:
+            for name, job_id in list(submitted.items())[:_POLLED_JOBS]:
                 answer = self._api.patiently(self._api.job, job_id)
                 if answer["status"] in ENDED:
                     del submitted[name]
@@ -57,7 +56,7 @@ class ServerRunner:
                 time.sleep(self._poll_s)
 
     def _submit(self, job: Job) -> str:
-        """The job's id. One that an earlier run had submitted and that failed goes on from its last checkpoint."""
+        """Submit a job, or resume it if an earlier run submitted it and it failed; return its id."""
         key = f"reproduce-{self._run_id()}-{job.name}"
         answer = self._api.submit(job.spec | {"name": job.name}, key)
         if answer["status"] in FAILED_STATUSES:
@@ -66,7 +65,7 @@ class ServerRunner:
         return job_id
 
     def _run_id(self) -> str:
-        """Of the workplace; made at the first submission."""
+        """Return the id of the workplace, created at the first submission."""
         path = self._workplace.out / "run-id"
         if not path.exists():
             write_atomically(path, uuid.uuid4().hex.encode())

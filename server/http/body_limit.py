@@ -1,7 +1,7 @@
-"""No body larger than its route takes is read to its end, whatever its headers say: 413 instead (ASGI middleware).
+"""ASGI middleware that limits the size of request bodies: 413 for too many bytes, 422 for too many fields in JSON.
 
-Nor one of JSON with more fields, lists and objects than a spec needs: 422. Reading them holds the event loop, and so every other
-request; most of all where each is an error, as unknown fields are.
+Parsing a JSON body with very many fields, lists and objects blocks the event loop and with it every other request, most of all
+where each field is an error.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from server.errors import problem_response
 
 MAX_BODY_BYTES = 1 << 20
-"""Of every request but an upload. A job spec has some kilobytes."""
+"""Limit of every request except uploads. A job spec has a few kilobytes."""
 FORM_BYTES = 64 << 10
-"""What an upload's form may hold besides the file."""
+"""Allowance for the rest of an upload's form besides the file."""
 MAX_PARTS = 10_000
-"""Fields, lists and objects of a JSON body. Numbers and texts in lists need none: each list of a spec has its own."""
+"""Maximum number of fields, lists and objects in a JSON body. Items of lists do not count: the spec limits each list itself."""
 
 
 class BodyLimit:
-    """Refuses a body that announces too much before any of it is read, and one that turns out too large at that byte.
+    """Refuse a body by its Content-Length before it is read, and otherwise at the first byte beyond the limit.
 
-    `limit_of`: bytes that the request with a scope may send.
+    `limit_of` returns the maximum number of bytes for a request's scope.
     """
 
     def __init__(self, app: ASGIApp, limit_of: Callable[[Scope], int]) -> None:
@@ -38,7 +38,7 @@ class BodyLimit:
             await self._app(scope, receive, send)
             return
         limit = self._limit_of(scope)
-        detail = f"the request's body is larger than {limit} bytes, which this server takes here"
+        detail = f"request body too large: the limit is {limit} bytes"
         announced = Headers(scope=scope).get("content-length", "")
         if announced.isdigit() and int(announced) > limit:
             await problem_response(413, detail)(scope, receive, send)
@@ -52,11 +52,11 @@ class BodyLimit:
             body = message.get("body", b"")
             received += len(body)
             if received > limit:
-                raise HTTPException(413, detail)  # an error like any other to the route that reads, so a problem
+                raise HTTPException(413, detail)  # raised in the route that reads the body, so it becomes a problem response
             if is_json:
-                parts += sum(map(body.count, (b":", b"[", b"{")))  # those in texts as well: there are no more than that
+                parts += sum(map(body.count, (b":", b"[", b"{")))  # an upper bound: characters in strings count as well
             if parts > MAX_PARTS:
-                raise HTTPException(422, f"the request's body has more than {MAX_PARTS} fields, lists and objects")
+                raise HTTPException(422, f"request body too complex: the limit is {MAX_PARTS} fields, lists and objects")
             return message
 
         await self._app(scope, receive_counted, send)

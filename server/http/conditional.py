@@ -1,4 +1,8 @@
-"""Bytes over HTTP: strong ETags, conditional requests, ranges (RFC 9110)."""
+"""Send bytes with strong ETags, conditional requests and ranges (RFC 9110).
+
+Starlette's FileResponse does not fit: it sends files only, and synthetic sets are converted in memory; it ignores If-None-Match;
+and its 416 and 400 responses are not problem+json.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +19,7 @@ CHUNK_BYTES = 1 << 18
 
 
 def matches(header: str | None, etag: str) -> bool:
-    """Whether an If-None-Match header names `etag`, by weak comparison as RFC 9110 §13.1.2 asks."""
+    """Return whether an If-None-Match header matches `etag` by weak comparison (RFC 9110 §13.1.2)."""
     if header is None:
         return False
     candidates = [candidate.strip().removeprefix("W/") for candidate in header.split(",")]
@@ -23,15 +27,15 @@ def matches(header: str | None, etag: str) -> bool:
 
 
 def not_modified(etag: str) -> Response:
-    """304."""
+    """Return a 304 response."""
     return Response(status_code=304, headers={"ETag": etag})
 
 
 def byte_range(header: str | None, size: int) -> tuple[int, int] | None:
-    """(start, end) of the one range asked for, end exclusive; None: send everything.
+    """Return (start, end) of the requested range, with end exclusive; None to send everything.
 
-    What is not `bytes=`, is malformed or names several ranges is ignored, as a server may (RFC 9110 §14.2).
-    Raises RangeError when it begins past the end.
+    Other units, malformed headers and several ranges are ignored, as RFC 9110 §14.2 allows.
+    Raises RangeError if the range begins past the end.
     """
     if header is None or not header.startswith("bytes="):
         return None
@@ -46,12 +50,15 @@ def byte_range(header: str | None, size: int) -> tuple[int, int] | None:
     else:
         start, end = max(0, size - int(last)), size
     if start >= end:
-        raise RangeError(f"the file has {size} bytes", headers={"Content-Range": f"bytes */{size}", "Accept-Ranges": "bytes"})
+        raise RangeError(
+            f"the range begins past the end: the file has {size} bytes",
+            headers={"Content-Range": f"bytes */{size}", "Accept-Ranges": "bytes"},
+        )
     return start, end
 
 
 class Body:
-    """Bytes to be sent, in memory or in a file, with their SHA-256."""
+    """Content to be sent, in memory or in a file, with its SHA-256."""
 
     def __init__(self, source: bytes | Path, *, size: int, sha256: str, media_type: str, filename: str) -> None:
         self._source = source
@@ -62,12 +69,12 @@ class Body:
 
     @classmethod
     def of(cls, content: bytes, *, media_type: str, filename: str) -> Body:
-        """Bytes in memory."""
+        """Return a body of bytes in memory."""
         sha256 = hashlib.sha256(content).hexdigest()
         return cls(content, size=len(content), sha256=sha256, media_type=media_type, filename=filename)
 
     def response(self, request: Request) -> Response:
-        """The answer to a GET or HEAD: 200, 206 or 304. Raises RangeError (416)."""
+        """Return the response to a GET or HEAD: 200, 206 or 304. Raises RangeError (416)."""
         if matches(request.headers.get("if-none-match"), self._etag):
             return not_modified(self._etag)
         headers = {
@@ -87,7 +94,7 @@ class Body:
         return StreamingResponse(self._chunks(start, end), status, headers, media_type=self._media_type)
 
     def _part(self, request: Request) -> tuple[int, int] | None:
-        """Ranges are of GETs; one of other bytes than the client has seen (If-Range) is not sent."""
+        """Return the range to send. Ignores Range unless the method is GET and If-Range, if any, matches."""
         if request.method != "GET" or request.headers.get("if-range", self._etag) != self._etag:
             return None
         return byte_range(request.headers.get("range"), self._size)

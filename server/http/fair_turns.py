@@ -1,4 +1,4 @@
-"""Whose turn it is, where several owners have things to be done and only so many are done at a time."""
+"""Fair scheduling: choose what to start next when several owners share a limited number of slots."""
 
 from __future__ import annotations
 
@@ -8,36 +8,36 @@ from typing import Protocol, TypeVar
 
 
 class Owned(Protocol):
-    """Something to be done."""
+    """A task with an owner."""
 
     @property
     def owner(self) -> str | None:
-        """An API key's id; all without one are one owner."""
+        """The id of an API key; None counts as one owner."""
 
 
 Thing = TypeVar("Thing", bound=Owned)
 
 
 class Turns:
-    """Owners take turns: next is who has waited longest since their last one. Of one event loop."""
+    """Let owners take turns: next is the owner whose last turn is longest ago. Belongs to one event loop."""
 
     def __init__(self, at_once: int, per_owner: int) -> None:
-        """per_owner: how many of `at_once` one owner may have, also where nobody else wants any."""
+        """Allow `at_once` tasks in total and `per_owner` per owner, even if no other owner waits."""
         self._at_once = at_once
         self._per_owner = per_owner
-        self._under_way: Counter[str | None] = Counter()
+        self._running: Counter[str | None] = Counter()
         self._last_turn: dict[str | None, int] = {}
         self._turns = 0
 
     def room(self) -> int:
-        """How many may be begun now, whoever owns them."""
-        return self._at_once - self._under_way.total()
+        """Return the number of free slots."""
+        return self._at_once - self._running.total()
 
     def begin(self, waiting: Iterable[Thing]) -> list[Thing]:
-        """Those of `waiting` whose turn is now; of one owner, and of owners that have had none, the first comes first."""
+        """Start and return the tasks of `waiting` whose turn it is. Tasks of one owner start in their order in `waiting`."""
         left, begun = list(waiting), []
         while self.room() > 0:
-            allowed = [thing for thing in left if self._under_way[thing.owner] < self._per_owner]
+            allowed = [thing for thing in left if self._running[thing.owner] < self._per_owner]
             if not allowed:
                 break
             thing = min(allowed, key=lambda thing: self._last_turn.get(thing.owner, 0))
@@ -45,10 +45,10 @@ class Turns:
             begun.append(thing)
             self._turns += 1
             self._last_turn[thing.owner] = self._turns
-            self._under_way[thing.owner] += 1
+            self._running[thing.owner] += 1
         return begun
 
     def end(self, thing: Owned) -> None:
-        """What has begun is done."""
-        assert self._under_way[thing.owner] > 0
-        self._under_way[thing.owner] -= 1
+        """Free the slot of a task that has ended."""
+        assert self._running[thing.owner] > 0
+        self._running[thing.owner] -= 1

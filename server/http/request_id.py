@@ -1,7 +1,7 @@
-"""The outermost ASGI middleware: gives each request an id, counts it, and logs it with its outcome.
+"""The outermost ASGI middleware: assign each request an id, count it, and log it with its outcome.
 
-A request's id is the client's X-Request-ID where that is sane, else made here. It is in the answer, whatever that is, and on
-every line that is logged meanwhile (:mod:`server.telemetry.logs`).
+The id is the client's X-Request-ID if it is valid, otherwise a new one. Every response has it, and every log line of the request
+(:mod:`server.telemetry.logs`).
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ log = logging.getLogger("cafe.access")
 
 HEADER = "X-Request-ID"
 UNMATCHED = "unmatched"
-"""The route of what matches none."""
+"""The route label of requests that match no route."""
 DISCONNECTED = 499
-"""Counted for a request whose client went before it was answered."""
-_SANE = re.compile(rb"[A-Za-z0-9._-]{1,128}")
+"""Status of a request whose client disconnected before the response."""
+_VALID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
 _STREAM = b"text/event-stream"
 
 
@@ -44,14 +44,14 @@ class RequestMetrics(Protocol):
 
 
 class RequestId:
-    """Pure ASGI: an answer is passed on as it comes."""
+    """Pure ASGI middleware, so that responses are streamed unchanged."""
 
     def __init__(self, app: ASGIApp, metrics: RequestMetrics, routes: Sequence[BaseRoute]) -> None:
-        """routes: the app's."""
+        """routes: the routes of the app."""
         self._app = app
         self._metrics = metrics
         self._routes = routes
-        self._templates: dict[int, str] = {}  # by identity: some of the routes cannot be hashed
+        self._templates: dict[int, str] = {}  # by identity: some routes are not hashable
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI."""
@@ -59,7 +59,7 @@ class RequestId:
             await self._app(scope, receive, send)
             return
         own_id = _id_of(scope)
-        request_id.set(own_id)  # the server runs each request in a context of its own, which ends with it
+        request_id.set(own_id)  # uvicorn runs each request in its own context
         own_header = (b"x-request-id", own_id.encode())
         status, stream = DISCONNECTED, False
 
@@ -78,7 +78,7 @@ class RequestId:
         try:
             await self._app(scope, receive, send_with_id)
         except Exception:
-            status = 500  # is answered outside of here
+            status = 500  # Starlette responds outside of this middleware
             raise
         finally:
             seconds = time.perf_counter() - started
@@ -91,7 +91,7 @@ class RequestId:
                 _log_access(scope, route, status, seconds)
 
     def _template(self, scope: Scope) -> str:
-        """The path of the route that answered, e.g. /v1/jobs/{job_id}."""
+        """Return the path template of the matched route, e.g. /v1/jobs/{job_id}."""
         route = scope.get("route")
         if route is None:
             return UNMATCHED
@@ -101,7 +101,7 @@ class RequestId:
 
 
 def header() -> dict[str, str]:
-    """The header of an answer that is made outside of the middleware."""
+    """Return the header for a response that is made outside of the middleware."""
     own_id = request_id.get()
     return {HEADER: own_id} if own_id is not None else {}
 
@@ -109,7 +109,7 @@ def header() -> dict[str, str]:
 def _id_of(scope: Scope) -> str:
     for name, value in scope["headers"]:
         if name == b"x-request-id":
-            return value.decode() if _SANE.fullmatch(value) else secrets.token_hex(8)
+            return value.decode() if _VALID.fullmatch(value) else secrets.token_hex(8)
     return secrets.token_hex(8)
 
 
@@ -121,6 +121,6 @@ def _log_access(scope: Scope, route: str, status: int, seconds: float) -> None:
     key_id = getattr(scope.get("state", {}).get("principal"), "key_id", None)
     if key_id is not None:
         fields["key_id"] = key_id
-    # The path itself is not logged: it may be anything. Nor is what asks every few seconds whether all is well.
+    # The path itself is not logged, since it may contain anything. Successful health checks are logged at debug level only.
     level = logging.DEBUG if route in ("/healthz", "/readyz", "/metrics") and status < 400 else logging.INFO
     log.log(level, "%s %s %d", fields["method"], route, status, extra={"fields": fields})

@@ -1,4 +1,4 @@
-"""One answer for all who ask within a moment: what anybody may ask costs what it is asked of no more for that."""
+"""Share the result of an expensive call between requests that arrive within a short time."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ T = TypeVar("T")
 
 
 class Shared(Generic[T]):
-    """What `ask` returns, at most `fresh_s` old. Who asks while it is being found out waits for the same. Of one event loop."""
+    """Cache the result of `ask` for `fresh_s`. Concurrent callers share one call. Belongs to one event loop."""
 
     def __init__(self, ask: Callable[[], Awaitable[T]], fresh_s: float) -> None:
         self._ask = ask
@@ -22,18 +22,18 @@ class Shared(Generic[T]):
 
     @property
     def last(self) -> T | None:
-        """The newest answer, however old; None: there has been none."""
+        """Return the newest result, however old; None if there is none yet."""
         return self._answers[-1] if self._answers else None
 
     async def get(self) -> T:
-        """The answer. Raises what `ask` does to all who wait for it; who comes after them asks anew."""
+        """Return the result. If `ask` raises, all waiting callers get the exception and the next caller calls it again."""
         if self._answers and time.monotonic() - self._asked_at <= self._fresh_s:
             return self._answers[-1]
         if self._asking is None:
-            self._asking = asyncio.create_task(self._find_out())
-        return await asyncio.shield(self._asking)  # the others want it also when this one leaves
+            self._asking = asyncio.create_task(self._call())
+        return await asyncio.shield(self._asking)  # a cancelled caller must not cancel the others
 
-    async def _find_out(self) -> T:
+    async def _call(self) -> T:
         asked_at = time.monotonic()
         try:
             answer = await self._ask()

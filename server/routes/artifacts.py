@@ -1,4 +1,4 @@
-"""/v1/jobs/{id}/artifacts, synthetic and preview.png: what a job has made."""
+"""/v1/jobs/{id}/artifacts, synthetic and preview.png: download the results of a job."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ router = APIRouter(tags=["results"])
 
 Format = Literal["safetensors", "npz", "zip"]
 
-ArtifactName = Annotated[str, Path(description="A `name` of the manifest.", examples=["synthetic.safetensors"])]
-#: Declared for the documentation; Body reads them from the request.
-IfNoneMatch = Annotated[str | None, Header(description="An ETag: answer 304 if it still holds.")]
-Range = Annotated[str | None, Header(description="One range, e.g. `bytes=0-1023`.")]
-IfRange = Annotated[str | None, Header(description="An ETag: heed Range only if it still holds.")]
+ArtifactName = Annotated[str, Path(description="A `name` from the manifest.", examples=["synthetic.safetensors"])]
+#: Declared for OpenAPI only; Body reads them from the request.
+IfNoneMatch = Annotated[str | None, Header(description="An ETag: respond with 304 if it still matches.")]
+Range = Annotated[str | None, Header(description="A single byte range, e.g. `bytes=0-1023`.")]
+IfRange = Annotated[str | None, Header(description="An ETag: ignore Range unless it still matches.")]
 
 
 def _bytes(*media_types: str, errors: tuple[int, ...]) -> dict[str, Any]:
     content = {media_type: {"schema": {"type": "string", "format": "binary"}} for media_type in media_types}
     responses: dict[int | str, dict[str, Any]] = {
-        200: {"content": content, "description": "The bytes"},
-        206: {"content": content, "description": "The range asked for"},
-        304: {"description": "Not Modified: as the ETag in If-None-Match says"},
+        200: {"content": content, "description": "The whole content"},
+        206: {"content": content, "description": "The requested range"},
+        304: {"description": "Not Modified: the ETag in If-None-Match still matches"},
         **problems(*errors),
     }
     return {"response_class": Response, "responses": responses}
@@ -44,7 +44,10 @@ def _bytes(*media_types: str, errors: tuple[int, ...]) -> dict[str, Any]:
 
 @router.get("/jobs/{job_id}/artifacts", responses=problems(404, 422))
 def list_artifacts(job_id: JobId, principal: Reader, services: ServicesDep) -> schemas.ArtifactList:
-    """The files of a job's result; none until it has one."""
+    """List the artifacts of a job.
+
+    The list is empty until the job has a result.
+    """
     result = _result(services, principal, job_id)
     here = f"/v1/jobs/{job_id}/artifacts"
     listed = [
@@ -69,11 +72,14 @@ def get_artifact(
     range: Range = None,  # noqa: ARG001
     if_range: IfRange = None,  # noqa: ARG001
 ) -> Response:
-    """An artifact. Its ETag is its SHA-256, so that a download is safely continued with Range and If-Range."""
+    """Download an artifact.
+
+    The ETag is the SHA-256 of the content, so that Range and If-Range continue an interrupted download safely.
+    """
     result = _result(services, principal, job_id)
     found = result.find(name) if result is not None else None
     if found is None:
-        raise NotFoundError(f"job {job_id} has no artifact {name!r}" + ("" if result is not None else ": it has no result yet"))
+        raise NotFoundError(f"job {job_id} has no artifact {name!r}" + ("" if result is not None else "; it has no result yet"))
     entry, path = found
     body = Body(path, size=entry.size, sha256=entry.sha256, media_type=entry.media_type, filename=entry.name)
     return body.response(request)
@@ -95,11 +101,12 @@ async def get_synthetic(
     request: Request,
     principal: Reader,
     services: ServicesDep,
-    format: Annotated[Format, Query(description="zip: an image folder of PNGs.")] = "safetensors",
+    format: Annotated[Format, Query(description="Format of the set; `zip` is an image folder of PNGs.")] = "safetensors",
 ) -> Response:
-    """The synthetic set: the job's result, or what there is of it by now.
+    """Download the synthetic set of a job.
 
-    Condense: of the latest checkpoint. Sweep: the best trial's of those that have ended. Evaluate: the set that is judged.
+    Before the job has a result: for a condensation the set of the latest checkpoint, for a sweep that of the best trial so far,
+    for an evaluation the set under evaluation.
     """
     media_type, convert = _CONVERTERS[format]
 
@@ -107,7 +114,7 @@ async def get_synthetic(
         content = convert(_synthetic_set(services, principal, job_id))
         return Body.of(content, media_type=media_type, filename=f"{job_id}.{format}")
 
-    return (await services.heavy.in_turn(principal.key_id, made)).response(request)
+    return (await services.heavy.run_fair(principal.key_id, made)).response(request)
 
 
 _PREVIEW = _bytes("image/png", errors=(404, 416, 422, 503))
@@ -116,13 +123,13 @@ _PREVIEW = _bytes("image/png", errors=(404, 416, 422, 503))
 @router.head("/jobs/{job_id}/preview.png", operation_id="head_preview", **_PREVIEW)
 @router.get("/jobs/{job_id}/preview.png", operation_id="get_preview", **_PREVIEW)
 async def get_preview(job_id: JobId, request: Request, principal: Reader, services: ServicesDep) -> Response:
-    """The synthetic set as a grid of images, a row a class."""
+    """Download the synthetic set as a grid of images, one row per class."""
 
     def made() -> Body:
         content = _synthetic_set(services, principal, job_id).preview_png()
         return Body.of(content, media_type="image/png", filename=f"{job_id}.png")
 
-    return (await services.heavy.in_turn(principal.key_id, made)).response(request)
+    return (await services.heavy.run_fair(principal.key_id, made)).response(request)
 
 
 def _result(services: Services, principal: Principal, job_id: str) -> Result | None:

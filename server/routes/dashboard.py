@@ -1,7 +1,7 @@
-"""/dashboard/: Ray's dashboard, to be looked at by keys of scope admin. A browser opens it with the key as the password.
+"""/dashboard/: a read-only proxy of Ray's dashboard for keys of scope admin. A browser sends the key as the password.
 
-Only what is listed here is passed on, by GET and HEAD: what changes something or runs code (submitting jobs, profiling a
-worker) is not there. Ray's token is added on the way to Ray, and nothing of what the browser sent but a few harmless headers.
+Only the listed paths are passed on, by GET and HEAD; paths that change something or run code (submitting jobs, profiling a
+worker) are not. Ray's token is added to the request, and only a few harmless headers of the browser are passed on.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from server.errors import NotFoundError
 
 router = APIRouter(include_in_schema=False)
 
-#: Ray 2.60's paths that only tell something, from its `ray/dashboard/**/*.py` (`@routes.get`). No segment may be `.` or `..`.
+#: Read-only paths of Ray 2.60, from its `ray/dashboard/**/*.py` (`@routes.get`). No segment may be `.` or `..`.
 _NAME = r"(?!\.{1,2}(?:/|$))[^/]+"
 _READABLE = re.compile(
     rf"""
@@ -35,40 +35,40 @@ _READABLE = re.compile(
     """,
     re.VERBOSE,
 )
-_ASKED = ("accept", "accept-encoding", "if-none-match", "if-modified-since", "range")
-_ANSWERED = ("content-type", "content-length", "content-encoding", "content-disposition", "etag", "last-modified", "vary")
+_REQUEST_HEADERS = ("accept", "accept-encoding", "if-none-match", "if-modified-since", "range")
+_RESPONSE_HEADERS = ("content-type", "content-length", "content-encoding", "content-disposition", "etag", "last-modified", "vary")
 
 
 @router.get(DASHBOARD)
 @router.head(DASHBOARD)
 async def to_dashboard(_: Admin) -> Response:
-    """Its own addresses are relative to the slash."""
+    """Redirect to the path with a slash, which the page's own links are relative to."""
     return RedirectResponse(f"{DASHBOARD}/")
 
 
 @router.get(f"{DASHBOARD}/api/authentication_mode")
 async def authentication_mode(_: Admin) -> Response:
-    """The page is to ask nobody for Ray's token: this server has it."""
+    """Tell the page not to ask for Ray's token, which this server adds itself."""
     return JSONResponse({"authentication_mode": "disabled"})
 
 
 @router.get(DASHBOARD + "/{path:path}")
 @router.head(DASHBOARD + "/{path:path}")
 async def dashboard(path: str, request: Request, _: Admin, services: ServicesDep) -> Response:
-    """What Ray's dashboard answers. Raises NotFoundError for what may not be asked, RayError where Ray does not answer."""
+    """Pass a request on to Ray's dashboard. Raises NotFoundError for other paths, RayError if Ray does not respond."""
     if not _READABLE.fullmatch(path):
-        raise NotFoundError("Ray's dashboard is only looked at here: this is not a part of it that can be")
-    headers = {name: request.headers[name] for name in _ASKED if name in request.headers}
+        raise NotFoundError("only the read-only paths of Ray's dashboard are available here")
+    headers = {name: request.headers[name] for name in _REQUEST_HEADERS if name in request.headers}
     headers.setdefault("accept-encoding", "identity")
     target = "/" + quote(path, safe="/")
     answer = await services.ray.read(request.method, target, request.url.query, headers)
-    kept = {name: answer.headers[name] for name in _ANSWERED if name in answer.headers}
+    kept = {name: answer.headers[name] for name in _RESPONSE_HEADERS if name in answer.headers}
     kept |= {"Cache-Control": "no-cache", "X-Content-Type-Options": "nosniff", "X-Frame-Options": "SAMEORIGIN"}
     return StreamingResponse(_body(answer), answer.status_code, kept)
 
 
 async def _body(answer: httpx.Response) -> AsyncIterator[bytes]:
-    """As it came, compressed or not; closed also when the browser leaves."""
+    """Yield the raw body, and close the response even if the browser disconnects."""
     try:
         async for chunk in answer.aiter_raw():
             yield chunk

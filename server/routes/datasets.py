@@ -1,4 +1,4 @@
-"""/v1/datasets: the built-in ones, and uploading one's own."""
+"""/v1/datasets: list, upload, get and delete datasets."""
 
 from __future__ import annotations
 
@@ -23,12 +23,17 @@ from server.store.datasets_in_use import datasets_in_use
 
 router = APIRouter(tags=["datasets"])
 
-DatasetId = Annotated[str, Path(description="A dataset's `id`: a built-in name, or what an upload was given.")]
+DatasetId = Annotated[
+    str, Path(description="The `id` of a dataset: the name of a built-in one, or the id that an upload was given.")
+]
 
 
 @router.get("/datasets", response_model=schemas.DatasetList)
 def list_datasets(principal: Reader, services: ServicesDep) -> Response:
-    """The built-in datasets, then those that the key has uploaded, newest first; everybody's for an admin."""
+    """List datasets.
+
+    Lists the built-in datasets, then those that the API key has uploaded, newest first; for a key of scope admin all uploads.
+    """
     query = select(models.Dataset).order_by(models.Dataset.number.desc())
     if (owner := listed_owner(principal)) is not None:
         query = query.where(models.Dataset.owner == owner)
@@ -43,22 +48,23 @@ def list_datasets(principal: Reader, services: ServicesDep) -> Response:
     "/datasets",
     status_code=201,
     responses=problems(400, 413, 422),
-    form_limits={"max_files": 1, "max_fields": 1, "max_part_size": FORM_BYTES},  # what a part holds is memory, or an open file
+    form_limits={"max_files": 1, "max_fields": 1, "max_part_size": FORM_BYTES},  # parts are held in memory or in an open file
 )
 async def upload(
     file: UploadFile,
     request: Request,
     principal: Writer,
     services: ServicesDep,
-    name: Annotated[str | None, Form(max_length=128, description="A name for people. Default: the file's.")] = None,
+    name: Annotated[str | None, Form(max_length=128, description="A display name. Default: the name of the file.")] = None,
 ) -> schemas.Dataset:
-    """Upload a `.zip` of an image folder (`train/CLASS/*.png`, optional `test/`) or an `.npz`.
+    """Upload a dataset.
 
-    The `.npz` holds `images` uint8 N×H×W[×C], `labels`, and optionally `test_images`, `test_labels`. No pickles are read.
+    The file is a `.zip` of an image folder (`train/CLASS/*.png`, optional `test/`) or an `.npz` with `images` (uint8 N×H×W[×C]),
+    `labels`, and optionally `test_images` and `test_labels`. Pickles are never read.
     """
     await run_in_threadpool(_check_room, services, principal, file.size or 0)
     max_bytes = max_upload_bytes(request.scope, services.settings)
-    row = await services.upload_checks.in_turn(
+    row = await services.upload_checks.run_fair(
         principal.key_id, store_upload, file, name, services.settings.roots, max_bytes=max_bytes
     )
     row.owner = principal.key_id
@@ -71,7 +77,7 @@ async def upload(
 
 
 def _check_room(services: Services, principal: Principal, size: int) -> None:
-    """Before the work of checking and storing an upload; of uploads at once, `_add` sees to it. Raises TooLargeError."""
+    """Check the key's quota before the upload is validated and stored; `_add` checks again. Raises TooLargeError."""
     with services.database.read() as session:
         check_room(session, principal.key_id, services.settings, size)
 
@@ -84,7 +90,7 @@ def _add(services: Services, principal: Principal, row: models.Dataset) -> None:
 
 @router.get("/datasets/{dataset_id}", responses=problems(404, 422))
 def get_dataset(dataset_id: DatasetId, principal: Reader, services: ServicesDep) -> schemas.Dataset:
-    """A dataset."""
+    """Get a dataset."""
     if (info := _builtin(dataset_id)) is not None:
         return serializers.builtin_dataset(info)
     with services.database.read() as session:
@@ -94,13 +100,16 @@ def get_dataset(dataset_id: DatasetId, principal: Reader, services: ServicesDep)
 
 @router.delete("/datasets/{dataset_id}", status_code=204, responses=problems(404, 409, 422))
 def delete_dataset(dataset_id: DatasetId, principal: Writer, services: ServicesDep) -> None:
-    """Delete an uploaded dataset, and the copies of its images that jobs were given. Results made from it stay."""
+    """Delete an uploaded dataset.
+
+    Also deletes the copies of its images that were cached for jobs. Results of jobs stay.
+    """
     if _builtin(dataset_id) is not None:
-        raise ConflictError(f"{dataset_id} is built in and cannot be deleted")
+        raise ConflictError(f"{dataset_id} is built in; only uploaded datasets can be deleted")
     with stage_upload_removal(services.settings.roots, dataset_id) as set_aside, services.database.write() as session:
         row = find_dataset(session, principal, dataset_id, lock=True)
         if dataset_id in datasets_in_use(session):
-            raise ConflictError(f"a job that has not ended uses {dataset_id}; cancel it first")
+            raise ConflictError(f"dataset {dataset_id} is in use by a job that has not ended; cancel the job first")
         session.delete(row)
         session.flush()
         set_aside()

@@ -1,4 +1,4 @@
-"""/v1/jobs/{id}/events and /logs: what happened to a job, and what its attempts printed."""
+"""/v1/jobs/{id}/events and /logs: the events of a job and the output of its attempts."""
 
 from __future__ import annotations
 
@@ -31,21 +31,21 @@ TEXT: dict[int | str, dict[str, Any]] = {200: {"content": {"text/plain": {"schem
 
 _STREAM: dict[int | str, dict[str, Any]] = {
     200: {
-        "description": "A page; or a stream, which ends when the job has ended and its last event was sent. A connection that "
-        "ends before is to be made again with `Last-Event-ID`.",
+        "description": "A page of events, or a stream that ends after the last event of a job that has ended. If the stream ends "
+        "earlier, reconnect with `Last-Event-ID`.",
         "content": {
             EVENT_STREAM: {
                 "schema": {
                     "type": "string",
-                    "description": "Server-sent events: `id` is the event's, `event` its type, `data` the Event as JSON. "
-                    "A comment comes every 15 s.",
+                    "description": "Server-sent events: `id` is the event's number, `event` its type, `data` the Event as "
+                    "JSON. A comment is sent every 15 s.",
                     "contentMediaType": EVENT_STREAM,
                 },
                 "example": 'event: status\ndata: {"id":1,"attempt":1,"type":"status",…}\nid: 1\n\n',
             }
         },
     },
-    204: {"description": "The job has ended and `Last-Event-ID` was its last event: a browser connects no more"},
+    204: {"description": "The job has ended and `Last-Event-ID` was its last event, so a browser stops reconnecting"},
 }
 
 
@@ -55,17 +55,20 @@ async def get_events(
     principal: Reader,
     services: ServicesDep,
     request: Request,
-    after: Annotated[int, Query(ge=0, le=2**53, description="Events with a larger `id`.")] = 0,
-    limit: Annotated[int, Query(ge=1, le=1000, description="Of a page.")] = 100,
+    after: Annotated[int, Query(ge=0, le=2**53, description="Only events with a larger `id`.")] = 0,
+    limit: Annotated[int, Query(ge=1, le=1000, description="Maximum number of events of a page.")] = 100,
     last_event_id: Annotated[
-        int | None, Header(ge=0, le=2**53, description="Of a stream: the `id` it goes on after. Wins over `after`.")
+        int | None, Header(ge=0, le=2**53, description="Resume a stream after this `id`; takes precedence over `after`.")
     ] = None,
 ) -> Response:
-    """What happened to a job, oldest first: a page as JSON, or with `Accept: text/event-stream` a live stream."""
+    """Get the events of a job, oldest first.
+
+    Returns a page as JSON, or a live stream with `Accept: text/event-stream`.
+    """
     accept = ", ".join(request.headers.getlist("accept"))
     media_type = preferred(accept, (JSON, EVENT_STREAM))
     if media_type is None:
-        raise NotAcceptableError(f"events come as {JSON} or {EVENT_STREAM}; the Accept header takes neither")
+        raise NotAcceptableError(f"Accept must allow {JSON} or {EVENT_STREAM}; got {accept!r}")
     if media_type == JSON:
         content = (await run_in_threadpool(_page, services, principal, job_id, after, limit)).model_dump_json()
         return Response(content, media_type=JSON, headers={"Vary": "Accept"})
@@ -94,10 +97,10 @@ async def logs(
     job_id: JobId,
     principal: Reader,
     services: ServicesDep,
-    attempt: Annotated[int | None, Query(ge=1, le=2**31, description="Default: the current one.")] = None,
-    tail: Annotated[int | None, Query(ge=1, le=1_000_000, description="The last so many lines only.")] = None,
+    attempt: Annotated[int | None, Query(ge=1, le=2**31, description="Number of the attempt. Default: the current one.")] = None,
+    tail: Annotated[int | None, Query(ge=1, le=1_000_000, description="Return only this many lines from the end.")] = None,
 ) -> Response:
-    """What an attempt's driver and workers printed."""
+    """Get the output of an attempt's driver and workers."""
     number = await run_in_threadpool(_attempt_number, services, principal, job_id, attempt)
     pieces = await run_in_threadpool(read_log, services.settings.job_dir(job_id).attempt(number), tail)
     if pieces is not None:

@@ -1,4 +1,4 @@
-"""/v1/jobs: submit, list, look at, cancel, resume, delete."""
+"""/v1/jobs: submit, list, get, cancel, resume and delete jobs."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ from workers.client import RayCluster, RayError
 router = APIRouter(tags=["jobs"])
 
 TRIALS_SHOWN = 20
-"""Of a sweep, in a dry run."""
+"""Trials of a sweep that a dry run shows."""
 PAGE_BYTES = 4 << 20
-"""Of a listing: it ends with the rows that reach this. A job with a large spec and a long result may have megabytes."""
+"""A page of jobs ends once it reaches this size: one job may have megabytes of spec and result."""
 ROWS_AT_ONCE = 10
-"""Read for a listing, and so the most that it has beyond PAGE_BYTES."""
+"""Jobs read at a time for a page, so a page has at most this many beyond PAGE_BYTES."""
 
-NOT_MODIFIED: dict[int | str, dict[str, Any]] = {304: {"description": "Not Modified: as the ETag in If-None-Match says"}}
+NOT_MODIFIED: dict[int | str, dict[str, Any]] = {304: {"description": "Not Modified: the ETag in If-None-Match still matches"}}
 
 
 @router.post(
@@ -50,7 +50,10 @@ NOT_MODIFIED: dict[int | str, dict[str, Any]] = {304: {"description": "Not Modif
     status_code=201,
     response_model=schemas.Job,
     responses={
-        200: {"model": schemas.Job | schemas.DryRun, "description": "The job this key made before; or a dry run's outcome"},
+        200: {
+            "model": schemas.Job | schemas.DryRun,
+            "description": "The job that the same Idempotency-Key created before, or the outcome of a dry run",
+        },
         **problems(400, 409, 413, 422, 503),
     },
 )
@@ -58,11 +61,15 @@ async def submit(
     spec: Annotated[JobSpec, Body()],
     principal: Writer,
     services: ServicesDep,
-    idempotency_key: Annotated[str | None, Header(min_length=1, max_length=255)] = None,
-    dry_run: Annotated[bool, Query(description="Resolve and estimate only; nothing is stored.")] = False,
+    idempotency_key: Annotated[
+        str | None, Header(min_length=1, max_length=255, description="Sending the same key and body again returns the same job.")
+    ] = None,
+    dry_run: Annotated[bool, Query(description="Resolve the spec and estimate its resources; store nothing.")] = False,
 ) -> Response:
-    """Submit a job: condense, evaluate or sweep, as its `kind` says. With an `Idempotency-Key`, sending it again gives the same
-    job."""
+    """Submit a job.
+
+    Its `kind` is condense, evaluate or sweep. With an `Idempotency-Key`, a repeated request returns the job of the first one.
+    """
     check_url(spec.webhook, services.settings)
     body_sha256 = hashlib.sha256(spec.model_dump_json(exclude_unset=True).encode()).hexdigest()
     if idempotency_key is not None and not dry_run:
@@ -70,7 +77,7 @@ async def submit(
         if known is not None:
             return _job_response(known)
     capacity = await services.cluster.capacity()
-    planned = await services.heavy.in_turn(principal.key_id, _plan, services, principal, spec, capacity)
+    planned = await services.heavy.run_fair(principal.key_id, _plan, services, principal, spec, capacity)
     if dry_run:
         return Response(_dry_run(planned).model_dump_json(), media_type="application/json")
     job, created = await run_in_threadpool(_create, services, principal, planned, idempotency_key, body_sha256)
@@ -92,7 +99,10 @@ def _recall(services: Services, principal: Principal, key: str, body_sha256: str
 def _create(
     services: Services, principal: Principal, planned: Plan, key: str | None, body_sha256: str
 ) -> tuple[models.Job, bool]:
-    """The job and its key in one transaction; (the job that the key has made meanwhile, False) where it has."""
+    """Create the job and store its idempotency key in one transaction; return (job, True).
+
+    Returns (existing job, False) if a concurrent request has created a job with the same key.
+    """
     job_id, accepted = models.new_id("job"), planned.accepted
     database, directory = services.database, services.settings.job_dir(job_id)
     with stage_input(database, directory, accepted.judged) as keep, database.write() as session:
@@ -133,22 +143,25 @@ def _job_response(job: models.Job, *, status_code: int = 200, headers: dict[str,
 def list_jobs(
     principal: Reader,
     services: ServicesDep,
-    status: Status | None = None,
-    kind: schemas.JobKind | None = None,
+    status: Annotated[Status | None, Query(description="Only jobs with this status.")] = None,
+    kind: Annotated[schemas.JobKind | None, Query(description="Only jobs of this kind.")] = None,
     label: Annotated[
-        list[str] | None, Query(max_length=64, description="`KEY=VALUE`, or `KEY`; may be repeated: all must hold.")
+        list[str] | None, Query(max_length=64, description="`KEY=VALUE` or `KEY`. May be repeated: jobs must match all.")
     ] = None,
-    limit: Annotated[int, Query(ge=1, le=500, description="At most so many. A page of large jobs has fewer.")] = 50,
-    cursor: Annotated[str | None, Query(max_length=200, description="`next_cursor` of the page before.")] = None,
+    limit: Annotated[int, Query(ge=1, le=500, description="Maximum number of jobs; a page of large jobs has fewer.")] = 50,
+    cursor: Annotated[str | None, Query(max_length=200, description="`next_cursor` of the previous page.")] = None,
 ) -> Response:
-    """Jobs of the key that asks, or everybody's for an admin; newest first. There are more while there is a `next_cursor`."""
+    """List jobs, newest first.
+
+    Lists the jobs of the API key; for a key of scope admin all jobs. `next_cursor` is null on the last page.
+    """
     wanted = listing.Filter(status, kind, tuple(label or ()), listed_owner(principal))
     listed: list[str] = []
     with services.database.read() as session:
         while True:
             rows = min(limit - len(listed), ROWS_AT_ONCE)
             found, cursor = listing.page(session, wanted, limit=rows, cursor=cursor)
-            # Text takes a fraction of the memory of the objects.
+            # JSON takes a fraction of the memory of the objects.
             listed += [serializers.job(job).model_dump_json() for job in found]
             if cursor is None or len(listed) == limit or sum(map(len, listed)) >= PAGE_BYTES:
                 break
@@ -163,18 +176,21 @@ async def get_job(
     services: ServicesDep,
     wait: Annotated[
         float | None,
-        Query(ge=0, le=30, description="Seconds to wait for a change: from the ETag in If-None-Match, or else from now."),
+        Query(ge=0, le=30, description="Seconds to wait for a change since the ETag in If-None-Match, or else since now."),
     ] = None,
-    if_none_match: Annotated[str | None, Header()] = None,
+    if_none_match: Annotated[str | None, Header(description="An ETag: respond with 304 if it still matches.")] = None,
 ) -> Response:
-    """A job. `wait` answers early on a change, and at once for a job that has ended (without If-None-Match)."""
+    """Get a job.
+
+    With `wait`, the response comes as soon as the job changes; for a job that has ended, at once unless If-None-Match is sent.
+    """
     job = await run_in_threadpool(_get, services, principal, job_id)
     if wait and (job.state not in ENDED or if_none_match is not None):
         seen = if_none_match if if_none_match is not None else serializers.job_etag(job)
         will_last(request)
         job = await _changed_from(seen, job_id, request, principal, services, wait)
         if not await services.keys.still_holds(principal):
-            raise UnauthorizedError("the API key was revoked meanwhile", "Bearer")
+            raise UnauthorizedError("the API key was revoked during the request", "Bearer")
     if matches(if_none_match, serializers.job_etag(job)):
         return not_modified(serializers.job_etag(job))
     return _job_response(job)
@@ -183,7 +199,7 @@ async def get_job(
 async def _changed_from(
     seen: str, job_id: str, request: Request, principal: Principal, services: Services, wait: float
 ) -> models.Job:
-    """The job once its ETag is not among `seen`, or after `wait` seconds, or when the client has gone."""
+    """Return the job once its ETag is not in `seen`, after `wait` seconds, or when the client has disconnected."""
     deadline = asyncio.get_running_loop().time() + wait
     with services.changes.watching(job_id) as changed:
         while True:
@@ -204,10 +220,13 @@ def _get(services: Services, principal: Principal, job_id: str) -> models.Job:
     "/jobs/{job_id}/cancel",
     status_code=202,
     response_model=schemas.Job,
-    responses={200: {"model": schemas.Job, "description": "It had ended already"}, **problems(404, 422)},
+    responses={200: {"model": schemas.Job, "description": "The job had already ended"}, **problems(404, 422)},
 )
 def cancel(job_id: JobId, principal: Writer, services: ServicesDep) -> Response:
-    """Cancel a job. What its last checkpoint yields stays downloadable. Asking again changes nothing."""
+    """Cancel a job.
+
+    Idempotent. The result of its last checkpoint stays downloadable.
+    """
     with services.database.write() as session:
         job = find_job(session, principal, job_id, lock=True)
         accepted = jobs.cancel(session, job)
@@ -217,7 +236,10 @@ def cancel(job_id: JobId, principal: Writer, services: ServicesDep) -> Response:
 
 @router.post("/jobs/{job_id}/resume", status_code=202, response_model=schemas.Job, responses=problems(404, 409, 413, 422))
 def resume(job_id: JobId, principal: Writer, services: ServicesDep) -> Response:
-    """A new attempt from the last checkpoint, for a failed or cancelled job."""
+    """Resume a failed or cancelled job.
+
+    Starts a new attempt from the last checkpoint.
+    """
     with services.database.write() as session:
         job = find_job(session, principal, job_id, lock=True)
         check_queue(session, job.owner, services.settings, adding=0)
@@ -228,10 +250,10 @@ def resume(job_id: JobId, principal: Writer, services: ServicesDep) -> Response:
 
 @router.delete("/jobs/{job_id}", status_code=204, responses=problems(404, 409, 422))
 async def delete(job_id: JobId, principal: Writer, services: ServicesDep) -> None:
-    """Delete an ended job with all its files."""
+    """Delete a job that has ended, with all its files."""
     attempts = await run_in_threadpool(_delete, services, principal, job_id)
     services.changed(job_id)
-    with contextlib.suppress(RayError):  # Ray's record of it is Ray's to forget; ours is gone
+    with contextlib.suppress(RayError):  # the job itself is deleted; Ray drops its own record in time
         for attempt in range(1, attempts + 1):
             await services.ray.delete(job_id, attempt)
 

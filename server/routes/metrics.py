@@ -1,4 +1,4 @@
-"""/metrics, for Prometheus."""
+"""/metrics: metrics for Prometheus."""
 
 from __future__ import annotations
 
@@ -21,8 +21,11 @@ _TYPES = ("text/plain", "application/openmetrics-text")
     responses={200: {"content": {type: {"schema": {"type": "string"}} for type in _TYPES}}, **problems(422)},
 )
 async def metrics(request: Request, _: MetricsReader, accept: Annotated[str, Header()] = "") -> Response:
-    """Metrics in Prometheus's text format, or in OpenMetrics where `Accept` names it. With API keys: scope admin, or the token
-    that the operator has set for Prometheus."""
+    """Get the metrics of the server.
+
+    In Prometheus's text format, or in OpenMetrics if `Accept` names it. Needs a key of scope admin, or the token that the
+    operator has configured for Prometheus.
+    """
     scraper: Scraper = request.app.state.scraper
     body, media_type = await scraper.answer(accept)
     return Response(body, media_type=media_type)

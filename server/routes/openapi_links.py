@@ -1,4 +1,4 @@
-"""Links of the OpenAPI document: from what makes a job or a dataset to what can then be asked of it."""
+"""Add links to the OpenAPI document: from responses that contain a job or dataset to the operations on it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ _METHODS = ("get", "head", "post", "delete")
 
 
 def link(schema: dict[str, Any]) -> dict[str, Any]:
-    """`schema`, an OpenAPI document, with links from each answer that holds a job or a dataset to the operations on it."""
+    """Add the links to `schema`, an OpenAPI document, and return it."""
     paths = schema["paths"]
     _link(paths, "/v1/jobs", "job_id", ("200", "201"))
     _link(paths, "/v1/datasets", "dataset_id", ("201",))

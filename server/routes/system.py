@@ -1,4 +1,4 @@
-"""/v1/cluster, and health beside /v1."""
+"""/v1/cluster, /healthz and /readyz."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ health_router = APIRouter(tags=["health"])
 
 @cluster_router.get("/cluster", responses=problems(503))
 async def get_cluster(_: Reader, request: Request, services: ServicesDep) -> schemas.Cluster:
-    """Nodes, GPUs and CPUs, total and free; Ray's version; its dashboard."""
+    """Get the nodes, GPUs and CPUs of the cluster.
+
+    Also returns Ray's version and the URL of its dashboard.
+    """
     cluster = await services.cluster.now()
     return schemas.Cluster(
         ray_version=cluster.ray_version,
@@ -39,15 +42,18 @@ async def get_cluster(_: Reader, request: Request, services: ServicesDep) -> sch
 
 @health_router.get("/healthz")
 async def healthz() -> schemas.Health:
-    """Whether the server lives. It asks nothing else, so that an ailing Ray does not get the server killed."""
+    """Check that the server process is alive.
+
+    Does not check the database or Ray, so that their failure does not restart the server.
+    """
     return schemas.Health()
 
 
 @health_router.get("/readyz", responses=problems(503))
 async def readyz(services: ServicesDep) -> schemas.Health:
-    """Whether jobs can be taken and run: they are looked after, and the database and Ray answer."""
+    """Check that jobs can be accepted and run: the reconciler runs, and the database and Ray respond."""
     if services.leader.ended:
-        raise UnavailableError("jobs are no longer looked after; the server's log says why: start it again")
+        raise UnavailableError("the reconciler has stopped; see the server's log and restart the server")
     if (obstacle := await services.readiness.obstacle()) is not None:
         raise UnavailableError(obstacle)
     return schemas.Health()

@@ -1,4 +1,4 @@
-"""/v1/jobs/{id}/trials: an evaluation's networks, a sweep's settings."""
+"""/v1/jobs/{id}/trials: the networks of an evaluation, or the trials of a sweep."""
 
 from __future__ import annotations
 
@@ -29,14 +29,16 @@ def list_trials(
     job_id: JobId,
     principal: Reader,
     services: ServicesDep,
-    after: Annotated[int, Query(ge=0, le=2**53, description="Leave out so many: `next_after` of the page before.")] = 0,
-    limit: Annotated[int | None, Query(ge=1, le=10_000, description=f"Default: {PAGE}; all, as CSV.")] = None,
-    format: Annotated[Literal["json", "csv"], Query(description="csv: a table, a line a trial.")] = "json",
+    after: Annotated[int, Query(ge=0, le=2**53, description="Skip this many rows: `next_after` of the previous page.")] = 0,
+    limit: Annotated[
+        int | None, Query(ge=1, le=10_000, description=f"Maximum number of rows. Default: {PAGE}, or all rows as CSV.")
+    ] = None,
+    format: Annotated[Literal["json", "csv"], Query(description="`csv`: a table with one line per trial.")] = "json",
 ) -> Response:
-    """One row a trial, also while the job runs.
+    """List the trials of a job, also while it runs.
 
-    Of an evaluation, also a condense job's, a row is a network in the order in which they were trained; of a sweep, one of its
-    settings, by number.
+    For an evaluation, including that of a condense job, each row is a network, in the order of training. For a sweep, each row is
+    a trial, ordered by number.
     """
     with services.database.read() as session:
         job = find_job(session, principal, job_id)

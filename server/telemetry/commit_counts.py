@@ -1,7 +1,7 @@
-"""Counts what transactions did once they are committed: jobs that ended, attempts that were lost, webhooks that were tried.
+"""Count job ends, lost attempts and webhook deliveries when their transactions are committed.
 
-Whoever ends a job, it is seen here, and what was rolled back is not. Only changes by way of objects are seen, which is how all
-of these are made.
+This counts every change, wherever it is made, and nothing that is rolled back. It sees changes to ORM objects only, which is how
+all of these are made.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _PENDING = "commit_counts"
 
 
 def count_commits(sessions: sessionmaker[Session], metrics: Metrics) -> None:
-    """Count what sessions made by `sessions` commit from now on."""
+    """Count the commits of all sessions of `sessions` from now on."""
 
     def flushed(session: Session, _context: UOWTransaction) -> None:
         pending: list[Callable[[], None]] = session.info.setdefault(_PENDING, [])
@@ -42,7 +42,7 @@ def count_commits(sessions: sessionmaker[Session], metrics: Metrics) -> None:
 
 
 def _counts(row: object, metrics: Metrics) -> list[Callable[[], None]]:
-    """What the change to a row adds, to be called when it is committed."""
+    """Return the increments that a changed row causes, to be called on commit."""
     match row:
         case Job() if _changed(row, "status") and Status(row.status) in ENDED:
             return [partial(metrics.job_ended, row.kind, row.status, _seconds(row))]

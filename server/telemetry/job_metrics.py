@@ -1,4 +1,4 @@
-"""Metrics that the database knows: the queue, and the jobs that run. One short read a scrape, whatever the number of jobs."""
+"""Metrics from the database: the queue and running jobs. One short read per scrape, whatever the number of jobs."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from server.states import Status
 from server.store.models import Attempt, Event, Job
 
 RECENT = 10
-"""Iterations that rates are means over."""
+"""Rates are averaged over this many iterations."""
 EVENTS_BACK = 1000
-"""How far back they are looked for: an evaluation may follow on them with thousands of events."""
+"""Number of events searched for iterations: an evaluation may add thousands of events after them."""
 JOBS_SHOWN = 200
-"""Running jobs with series of their own: the newest."""
+"""Maximum number of running jobs with their own series; the newest are shown."""
 KINDS = ("condense", "evaluate", "sweep")
 
 
 @dataclass(frozen=True)
 class Iteration:
-    """An `iteration` event: see `cafe_core.algorithm.condense.Progress` for what is in `data`."""
+    """An `iteration` event."""
 
     time: str
     data: dict[str, Any]
@@ -33,7 +33,7 @@ class Iteration:
 
 @dataclass(frozen=True)
 class RunningJob:
-    """A job in the state running."""
+    """A job with status `running`."""
 
     id: str
     kind: str
@@ -44,22 +44,22 @@ class RunningJob:
     done: int
     total: int
     iterations: list[Iteration]
-    """Its attempt's newest, newest first; none where it does not condense."""
+    """The newest iterations of the attempt, newest first; empty unless the job condenses."""
 
 
 @dataclass(frozen=True)
 class JobsSeen:
-    """What the database said."""
+    """Result of one read of the database."""
 
     counts: dict[tuple[str, str], int]
-    """By kind and status."""
+    """Number of jobs by kind and status."""
     queued_since: str | None
-    """Of the job that has waited longest."""
+    """Time since which the oldest queued job has waited."""
     running: list[RunningJob]
 
 
 def look(session: Session) -> JobsSeen:
-    """Read it all, in as many queries as jobs run, and two."""
+    """Read everything: two queries, and one per running job."""
     counts = {(kind, status): count for kind, status, count in session.execute(_COUNTS)}
     rows = session.execute(_RUNNING).all()
     return JobsSeen(counts, session.scalar(_QUEUED_SINCE), [_running(session, *row) for row in rows])
@@ -82,7 +82,7 @@ _RUNNING = (
 def _running(
     session: Session, id: str, kind: str, name: str | None, spec: dict[str, Any], attempt: int, done: int, total: int, last: int
 ) -> RunningJob:
-    # Sweeps have `base`; evaluations judge a set that need not have a method or a dataset of its own.
+    # A sweep has `base`. An evaluation may have neither a method nor a dataset.
     condensed = spec.get("base", spec)
     dataset = condensed.get("dataset", {})
     named = str(dataset.get("name") or dataset.get("id") or dataset.get("path") or "")
@@ -100,40 +100,40 @@ def _running(
 
 
 def families(seen: JobsSeen, now: datetime) -> Iterator[Metric]:
-    """The metrics of what was seen."""
-    jobs = GaugeMetricFamily("cafe_jobs", "Jobs there are.", labels=["kind", "status"])
+    """Yield the metrics."""
+    jobs = GaugeMetricFamily("cafe_jobs", "Number of jobs by kind and status.", labels=["kind", "status"])
     for kind in KINDS:
         for status in Status:
             jobs.add_metric([kind, status.value], seen.counts.get((kind, status.value), 0))
     yield jobs
     yield GaugeMetricFamily(
         "cafe_queue_oldest_seconds",
-        "How long the queued job that waits longest has waited.",
+        "Waiting time of the oldest queued job.",
         value=_age(seen.queued_since, now) if seen.queued_since is not None else 0.0,
     )
     info = GaugeMetricFamily("cafe_job_info", "A running job; always 1.", labels=["job_id", "kind", "name", "method", "dataset"])
     for job in seen.running:
         info.add_metric([job.id, job.kind, job.name, job.method, job.dataset], 1)
     yield info
-    yield _of_jobs("cafe_job_attempt", "The attempt that runs.", {job.id: job.attempt for job in seen.running})
+    yield _of_jobs("cafe_job_attempt", "Number of the current attempt.", {job.id: job.attempt for job in seen.running})
     progress = {job.id: job.done / job.total if job.total else 0.0 for job in seen.running}
-    yield _of_jobs("cafe_job_progress_ratio", "Part of a job that is done.", progress)
+    yield _of_jobs("cafe_job_progress_ratio", "Completed part of a job, 0 to 1.", progress)
     yield from _condensations({job.id: job.iterations for job in seen.running if job.iterations}, now)
 
 
 def _condensations(recent: dict[str, list[Iteration]], now: datetime) -> Iterator[Metric]:
     newest = {id: iterations[0].data for id, iterations in recent.items()}
     for name, field, help in (
-        ("cafe_job_iteration", "iteration", "Iterations done."),
-        ("cafe_job_iterations", "total", "Iterations in all."),
+        ("cafe_job_iteration", "iteration", "Completed iterations."),
+        ("cafe_job_iterations", "total", "Total iterations."),
         ("cafe_job_query_accuracy", "query_accuracy", "Accuracy on the query set, 0 to 1."),
-        ("cafe_job_outer_steps", "outer_steps", "Length of the newest iteration's outer loop."),
-        ("cafe_job_inner_epochs", "inner_epochs", "Epochs of the newest iteration's inner loops together."),
+        ("cafe_job_outer_steps", "outer_steps", "Outer steps of the newest iteration."),
+        ("cafe_job_inner_epochs", "inner_epochs", "Inner-loop epochs of the newest iteration."),
     ):
         yield _of_jobs(name, help, {id: data[field] for id, data in newest.items() if data.get(field) is not None})
     for name, field, help in (
-        ("cafe_job_steps_per_second", "outer_steps", "Outer steps a second."),
-        ("cafe_job_images_per_second", "real_images", "Real images through the network a second, over all workers."),
+        ("cafe_job_steps_per_second", "outer_steps", "Outer steps per second."),
+        ("cafe_job_images_per_second", "real_images", "Real images per second that pass through the network, over all workers."),
     ):
         rates = {id: _rate([iteration.data for iteration in iterations], field) for id, iterations in recent.items()}
         yield _of_jobs(name, help, {id: rate for id, rate in rates.items() if rate is not None})
@@ -155,12 +155,12 @@ def _of_jobs(name: str, help: str, values: dict[str, Any]) -> GaugeMetricFamily:
 
 
 def _rate(iterations: list[dict[str, Any]], field: str) -> float | None:
-    """`field` a second; None where the events do not tell."""
-    told = [data for data in iterations if data.get(field) is not None and data.get("seconds") is not None]
-    seconds = sum(data["seconds"] for data in told)
-    return float(sum(data[field] for data in told) / seconds) if seconds else None
+    """Return the mean of `field` per second; None if the events lack it."""
+    reported = [data for data in iterations if data.get(field) is not None and data.get("seconds") is not None]
+    seconds = sum(data["seconds"] for data in reported)
+    return float(sum(data[field] for data in reported) / seconds) if seconds else None
 
 
 def _age(time: str, now: datetime) -> float:
-    """Never below 0: drivers' clocks are not the server's."""
+    """Return the age in seconds, at least 0: the clocks of drivers and server may differ."""
     return max(0.0, (now.astimezone(UTC) - datetime.fromisoformat(time)).total_seconds())

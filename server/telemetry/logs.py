@@ -1,6 +1,6 @@
-"""The server's log: a line a record, as JSON or for people, with the request and the job that it is about.
+"""The server's log: one line per record, as JSON or text, with the ids of its request and job.
 
-What must not be read by others is never logged on purpose; the formatters leave out known secrets all the same.
+Secrets are never logged on purpose; the formatters redact them as a second line of defence.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from server.settings import Settings
 
 REDACTED = "[redacted]"
 SHORTEST_SECRET = 6
-"""What is shorter is not looked for: it would be found everywhere."""
+"""Shorter values are not redacted: they would match everywhere."""
 
 job_id: ContextVar[str | None] = ContextVar("job_id", default=None)
-"""Of the job that is being looked after."""
+"""The job that the current task works on."""
 
-_SECRETS_BY_SHAPE = (
-    # What is looked for first, as it is fast; the shape; what is shown instead.
+_SECRET_PATTERNS = (
+    # A fast check, the pattern, the replacement.
     ("cafe_", re.compile(r"cafe_[a-z0-9_-]{43}(?![a-z0-9_-])", re.IGNORECASE), REDACTED),  # API keys
     ("bearer", re.compile(r"(bearer\s+)[a-z0-9._~+/=-]{8,}", re.IGNORECASE), rf"\1{REDACTED}"),
     ("basic", re.compile(r"(basic\s+)[a-z0-9._~+/=-]{8,}", re.IGNORECASE), rf"\1{REDACTED}"),
@@ -37,12 +37,12 @@ _SECRETS_BY_SHAPE = (
         "://",
         re.compile(r"(\b[a-z][a-z0-9+.-]{0,20}://[^\s:/?#@\"\\]{0,256}:)[^\s/?#\"\\]{1,1024}(?=@)", re.IGNORECASE),
         rf"\1{REDACTED}",
-    ),  # passwords; each part is bounded, so that no text takes long
+    ),  # passwords in URLs; each part is bounded, so that matching takes linear time
 )
 
 
 class Redaction:
-    """Leaves secrets out of texts: the values that it is told, and what has the shape of a key, a token or a URL's password."""
+    """Redact secrets in texts: the given values, and everything that looks like a key, a token or a password in a URL."""
 
     def __init__(self, values: Iterable[str] = ()) -> None:
         long = {value for value in values if len(value) >= SHORTEST_SECRET}
@@ -50,18 +50,18 @@ class Redaction:
         self._values = sorted(long | quoted, key=len, reverse=True)
 
     def __call__(self, text: str) -> str:
-        """The text, which may be JSON, without them."""
+        """Return the text, which may be JSON, without secrets."""
         for value in self._values:
             text = text.replace(value, REDACTED)
         lower = text.lower()
-        for part, shape, instead in _SECRETS_BY_SHAPE:
+        for part, pattern, replacement in _SECRET_PATTERNS:
             if part in lower:
-                text = shape.sub(instead, text)
+                text = pattern.sub(replacement, text)
         return text
 
 
 class JsonFormatter(logging.Formatter):
-    """A record as one line of JSON: time, level, logger, message; request_id, job_id and exception where there are any.
+    """Format a record as one line of JSON: time, level, logger, message, and if present request_id, job_id and exception.
 
     `extra={"fields": {...}}` adds fields.
     """
@@ -88,7 +88,7 @@ class JsonFormatter(logging.Formatter):
 
 
 class TextFormatter(logging.Formatter):
-    """The same for people."""
+    """Format a record as one line of text."""
 
     def __init__(self, redact: Redaction) -> None:
         super().__init__()
@@ -101,7 +101,7 @@ class TextFormatter(logging.Formatter):
         line = f"{_time_of(record)} {record.levelname} {record.name}: {record.getMessage()}"
         if shown:
             line += f" [{shown}]"
-        # A record is one line: what a client sent must not look like another one. A traceback has its own.
+        # One line per record, so that a client cannot forge one. Tracebacks have their own lines.
         line = line.replace("\r", "\\r").replace("\n", "\\n")
         if record.exc_info and record.exc_info[0] is not None:
             line += "\n" + "".join(traceback.format_exception(*record.exc_info)).rstrip()
@@ -109,9 +109,9 @@ class TextFormatter(logging.Formatter):
 
 
 def configure(form: Literal["json", "text"] | None, secrets: Iterable[str] = (), stream: TextIO | None = None) -> None:
-    """Write the log of this process, uvicorn's part of it included, to `stream`, by default standard error.
+    """Write the log of this process, including uvicorn's, to `stream` (default: standard error).
 
-    form: by default text on a terminal and json elsewhere. secrets: values that are never to be in it.
+    form: default text on a terminal, json elsewhere. secrets: values to redact.
     """
     stream = stream or sys.stderr
     form = form or ("text" if stream.isatty() else "json")
@@ -125,11 +125,11 @@ def configure(form: Literal["json", "text"] | None, secrets: Iterable[str] = (),
         logger = logging.getLogger(name)
         logger.handlers, logger.propagate = [], True
     for name in ("httpx", "httpcore", "alembic"):
-        logging.getLogger(name).setLevel(logging.WARNING)  # a line for each question to Ray otherwise
+        logging.getLogger(name).setLevel(logging.WARNING)  # otherwise one line per request to Ray
 
 
 def secrets_of(settings: Settings) -> list[str]:
-    """The values in an operator's settings that are never to be in the log, the database's password on its own as well."""
+    """Return the secret values of the settings, including the password in the database URL."""
     values = [value.get_secret_value() for _, value in settings if isinstance(value, SecretStr)]
     if settings.database_url is not None and (password := make_url(settings.database_url.get_secret_value()).password):
         values.append(password)

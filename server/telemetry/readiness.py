@@ -1,4 +1,4 @@
-"""Whether jobs can be taken and run: the database and Ray are asked once a second at most, however many want to know."""
+"""Check whether jobs can be accepted and run. The database and Ray are queried at most once per second."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 
 
 class Readiness:
-    """Of one server and its event loop."""
+    """Readiness of one server. Belongs to one event loop."""
 
     def __init__(self, database: Database, ray: RayApi) -> None:
         self._database = database
@@ -29,27 +29,27 @@ class Readiness:
         self._obstacle = Shared(self._ask, FRESH_S)
 
     async def obstacle(self) -> str | None:
-        """Why no jobs can be run, in words for anybody, as it was FRESH_S ago or later; None: they can.
+        """Return why jobs cannot be run, without internal details; None if they can. At most FRESH_S old.
 
-        A question that is not answered is not joined by a second one.
+        A query that hangs is not repeated.
         """
         try:
             async with asyncio.timeout(WITHIN_S):
                 return await self._obstacle.get()
         except TimeoutError:
-            return f"no answer within {WITHIN_S:g} s"
+            return f"no response from the database or Ray within {WITHIN_S:g} s"
 
     async def _ask(self) -> str | None:
         try:
             await asyncio.to_thread(self._query)
-            return None if await self._ray.ready() else "the cluster has no node yet"
-        except SQLAlchemyError as error:  # where the database is, and as whom it is asked, is told to the log only
-            log.warning("not ready: the database does not answer: %s", error)
-            return "the database does not answer; the server's log says more"
+            return None if await self._ray.ready() else "the Ray cluster has no node yet"
+        except SQLAlchemyError as error:  # address and user of the database go to the log only
+            log.warning("not ready: the database does not respond: %s", error)
+            return "the database does not respond; see the server's log"
         except RayError as error:
             log.warning("not ready: %s", error)
-            return "Ray does not answer as it should; the server's log says more"
+            return "Ray does not respond as expected; see the server's log"
 
     def _query(self) -> None:
         with self._database.read() as session:
-            session.scalar(select(Job.number).limit(1))  # of a table: SQLite answers SELECT 1 without its file
+            session.scalar(select(Job.number).limit(1))  # reads a table: SQLite answers SELECT 1 without opening its file

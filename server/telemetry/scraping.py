@@ -1,4 +1,4 @@
-"""Answers /metrics: looks at the database, Ray and the reconciler, at most once a second and never for long."""
+"""Collect the metrics for /metrics: query the database, Ray and the reconciler, at most once per second and with a timeout."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ from server.telemetry.job_metrics import JobsSeen, families, look
 from workers.client import RayError
 
 FRESH_S = 1.0
-"""Scrapes within this time share a look."""
+"""Scrapes within this time share one query."""
 PATIENCE_S = 4.0
-"""How long the database and Ray are waited for: Prometheus gives up after 10 s."""
+"""Timeout of the database and Ray. Prometheus's own is 10 s."""
 
 TEXT_TYPE = text.CONTENT_TYPE_PLAIN_0_0_4
 OPENMETRICS_TYPE = "application/openmetrics-text; version=1.0.0; charset=utf-8"
 
 
 class Scraper(Collector):
-    """The metrics of what stands outside of this process. Belongs to the event loop that it is used in."""
+    """Collect the metrics from outside of this process. Belongs to one event loop."""
 
     def __init__(self, registry: CollectorRegistry, database: Database, ray: RayApi, leads: Callable[[], bool]) -> None:
-        """leads: whether this server looks after jobs."""
+        """leads: whether this server runs the reconciler."""
         self._registry = registry
         self._database = database
         self._ray = ray
@@ -45,10 +45,10 @@ class Scraper(Collector):
         registry.register(self)
 
     async def answer(self, accept: str) -> tuple[bytes, str]:
-        """The metrics, and their media type: OpenMetrics where `accept`, a header, names it, else Prometheus's text."""
+        """Return the metrics and their media type: OpenMetrics if the Accept header names it, otherwise Prometheus's text."""
         async with self._looking:
             if time.monotonic() - self._looked_at > FRESH_S:
-                self._jobs, self._ray_up = await asyncio.gather(self._look_at_jobs(), self._ask_ray())
+                self._jobs, self._ray_up = await asyncio.gather(self._read_jobs(), self._ask_ray())
                 self._looked_at = time.monotonic()
         if "application/openmetrics-text" in accept:
             return await asyncio.to_thread(openmetrics.generate_latest, self._registry), OPENMETRICS_TYPE
@@ -56,18 +56,18 @@ class Scraper(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """Called by the registry."""
-        yield GaugeMetricFamily("cafe_ray_up", "Whether Ray's jobs API answers and has a node.", value=self._ray_up)
-        yield GaugeMetricFamily("cafe_database_up", "Whether the database answers.", value=self._jobs is not None)
-        yield GaugeMetricFamily("cafe_reconciler_leader", "Whether this server looks after jobs.", value=self._leads())
+        yield GaugeMetricFamily("cafe_ray_up", "Whether Ray's jobs API responds and has a node.", value=self._ray_up)
+        yield GaugeMetricFamily("cafe_database_up", "Whether the database responds.", value=self._jobs is not None)
+        yield GaugeMetricFamily("cafe_reconciler_leader", "Whether this server runs the reconciler.", value=self._leads())
         if self._jobs is not None:
             yield from families(self._jobs, datetime.now(UTC))
 
     def describe(self) -> Iterator[Metric]:
-        """Nothing: the registry need not look in order to register it."""
+        """Describe nothing, so that registering does not collect."""
         return iter(())
 
-    async def _look_at_jobs(self) -> JobsSeen | None:
-        """None when the database does not answer. A read that hangs is not joined by a second one."""
+    async def _read_jobs(self) -> JobsSeen | None:
+        """Read the database; None if it does not respond. A read that hangs is not repeated."""
         if self._reading is None:
             self._reading = asyncio.create_task(asyncio.to_thread(self._read))
         done, _ = await asyncio.wait({self._reading}, timeout=PATIENCE_S)
@@ -77,7 +77,7 @@ class Scraper(Collector):
         try:
             return reading.result()
         except SQLAlchemyError:
-            return None  # cafe_database_up says so; /readyz says why
+            return None  # shown by cafe_database_up and explained by /readyz
 
     def _read(self) -> JobsSeen:
         with self._database.read() as session:

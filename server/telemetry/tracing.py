@@ -1,8 +1,7 @@
-"""OpenTelemetry traces, where the environment asks for them: FastAPI's own spans of requests, and spans of a job's steps.
+"""OpenTelemetry traces: FastAPI's spans of requests, and spans of the steps of a job.
 
-`OTEL_EXPORTER_OTLP_ENDPOINT` (or `…_TRACES_ENDPOINT`), or `OTEL_TRACES_EXPORTER` turns them on; the SDK's other variables
-(`OTEL_SERVICE_NAME`, `OTEL_TRACES_SAMPLER`, …) count as everywhere. While they are off nothing of the SDK is imported, and
-FastAPI answers requests without a thought of them.
+`OTEL_EXPORTER_OTLP_ENDPOINT` (or `…_TRACES_ENDPOINT`) or `OTEL_TRACES_EXPORTER` enables them; the SDK's other variables
+(`OTEL_SERVICE_NAME`, `OTEL_TRACES_SAMPLER`, …) have their usual meaning. While traces are disabled, the SDK is not imported.
 """
 
 from __future__ import annotations
@@ -21,14 +20,14 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-OF_REQUESTS = TelemetryConfig(tracing=True, metrics=False, logs=False, operation_spans=False, auto_configure=False)
-"""For FastAPI. Only spans: metrics and logs have ways of their own. There are none until there is a provider."""
+REQUEST_TELEMETRY = TelemetryConfig(tracing=True, metrics=False, logs=False, operation_spans=False, auto_configure=False)
+"""FastAPI's telemetry: spans only. Metrics and logs are made by this package. No spans are made without a provider."""
 
 
 def configure(environ: Mapping[str, str]) -> None:
-    """Send this process's spans where the environment asks for; they are sent in the background, the last ones at exit.
+    """Export spans as the environment says, in the background and at exit.
 
-    Where a package is missing for it there are no spans, and a warning that says so.
+    Logs a warning and exports nothing if the exporter's package is missing.
     """
     name = _exporter_name(environ)
     if name is None:
@@ -36,13 +35,15 @@ def configure(environ: Mapping[str, str]) -> None:
     exporters = {entry.name: entry for entry in entry_points(group="opentelemetry_traces_exporter")}
     wanted = [each for each in (name, f"{name}_proto_http") if each in exporters]
     if not wanted:
-        log.warning("no traces: there is no OpenTelemetry exporter %r; install opentelemetry-exporter-otlp-proto-http", name)
+        log.warning(
+            "traces disabled: OpenTelemetry exporter %r is not installed; install opentelemetry-exporter-otlp-proto-http", name
+        )
         return
     export_to(exporters[wanted[0]].load()(), environ)
 
 
 def export_to(exporter: SpanExporter, environ: Mapping[str, str]) -> None:
-    """Send this process's spans to an exporter. Once: a process has one provider."""
+    """Export spans to `exporter`. Call it once: a process has one provider."""
     from opentelemetry.sdk.resources import Resource
     from opentelemetry.sdk.trace import TracerProvider
     from opentelemetry.sdk.trace.export import BatchSpanProcessor
@@ -55,13 +56,13 @@ def export_to(exporter: SpanExporter, environ: Mapping[str, str]) -> None:
 
 @contextmanager
 def step(name: str, job_id: str, attempt: int) -> Iterator[None]:
-    """The span of a step of a job, e.g. its submission. An exception ends it as an error."""
+    """Trace a step of a job, e.g. its submission. An exception marks the span as an error."""
     with trace.get_tracer("cafe").start_as_current_span(name, attributes={"cafe.job_id": job_id, "cafe.attempt": attempt}):
         yield
 
 
 def _exporter_name(environ: Mapping[str, str]) -> str | None:
-    """The name of the exporter that is asked for; None: none is."""
+    """Return the name of the configured exporter; None if traces are disabled."""
     if environ.get("OTEL_SDK_DISABLED", "").lower() == "true":
         return None
     name = environ.get("OTEL_TRACES_EXPORTER", "").strip().lower()

@@ -140,7 +140,7 @@ class LocalRay:
     @classmethod
     def of(cls, server: Server) -> LocalRay:
         """From what the server has printed."""
-        found = re.search(r"dashboard: (http\S+) \(it asks for the token in (\S+)\)", server.log.read_text())
+        found = re.search(r"dashboard: (http\S+) \(token in (\S+)\)", server.log.read_text())
         assert found is not None, server.printed()
         return cls(found[1], Path(found[2]).read_text())
 

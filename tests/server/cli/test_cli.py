@@ -160,7 +160,7 @@ def test_cancel_and_resume(api: Api, ray: FakeRay) -> None:
         ('{"dataset": {"name": "digits"}, "ipc": 0, "surprise": 1}', ["ipc: Input should be", "surprise: unknown field"]),
         ('{"dataset": {"name": "digits"}, "ipc": 1, "resources": {"workers": 9}}', ["resources: 9 workers", "at most 4"]),
         ("{", ["not JSON"]),
-        ("[]", ["a spec is a mapping"]),
+        ("[]", ["must be a mapping"]),
     ],
 )
 def test_a_refused_spec_says_each_field_and_exits_with_2(api: Api, tmp_path: Path, content: str, messages: list[str]) -> None:
@@ -228,7 +228,7 @@ def test_a_database_that_does_not_answer_is_said_in_a_line(tmp_path: Path) -> No
     environ = {"CAFE_DATABASE_URL": "postgresql://cafe:hidden@127.0.0.1:1/cafe"}
     result = CliRunner(env=environ).invoke(main, ["serve", "--data-dir", str(tmp_path), "--ray-address", "http://127.0.0.1:9"])
     assert result.exit_code == 1
-    assert "the database does not answer" in result.stderr
+    assert "the database does not" in result.stderr
     assert "hidden" not in result.stderr
 
 

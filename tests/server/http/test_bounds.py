@@ -61,7 +61,7 @@ async def _until(condition: Callable[[], bool]) -> None:
 
 def asked(heavy: HeavyWork, owner: str | None, work: Work, number: int) -> asyncio.Task[int]:
     """Work to be done in its turn."""
-    return asyncio.create_task(heavy.in_turn(owner, work, number))
+    return asyncio.create_task(heavy.run_fair(owner, work, number))
 
 
 def test_heavy_work_is_done_so_much_at_a_time_and_first_come_first_served() -> None:
@@ -203,7 +203,7 @@ def _refusal(spec: dict[str, Any]) -> tuple[str, list[tuple[str, str]]]:
 def test_of_many_errors_the_first_are_shown_and_all_are_counted() -> None:
     detail, errors = _refusal(SPEC | {f"x{number}": 1 for number in range(SHOWN_ERRORS + 1)})
     assert errors == [(f"x{number}", "unknown field") for number in range(SHOWN_ERRORS)]
-    assert detail.endswith("x99: unknown field; … 101 errors in all, of which the first 100 are shown")
+    assert detail.endswith("x99: unknown field; … 101 errors in all; the first 100 are shown")
     detail, errors = _refusal(SPEC | {f"x{number}": 1 for number in range(SHOWN_ERRORS)})
     assert len(errors) == SHOWN_ERRORS
     assert detail.endswith("x99: unknown field")
@@ -234,7 +234,7 @@ def test_a_body_of_too_many_parts_is_refused_before_it_is_read(api: Api, part: s
     for headers in ({"Content-Type": "application/json"}, {"Content-Type": "Application/Problem+JSON; charset=utf-8"}):
         refused = api.post("/v1/jobs", content=f"[{values}]", headers=headers)
         assert refused.status_code == 422
-        assert refused.json()["detail"] == f"the request's body has more than {MAX_PARTS} fields, lists and objects"
+        assert f"the limit is {MAX_PARTS} fields" in refused.json()["detail"]
 
 
 def test_a_sweep_of_as_many_values_as_may_be_is_read(api: Api) -> None:

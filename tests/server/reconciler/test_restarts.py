@@ -228,4 +228,4 @@ def test_a_port_is_not_shared_with_a_ray_of_ones_own_or_by_accident(settings: Se
     with serving(settings) as alone:
         port = alone.url.rpartition(":")[2]
         taken = refusal("--share-port", "--port", port, "--ray-address", "http://127.0.0.1:9")
-        assert f"127.0.0.1:{port} cannot be listened on: Address already in use" in taken
+        assert f"cannot listen on 127.0.0.1:{port}: Address already in use" in taken

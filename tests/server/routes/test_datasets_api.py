@@ -140,4 +140,4 @@ def test_a_body_is_refused_before_it_has_arrived(
         problem = json.loads(response.read())
         connection.close()
     assert (response.status, response.headers["content-type"]) == (413, "application/problem+json")
-    assert "bytes, which this server takes here" in problem["detail"]
+    assert "the limit is" in problem["detail"]

@@ -85,4 +85,4 @@ def test_nothing_is_there_when_nobody_asked(tmp_path: Path, environment: dict[st
 def test_an_exporter_that_is_not_installed_is_said_and_harmless(tmp_path: Path) -> None:
     [said], errors = serve(tmp_path, OTEL_TRACES_EXPORTER="zipkin")
     assert said["provider"] == "ProxyTracerProvider"
-    assert "no OpenTelemetry exporter 'zipkin'" in errors
+    assert "exporter 'zipkin'" in errors
