@@ -1,4 +1,4 @@
-# The commands of this project. Each makes .venv first where there is none.
+# The commands of this project. Each creates .venv first if it is missing.
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -11,7 +11,7 @@ export PYTHONPATH = .
 help:  ## list the commands
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 12
 
-setup: $(VENV)/.installed  ## make .venv and install
+setup: $(VENV)/.installed  ## create .venv and install the package with its development tools
 
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -24,23 +24,23 @@ packages:
 demo: setup  ## condense the built-in digits, evaluate, show the accuracies side by side
 	$(BIN)/python -m server.cli.demo
 
-test: setup packages  ## the whole test suite
+test: setup packages  ## run the test suite
 	$(BIN)/python -m pytest -m 'not soak'
 
-soak: setup packages  ## the long tests
+soak: setup packages  ## run the long tests: full kill matrix, load, fuzzing
 	$(BIN)/python -m pytest -m soak --timeout 3600
 
-serve: setup  ## the API on port 8000, with a Ray of its own
+serve: setup  ## run the API on port 8000 with an embedded Ray
 	$(BIN)/cafe serve --port 8000
 
-bench: setup  ## the benchmarks: a line a figure, all of them in bench-output.json
+bench: setup  ## run the benchmarks: one line per figure, all of them in bench-output.json
 	$(BIN)/python -m tests.benchmarks
 
-lint: setup  ## format, lint, types, import rules
+lint: setup  ## check format, style, types and import contracts
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-clean:  ## remove what the other commands made
+clean:  ## remove what the other commands created
 	rm -rf $(VENV) demo-output bench-output.json .pytest_cache .mypy_cache .ruff_cache .import_linter_cache *.egg-info

@@ -1,7 +1,7 @@
 #!/bin/sh
-# Write deploy/requirements.lock anew: what the image installs, at the versions of the environment that the tests ran in.
-# torch and what belongs to it are left out, since they differ between CPUs and GPUs: the Dockerfile installs them.
-# Needs uv and the environment's python first on the path: `PATH=.venv/bin:$PATH deploy/lock.sh`.
+# Regenerate deploy/requirements.lock: what the image installs, at the versions of the environment that ran the tests.
+# torch and its dependencies are left out, because they differ between CPUs and GPUs; the Dockerfile installs them.
+# Needs uv, and the environment's python first on the path: `PATH=.venv/bin:$PATH deploy/lock.sh`.
 set -eu
 cd "$(dirname "$0")/.."
 tested=$(mktemp)
