@@ -1,0 +1,19 @@
+"""Print the OpenAPI document of the API as JSON: `python -m server.openapi > docs/openapi.json`."""
+
+from __future__ import annotations
+
+import json
+
+from server.app import create_app
+from server.settings import Settings
+from workers.client import RayClient
+
+
+def openapi_json() -> str:
+    """Return what a server responds with at /openapi.json, indented. Starts no server and reaches no Ray."""
+    app = create_app(Settings(), RayClient("http://127.0.0.1:8265"))
+    return json.dumps(app.openapi(), indent=1, ensure_ascii=False) + "\n"
+
+
+if __name__ == "__main__":
+    print(openapi_json(), end="")
