@@ -31,6 +31,7 @@ class CondenseShard:
     def __call__(self, seat: Seat, report: Report) -> None:
         import torch
 
+        from cafe_core.algorithm.checkpoint import Checkpoints
         from cafe_core.algorithm.collectives import Comm
         from cafe_core.algorithm.condense import condense
         from cafe_core.data.class_store import ClassStore
@@ -41,9 +42,17 @@ class CondenseShard:
         comm = Comm.connect(
             rank=seat.rank, world=seat.world, address=seat.address, device=device, timeout_s=self.timeout_s, host=seat.host
         )
-        told = self.condensation
-        store = ClassStore.open(told.store)
-        condense(told.spec, store, comm, device, checkpoints=told.checkpoints, report=report, until=self.until, fence=told.fence)
+        condensation = self.condensation
+        condense(
+            condensation.spec,
+            ClassStore.open(condensation.store),
+            comm,
+            device,
+            checkpoints=Checkpoints(condensation.checkpoints, condensation.fence),
+            report=report,
+            until=self.until,
+            cache=condensation.artifact_cache,
+        )
         # Left open when condense raises: leaving a broken gang may block, and this process is about to be ended.
         comm.close()
 

@@ -12,6 +12,7 @@ Pure functions of numbers: no tensors, no cluster.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -31,7 +32,18 @@ class Loop:
     reason: StopReason
     """What it means when the rule fires: the span is below λ1 (`converged`) or above λ2 (`moved`)."""
     steps: int = 0
+    """Steps recorded so far."""
+    stop: StopReason | None = None
+    """Why the loop ended, or None while it has not."""
     _accuracies: deque[float] = field(default_factory=deque)
+
+    def __iter__(self) -> Iterator[int]:
+        """Yield the number of each step, 0, 1, …, until the loop ends. Each step must be recorded by :meth:`ends_after`."""
+        for step in range(self.bound):
+            yield step
+            assert self.steps == step + 1, "each step of a Loop must be recorded by ends_after()"
+            if self.stop is not None:
+                return
 
     def ends_after(self, accuracy: float | None) -> StopReason | None:
         """Record one step and its query accuracy (None where :func:`needed_queries` says so); why the loop ends, or None."""
@@ -43,8 +55,10 @@ class Loop:
             if len(self._accuracies) == self.window:
                 span = max(self._accuracies) - min(self._accuracies)
                 if span < self.threshold if self.reason == "converged" else span > self.threshold:
-                    return self.reason
-        return "bound" if self.steps >= self.bound else None
+                    self.stop = self.reason
+        if self.stop is None and self.steps >= self.bound:
+            self.stop = "bound"
+        return self.stop
 
 
 def needed_queries(max_outer: int, max_inner: int, window: int, carry: bool) -> tuple[bool, bool]:

@@ -1,7 +1,7 @@
-"""The state of a run at an iteration boundary: the synthetic images, their momentum, the iteration. Nothing else.
+"""The state of a run at an iteration boundary: S, its momentum, the iteration, and what its method adds.
 
-Randomness is counter-based, the network is fresh each iteration and the loops' queues start empty, so that is
-all there is; and it is keyed by class, so a run resumes on any number of workers.
+Randomness is counter-based, the network is renewed each iteration and the loops' queues start empty, so nothing else needs to be
+kept. All of it is keyed by class, so a run resumes on any number of workers.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import hashlib
 import json
 import logging
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
@@ -25,7 +25,9 @@ from cafe_core.spec.condense import CondenseSpec
 log = logging.getLogger(__name__)
 
 KEPT = 2
-"""Checkpoints kept: the newest, and the one before it should the newest turn out damaged."""
+"""Checkpoints kept: the newest, and the one before it in case the newest is damaged."""
+
+_PER_CLASS, _SHARED = "method.per_class.", "method.shared."
 
 
 @dataclass(frozen=True)
@@ -35,70 +37,82 @@ class Checkpoint:
     images: Tensor
     momentum: Tensor
     iteration: int
+    per_class: dict[str, Tensor] = field(default_factory=dict)
+    """The method's own state of all classes, in order: (K·m, …) each."""
+    shared: dict[str, Tensor] = field(default_factory=dict)
+    """The method's own state that belongs to no class."""
+
+
+@dataclass(frozen=True)
+class Checkpoints:
+    """The checkpoints of a run, in a directory that all workers share."""
+
+    directory: Path
+    fence: Fence = unfenced
+    """Called before a checkpoint is written; raises when the run may no longer write."""
+
+    def save(self, checkpoint: Checkpoint, spec: CondenseSpec) -> Path:
+        """Write a checkpoint atomically, then delete all but the newest two. Return its path.
+
+        Raises what the fence raises, DiskFullError when the disk is full and CheckpointError for another failure; older
+        checkpoints are intact then.
+        """
+        path = self._path(checkpoint.iteration)
+        metadata = {"iteration": str(checkpoint.iteration), "spec_digest": spec_digest(spec)}
+        tensors = {"images": checkpoint.images, "momentum": checkpoint.momentum}
+        tensors |= {_PER_CLASS + name: tensor for name, tensor in checkpoint.per_class.items()}
+        tensors |= {_SHARED + name: tensor for name, tensor in checkpoint.shared.items()}
+        content = save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, metadata)
+        failed = f"the checkpoint of iteration {checkpoint.iteration} could not be written; earlier checkpoints are intact"
+        try:
+            write_atomically(path, content, fence=self.fence)
+        except DiskFullError as error:
+            raise DiskFullError(f"{failed}: {error}") from error
+        except OSError as error:
+            raise CheckpointError(f"{failed}: {path}: {error.strerror}") from error
+        for old in checkpoint_files(self.directory)[KEPT:]:
+            old.unlink(missing_ok=True)
+        return path
+
+    def latest(self, spec: CondenseSpec) -> Checkpoint | None:
+        """Return the newest readable checkpoint, or None when there is none.
+
+        Raises CheckpointError when it belongs to a run with other settings, or when checkpoints exist but none is readable.
+        """
+        files = checkpoint_files(self.directory)
+        for path in files:
+            try:
+                return _read(path, spec)
+            except (SafetensorError, OSError, KeyError):
+                log.warning("%s cannot be read; trying the checkpoint before it", path, exc_info=True)
+        if files:
+            raise CheckpointError(f"none of the checkpoints in {self.directory} can be read")
+        return None
+
+    def read(self, iteration: int, spec: CondenseSpec, *, wait_s: float = 60.0) -> Checkpoint:
+        """Return the checkpoint of `iteration`, which another machine has seen; a shared file system may show it here later.
+
+        Raises CheckpointError when it does not appear within wait_s, cannot be read or belongs to a run with other settings.
+        """
+        path = self._path(iteration)
+        deadline = time.monotonic() + wait_s
+        while not path.exists() and time.monotonic() < deadline:
+            time.sleep(0.2)
+        try:
+            return _read(path, spec)
+        except (SafetensorError, OSError, KeyError) as error:
+            raise CheckpointError(f"rank 0 continues from {path}, which this worker cannot read: {error}") from error
+
+    def _path(self, iteration: int) -> Path:
+        return self.directory / f"checkpoint-{iteration:08d}.safetensors"
 
 
 def spec_digest(spec: CondenseSpec) -> str:
-    """A hash of what decides a run's numbers. Workers, checkpoints, names and the number of iterations may differ."""
+    """Return a hash of what determines a run's numbers. Workers, checkpoints, names and the number of iterations may differ."""
     decisive = spec.model_dump(mode="json", include={"dataset", "ipc", "seed", "method", "network", "precision"})
     if spec.validation is not None:
-        decisive["held_out"] = spec.validation.fraction  # and nothing else of it: it decides which real images there are
+        decisive["held_out"] = spec.validation.fraction  # it determines which real images there are; the rest does not
     return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
-
-
-def save_checkpoint(directory: Path, checkpoint: Checkpoint, spec: CondenseSpec, *, fence: Fence = unfenced) -> Path:
-    """Write beside, move into place, then drop all but the newest two.
-
-    Raises what the fence raises, DiskFullError where there is no space and CheckpointError for another failure; older
-    checkpoints are intact.
-    """
-    path = _path(directory, checkpoint.iteration)
-    metadata = {"iteration": str(checkpoint.iteration), "spec_digest": spec_digest(spec)}
-    tensors = {"images": checkpoint.images.cpu().contiguous(), "momentum": checkpoint.momentum.cpu().contiguous()}
-    failed = f"the checkpoint of iteration {checkpoint.iteration} could not be written; earlier checkpoints are intact"
-    try:
-        write_atomically(path, save(tensors, metadata), fence=fence)
-    except DiskFullError as error:
-        raise DiskFullError(f"{failed}: {error}") from error
-    except OSError as error:
-        raise CheckpointError(f"{failed}: {path}: {error.strerror}") from error
-    for old in checkpoint_files(directory)[KEPT:]:
-        old.unlink(missing_ok=True)
-    return path
-
-
-def latest_checkpoint(directory: Path, spec: CondenseSpec) -> Checkpoint | None:
-    """The newest readable checkpoint, or None where there is none.
-
-    Raises CheckpointError when it belongs to a run with other settings, or when checkpoints exist but none is readable.
-    """
-    files = checkpoint_files(directory)
-    for path in files:
-        try:
-            return _read(path, spec)
-        except (SafetensorError, OSError, KeyError):
-            log.warning("%s cannot be read; the checkpoint before it serves", path, exc_info=True)
-    if files:
-        raise CheckpointError(f"none of the checkpoints in {directory} can be read")
-    return None
-
-
-def read_checkpoint(directory: Path, iteration: int, spec: CondenseSpec, *, wait_s: float = 60.0) -> Checkpoint:
-    """The checkpoint of `iteration`, which another machine has seen: a shared file system may show it here a while later.
-
-    Raises CheckpointError when it does not come within wait_s, cannot be read or belongs to a run with other settings.
-    """
-    path = _path(directory, iteration)
-    deadline = time.monotonic() + wait_s
-    while not path.exists() and time.monotonic() < deadline:
-        time.sleep(0.2)
-    try:
-        return _read(path, spec)
-    except (SafetensorError, OSError, KeyError) as error:
-        raise CheckpointError(f"rank 0 goes on from {path}, which this worker cannot read: {error}") from error
-
-
-def _path(directory: Path, iteration: int) -> Path:
-    return directory / f"checkpoint-{iteration:08d}.safetensors"
 
 
 def _read(path: Path, spec: CondenseSpec) -> Checkpoint:
@@ -108,6 +122,16 @@ def _read(path: Path, spec: CondenseSpec) -> Checkpoint:
             raise CheckpointError(
                 f"{path} belongs to a run with another dataset, seed, method, network, ipc, precision or validation.fraction"
             )
-        # Cloned off the memory map: the file may change or go.
-        images, momentum = (file.get_tensor(name).clone() for name in ("images", "momentum"))
-        return Checkpoint(images, momentum, int(metadata["iteration"]))
+        # Cloned off the memory map: the file may change or be deleted.
+        tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 - it is no mapping
+    return Checkpoint(
+        tensors["images"],
+        tensors["momentum"],
+        int(metadata["iteration"]),
+        _with_prefix(tensors, _PER_CLASS),
+        _with_prefix(tensors, _SHARED),
+    )
+
+
+def _with_prefix(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}

@@ -13,7 +13,8 @@ from cafe_core.algorithm.sampling import counter_seed
 from cafe_core.networks import init_network
 from cafe_core.spec.condense import CondenseSpec
 from cafe_core.spec.dataset import DatasetInfo
-from cafe_core.spec.estimate import DOUBLE_GRAPH_FACTOR, GRAPH_BYTES_CPU, GRAPH_FACTOR
+from cafe_core.spec.estimate import GRAPH_BYTES_CPU
+from cafe_core.spec.network_sizes import DOUBLE_GRAPH_FACTOR, GRAPH_FACTOR
 
 
 class Model:

@@ -56,21 +56,21 @@ class OuterStep:
     keep_graph: bool
 
     @classmethod
-    def of(cls, rank: ShardContext, layers: Sequence[int], weights: Sequence[float], beta: float | None) -> OuterStep:
+    def of(cls, context: ShardContext, layers: Sequence[int], weights: Sequence[float], beta: float | None) -> OuterStep:
         """The step of a rank. layers: the maps that are aligned."""
-        model, ipc = rank.model, rank.spec.ipc
+        model, ipc = context.model, context.spec.ipc
         last = len(model.network.map_shapes) - 1
         maps = [*layers, last] if beta is not None and last not in layers else list(layers)  # the last one, for the centres
         return cls(
             partial(model.features, layers=maps),
             weights,
             beta,
-            rank.real,
-            rank.comm,
-            rank.info.num_classes,
-            rank.images_per_chunk,
-            rank.budget.classes_per_chunk(model, ipc),
-            rank.budget.keeps_graph(model, ipc, len(rank.classes)),
+            context.real,
+            context.comm,
+            context.info.num_classes,
+            context.images_per_chunk,
+            context.budget.classes_per_chunk(model, ipc),
+            context.budget.keeps_graph(model, ipc, len(context.classes)),
         )
 
     def gradient(self, shard: SyntheticShard, rows: BatchIndices, total: int, draws: Draws | None) -> tuple[Tensor, StepLosses]:

@@ -1,4 +1,4 @@
-"""One rank of a run: what a worker holds while it condenses, and what its method works with."""
+"""What one worker of a run holds, and what its method works with."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from cafe_core.algorithm import augment
 from cafe_core.algorithm.collectives import Comm
 from cafe_core.algorithm.held_out import split
 from cafe_core.algorithm.model import Budget, Model
-from cafe_core.algorithm.real_images import RealImages
+from cafe_core.algorithm.real_images import BatchIndices, RealImages
+from cafe_core.algorithm.sampling import choose, generator
 from cafe_core.algorithm.sharding import class_shard
 from cafe_core.data.class_store import ClassStore
 from cafe_core.spec.condense import CondenseSpec
@@ -20,12 +22,14 @@ from cafe_core.spec.dataset import DatasetInfo
 
 @dataclass(frozen=True)
 class ShardContext:
-    """A rank owns the classes 𝒦_r: it alone holds their real images and learns their synthetic ones. θ is the same on all."""
+    """A worker owns the classes 𝒦_r: it alone holds their real images and learns their synthetic ones. θ is the same on all."""
 
     spec: CondenseSpec
     """Resolved."""
     info: DatasetInfo
-    """The data's facts. class_counts are without the images that a validation holds out."""
+    """The facts about the dataset. class_counts do not include the images that a validation holds out."""
+    dataset_key: str
+    """Identifies the content of the dataset, for what is cached."""
     classes: range
     """𝒦_r."""
     real: RealImages
@@ -33,20 +37,33 @@ class ShardContext:
     model: Model
     """θ."""
     comm: Comm
-    """The way to the other ranks."""
+    """Collectives with the other workers."""
     budget: Budget
-    """What feature maps in flight may take."""
+    """Bounds on the feature maps in flight."""
 
     @classmethod
     def of(cls, spec: CondenseSpec, store: ClassStore, comm: Comm, device: torch.device, budget: Budget) -> ShardContext:
-        """The rank that `comm` says this is. spec: resolved."""
+        """Return the context of the rank of `comm`. spec: resolved."""
         kept = _kept(spec, store.info.class_counts)
         counts = store.info.class_counts if kept is None else [len(images) for images in kept]
         info = store.info.model_copy(update={"class_counts": counts})
         classes = class_shard(info.num_classes, comm.rank, comm.world)
         dtype = torch.float64 if spec.precision == "float64" else torch.float32
         real = RealImages(store, classes, device, dtype, None if kept is None else {k: kept[k] for k in classes})
-        return cls(spec, info, classes, real, Model(spec, info, device, dtype), comm, budget)
+        return cls(spec, info, store.path.name, classes, real, Model(spec, info, device, dtype), comm, budget)
+
+    def sample(self, purpose: str, count: int, *counters: int) -> BatchIndices:
+        """Draw `count` real images of each own class, all of it where it has fewer.
+
+        purpose, counters: the address of the draw, such as ("real", iteration, outer step).
+        """
+        drawn = [choose(generator(self.spec.seed, purpose, *counters, k), self.real.count(k), count) for k in self.classes]
+        return BatchIndices(list(self.classes), drawn)
+
+    def draw_augmentations(self, count: int, random: torch.Generator) -> augment.Draws:
+        """Draw `count` augmentations (DSA) for images of this dataset."""
+        draws = augment.draw("dsa", count, self.info.shape, self.info.is_digits, random)
+        return draws.to(self.real.device, self.real.dtype)
 
     @property
     def images_per_chunk(self) -> int:
@@ -65,7 +82,7 @@ class ShardContext:
 
 
 def _kept(spec: CondenseSpec, class_counts: Sequence[int]) -> list[Tensor] | None:
-    """For each class the images that no validation holds out, None for all. Every rank needs all classes' numbers of them."""
+    """Return the images of each class that no validation holds out, None for all. All workers need all classes' counts."""
     if spec.validation is None:
         return None
     return [split(spec.seed, k, count, spec.validation.fraction)[0] for k, count in enumerate(class_counts)]

@@ -20,3 +20,8 @@ class DataRoots(BaseModel):
     """torchvision's root: MNIST/raw/…, cifar-10-batches-py/…; downloaded to where there is a network."""
     cache: Path
     """Class stores made from the above."""
+
+    @property
+    def artifacts(self) -> Path:
+        """What methods make from a dataset before their loops, such as pools of networks; a part of the cache."""
+        return self.cache / "artifacts"

@@ -34,6 +34,8 @@ class Condensation:
     """The directory of checkpoints, to resume from and to write to."""
     fence: AttemptFence
     """Called before each checkpoint is written."""
+    artifact_cache: Path
+    """Where methods keep the artifacts that they make before their loops."""
 
 
 TrialStatus = Literal["succeeded", "failed", "stopped"]

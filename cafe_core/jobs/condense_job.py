@@ -47,7 +47,8 @@ def prepare(attempt: Attempt, spec: CondenseSpec) -> Condensation:
     store = sources.prepare(spec.dataset, attempt.job.roots)
     info = ClassStore.open(store).info
     check_unchanged(attempt, info)
-    return Condensation(spec, store, info.num_classes, attempt.directory.checkpoints, attempt.fence)
+    artifacts = attempt.job.roots.artifacts
+    return Condensation(spec, store, info.num_classes, attempt.directory.checkpoints, attempt.fence, artifacts)
 
 
 def check_unchanged(attempt: Attempt, info: DatasetInfo) -> None:

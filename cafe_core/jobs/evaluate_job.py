@@ -17,7 +17,7 @@ from cafe_core.jobs.condense_job import check_unchanged, condensed_set
 from cafe_core.jobs.measure import measure
 from cafe_core.jobs.trial_table import network_row, networks_csv
 from cafe_core.spec.evaluate import EvaluateSpec
-from cafe_core.spec.evaluation_sources import Source
+from cafe_core.spec.evaluation_sources import Source, judged_source
 from cafe_core.spec.resolution import selection_spec
 from cafe_core.synthetic_set.synthetic_set import SyntheticSet
 
@@ -52,8 +52,9 @@ def _training_images(attempt: Attempt, spec: EvaluateSpec, store: Path) -> tuple
     judged = spec.synthetic
     if judged.dataset is None:
         return "synthetic", attempt.directory.input_file, SyntheticSet.load(attempt.directory.input_file).ipc
-    if judged.selection == "random" or judged.selection == "whole":
-        return judged.selection, None, judged.ipc
+    source = judged_source(spec)
+    if source != "synthetic":
+        return source, None, judged.ipc
     return "synthetic", _select(attempt, spec, store), judged.ipc
 
 
@@ -61,7 +62,8 @@ def _select(attempt: Attempt, spec: EvaluateSpec, store: Path) -> Path:
     """Run a coreset method; return the file with the real images that it selects."""
     info = ClassStore.open(store).info
     chosen = selection_spec(spec, info)
-    condensation = Condensation(chosen, store, info.num_classes, attempt.directory.checkpoints, attempt.fence)
+    artifacts = attempt.job.roots.artifacts
+    condensation = Condensation(chosen, store, info.num_classes, attempt.directory.checkpoints, attempt.fence, artifacts)
     synthetic = condensed_set(attempt, condensation, 0)
     synthetic.save(attempt.files.synthetic_file, fence=attempt.fence)
     write_atomically(attempt.files.preview_file, synthetic.preview_png(), fence=attempt.fence)

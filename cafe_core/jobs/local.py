@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from pydantic import ValidationError
 
+from cafe_core.algorithm.checkpoint import Checkpoints
 from cafe_core.algorithm.collectives import Comm
 from cafe_core.algorithm.condense import condense
 from cafe_core.data import sources
@@ -55,10 +56,10 @@ class LocalBackend:
             store,
             Comm.single(),
             device,
-            checkpoints=condensation.checkpoints,
+            checkpoints=Checkpoints(condensation.checkpoints, condensation.fence),
             report=report,
             until=until,
-            fence=condensation.fence,
+            cache=condensation.artifact_cache,
         )
 
     def evaluate(

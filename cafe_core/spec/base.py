@@ -6,12 +6,15 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic.fields import FieldInfo
 from pydantic_core import PydanticKnownError
 
 Precision = Literal["float64", "float32", "bfloat16"]
 
 
 class SpecModel(BaseModel):
+    """A part of a spec: unknown fields, converted types and infinities are refused; docstrings of fields describe them."""
+
     model_config = ConfigDict(
         extra="forbid", strict=True, use_attribute_docstrings=True, protected_namespaces=(), allow_inf_nan=False
     )
@@ -23,14 +26,20 @@ def resolved_later(**constraints: Any) -> Any:
     The attribute is typed without None, because everything that runs a spec runs a resolved one.
     """
 
-    def drop_null_default(schema: dict[str, Any]) -> None:
-        schema.pop("default", None)
+    return Field(default=None, json_schema_extra=_drop_null_default, **constraints)
 
-    return Field(default=None, json_schema_extra=drop_null_default, **constraints)
+
+def _drop_null_default(schema: dict[str, Any]) -> None:
+    schema.pop("default", None)
+
+
+def is_resolved_later(field: FieldInfo) -> bool:
+    """Return whether `field` was made by :func:`resolved_later`."""
+    return field.json_schema_extra is _drop_null_default
 
 
 def max_entries(count: int) -> BeforeValidator:
-    """Refuses more entries of a dict at once. By itself pydantic looks at each first, and notes what is wrong with it."""
+    """Return a validator that refuses a dict with more than `count` entries, before pydantic validates each of them."""
 
     def refuse_more(value: Any) -> Any:
         if isinstance(value, Mapping) and len(value) > count:
@@ -42,6 +51,7 @@ def max_entries(count: int) -> BeforeValidator:
 
 
 def all_different(values: list[Any]) -> list[Any]:
+    """Return `values`. Raise ValueError where one is named twice."""
     if len(set(values)) != len(values):
-        raise ValueError("each may be named once")
+        raise ValueError("each value may be given once")
     return values

@@ -6,11 +6,12 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from cafe_core.methods.cafe.spec import CafeMethod
+from cafe_core.methods.registry import AnyMethod
 from cafe_core.spec.base import Precision, resolved_later
 from cafe_core.spec.dataset import DatasetSpec
 from cafe_core.spec.evaluation import EvaluationSpec, ValidationSpec
 from cafe_core.spec.job_fields import JobFields
-from cafe_core.spec.method import CafeMethod, MethodSpec
 from cafe_core.spec.network import NetworkSpec
 from cafe_core.spec.resources import ResourcesSpec
 
@@ -25,11 +26,11 @@ class CondenseSpec(JobFields):
     ipc: Annotated[int, Field(ge=1, le=10_000)]
     """Synthetic images per class."""
     iterations: int = resolved_later(ge=0, le=1_000_000)
-    """Fresh networks, one after the other. Default: cafe 2000, dc 1000, dm 20000, as published; methods that choose real
-    images have none. 0 returns the initial images."""
+    """Networks, one after the other. Default: as published for the method; methods that choose real images have none. 0 returns
+    the initial images."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """Every random draw of the job follows from it."""
-    method: MethodSpec = CafeMethod()
+    method: AnyMethod = CafeMethod()
     """The method and its hyper-parameters."""
     network: NetworkSpec = NetworkSpec()
     """The network whose features are aligned."""

@@ -6,13 +6,12 @@ from typing import Annotated, Literal
 
 from pydantic import Field, StringConstraints, model_validator
 
+from cafe_core.methods.registry import Selection
 from cafe_core.spec.base import SpecModel
 from cafe_core.spec.dataset import DatasetSpec
 from cafe_core.spec.evaluation import EvaluationSpec
 from cafe_core.spec.job_fields import JobFields
 from cafe_core.spec.resources import ResourcesSpec
-
-Selection = Literal["random", "whole", "herding", "k_center", "forgetting", "kmeans"]
 
 
 class JudgedSpec(SpecModel):

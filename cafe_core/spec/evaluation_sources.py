@@ -24,4 +24,4 @@ def task_count(spec: EvaluationSpec, judged: Source = "synthetic") -> int:
 def judged_source(spec: EvaluateSpec) -> Source:
     """Return what an evaluate job judges. A coreset counts as a synthetic set."""
     selection = spec.synthetic.selection
-    return selection if selection == "random" or selection == "whole" else "synthetic"
+    return "random" if selection == "random" else "whole" if selection == "whole" else "synthetic"

@@ -1,150 +1,182 @@
-"""Condensation methods and their hyper-parameters."""
+"""What the spec of every method states: its fields, its defaults, its published iterations, its memory.
+
+A method is a folder of :mod:`cafe_core.methods`; its `spec.py` subclasses one of these classes::
+
+    MethodSpec
+    ├── LearningMethodSpec          images learned by gradient descent on a loss of the method
+    │   └── BilevelMethodSpec       between two steps of the images, the network is trained on them
+    └── SelectionMethodSpec         real images, chosen
+        └── NetworkSelectionSpec    chosen by what a network trained on all real images makes of them
+
+Nothing a method needs has a default that another method set: :mod:`cafe_core.methods.registry` refuses a class that leaves a
+part out. No torch here: the API validates and estimates with these classes.
+
+    K  classes    N  real images per class and outer step    ipc  synthetic images per class    D  width of the last feature map
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Annotated, Any, Literal, TypeAlias
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from math import prod
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import Discriminator, Field, Tag, model_validator
+from pydantic import Field
 
 from cafe_core.spec.base import SpecModel, resolved_later
-
-Preset = Literal["paper", "reference"]
-CoresetName = Literal["herding", "k_center", "forgetting", "kmeans"]
-DEFAULT_PRESET: Preset = "paper"
+from cafe_core.spec.network import NetworkSpec
+from cafe_core.spec.network_sizes import Shape
 
 
-class MatchingMethod(SpecModel):
-    """What the methods that learn synthetic images by gradient descent share."""
+@dataclass(frozen=True)
+class ResolutionContext:
+    """What the defaults of a method may depend on."""
+
+    ipc: int
+    num_classes: int
+    network: NetworkSpec
+    """Resolved."""
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """The sizes that a method's memory and communication follow from, on the worker with the most classes."""
+
+    ipc: int
+    num_classes: int
+    """K, of all workers together."""
+    classes: int
+    """Classes of this worker."""
+    largest_class: int
+    """Real images of the largest class."""
+    maps: list[Shape]
+    """(C, H, W) of each feature map that can be aligned; the last one, flattened, has width D."""
+    parameters: int
+    """Weights of the network."""
+    graph_factor: int
+    """Memory of a graph for the backward pass, in units of the feature maps."""
+    double_graph_factor: int
+    """The same where the gradient of the weights is differentiated."""
+    itemsize: int
+    """Bytes per number."""
+
+    @property
+    def feature_dim(self) -> int:
+        """D."""
+        return prod(self.maps[-1])
+
+    @property
+    def map_numbers(self) -> int:
+        """Numbers of all feature maps of one image."""
+        return sum(prod(shape) for shape in self.maps)
+
+
+class MethodSpec(SpecModel, ABC):
+    """A method: ipc images per class from the real images.
+
+    A subclass declares `name` as a `Literal` with the name of its folder.
+    """
+
+    if TYPE_CHECKING:
+        name: str
+        """Each subclass narrows it to a Literal."""
+    published_iterations: ClassVar[int]
+    """Iterations in the method's own paper, the default of `iterations`. 0 for a method that chooses real images."""
+    couples_classes: ClassVar[bool]
+    """Whether the loss of one class depends on the images of another, so that workers communicate in each outer step."""
+
+    @abstractmethod
+    def resolved(self, context: ResolutionContext) -> Self:
+        """Return this spec with every field filled in. Raise ValueError with a message that starts with `method.FIELD: `."""
+
+    @abstractmethod
+    def statistics_bytes(self, sizes: Sizes) -> int:
+        """Return the bytes of what the method holds besides the images, the network and its feature maps."""
+
+    @abstractmethod
+    def graph_bytes(self, sizes: Sizes) -> int:
+        """Return the bytes of the feature maps and graphs that must be held at once, however small the chunks are made."""
+
+    def numbers_per_outer_step(self, sizes: Sizes) -> int:  # noqa: ARG002
+        """Return how many numbers a worker sends per outer step, apart from the loss.
+
+        A method whose `couples_classes` is True overrides this.
+        """
+        return 0
+
+    @property
+    def trained_images(self) -> int:
+        """Images per minibatch when the network is trained; 0 if it is not."""
+        return 0
+
+    def filled(self, **values: Any) -> Self:
+        """Return this spec with those of `values` whose fields were left out."""
+        return self.model_copy(update={name: value for name, value in values.items() if getattr(self, name) is None})
+
+
+class LearningMethodSpec(MethodSpec):
+    """What the methods share that learn synthetic images by gradient descent."""
 
     batch_real: int = resolved_later(ge=1, le=65536)
-    """N, real images per class and outer step (256). A smaller class uses all it has."""
+    """N, real images per class and outer step. A smaller class uses all it has."""
     image_lr: float = resolved_later(gt=0, le=1e30)
-    """Learning rate of the synthetic images. cafe and dc 0.1; dm 1."""
+    """Learning rate of the synthetic images."""
     image_momentum: float = resolved_later(ge=0, lt=1)
-    """Momentum of the synthetic images (0.5)."""
+    """Momentum of the synthetic images."""
     image_milestones: list[Annotated[int, Field(ge=0)]] = resolved_later(max_length=1000)
-    """Iterations at which image_lr is halved. cafe: paper 1200, 1400, 1800; reference 1200, 1600, 1800. dc, dm: none."""
+    """Iterations at which image_lr is halved."""
     init: Literal["noise", "real"] = resolved_later()
-    """Synthetic images start as Gaussian noise (cafe, dc) or as real images (dm, and dc with `augment: dsa`)."""
+    """Whether the synthetic images start as Gaussian noise or as real images."""
     augment: Literal["none", "dsa"] = resolved_later()
-    """`dsa`: differentiable Siamese augmentation, without flips for digits (CAFE+DSA, DSA). Default none; dm: dsa."""
+    """`dsa`: differentiable Siamese augmentation, without flips for digits (CAFE+DSA, DSA)."""
+
+    def image_lr_at(self, iteration: int) -> float:
+        """Return the learning rate of the images in `iteration` (0-based): halved at each milestone reached."""
+        return self.image_lr * math.pow(0.5, sum(iteration >= milestone for milestone in self.image_milestones))
 
 
-class BilevelMethod(MatchingMethod):
+class BilevelMethodSpec(LearningMethodSpec):
     """What the methods share that train the network on S between steps of the images."""
 
     max_outer: int = resolved_later(ge=1, le=100_000)
-    """Bound on outer steps per iteration.
-
-    cafe paper and dc: DC's, by ipc (1→1, 10→10, 20→20, 30→30, 40→40, 50→50); reference: a generous 100."""
+    """Bound on outer steps per iteration."""
     max_inner: int = resolved_later(ge=0, le=100_000)
-    """Bound on inner epochs per outer step.
-
-    cafe paper and dc: DC's, by ipc (1→1, 10→50, 20→25, 30→20, 40→15, 50→10); reference: a generous 500."""
+    """Bound on inner epochs per outer step."""
     batch_train: int = resolved_later(ge=1, le=65536)
-    """Minibatch of the inner loop, over all classes (256)."""
+    """Minibatch of the inner loop, over all classes."""
     network_lr: float = resolved_later(gt=0, le=1e30)
-    """Learning rate of the network in the inner loop (plain SGD, 0.01)."""
+    """Learning rate of the network in the inner loop (plain SGD)."""
+
+    @property
+    def trained_images(self) -> int:
+        """The inner loop's minibatch."""
+        return self.batch_train
 
 
-class CafeMethod(BilevelMethod):
-    """CAFE (Wang et al., CVPR 2022): aligned features and discrimination. What is left out comes from the preset."""
+class SelectionMethodSpec(MethodSpec):
+    """What the methods share that choose real images. They have no iterations, and choosing is local to a class."""
 
-    name: Literal["cafe"] = "cafe"
-    """CAFE."""
-    preset: Preset = DEFAULT_PRESET
-    """`paper`: the paper's settings; `reference`: what the authors' released code does."""
-    beta: float = resolved_later(ge=0, le=1e30)
-    """β of Eq. 4, on the *mean* cross-entropy. paper 1; reference 0.01·K·N (that code sums instead of averaging)."""
-    layer_weights: Annotated[list[Annotated[float, Field(ge=0, le=1e30)]], Field(min_length=1, max_length=64)] = resolved_later()
-    """w_l, one per aligned map, early → late. paper all 1; reference 0.1 …, 1, 2."""
-    layers: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1, max_length=64)] = resolved_later()
-    """Which feature maps are aligned, 0-based from the input (Tables 3 and 4, which count from the output). Default: all."""
-    discrimination: bool = True
-    """Whether the discrimination loss (Eq. 2–3) is part of the loss."""
-    bilevel: Literal["dynamic", "fixed"] = "dynamic"
-    """`dynamic`: Algorithm 1's stop rules; `fixed`: always max_outer and max_inner."""
-    lambda_1: float = resolved_later(ge=0, le=1)
-    """λ1: the outer loop ends when the last γ query accuracies span less.
+    published_iterations: ClassVar[int] = 0
+    couples_classes: ClassVar[bool] = False
 
-    With 1280 query images the sampling noise of a window of 10 alone spans about 0.04: λ sits near it."""
-    lambda_2: float = resolved_later(ge=0, le=1)
-    """λ2: the inner loop ends when the last γ query accuracies span more. Near the noise too: see lambda_1."""
-    gamma: int = resolved_later(ge=1, le=1000)
-    """γ: length of both queues."""
-    query_per_class: int = resolved_later(ge=1, le=65536)
-    """Query images per class at each check. paper N; reference 128. Query checks dominate a run's time."""
-    query_carry: bool = resolved_later()
-    """Carry a_t = mean_t + a_{t-1}/K between checks, as the reference's never-reset accumulator does."""
+    def resolved(self, context: ResolutionContext) -> Self:  # noqa: ARG002
+        """Return this spec: no default depends on anything."""
+        return self
+
+    def graph_bytes(self, sizes: Sizes) -> int:
+        """Return the bytes of one image's graph: the network may be trained on real images."""
+        return sizes.graph_factor * sizes.map_numbers * sizes.itemsize
 
 
-class DcMethod(BilevelMethod):
-    """DC, gradient matching (Zhao et al., ICLR 2021); with `augment: dsa` it is DSA (Zhao & Bilen, ICML 2021).
+class NetworkSelectionSpec(SelectionMethodSpec):
+    """A choice of real images by a network that is trained on all of them."""
 
-    It fails where a block normalises maps of 2×2 pixels: 8×8 images take a network of depth 2.
-    """
-
-    name: Literal["dc"]
-    """Gradient matching."""
-
-
-class DmMethod(MatchingMethod):
-    """DM, distribution matching (Zhao & Bilen, WACV 2023): the mean embedding, under fresh networks that are never trained."""
-
-    name: Literal["dm"]
-    """Distribution matching."""
-
-
-class RandomMethod(SpecModel):
-    """Random real images of each class."""
-
-    name: Literal["random"]
-    """Random real images."""
-
-
-class CoresetMethod(SpecModel):
-    """A choice of real images, by what a network trained on all of them makes of them."""
-
-    name: CoresetName
-    """herding (Welling, ICML 2009), k_center (Sener & Savarese, ICLR 2018), forgetting (Toneva et al., ICLR 2019), or kmeans:
-    the images nearest the centres of k-means (Cui et al., NeurIPS 2022)."""
+    name: str
     network_epochs: Annotated[int, Field(ge=0, le=100_000)] = 50
-    """Epochs of training on all real images. 0: embed with a random network (not forgetting). Nothing is saved on the way: a job
-    that is broken off trains from the start again."""
+    """Epochs of training on all real images. 0: embed with a random network (not forgetting). No checkpoints are written on the
+    way: a job that is interrupted starts this training again."""
     network_lr: Annotated[float, Field(gt=0, le=1e30)] = 0.01
     """Learning rate of that training; a tenth after half the epochs. Momentum and weight decay as in evaluations."""
     batch_train: Annotated[int, Field(ge=1, le=65536)] = 256
     """Minibatch of that training, over all classes."""
-
-    @model_validator(mode="after")
-    def _forgets_something(self) -> CoresetMethod:
-        if self.name == "forgetting" and self.network_epochs < 2:
-            raise ValueError("method.network_epochs: forgetting counts changes from one epoch to the next; 2 at least")
-        return self
-
-
-def _method_tag(value: Any) -> str | None:
-    """Which class of MethodSpec `value` is, sent or validated: cafe where it does not say."""
-    name = value.get("name", "cafe") if isinstance(value, Mapping) else getattr(value, "name", None)
-    return _METHOD_TAGS.get(name) if isinstance(name, str) else None
-
-
-_METHOD_TAGS = {"cafe": "cafe", "dc": "dc", "dm": "dm", "random": "random"} | dict.fromkeys(
-    ("herding", "k_center", "forgetting", "kmeans"), "coreset"
-)
-
-
-MethodSpec: TypeAlias = Annotated[
-    Annotated[CafeMethod, Tag("cafe")]
-    | Annotated[DcMethod, Tag("dc")]
-    | Annotated[DmMethod, Tag("dm")]
-    | Annotated[RandomMethod, Tag("random")]
-    | Annotated[CoresetMethod, Tag("coreset")],
-    Discriminator(
-        _method_tag,
-        custom_error_type="unknown_method",
-        custom_error_message=f"method.name must be one of {', '.join(_METHOD_TAGS)}",
-    ),
-]
-"""A way to make ipc images per class. Each is one module of `cafe_core.methods`."""

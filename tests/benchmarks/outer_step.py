@@ -12,46 +12,42 @@ import torch
 from torch import Tensor
 
 from cafe_core.algorithm.collectives import Comm
-from cafe_core.algorithm.condense import Run
+from cafe_core.algorithm.method import LearningMethod, ignore_events
 from cafe_core.algorithm.model import Budget
-from cafe_core.algorithm.run_state import start
-from cafe_core.algorithm.shard_context import ShardContext
 from cafe_core.data.class_store import ClassStore
 from tests.benchmarks.figures import Figure
 from tests.benchmarks.straightforward import ConvNet3, outer_step
 from tests.cafe_core.made_data import make_spec, make_store
+from tests.cafe_core.started import started
 
 K, N, IPC = 10, 64, 10
 CPU = torch.device("cpu")
 METHOD = {"batch_real": N}
 
 
-def make_run(store: ClassStore, checkpoints: Path, **fields: object) -> tuple[Run, Callable[[], Tensor]]:
+def make_run(store: ClassStore, checkpoints: Path, **fields: object) -> tuple[LearningMethod, Callable[[], Tensor]]:
     """Return a run and a function that computes ∂L/∂S of its first outer step, without updating S."""
     spec = make_spec(store, ipc=IPC, network={}, **{"method": METHOD, **fields})
-    run = Run(ShardContext.of(spec, store, Comm.single(), CPU, Budget.of(CPU)))
-    _, shard = start(run.rank, checkpoints, _silent)
-    run.rank.model.renew(spec.seed, 0)
+    run, shard = started(spec, store, Comm.single(), Budget.of(CPU), checkpoints)
 
     def step() -> Tensor:
-        return run.method.gradient(shard, run.sample("real", N, 0, 0), None)[0]
+        return run.gradient(shard, run.context.sample("real", N, 0, 0), None)[0]
 
     return run, step
 
 
-def straightforward_step(run: Run) -> Callable[[], Tensor]:
+def straightforward_step(run: LearningMethod) -> Callable[[], Tensor]:
     """Return the same step as the straightforward code computes it, with the same network and images."""
-    network, rank = ConvNet3(3, K), run.rank
-    network.load_state_dict(dict(zip(network.state_dict(), rank.model.network.state_dict().values(), strict=True)))
-    rows = run.sample("real", N, 0, 0)
-    with TemporaryDirectory() as nowhere:
-        images = start(rank, Path(nowhere), _silent)[1].images
+    network, context = ConvNet3(3, K), run.context
+    network.load_state_dict(dict(zip(network.state_dict(), context.model.network.state_dict().values(), strict=True)))
+    rows = run.context.sample("real", N, 0, 0)
+    images = run.initial_images(ignore_events)
 
     def step() -> Tensor:
-        real = [rank.real.batch(k, rows.indices[k]) for k in range(K)]
+        real = [context.real.batch(k, rows.indices[k]) for k in range(K)]
         synthetic = [images[k * IPC : (k + 1) * IPC].clone().requires_grad_() for k in range(K)]
         network.zero_grad()
-        outer_step(network, synthetic, real, rank.spec.method.layer_weights, rank.spec.method.beta)
+        outer_step(network, synthetic, real, context.spec.method.layer_weights, context.spec.method.beta)
         return torch.cat([s.grad for s in synthetic if s.grad is not None])
 
     return step

@@ -13,15 +13,13 @@ from typing import Any, TypeVar
 import torch
 
 from cafe_core.algorithm.collectives import Comm
-from cafe_core.algorithm.condense import Run
 from cafe_core.algorithm.model import Budget
-from cafe_core.algorithm.run_state import start
-from cafe_core.algorithm.shard_context import ShardContext
 from cafe_core.data.class_store import ClassStore
 from tests.benchmarks.figures import Figure
 from tests.cafe_core.gangs import free_port
 from tests.cafe_core.live_memory import LiveBytes
 from tests.cafe_core.made_data import make_spec, make_store
+from tests.cafe_core.started import started
 
 CPU = torch.device("cpu")
 STEPS = 6
@@ -34,18 +32,16 @@ def _steps_per_second(rank: int, world: int, port: int, store: Path, checkpoints
     data = ClassStore.open(store)
     comm = Comm.connect(rank=rank, world=world, address=f"127.0.0.1:{port}", device=CPU, timeout_s=300, host="127.0.0.1")
     spec = make_spec(data, ipc=10, precision="float32", network={}, method={"batch_real": 64})
-    run = Run(ShardContext.of(spec, data, comm, CPU, Budget.of(CPU)))
-    _, shard = start(run.rank, checkpoints, _silent)
-    run.rank.model.renew(spec.seed, 0)
+    run, shard = started(spec, data, comm, Budget.of(CPU), checkpoints)
     run.update_images(shard, 0, 0)
     comm.all_reduce(torch.zeros(1))  # all ranks are warm
-    sent, started = comm.numbers, time.perf_counter()
+    sent, began = comm.numbers, time.perf_counter()
     for outer in range(STEPS):
         run.update_images(shard, 0, outer + 1)
-    taken = time.perf_counter() - started
+    taken = time.perf_counter() - began
     numbers = (comm.numbers - sent) / STEPS
     comm.close()
-    return STEPS / taken, numbers, data.info.num_classes * run.rank.model.network.feature_dim
+    return STEPS / taken, numbers, data.info.num_classes * run.context.model.network.feature_dim
 
 
 def peak_of_a_step(classes: int, directory: Path, *, batch_real: int = 64) -> float:
@@ -57,9 +53,7 @@ def peak_of_a_step(classes: int, directory: Path, *, batch_real: int = 64) -> fl
     torch.set_num_threads(2)
     data = make_store(directory / f"store {classes}", [batch_real] * classes, side=32, channels=3)
     spec = make_spec(data, ipc=10, precision="float32", network={}, method={"batch_real": batch_real})
-    run = Run(ShardContext.of(spec, data, Comm.single(), CPU, Budget.of(CPU)))
-    _, shard = start(run.rank, directory / f"checkpoints {classes}", _silent)
-    run.rank.model.renew(spec.seed, 0)
+    run, shard = started(spec, data, Comm.single(), Budget.of(CPU), directory / f"checkpoints {classes}")
     with LiveBytes() as live:
         run.update_images(shard, 0, 0)
     return live.peak / 2**20

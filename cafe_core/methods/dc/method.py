@@ -6,12 +6,12 @@ CE is the mean cross-entropy of class k's images, D the distance of :func:`cafe_
 step of all classes' images, θ is trained on S for a fixed number of epochs. With `augment: dsa` it is DSA (Zhao & Bilen,
 ICML 2021, https://arxiv.org/abs/2102.08259): A is drawn for each class and shared by its real and synthetic images.
 
-It wants maps that instance norm leaves something of. On the 8×8 digits (one image per class, two cores) the ConvNet of depth 3,
-whose last block normalises 2×2 maps, came to 21 % after 200 iterations, below random images' 69 %; that of depth 2 to 91 % after
-60, against 74 %. That is the method's own: the paper's algorithm written with torch's layers alone does the same at depth 3 (the
-loss stays at 928, 14 % after 200 iterations) and at depth 2 (the loss falls from 472 to 95, 86 %; width 32).
+DC fails where instance norm acts on maps of 2×2 pixels. On the 8×8 digits (one image per class) the ConvNet of depth 3 reached
+21 % after 200 iterations, below the 69 % of random images; the one of depth 2 reached 91 % after 60, against 74 %. This is a
+property of the method: the paper's algorithm written with torch's layers alone does the same at depth 3 (the loss stays at 928;
+14 % after 200 iterations) and at depth 2 (the loss falls from 472 to 95; 86 %; width 32).
 
-A rank needs θ and its own classes' images. The loss is a sum over classes: ranks agree on nothing but its value.
+A worker needs θ and its own classes' images. The loss is a sum over classes: workers exchange only its value.
 """
 
 from __future__ import annotations
@@ -24,60 +24,59 @@ from torch import Tensor
 
 from cafe_core.algorithm import losses
 from cafe_core.algorithm.augment import Draws, apply
+from cafe_core.algorithm.method import LearningMethod, Loops, Losses
 from cafe_core.algorithm.real_images import BatchIndices
 from cafe_core.algorithm.shard_context import ShardContext
 from cafe_core.algorithm.synthetic_shard import SyntheticShard
-from cafe_core.methods import Loops, Losses, Matching
-from cafe_core.spec.method import DcMethod
+from cafe_core.methods.dc.spec import DcMethod
 
 
-class Method(Matching):
+class GradientMatching(LearningMethod):
     """The distance of the weights' gradients, summed over classes; one class at a time is held."""
 
-    def __init__(self, rank: ShardContext) -> None:
-        method = rank.spec.method
-        assert isinstance(method, DcMethod)
-        self.loops = Loops(max_outer=method.max_outer, max_inner=method.max_inner)
-        self._rank = rank
+    def __init__(self, context: ShardContext) -> None:
+        super().__init__(context)
+        spec = self._spec_of_type(DcMethod)
+        self.loops = Loops(max_outer=spec.max_outer, max_inner=spec.max_inner)
 
-    def gradient(self, shard: SyntheticShard, rows: BatchIndices, draws: Draws | None) -> tuple[Tensor, Losses]:
-        """See :class:`cafe_core.methods.Matching`."""
+    def gradient(self, shard: SyntheticShard, batch: BatchIndices, draws: Draws | None) -> tuple[Tensor, Losses]:
+        """Return ∂loss/∂S and the loss, as :class:`cafe_core.algorithm.method.LearningMethod` says."""
         loss = shard.images.new_zeros(())
         gradients: list[Tensor] = []
         for j, (k, S_k) in enumerate(zip(shard.classes, torch.split(shard.images, shard.ipc), strict=True)):
-            matching = _ClassMatching(self._rank, k, None if draws is None else draws[torch.tensor([j])])
-            target = matching.real_gradient(rows.indices[j])
+            matching = _ClassMatching(self.context, k, None if draws is None else draws[torch.tensor([j])])
+            target = matching.real_gradient(batch.indices[j])
             distance, gradient = matching.match(S_k, target)
             loss += distance
             gradients.append(gradient)
-        return torch.cat(gradients), {"loss": self._rank.comm.all_reduce(loss)}
+        return torch.cat(gradients), {"loss": self.context.comm.all_reduce(loss)}
 
 
 class _ClassMatching:
     """Class k's term of the loss. Gradients are of the weights that the distance compares: those with two dimensions or more."""
 
-    def __init__(self, rank: ShardContext, k: int, draw: Draws | None) -> None:
+    def __init__(self, context: ShardContext, k: int, draw: Draws | None) -> None:
         """draw: one row, for all images of the class."""
-        self._rank = rank
+        self._context = context
         self._k = k
         self._draw = draw
-        self._weights = [p for p in rank.model.parameters() if p.dim() > 1]
+        self._weights = [p for p in context.model.parameters() if p.dim() > 1]
 
     def real_gradient(self, indices: Tensor) -> list[Tensor]:
         """∇_θ CE(θ; A(T_k)), where T_k are the class's images `indices`, (n,); no graph.
 
         Chunk by chunk: ∇ (1/n) Σ_i CE_i = Σ_chunks ∇ (1/n) Σ_{i∈chunk} CE_i.
         """
-        chunks = self._rank.real.chunks(BatchIndices([self._k], [indices]), self._rank.images_per_graph)
+        chunks = self._context.real.chunks(BatchIndices([self._k], [indices]), self._context.images_per_graph)
         return self._sum(self._weight_gradient(chunk.images, len(indices), create_graph=False) for chunk in chunks)
 
     def match(self, S_k: Tensor, target: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """D(∇_θ CE(θ; A(S_k)), target), a scalar, and its gradient in S_k, (ipc, C, H, W).
 
         With g = ∇_θ CE = Σ_chunks g_c and V = ∂D/∂g, a chunk's images get (∂g_c/∂S_c)ᵀ V: given V, each needs its own graph only.
-        Where there is one chunk its graph is kept; else each chunk's is made anew, for about a third more work.
+        Where there is one chunk its graph is kept; otherwise each chunk's is computed again, for about a third more work.
         """
-        chunks = [chunk.detach().requires_grad_() for chunk in torch.split(S_k, self._rank.images_per_double_graph)]
+        chunks = [chunk.detach().requires_grad_() for chunk in torch.split(S_k, self._context.images_per_double_graph)]
         kept = self._weight_gradient(chunks[0], len(S_k), create_graph=True) if len(chunks) == 1 else None
         parts = (self._weight_gradient(chunk, len(S_k), create_graph=False) for chunk in chunks)
         g = [w.detach().requires_grad_() for w in (self._sum(parts) if kept is None else kept)]
@@ -102,5 +101,5 @@ class _ClassMatching:
         if self._draw is not None:
             images = apply(images, self._draw[torch.zeros(len(images), dtype=torch.int64)])
         labels = torch.full((len(images),), self._k, device=images.device)
-        loss = F.cross_entropy(self._rank.model(images), labels, reduction="sum") / total
+        loss = F.cross_entropy(self._context.model(images), labels, reduction="sum") / total
         return torch.autograd.grad(loss, self._weights, create_graph=create_graph)

@@ -1,21 +1,21 @@
-"""K-Center: the images that leave no image of the class far from all of them, under the features of a trained network.
+"""K-Center: images that leave no image of the class far from all of them, under the features of a trained network.
 
 Source: Sener & Savarese, ICLR 2018, https://arxiv.org/abs/1708.00489.
 
-A rank needs the features of its own classes' images, a class at a time. Ranks agree on θ, which they train together.
+A worker needs the features of its own classes' images, one class at a time. Workers agree on θ, which they train together.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from torch import Tensor
 
 from cafe_core.algorithm.coresets import k_center
-from cafe_core.algorithm.selection import select_by_features
-from cafe_core.algorithm.shard_context import ShardContext
+from cafe_core.algorithm.selection import FeatureSelection
 
 
-def select(rank: ShardContext, report: Callable[..., None]) -> list[Tensor]:
-    """Of each own class the positions of its ipc images: (ipc,) int64. Raises NonFiniteLossError when training θ diverges."""
-    return select_by_features(rank, report, lambda _, features: k_center(features, rank.spec.ipc))
+class KCenter(FeatureSelection):
+    """Chooses greedily: the image farthest from its nearest chosen one."""
+
+    def choose(self, k: int, features: Tensor) -> Tensor:  # noqa: ARG002
+        """Return the positions of the chosen images of class k."""
+        return k_center(features, self.context.spec.ipc)

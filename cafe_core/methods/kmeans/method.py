@@ -2,27 +2,23 @@
 
 Source: DC-BENCH (Cui et al., NeurIPS 2022), https://arxiv.org/abs/2207.09639.
 
-A rank needs the features of its own classes' images, a class at a time. Ranks agree on θ, which they train together; where the
-clusters start follows from (seed, class) alone.
+A worker needs the features of its own classes' images, one class at a time. Workers agree on θ, which they train together; where
+the clusters start follows from (seed, class).
 """
 
 from __future__ import annotations
-
-from collections.abc import Callable
 
 from torch import Tensor
 
 from cafe_core.algorithm.coresets import kmeans
 from cafe_core.algorithm.sampling import counter_seed
-from cafe_core.algorithm.selection import select_by_features
-from cafe_core.algorithm.shard_context import ShardContext
+from cafe_core.algorithm.selection import FeatureSelection
 
 
-def select(rank: ShardContext, report: Callable[..., None]) -> list[Tensor]:
-    """Of each own class the positions of its ipc images: (ipc,) int64. Raises NonFiniteLossError when training θ diverges."""
+class Kmeans(FeatureSelection):
+    """Chooses the images nearest to the centres of k-means."""
 
-    def choose(k: int, features: Tensor) -> Tensor:
-        seed = counter_seed(rank.spec.seed, "coreset kmeans", k) % 2**32  # scikit-learn takes no greater ones
-        return kmeans(features, rank.spec.ipc, seed=seed)
-
-    return select_by_features(rank, report, choose)
+    def choose(self, k: int, features: Tensor) -> Tensor:
+        """Return the positions of the chosen images of class k."""
+        seed = counter_seed(self.context.spec.seed, "coreset kmeans", k) % 2**32  # scikit-learn takes no larger ones
+        return kmeans(features, self.context.spec.ipc, seed=seed)

@@ -1,20 +1,20 @@
 """Random real images of each class.
 
-A rank needs its own classes' sizes. Which images are drawn follows from (seed, class) alone: ranks agree on nothing.
+A worker needs the sizes of its own classes. Which images are drawn follows from (seed, class), so workers need not communicate.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from torch import Tensor
 
+from cafe_core.algorithm.method import Report, SelectionMethod, repeated
 from cafe_core.algorithm.sampling import choose, generator
-from cafe_core.algorithm.selection import repeated
-from cafe_core.algorithm.shard_context import ShardContext
 
 
-def select(rank: ShardContext, _report: Callable[..., None]) -> list[Tensor]:
-    """Of each own class the positions of its ipc images: (ipc,) int64."""
-    seed, ipc = rank.spec.seed, rank.spec.ipc
-    return [repeated(choose(generator(seed, "coreset random", k), rank.real.count(k), ipc), ipc) for k in rank.classes]
+class Random(SelectionMethod):
+    """Chooses images at random, without repetition where the class is large enough."""
+
+    def select(self, report: Report) -> list[Tensor]:  # noqa: ARG002
+        """Return the positions of the ipc images of each own class: (ipc,) int64 each."""
+        seed, ipc, real = self.context.spec.seed, self.context.spec.ipc, self.context.real
+        return [repeated(choose(generator(seed, "coreset random", k), real.count(k), ipc), ipc) for k in self.context.classes]

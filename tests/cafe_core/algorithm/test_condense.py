@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from cafe_core.algorithm.checkpoint import latest_checkpoint
+from cafe_core.algorithm.checkpoint import Checkpoints
 from cafe_core.algorithm.checkpoint_files import checkpoint_files
 from cafe_core.algorithm.condense import condense
 from cafe_core.algorithm.held_out import split
@@ -48,8 +48,8 @@ def synthetic(
         if events is not None:
             events.append({"type": type, **data})
 
-    run_gang(world, lambda comm: condense(spec, store, comm, CPU, checkpoints=path, report=report))
-    checkpoint = latest_checkpoint(path, spec)
+    run_gang(world, lambda comm: condense(spec, store, comm, CPU, checkpoints=Checkpoints(path), report=report))
+    checkpoint = Checkpoints(path).latest(spec)
     assert checkpoint is not None
     assert checkpoint.iteration == spec.iterations
     return checkpoint.images
@@ -107,8 +107,13 @@ def test_a_run_that_is_stopped_at_an_iteration_goes_on(seven: ClassStore, tmp_pa
         events.append((type, data["iteration"]))
 
     for until in (1, 3, 2, 4):  # 2: more are done, so there is nothing to do
-        run_gang(2, lambda comm, until=until: condense(spec, seven, comm, CPU, checkpoints=tmp_path, report=report, until=until))
-    checkpoint = latest_checkpoint(tmp_path, spec)
+        run_gang(
+            2,
+            lambda comm, until=until: condense(
+                spec, seven, comm, CPU, checkpoints=Checkpoints(tmp_path), report=report, until=until
+            ),
+        )
+    checkpoint = Checkpoints(tmp_path).latest(spec)
     assert checkpoint is not None
     assert torch.equal(checkpoint.images, whole)
     assert [i for type, i in events if type == "checkpoint"] == [1, 3, 4]
@@ -161,9 +166,11 @@ def test_ranks_go_on_from_the_checkpoint_that_rank_0_sees(seven: ClassStore, tmp
     appears = threading.Timer(1.0, lambda: shutil.copy(newest, tmp_path / "rank 1"))
     appears.start()
     spec = make_spec(seven, iterations=5, method=METHOD)
-    run_gang(2, lambda comm: condense(spec, seven, comm, CPU, checkpoints=tmp_path / f"rank {comm.rank}", report=_silent))
+    run_gang(
+        2, lambda comm: condense(spec, seven, comm, CPU, checkpoints=Checkpoints(tmp_path / f"rank {comm.rank}"), report=_silent)
+    )
     appears.join()
-    resumed = latest_checkpoint(tmp_path / "rank 0", spec)
+    resumed = Checkpoints(tmp_path / "rank 0").latest(spec)
     assert resumed is not None
     assert torch.equal(resumed.images, whole)
 
@@ -257,7 +264,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_checkpoint(s
     spec = make_spec(seven, iterations=50, checkpoint_every=1, network=network, method={**METHOD, "image_lr": 1e30})
     with pytest.raises(NonFiniteLossError, match=r"iteration \d+, outer step \d+"):
         synthetic(spec, seven, tmp_path, 2)
-    checkpoint = latest_checkpoint(tmp_path, spec)
+    checkpoint = Checkpoints(tmp_path).latest(spec)
     assert checkpoint is not None
     assert checkpoint.images.isfinite().all()
 

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from cafe_core.algorithm import losses
-from cafe_core.spec.method import CafeMethod
+from cafe_core.methods.cafe.spec import CafeMethod
+from cafe_core.spec.method import ResolutionContext
 from cafe_core.spec.network import NetworkSpec
-from cafe_core.spec.resolution import resolve_method
 
 RTOL = 1e-10
 
@@ -68,7 +68,7 @@ def test_shares_of_batches_add_up() -> None:
 )
 def test_total_loss_and_gradient_by_hand_for_a_linear_network(preset: str, weights: list[float], beta: float) -> None:
     """Maps φ_l(x) = A_l x make every derivative a matrix product: ∂L/∂S is written out and compared with the surrogate's."""
-    method = resolve_method(CafeMethod.model_validate({"preset": preset}), ipc=2, num_classes=10, network=NetworkSpec())
+    method = CafeMethod.model_validate({"preset": preset}).resolved(ResolutionContext(2, 10, NetworkSpec()))
     assert method.layer_weights == weights
     assert method.beta == pytest.approx(beta)
 

@@ -10,16 +10,16 @@ import torch
 import torch.nn.functional as F
 
 from cafe_core.algorithm.collectives import Comm
-from cafe_core.algorithm.condense import Run
 from cafe_core.algorithm.model import Budget
-from cafe_core.algorithm.run_state import start
-from cafe_core.algorithm.shard_context import ShardContext
 from cafe_core.data.class_store import ClassStore
+from cafe_core.methods.dc.spec import WEIGHT_GRADIENTS_HELD
 from cafe_core.networks import build_network
-from cafe_core.spec.estimate import DOUBLE_GRAPH_FACTOR, GRAPH_BYTES_CPU, WEIGHT_GRADIENTS_HELD, estimate
+from cafe_core.spec.estimate import GRAPH_BYTES_CPU, estimate
 from cafe_core.spec.network import NetworkSpec
+from cafe_core.spec.network_sizes import DOUBLE_GRAPH_FACTOR
 from tests.cafe_core.live_memory import LiveBytes
 from tests.cafe_core.made_data import make_spec, make_store
+from tests.cafe_core.started import started
 
 CPU = torch.device("cpu")
 
@@ -64,10 +64,8 @@ def test_a_double_graph_holds_what_is_estimated(fields: dict[str, object]) -> No
 def test_a_step_holds_no_more_than_is_estimated(store: ClassStore, tmp_path: Path, method: dict[str, object]) -> None:
     """An outer step with more synthetic images than a chunk has, on the budget of a CPU."""
     spec = make_spec(store, ipc=26, network={}, method={"batch_real": 8, **method}, precision="float32")
-    rank = ShardContext.of(spec, store, Comm.single(), CPU, Budget.of(CPU))
-    _, shard = start(rank, tmp_path, lambda *_, **__: None)
-    run = Run(rank)
-    assert rank.images_per_double_graph < spec.ipc
+    run, shard = started(spec, store, Comm.single(), Budget.of(CPU), tmp_path)
+    assert run.context.images_per_double_graph < spec.ipc
     with LiveBytes() as live:
         run.update_images(shard, 0, 0)
     estimated = estimate(spec, store.info)
@@ -81,11 +79,11 @@ def test_gradients_of_weights_are_held_as_estimated(store: ClassStore, tmp_path:
     spec = make_spec(
         store, ipc=ipc, network={"name": "mlp", "width": 1500}, method={"name": "dc", "batch_real": 1}, precision="float32"
     )
-    rank = ShardContext.of(spec, store, Comm.single(), CPU, Budget(1, 1))  # an image at a time
-    _, shard = start(rank, tmp_path, lambda *_, **__: None)
-    run = Run(rank)
+    run, shard = started(spec, store, Comm.single(), Budget(1, 1), tmp_path)  # one image at a time
     with LiveBytes() as live:
         run.update_images(shard, 0, 0)
     estimated = estimate(spec, store.info).statistics_bytes
-    assert estimated / WEIGHT_GRADIENTS_HELD == pytest.approx(4 * sum(p.numel() for p in rank.model.parameters()), rel=0.15)
+    assert estimated / WEIGHT_GRADIENTS_HELD == pytest.approx(
+        4 * sum(p.numel() for p in run.context.model.parameters()), rel=0.15
+    )
     assert 0.5 * estimated <= live.peak <= estimated

@@ -10,39 +10,29 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cafe_core.algorithm.collectives import Comm
-from cafe_core.algorithm.condense import Run
+from cafe_core.algorithm.method import LearningMethod
 from cafe_core.algorithm.model import Budget
-from cafe_core.algorithm.run_state import start
-from cafe_core.algorithm.shard_context import ShardContext
-from cafe_core.algorithm.synthetic_shard import SyntheticShard
 from cafe_core.data.class_store import ClassStore
 from cafe_core.spec.condense import CondenseSpec
 from tests.cafe_core.gangs import run_gang
 from tests.cafe_core.made_data import make_spec, make_store
+from tests.cafe_core.started import started
 
 CPU = torch.device("cpu")
 ROOMY = Budget(1 << 30, 1 << 30)
 TIGHT = Budget(1, 1)  # one real image and one class at a time
 
 
-def started(spec: CondenseSpec, store: ClassStore, comm: Comm, budget: Budget, checkpoints: Path) -> tuple[Run, SyntheticShard]:
-    """A run before its first outer step."""
-    rank = ShardContext.of(spec, store, comm, CPU, budget)
-    _, shard = start(rank, checkpoints, lambda *_, **__: None)
-    rank.model.renew(spec.seed, 0)
-    return Run(rank), shard
-
-
-def textbook_gradient(spec: CondenseSpec, run: Run, images: Tensor) -> tuple[float, Tensor]:
+def textbook_gradient(spec: CondenseSpec, run: LearningMethod, images: Tensor) -> tuple[float, Tensor]:
     """L = L_f + β L_d (Eq. 1–4) and ∂L/∂S, with the same real images as the run draws; all K classes in one place."""
-    method, K, ipc, network = spec.method, run.rank.info.num_classes, spec.ipc, run.rank.model.network
-    rows = run.sample("real", method.batch_real, 0, 0)
+    method, K, ipc, network = spec.method, run.context.info.num_classes, spec.ipc, run.context.model.network
+    rows = run.context.sample("real", method.batch_real, 0, 0)
     S = images.clone().requires_grad_()
     feature_loss = torch.zeros((), dtype=S.dtype)
     centres, features, labels = [], [], []
     for k in range(K):
         maps_s = network.features(S[k * ipc : (k + 1) * ipc])
-        maps_t = network.features(run.rank.real.batch(k, rows.indices[k]))
+        maps_t = network.features(run.context.real.batch(k, rows.indices[k]))
         for w, layer in zip(method.layer_weights, method.layers, strict=True):
             feature_loss = feature_loss + w * ((maps_s[layer].mean(0) - maps_t[layer].mean(0)) ** 2).sum()
         centres.append(maps_s[-1].mean(0).flatten())
@@ -81,7 +71,7 @@ def test_gradient_is_that_of_the_paper_loss(
     spec = make_spec(store, method={"preset": preset, "batch_real": 8, **method})
     run, shard = started(spec, store, Comm.single(), budget, tmp_path)
     expected_loss, expected = textbook_gradient(spec, run, shard.images)
-    gradient, losses = run.method.gradient(shard, run.sample("real", 8, 0, 0), None)
+    gradient, losses = run.gradient(shard, run.context.sample("real", 8, 0, 0), None)
     assert float(losses["loss"]) == pytest.approx(expected_loss, rel=1e-10)
     assert float(losses["feature_loss"] + spec.method.beta * losses["discrimination_loss"]) == float(losses["loss"])
     torch.testing.assert_close(gradient, expected, rtol=1e-10, atol=1e-12)
@@ -116,8 +106,8 @@ def test_step_is_sgd_with_momentum(store: ClassStore, tmp_path: Path) -> None:
     twin = shard.images.clone().requires_grad_()
     optimizer = torch.optim.SGD([twin], lr=0.1, momentum=0.5)
     for iteration in range(3):
-        run.rank.model.renew(spec.seed, iteration)
-        twin.grad, _ = run.method.gradient(shard, run.sample("real", 8, iteration, 0), None)
+        run.context.model.renew(spec.seed, iteration)
+        twin.grad, _ = run.gradient(shard, run.context.sample("real", 8, iteration, 0), None)
         optimizer.param_groups[0]["lr"] = 0.1 if iteration < 1 else 0.05
         optimizer.step()
         run.update_images(shard, iteration, 0)

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from cafe_core.algorithm.checkpoint import Checkpoint, latest_checkpoint, save_checkpoint
+from cafe_core.algorithm.checkpoint import Checkpoint, Checkpoints
 from cafe_core.algorithm.checkpoint_files import checkpoint_files
 from cafe_core.data.roots import DataRoots
 from cafe_core.errors import DiskFullError
@@ -48,13 +48,13 @@ def fill_with_checkpoints(disk: Path, tmp_path: Path) -> None:
     images = torch.randn(100, 1, 8, 8, dtype=torch.float64)  # 51 kB, and as much of momentum
 
     def save(iteration: int) -> None:
-        save_checkpoint(disk, Checkpoint(images + iteration, images, iteration), spec)
+        Checkpoints(disk).save(Checkpoint(images + iteration, images, iteration), spec)
 
     save(1)
     save(2)  # 205 kB of 262
     with pytest.raises(DiskFullError, match=r"iteration 3 .*earlier checkpoints are intact.*No space left on device"):
         save(3)
-    kept = latest_checkpoint(disk, spec)
+    kept = Checkpoints(disk).latest(spec)
     assert kept is not None
     assert kept.iteration == 2
     assert torch.equal(kept.images, images + 2)
@@ -62,7 +62,7 @@ def fill_with_checkpoints(disk: Path, tmp_path: Path) -> None:
 
     checkpoint_files(disk)[-1].unlink()
     save(3)  # with room again it goes on
-    assert latest_checkpoint(disk, spec).iteration == 3  # type: ignore[union-attr]
+    assert Checkpoints(disk).latest(spec).iteration == 3  # type: ignore[union-attr]
 
 
 def test_a_job_fails_with_that_reason_and_goes_on_when_there_is_room(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from cafe_core.algorithm.checkpoint import Checkpoints
 from cafe_core.algorithm.collectives import Comm
 from cafe_core.algorithm.condense import condense
 from cafe_core.algorithm.sampling import choose, counter_seed, generator
@@ -66,7 +67,7 @@ def test_a_run_of_dc_is_its_papers(tmp_path: Path, ipc: int) -> None:
         if type == "iteration":
             reported.append(data["loss"])
 
-    ours = condense(spec, store, Comm.single(), torch.device("cpu"), checkpoints=tmp_path, report=report).images
+    ours = condense(spec, store, Comm.single(), torch.device("cpu"), checkpoints=Checkpoints(tmp_path), report=report).images
 
     mean, std = store.info.mean[0], store.info.std[0]
     real = [(torch.from_numpy(store.images(k).copy()).double() / 255 - mean) / std for k in range(K)]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from pathlib import Path
 from typing import Any
 
@@ -11,20 +10,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cafe_core import methods
 from cafe_core.algorithm import augment
+from cafe_core.algorithm.checkpoint import Checkpoints
 from cafe_core.algorithm.collectives import Comm
-from cafe_core.algorithm.condense import Run
+from cafe_core.algorithm.condense import condense
 from cafe_core.algorithm.losses import MIN_NORM_PRODUCT
+from cafe_core.algorithm.method import LearningMethod, ignore_events
 from cafe_core.algorithm.model import Budget
-from cafe_core.algorithm.run_state import start
-from cafe_core.algorithm.shard_context import ShardContext
 from cafe_core.algorithm.synthetic_shard import SyntheticShard
 from cafe_core.data.class_store import ClassStore
-from cafe_core.spec.condense import CondenseSpec
-from cafe_core.spec.method import MatchingMethod
+from cafe_core.methods.registry import METHODS
+from cafe_core.spec.estimate import method_sizes
+from cafe_core.spec.method import LearningMethodSpec
 from tests.cafe_core.gangs import run_gang
 from tests.cafe_core.made_data import make_spec, make_store
+from tests.cafe_core.started import started
 
 CPU = torch.device("cpu")
 ROOMY = Budget(1 << 30, 1 << 30)
@@ -43,26 +43,18 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> ClassStore:
     return make_store(tmp_path_factory.mktemp("store") / "s", [20, 5, 20, 1], channels=3)
 
 
-def started(spec: CondenseSpec, store: ClassStore, comm: Comm, budget: Budget, checkpoints: Path) -> tuple[Run, SyntheticShard]:
-    """A run before its first outer step."""
-    rank = ShardContext.of(spec, store, comm, CPU, budget)
-    _, shard = start(rank, checkpoints, lambda *_, **__: None)
-    rank.model.renew(spec.seed, 0)
-    return Run(rank), shard
-
-
-def real_and_synthetic(run: Run, shard: SyntheticShard) -> list[tuple[Tensor, Tensor]]:
+def real_and_synthetic(run: LearningMethod, shard: SyntheticShard) -> list[tuple[Tensor, Tensor]]:
     """(T_k, S_k) of every class, as the first outer step takes them."""
-    rows = run.sample("real", N, 0, 0)
-    real = [run.rank.real.batch(k, indices) for k, indices in zip(rows.classes, rows.indices, strict=True)]
+    rows = run.context.sample("real", N, 0, 0)
+    real = [run.context.real.batch(k, indices) for k, indices in zip(rows.classes, rows.indices, strict=True)]
     return list(zip(real, shard.images.split(shard.ipc), strict=True))
 
 
 class HandMLP:
     """The MLP with two hidden layers as matrices: o = W3 h2 + b3, h2 = [W2 h1 + b2]₊, h1 = [W1 x + b1]₊. No autograd."""
 
-    def __init__(self, run: Run) -> None:
-        self.W1, self.b1, self.W2, self.b2, self.W3, self.b3 = (p.detach() for p in run.rank.model.parameters())
+    def __init__(self, run: LearningMethod) -> None:
+        self.W1, self.b1, self.W2, self.b2, self.W3, self.b3 = (p.detach() for p in run.context.model.parameters())
 
     def hidden(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """h1, h2 of x (n, P)."""
@@ -123,7 +115,7 @@ def test_dm_gradient_by_hand(store: ClassStore, tmp_path: Path, budget: Budget) 
         difference = h2.mean(0) - hand.hidden(T.flatten(1))[1].mean(0)
         loss += float(difference @ difference)
         expected.append(((2 / IPC * difference * (h2 > 0)) @ hand.W2 * (h1 > 0)) @ hand.W1)
-    gradient, losses = run.method.gradient(shard, run.sample("real", N, 0, 0), None)
+    gradient, losses = run.gradient(shard, run.context.sample("real", N, 0, 0), None)
     assert float(losses["loss"]) == pytest.approx(loss, rel=1e-10)
     assert gradient.abs().max() > 1e-3
     torch.testing.assert_close(gradient.flatten(1), torch.cat(expected), rtol=1e-10, atol=1e-14)
@@ -141,7 +133,7 @@ def test_dc_gradient_by_hand(store: ClassStore, tmp_path: Path, budget: Budget) 
         ]
         loss += sum(value for value, _ in terms)
         expected.append(hand.matched_gradient(x, k, [V for _, V in terms]))
-    gradient, losses = run.method.gradient(shard, run.sample("real", N, 0, 0), None)
+    gradient, losses = run.gradient(shard, run.context.sample("real", N, 0, 0), None)
     assert float(losses["loss"]) == pytest.approx(loss, rel=1e-10)
     assert gradient.abs().max() > 1e-3
     torch.testing.assert_close(gradient.flatten(1), torch.cat(expected), rtol=1e-9, atol=1e-13)
@@ -158,7 +150,7 @@ def test_siamese_gradient_is_that_of_the_paper_loss_in_one_graph(
     run, shard = started(spec, store, Comm.single(), budget, tmp_path)
     draws = augment.draw("dsa", 4, store.info.shape, True, torch.Generator().manual_seed(3)).to("cpu", torch.float64)
     S = shard.images.clone().requires_grad_()
-    net = run.rank.model.network.requires_grad_(True)
+    net = run.context.model.network.requires_grad_(True)
     weights = [p for p in net.parameters() if p.dim() > 1]
     loss = torch.zeros((), dtype=torch.float64)
     for k, (T_k, _) in enumerate(real_and_synthetic(run, shard)):
@@ -173,7 +165,7 @@ def test_siamese_gradient_is_that_of_the_paper_loss_in_one_graph(
             a, b = a.flatten(1), b.detach().flatten(1)
             loss = loss + (1 - (a * b).sum(1) / (a.norm(dim=1) * b.norm(dim=1) + MIN_NORM_PRODUCT)).sum()
     (expected,) = torch.autograd.grad(loss, S)
-    gradient, losses = run.method.gradient(shard, run.sample("real", N, 0, 0), draws)
+    gradient, losses = run.gradient(shard, run.context.sample("real", N, 0, 0), draws)
     assert float(losses["loss"]) == pytest.approx(float(loss.detach()), rel=1e-10)
     torch.testing.assert_close(gradient, expected, rtol=1e-9, atol=1e-12)
 
@@ -192,23 +184,38 @@ def test_matching_is_local_to_a_class(store: ClassStore, tmp_path: Path, name: s
     assert run_gang(3, work) == [numbers] * 3
 
 
-def method_names() -> list[str]:
-    """Every `method.name` that the spec allows."""
-    return [
-        name
-        for model in CondenseSpec.model_fields["method"].annotation.__args__  # type: ignore[union-attr]
-        for name in model.__args__[0].model_fields["name"].annotation.__args__
-    ]
+@pytest.mark.parametrize("name", list(METHODS))
+def test_every_registered_method_runs_and_is_exact_over_shards(name: str, store: ClassStore, tmp_path: Path) -> None:
+    """One worker and three give the same images, whatever the method."""
+    fields = {"network_epochs": 2} if "network_epochs" in METHODS[name].spec.model_fields else {}
+    iterations = 2 if issubclass(METHODS[name].spec, LearningMethodSpec) else 0
+    spec = make_spec(store, iterations=iterations, method={"name": name, **fields})
+
+    def images(world: int) -> Tensor:
+        checkpoints = Checkpoints(tmp_path / f"{world} workers")
+        run_gang(world, lambda comm: condense(spec, store, comm, CPU, checkpoints=checkpoints, report=ignore_events))
+        checkpoint = checkpoints.latest(spec)
+        assert checkpoint is not None
+        return checkpoint.images
+
+    one, three = images(1), images(3)
+    assert one.isfinite().all()
+    torch.testing.assert_close(three, one, rtol=0, atol=1e-9)
 
 
-assert {"cafe", "dc", "dm", "random", "herding", "k_center", "forgetting", "kmeans"} <= set(method_names())
+@pytest.mark.parametrize("name", list(METHODS))
+def test_only_methods_that_couple_classes_communicate_statistics(name: str, store: ClassStore, tmp_path: Path) -> None:
+    """The numbers of an outer step are those that the spec states, and the losses."""
+    if not issubclass(METHODS[name].spec, LearningMethodSpec):
+        pytest.skip("it takes no steps")
+    spec = make_spec(store, method={"name": name, "batch_real": N})
 
+    def work(comm: Comm) -> tuple[int, int]:
+        run, shard = started(spec, store, comm, ROOMY, tmp_path)
+        before = comm.numbers
+        losses = run.update_images(shard, 0, 0)
+        return comm.numbers - before, len(losses)
 
-@pytest.mark.parametrize("name", method_names())
-def test_every_method_of_the_spec_is_a_module(name: str, store: ClassStore) -> None:
-    spec = make_spec(store, iterations=0, method={"name": name})
-    module = importlib.import_module(f"cafe_core.methods.{name}")
-    if isinstance(spec.method, MatchingMethod):
-        assert issubclass(module.Method, methods.Matching)
-    else:
-        assert callable(module.select)
+    stated = spec.method.numbers_per_outer_step(method_sizes(spec, store.info))
+    for numbers, losses in run_gang(3, work):
+        assert stated < numbers <= stated + max(2, losses)

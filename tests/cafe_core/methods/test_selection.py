@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cafe_core.algorithm.checkpoint import latest_checkpoint
+from cafe_core.algorithm.checkpoint import Checkpoints
 from cafe_core.algorithm.collectives import Comm
 from cafe_core.algorithm.condense import condense
 from cafe_core.algorithm.coresets import ForgettingCounts, herding, k_center, kmeans, most_forgotten
@@ -58,8 +58,8 @@ def selected(
         if events is not None:
             events.append({"type": type, **data})
 
-    run_gang(world, lambda comm: condense(spec, store, comm, CPU, checkpoints=path, report=report))
-    checkpoint = latest_checkpoint(path, spec)
+    run_gang(world, lambda comm: condense(spec, store, comm, CPU, checkpoints=Checkpoints(path), report=report))
+    checkpoint = Checkpoints(path).latest(spec)
     assert checkpoint is not None
     assert checkpoint.iteration == 0
     assert not checkpoint.momentum.any()
@@ -194,7 +194,7 @@ def test_a_last_step_that_diverges_is_noticed_by_every_rank(store: ClassStore, t
 
     def work(comm: Comm) -> None:
         with pytest.raises(NonFiniteLossError, match=r"features became infinite.*network_lr") as raised:
-            condense(spec, store, comm, CPU, checkpoints=tmp_path, report=lambda *_, **__: None)
+            condense(spec, store, comm, CPU, checkpoints=Checkpoints(tmp_path), report=lambda *_, **__: None)
         said.append(raised.value.message)
 
     run_gang(3, work)

@@ -10,13 +10,15 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from cafe_core.methods.cafe.spec import CafeMethod
 from cafe_core.spec.condense import CondenseSpec
 from cafe_core.spec.dataset import DatasetInfo
 from cafe_core.spec.job import field_path
-from cafe_core.spec.method import CafeMethod
+from cafe_core.spec.loops import dc_loops
+from cafe_core.spec.method import ResolutionContext
 from cafe_core.spec.network import NetworkSpec
 from cafe_core.spec.reference import markdown
-from cafe_core.spec.resolution import dc_loops, image_lr_at, resolve, resolve_method
+from cafe_core.spec.resolution import resolve
 from tests.cafe_core.made_data import made_info
 
 
@@ -29,9 +31,8 @@ def spec(**fields: Any) -> CondenseSpec:
 
 
 def method(preset: str, **fields: Any) -> CafeMethod:
-    return resolve_method(
-        CafeMethod.model_validate({"preset": preset, **fields}), ipc=10, num_classes=10, network=NetworkSpec().resolved()
-    )
+    sent = CafeMethod.model_validate({"preset": preset, **fields})
+    return sent.resolved(ResolutionContext(ipc=10, num_classes=10, network=NetworkSpec().resolved()))
 
 
 def test_paper_preset_is_the_papers() -> None:
@@ -54,7 +55,7 @@ def test_what_depends_on_other_fields_follows_them() -> None:
     assert method("paper", batch_real=64).query_per_class == 64
     assert method("reference", layers=[1, 3]).layer_weights == [0.1, 2.0]
     assert method("reference", beta=3.0, gamma=5).beta == 3.0
-    mlp = resolve_method(CafeMethod(preset="reference"), ipc=1, num_classes=10, network=NetworkSpec(name="mlp"))
+    mlp = CafeMethod(preset="reference").resolved(ResolutionContext(1, 10, NetworkSpec(name="mlp")))
     assert mlp.layer_weights == [1.0, 2.0]
 
 
@@ -77,7 +78,7 @@ def test_loops_of_the_paper_preset(ipc: int, loops: tuple[int, int]) -> None:
 
 def test_image_lr_is_halved_at_each_milestone() -> None:
     m = method("paper", image_milestones=[2, 4])
-    assert [image_lr_at(m, i) for i in range(6)] == pytest.approx([0.1, 0.1, 0.05, 0.05, 0.025, 0.025])
+    assert [m.image_lr_at(i) for i in range(6)] == pytest.approx([0.1, 0.1, 0.05, 0.05, 0.025, 0.025])
 
 
 def test_a_resolved_spec_stands_for_itself() -> None:

@@ -1,0 +1,1 @@
+"""CAFE: aligned features and discrimination."""

@@ -1,0 +1,1 @@
+"""DM: distribution matching."""
