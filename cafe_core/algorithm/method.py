@@ -108,7 +108,7 @@ class Method(ABC):
             names = ", ".join([*state.per_class, *state.shared])
             raise CheckpointError(f"the checkpoint holds {names}, which {type(self).__name__} does not load")
 
-    def _spec_of_type(self, type_: type[_Spec]) -> _Spec:
+    def spec_as(self, type_: type[_Spec]) -> _Spec:
         spec = self.context.spec.method
         assert isinstance(spec, type_), f"{type(self).__name__} got the spec of another method: {spec!r}"
         return spec

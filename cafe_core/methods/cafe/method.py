@@ -22,7 +22,7 @@ class Cafe(LearningMethod):
 
     def __init__(self, context: ShardContext) -> None:
         super().__init__(context)
-        spec = self._spec_of_type(CafeMethod)
+        spec = self.spec_as(CafeMethod)
         self.loops = Loops(
             max_outer=spec.max_outer,
             max_inner=spec.max_inner,

@@ -36,7 +36,7 @@ class GradientMatching(LearningMethod):
 
     def __init__(self, context: ShardContext) -> None:
         super().__init__(context)
-        spec = self._spec_of_type(DcMethod)
+        spec = self.spec_as(DcMethod)
         self.loops = Loops(max_outer=spec.max_outer, max_inner=spec.max_inner)
 
     def gradient(self, shard: SyntheticShard, batch: BatchIndices, draws: Draws | None) -> tuple[Tensor, Losses]:
