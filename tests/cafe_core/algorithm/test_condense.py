@@ -184,7 +184,7 @@ def test_images_that_became_infinite_are_not_saved(seven: ClassStore, tmp_path: 
 
 def test_more_iterations_done_than_wanted_are_refused(seven: ClassStore, tmp_path: Path) -> None:
     synthetic(make_spec(seven, iterations=3), seven, tmp_path, 1)
-    with pytest.raises(CheckpointError, match="iterations: 2 are wanted, and 3 were done"):
+    with pytest.raises(CheckpointError, match=r"^iterations: .*\b3\b.*\b2\b"):
         synthetic(make_spec(seven, iterations=2), seven, tmp_path, 1)
 
 

@@ -39,7 +39,7 @@ class AdaptiveSteps(LearningMethod):
         key = {"dataset": self.context.dataset_key, "seed": self.context.spec.seed}
         self.target = cache.load_or_make(key, lambda: {"scale": torch.full((), 0.5, dtype=torch.float64)})
 
-    def gradient(self, shard: SyntheticShard, batch: BatchIndices, draws: Draws | None) -> tuple[Tensor, Losses]:
+    def gradient(self, shard: SyntheticShard, batch: BatchIndices, draws: Draws | None) -> tuple[Tensor, Losses]:  # noqa: ARG002
         means = [self.context.real.batch(k, i).mean(0) for k, i in zip(batch.classes, batch.indices, strict=True)]
         difference = shard.images - torch.stack(means).repeat_interleave(shard.ipc, 0)
         return difference * self.target["scale"], {"loss": self.context.comm.all_reduce(difference.square().sum())}

@@ -108,7 +108,8 @@ def test_refuses_a_computation_of_another_kind(package: Path, monkeypatch: pytes
     from cafe_core.algorithm.method import load_method
 
     (package / "method.py").write_text(
-        "from cafe_core.algorithm.method import SelectionMethod\n\nclass Made(SelectionMethod):\n    def select(self, report): ...\n"
+        "from cafe_core.algorithm.method import SelectionMethod\n\n"
+        "class Made(SelectionMethod):\n    def select(self, report): ...\n"
     )
     monkeypatch.setitem(METHODS, "made", register("made", package.name))
     with pytest.raises(MethodDefinitionError, match="must be a LearningMethod"):

@@ -127,7 +127,7 @@ def test_openapi_shows_the_three_kinds(api: Api) -> None:
     ("change", "loc", "message"),
     [
         ({"kind": "bake"}, "kind", "must be one of condense, evaluate, sweep"),
-        ({"method": {"name": "magic"}}, "method.name", "must be one of cafe, dc, dm, random, herding"),
+        ({"method": {"name": "magic"}}, "method.name", "must be one of cafe, dc, dm"),
         ({"method": {"beta": -1}}, "method.beta", "greater than or equal to 0"),
         ({"method": {"name": "dm", "beta": 1}}, "method.beta", "unknown field"),
         ({"method": {"name": "forgetting", "network_epochs": 1}}, "method.network_epochs", "2 at least"),
