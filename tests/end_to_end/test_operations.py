@@ -41,7 +41,7 @@ def commands(*labels: str) -> str:
 
 
 @pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
-def test_every_command_does_what_it_is_for(kind: str, tmp_path: Path) -> None:
+def test_documented_commands_work(kind: str, tmp_path: Path) -> None:
     (tmp_path / "job.yaml").write_text(yaml.safe_dump(JOB))
     port = _free_port()
     environment = {name: value for name, value in os.environ.items() if not name.startswith("CAFE_")} | {
@@ -76,12 +76,12 @@ def _run(script: str, directory: Path, environment: dict[str, str]) -> None:
 
 
 @pytest.mark.skipif(not (ROOT / ".venv" / ".installed").exists(), reason="this project was not installed by make")
-def test_make_setup_does_nothing_where_it_was_done() -> None:
+def test_make_setup_is_a_no_op_when_done() -> None:
     assert commands("setup").startswith("make setup\n")
     subprocess.run(["make", "--question", "setup"], cwd=ROOT, check=True)
 
 
-def test_the_worked_example_is_what_the_service_computes() -> None:
+def test_worked_example_matches_estimate() -> None:
     info = made_info([1281] * 1000, side=64)
     counts = [int(number) for number in re.findall(r"(\d+) worker", _line("| | 1 worker"))]
     assert counts == [1, 4, 8, 16]

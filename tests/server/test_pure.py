@@ -65,7 +65,7 @@ def test_changes_of(type_: str, data: dict[str, Any], changes: JobUpdate) -> Non
         b'{"time": "now", "type": "a\\u0000b"}',
     ],
 )
-def test_what_is_no_event_is_refused(line: bytes) -> None:
+def test_refuses_lines_that_are_not_events(line: bytes) -> None:
     with pytest.raises(ValueError, match=r"."):
         DriverEvent.parse(line)
 
@@ -96,7 +96,7 @@ def test_workers_on_a_node(of: RayNode, wanted: ResourcesSpec, count: int) -> No
     assert workers_on(of, wanted) == count
 
 
-def test_a_job_that_no_cluster_of_this_size_can_hold_is_refused_with_the_numbers() -> None:
+def test_refuses_job_larger_than_cluster_with_numbers() -> None:
     cluster = RayCluster("2", [node(2), node(3, 1)])
     assert too_large(resources(5), cluster) is None
     assert too_large(resources(6), cluster) == (
@@ -118,7 +118,7 @@ def test_a_job_that_no_cluster_of_this_size_can_hold_is_refused_with_the_numbers
         (resources(gpus=1), 5, 2),  # on GPUs: not the node's memory
     ],
 )
-def test_jobs_held_at_the_same_time(wanted: ResourcesSpec, worker_gib: int, count: int) -> None:
+def test_number_of_jobs_that_fit_at_once(wanted: ResourcesSpec, worker_gib: int, count: int) -> None:
     cluster = RayCluster("2", [node(4, 2), node(2, memory=8 * GIB)])
     assert jobs_held(wanted, cluster, worker_gib * GIB) == count
 
@@ -139,7 +139,7 @@ def test_memory_per_worker(wanted: ResourcesSpec, nodes: list[RayNode], size: in
     assert memory_per_worker(wanted, RayCluster("2", nodes)) == size
 
 
-def test_a_jobs_driver_counts_where_it_is_most_in_the_way() -> None:
+def test_driver_is_placed_where_it_costs_most() -> None:
     cluster = RayCluster("2", [node(2), node(2.5)])
     assert too_large(resources(4), cluster) is None
     assert "at most 3 of them beside their driver's 0.25 CPU" in (too_large(resources(4), cluster, 0.25) or "")
@@ -149,7 +149,7 @@ def test_a_jobs_driver_counts_where_it_is_most_in_the_way() -> None:
     assert "at most 0 " in (too_large(resources(1), RayCluster("2", [node(2)]), 4) or "")  # nobody holds the driver
 
 
-def test_nodes_that_the_autoscaler_has_made_are_not_counted_twice() -> None:
+def test_existing_autoscaled_nodes_are_not_counted_twice() -> None:
     large = [node(8, 1)] * 3
     head = RayNode("head", "10.0.0.1", True, 16, 2, 16, 2, 16 * GIB)
     cluster = with_autoscaled_nodes(RayCluster("2", [head, node(2), node(8, 1)]), large)
@@ -158,7 +158,7 @@ def test_nodes_that_the_autoscaler_has_made_are_not_counted_twice() -> None:
     assert with_autoscaled_nodes(RayCluster("2", [head]), []).nodes == [head]
 
 
-def test_autoscaled_nodes_have_a_size() -> None:
+def test_autoscaled_nodes_require_a_size() -> None:
     with pytest.raises(ValidationError, match="autoscaled_node_memory_bytes"):
         Settings(autoscaled_nodes=2, autoscaled_node_cpus=4)
 
@@ -177,7 +177,7 @@ def test_byte_range(header: str | None, part: tuple[int, int] | None) -> None:
 
 
 @pytest.mark.parametrize(("header", "size"), [("bytes=10-", 10), ("bytes=10-12", 10), ("bytes=-0", 10), ("bytes=0-", 0)])
-def test_a_range_outside_the_file_is_refused_with_its_size(header: str, size: int) -> None:
+def test_refuses_range_past_the_end_with_size(header: str, size: int) -> None:
     with pytest.raises(RangeError) as refused:
         byte_range(header, size)
     assert (refused.value.headers or {})["Content-Range"] == f"bytes */{size}"
@@ -191,7 +191,7 @@ def test_if_none_match(header: str | None, same: bool) -> None:
     assert matches(header, '"a"') is same
 
 
-def test_settings_come_from_the_environment_and_the_command_line(tmp_path: Path) -> None:
+def test_settings_from_environment_and_command_line(tmp_path: Path) -> None:
     token = tmp_path / "token"
     token.write_text("from-file\n")
     environ = {"CAFE_DATA_DIR": str(tmp_path / "env"), "CAFE_MAX_RESTARTS": "7", "RAY_AUTH_TOKEN_PATH": str(token)}
@@ -219,7 +219,7 @@ def test_settings_come_from_the_environment_and_the_command_line(tmp_path: Path)
         ("elsewhere/jobs/job_1", False), ("images/../data", False),
     ],
 )  # fmt: skip
-def test_a_dataset_root_does_not_show_what_others_keep(tmp_path: Path, root: str | None, taken: bool) -> None:
+def test_refuses_dataset_root_that_contains_private_files(tmp_path: Path, root: str | None, taken: bool) -> None:
     (tmp_path / "data").mkdir()
     (tmp_path / "link").symlink_to(tmp_path)
     (tmp_path / "elsewhere" / "jobs").mkdir(parents=True)
@@ -252,13 +252,13 @@ def test_ids_are_random_base32() -> None:
     assert all(len(i) == 20 and i.startswith("job_") and set(i[4:]) <= set("abcdefghijklmnopqrstuvwxyz234567") for i in ids)
 
 
-def test_the_entrypoint_is_quoted() -> None:
+def test_entrypoint_is_quoted() -> None:
     assert entrypoint(Path("/data of mine/jobs/job_a"), 2, "python3") == (
         "python3 -m workers run --job-dir '/data of mine/jobs/job_a' --attempt 2"
     )
 
 
-def test_parse_cluster_leaves_out_dead_nodes_and_subtracts_what_is_used() -> None:
+def test_parse_cluster_skips_dead_nodes_and_subtracts_used_resources() -> None:
     def entry(node_id: str, state: str) -> dict[str, Any]:
         total = {"CPU": 8.0, "GPU": 2.0, "memory": 40.0 * GIB}
         raylet = {"nodeId": node_id, "state": state, "nodeManagerAddress": "10.0.0.1", "resourcesTotal": total}
@@ -280,7 +280,7 @@ def test_duration(seconds: float, text: str) -> None:
     assert duration(seconds) == text
 
 
-def test_events_in_words() -> None:
+def test_describe_events() -> None:
     iteration = {"iteration": 5, "total": 10, "feature_loss": 12.5, "query_accuracy": 0.5, "eta_s": 61}
     assert describe("iteration", iteration) == "  iteration 5/10  1 min 1 s left  loss 12.5  query accuracy 0.500"
     epoch = {"epoch": 50, "total": 50, "loss": 0.1234567, "accuracy": 0.97, "eta_s": 0}
@@ -336,7 +336,7 @@ def test_events_in_words() -> None:
         ),
     ],
 )
-def test_events_of_evaluations_and_sweeps_in_words(type_: str, data: dict[str, Any], line: str) -> None:
+def test_describe_events_of_evaluations_and_sweeps(type_: str, data: dict[str, Any], line: str) -> None:
     assert describe(type_, data) == line
 
 
@@ -356,7 +356,7 @@ def test_totals() -> None:
     assert total_of(parse_job_spec({"kind": "sweep", "base": {**base, "evaluation": {}}, "space": space, "samples": 5})) == 10
 
 
-def test_trials_in_columns() -> None:
+def test_trial_lines_are_aligned() -> None:
     networks = [
         {"source": "synthetic", "network": "convnet", "index": 0, "augment": "none", "repeat": 0, "accuracy": 81.234},
         {"source": "random", "network": "mlp", "index": 1, "augment": "dsa", "repeat": 10, "accuracy": 5.0},

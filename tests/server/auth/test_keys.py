@@ -43,7 +43,7 @@ def cafe(*arguments: str, code: int = 0) -> str:
     return result.stdout if code == 0 else result.output
 
 
-def test_a_key_is_random_and_only_its_hash_is_kept(settings: Settings) -> None:
+def test_key_is_random_and_only_its_hash_is_stored(settings: Settings) -> None:
     made = {keys.new_key() for _ in range(50)}
     assert len(made) == 50
     assert all(KEY.fullmatch(key) and keys.is_key(key) for key in made)
@@ -64,7 +64,7 @@ def test_higher_scopes_imply_lower_ones(scopes: list[Scope], implied: str) -> No
     assert keys.implied(scopes) == set(implied.split())
 
 
-def test_keys_are_made_listed_and_revoked(tmp_path: Path) -> None:
+def test_creates_lists_and_revokes_keys(tmp_path: Path) -> None:
     data = ("--data-dir", str(tmp_path / "data"))
     key = cafe("keys", "create", "ann", "--scope", "write", "--max-running-jobs", "2", *data).strip()
     assert KEY.fullmatch(key)
@@ -78,7 +78,7 @@ def test_keys_are_made_listed_and_revoked(tmp_path: Path) -> None:
     assert "there is no key 'key_x'" in cafe("keys", "revoke", "key_x", *data, code=2)
 
 
-def test_the_secret_of_a_keys_webhooks_is_told_again(tmp_path: Path) -> None:
+def test_webhook_secret_of_a_key_can_be_shown_again(tmp_path: Path) -> None:
     data = ("--data-dir", str(tmp_path / "data"))
     cafe("keys", "create", "ann", "--scope", "write", *data)
     id_ = cafe("keys", "list", *data).split()[0]
@@ -88,7 +88,7 @@ def test_the_secret_of_a_keys_webhooks_is_told_again(tmp_path: Path) -> None:
     assert "there is no key key_x" in cafe("keys", "webhook-secret", "key_x", *data, code=2)
 
 
-def test_a_key_may_be_given_in_a_file(tmp_path: Path) -> None:
+def test_key_can_be_read_from_a_file(tmp_path: Path) -> None:
     data = ("--data-dir", str(tmp_path / "data"))
     file = tmp_path / "key"
     file.write_text(f"{keys.new_key()}\n")
@@ -120,7 +120,7 @@ def test_every_request_needs_a_valid_key(keyed: Api, authorization: str | None) 
     assert keyed.get("/nowhere").status_code == 404
 
 
-def test_a_body_is_not_read_of_whom_may_not_send_it(keyed: Api, settings: Settings) -> None:
+def test_body_of_unauthorized_request_is_not_read(keyed: Api, settings: Settings) -> None:
     with client_of(keyed, add_key(settings, Scope.READ)) as reader, client_of(keyed, None) as stranger:
         await_taken(reader)
         for client, status in ((keyed, 400), (reader, 403), (stranger, 401)):  # 400: says who reads it
@@ -130,7 +130,7 @@ def test_a_body_is_not_read_of_whom_may_not_send_it(keyed: Api, settings: Settin
             assert response.status_code == status
 
 
-def test_keys_made_and_revoked_count_within_a_second(keyed: Api, settings: Settings) -> None:
+def test_new_and_revoked_keys_take_effect_within_a_second(keyed: Api, settings: Settings) -> None:
     key = add_key(settings, Scope.READ)
     with client_of(keyed, key) as reader:
         await_taken(reader)
@@ -139,7 +139,7 @@ def test_keys_made_and_revoked_count_within_a_second(keyed: Api, settings: Setti
     assert keyed.get("/v1/jobs").status_code == 200
 
 
-def test_a_wait_ends_with_the_key(keyed: Api, settings: Settings) -> None:
+def test_long_poll_ends_when_key_is_revoked(keyed: Api, settings: Settings) -> None:
     key = add_key(settings, Scope.ADMIN)
     with client_of(keyed, key) as waiter:
         await_taken(waiter)
@@ -151,7 +151,7 @@ def test_a_wait_ends_with_the_key(keyed: Api, settings: Settings) -> None:
         assert response.status_code == 401
 
 
-def test_a_server_without_keys_needs_one_as_soon_as_there_is_one(api: Api, settings: Settings) -> None:
+def test_server_requires_key_as_soon_as_one_exists(api: Api, settings: Settings) -> None:
     job, dataset = api.make(), upload(api, npz()).json()
     things = (f"/v1/jobs/{job['id']}", f"/v1/datasets/{dataset['id']}")
     key = add_key(settings, Scope.ADMIN)
@@ -177,19 +177,19 @@ def test_without_keys_other_names_of_the_host_are_refused(api: Api, host: str) -
 
 
 @pytest.mark.parametrize("host", ["localhost", "LOCALHOST:8000", "127.0.0.1:1", "[::1]:8000", "127.8.8.8", "cafe.localhost"])
-def test_without_keys_loopback_names_are_answered(api: Api, host: str) -> None:
+def test_without_keys_loopback_names_are_accepted(api: Api, host: str) -> None:
     assert api.get("/v1/jobs", headers={"Host": host}).status_code == 200
 
 
 @pytest.mark.parametrize(("site", "status"), [("cross-site", 403), ("same-site", 403), ("same-origin", 201), ("none", 201)])
-def test_without_keys_pages_of_other_origins_change_nothing(api: Api, site: str, status: int) -> None:
+def test_without_keys_cross_origin_changes_are_refused(api: Api, site: str, status: int) -> None:
     spec = {"kind": "condense", "dataset": {"name": "digits"}, "ipc": 1, "iterations": 1}
     assert api.post("/v1/jobs", json=spec, headers={"Sec-Fetch-Site": site}).status_code == status
     assert api.get("/v1/jobs", headers={"Sec-Fetch-Site": site}).status_code == 200
 
 
 @pytest.mark.parametrize("origin", ["http://evil.example", "http://localhost:1", "null", ""])
-def test_without_keys_an_origin_alone_tells_another_page(api: Api, origin: str) -> None:
+def test_without_keys_origin_header_alone_reveals_cross_origin(api: Api, origin: str) -> None:
     job = api.make()
     assert api.post(f"/v1/jobs/{job['id']}/cancel", headers={"Origin": origin}).status_code == 403
     own = f"{api.base_url.scheme}://{api.base_url.host}:{api.base_url.port}"
@@ -208,7 +208,7 @@ def test_without_keys_an_origin_alone_tells_another_page(api: Api, origin: str) 
         {"Via": "1.1 proxy"},
     ],
 )
-def test_without_keys_what_comes_through_a_proxy_is_refused(api: Api, settings: Settings, headers: dict[str, str]) -> None:
+def test_without_keys_proxied_requests_are_refused(api: Api, settings: Settings, headers: dict[str, str]) -> None:
     refused = api.get("/v1/jobs", headers=headers)
     assert refused.status_code == 403
     assert "cafe keys create" in refused.json()["detail"]
@@ -219,7 +219,7 @@ def test_without_keys_what_comes_through_a_proxy_is_refused(api: Api, settings: 
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.0.0.1", "example.com"])
-def test_a_server_without_keys_does_not_start_where_others_reach_it(tmp_path: Path, host: str) -> None:
+def test_server_without_keys_refuses_public_host(tmp_path: Path, host: str) -> None:
     said = cafe("serve", "--host", host, "--data-dir", str(tmp_path), "--ray-address", "http://127.0.0.1:1", code=2)
     assert "cafe keys create" in said
 
@@ -252,7 +252,7 @@ def test_credentials(header: str, basic: bool, key: str | None) -> None:
     assert credentials(header, basic=basic) == key
 
 
-def test_the_metrics_token_opens_metrics_only(tmp_path: Path, ray: FakeRay) -> None:
+def test_metrics_token_allows_only_metrics(tmp_path: Path, ray: FakeRay) -> None:
     settings = Settings(data_dir=tmp_path / "data", metrics_token="prometheus-only")
     key = add_key(settings, Scope.WRITE)
     with running(settings, ray) as api, client_of(api, "prometheus-only") as prometheus, client_of(api, key) as writer:

@@ -33,7 +33,7 @@ def upload(client: Api, content: bytes) -> httpx.Response:
     return client.post("/v1/datasets", files={"file": ("made.npz", content)})
 
 
-def test_a_bucket_gives_what_a_minute_brings() -> None:
+def test_token_bucket_refills_per_minute() -> None:
     now = [0.0]
     buckets = Buckets(lambda: now[0])
     for _ in range(3):
@@ -54,12 +54,12 @@ def test_a_bucket_gives_what_a_minute_brings() -> None:
         buckets.take("a", 3)
 
 
-def test_a_keys_own_limits_win() -> None:
+def test_limits_of_a_key_take_precedence() -> None:
     settings = Settings(requests_per_minute=7, max_stored_bytes=9)
     assert Limits.of(KeyLimits(max_stored_bytes=3), settings) == Limits(7, 1000, settings.max_upload_bytes, 3)
 
 
-def test_requests_beyond_a_minutes_are_told_when_to_come_again(settings: Settings, ray: FakeRay) -> None:
+def test_rate_limited_request_gets_retry_after(settings: Settings, ray: FakeRay) -> None:
     key, other = (add_key(settings, Scope.READ, limits=KeyLimits(requests_per_minute=5)) for _ in range(2))
     with running(settings, ray) as api, client_of(api, key) as client, client_of(api, other) as another:
         answers = [client.get("/v1/jobs") for _ in range(7)]
@@ -69,7 +69,7 @@ def test_requests_beyond_a_minutes_are_told_when_to_come_again(settings: Setting
         assert statuses([api.get("/readyz") for _ in range(8)]) == [200] * 8
 
 
-def test_the_client_waits_for_its_turn(settings: Settings, ray: FakeRay) -> None:
+def test_client_retries_after_429(settings: Settings, ray: FakeRay) -> None:
     key = add_key(settings, Scope.READ, limits=KeyLimits(requests_per_minute=60))
     with running(settings, ray) as api, contextlib.closing(Client(str(api.base_url), key)) as client:
         started = time.monotonic()
@@ -78,7 +78,7 @@ def test_the_client_waits_for_its_turn(settings: Settings, ray: FakeRay) -> None
         assert time.monotonic() - started > 0.9  # after 60 at once there is one a second
 
 
-def test_the_client_does_not_wait_for_ever(settings: Settings, ray: FakeRay, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_client_gives_up_after_its_patience(settings: Settings, ray: FakeRay, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(api_client, "PATIENCE_S", 5.0)
     key = add_key(settings, Scope.READ, limits=KeyLimits(requests_per_minute=1))
     with running(settings, ray) as api, contextlib.closing(Client(str(api.base_url), key)) as client:
@@ -87,7 +87,7 @@ def test_the_client_does_not_wait_for_ever(settings: Settings, ray: FakeRay, mon
             client.jobs(None, None, (), 1)
 
 
-def test_of_many_jobs_at_once_as_many_are_queued_as_may_be(settings: Settings, ray: FakeRay) -> None:
+def test_concurrent_submissions_respect_queue_limit(settings: Settings, ray: FakeRay) -> None:
     settings = settings.model_copy(update={"max_queued_jobs": 3, "max_active_jobs": 1})
     ray.down = True  # all stay queued, but for the one that is being submitted
     key = add_key(settings, Scope.WRITE)
@@ -103,7 +103,7 @@ def test_of_many_jobs_at_once_as_many_are_queued_as_may_be(settings: Settings, r
         assert all(answer.status_code == 429 and answer.headers["Retry-After"] == "30" for answer in refused)
 
 
-def test_an_upload_larger_than_the_key_may_send_is_refused(settings: Settings, ray: FakeRay) -> None:
+def test_refuses_upload_larger_than_limit_of_key(settings: Settings, ray: FakeRay) -> None:
     content = npz()
     small, enough = (
         add_key(settings, Scope.WRITE, limits=KeyLimits(max_upload_bytes=size)) for size in (len(content) - 1, len(content))
@@ -115,7 +115,7 @@ def test_an_upload_larger_than_the_key_may_send_is_refused(settings: Settings, r
     assert len(list(settings.roots.uploads.glob("ds_*"))) == 1
 
 
-def test_a_keys_upload_may_be_larger_than_the_servers_limit(settings: Settings, ray: FakeRay) -> None:
+def test_limit_of_key_may_exceed_limit_of_server(settings: Settings, ray: FakeRay) -> None:
     settings = settings.model_copy(update={"max_upload_bytes": 1000})
     content = npz()
     assert len(content) > settings.max_upload_bytes
@@ -126,7 +126,7 @@ def test_a_keys_upload_may_be_larger_than_the_servers_limit(settings: Settings, 
         assert upload(other, content).status_code == 413
 
 
-def test_of_uploads_at_once_as_many_are_kept_as_there_is_room_for(settings: Settings, ray: FakeRay) -> None:
+def test_concurrent_uploads_respect_storage_quota(settings: Settings, ray: FakeRay) -> None:
     content = npz()
     key = add_key(settings, Scope.WRITE, limits=KeyLimits(max_stored_bytes=2 * len(content) + 10))
     with running(settings, ray) as api, client_of(api, key) as client, ThreadPoolExecutor(6) as pool:
@@ -139,7 +139,7 @@ def test_of_uploads_at_once_as_many_are_kept_as_there_is_room_for(settings: Sett
         assert upload(client, content).status_code == 201
 
 
-def test_a_key_that_has_filled_its_room_starts_no_jobs(settings: Settings, ray: FakeRay) -> None:
+def test_exhausted_storage_quota_refuses_jobs(settings: Settings, ray: FakeRay) -> None:
     content = npz()
     key = add_key(settings, Scope.WRITE, limits=KeyLimits(max_stored_bytes=len(content)))
     with running(settings, ray) as api, client_of(api, key) as client:

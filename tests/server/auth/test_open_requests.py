@@ -29,9 +29,7 @@ def until(condition: Callable[[], bool]) -> None:
         time.sleep(0.02)
 
 
-def test_a_key_keeps_as_many_streams_open_as_it_may_and_asks_besides(
-    settings: Settings, ray: FakeRay, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_stream_limit_does_not_block_plain_requests(settings: Settings, ray: FakeRay, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(server.auth.open_requests, "MAX_LASTING", 2)
     key, other = (add_key(settings, Scope.WRITE) for _ in range(2))
     with running(settings, ray) as api, client_of(api, key) as client, client_of(api, other) as another, ExitStack() as streams:
@@ -47,9 +45,7 @@ def test_a_key_keeps_as_many_streams_open_as_it_may_and_asks_besides(
         until(lambda: client.get(job, params={"wait": 0.1}).status_code == 200)  # the server learns of it a moment later
 
 
-def test_a_key_has_as_many_plain_requests_answered_at_a_time_as_it_may(
-    settings: Settings, ray: FakeRay, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_limits_concurrent_plain_requests_per_key(settings: Settings, ray: FakeRay, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(server.auth.open_requests, "MAX_PLAIN", 2)
     asked, may_answer = threading.Semaphore(0), threading.Event()
 
@@ -80,7 +76,7 @@ def test_a_key_has_as_many_plain_requests_answered_at_a_time_as_it_may(
         until(lambda: client.get(job).status_code == 200)
 
 
-def test_a_key_with_five_hundred_open_streams_can_still_ask(settings: Settings, ray: FakeRay) -> None:
+def test_key_with_maximum_streams_can_send_plain_requests(settings: Settings, ray: FakeRay) -> None:
     key = add_key(settings, Scope.WRITE, limits=KeyLimits(requests_per_minute=10_000))
     with running(settings, ray) as api, client_of(api, key) as client, ThreadPoolExecutor(16) as pool, ExitStack() as streams:
         job = f"/v1/jobs/{client.make()['id']}"

@@ -83,7 +83,7 @@ def holds(content: str | bytes, secrets: list[str]) -> list[str]:
     return [secret for secret in secrets if secret.encode() in raw]
 
 
-def test_answers_have_none(site: Site) -> None:
+def test_responses_contain_no_secrets(site: Site) -> None:
     schema = site.served.api.get("/openapi.json").json()
     with client_of(site.served.api, site.key) as api:
         paths = [path.format(job_id=site.job_id, dataset_id="digits", name="result.json") for path in schema["paths"]]
@@ -99,7 +99,7 @@ def test_answers_have_none(site: Site) -> None:
             assert holds(answer.content + str(answer.headers).encode(), site.secrets) == [], path
 
 
-def test_rays_own_processes_and_the_jobs_have_none(site: Site) -> None:
+def test_ray_processes_and_jobs_have_no_secrets(site: Site) -> None:
     assert len(site.processes) > 5
     for process in site.processes:
         inherited = environment(process)
@@ -107,13 +107,13 @@ def test_rays_own_processes_and_the_jobs_have_none(site: Site) -> None:
         assert holds("\0".join(inherited.values()), site.secrets) == [], process
 
 
-def test_command_lines_have_none(site: Site) -> None:
+def test_command_lines_contain_no_secrets(site: Site) -> None:
     lines = "\n".join(" ".join(process.info["cmdline"] or []) for process in psutil.process_iter(["cmdline"]))
     assert str(site.data_dir) in lines
     assert holds(lines, site.secrets) == []
 
 
-def test_files_have_none(site: Site) -> None:
+def test_files_contain_no_secrets(site: Site) -> None:
     """Of the data directory, with its logs and records, and of Ray's sessions, but for the file that the token is in."""
     looked = 0
     for root in (site.data_dir, site.ray_dir):
@@ -126,7 +126,7 @@ def test_files_have_none(site: Site) -> None:
     assert looked > 30
 
 
-def test_the_log_at_debug_has_none(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_debug_log_contains_no_secrets(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     settings = Settings(data_dir=tmp_path / "data", metrics_token=METRICS, webhook_secret=WEBHOOK)
     key = add_key(settings, Scope.ADMIN)
     with caplog.at_level(logging.DEBUG), running(settings, FakeRay()) as api, client_of(api, key) as admin:
@@ -138,7 +138,7 @@ def test_the_log_at_debug_has_none(tmp_path: Path, caplog: pytest.LogCaptureFixt
     assert holds(caplog.text, [key, METRICS, WEBHOOK]) == []
 
 
-def test_errors_of_the_database_have_none(tmp_path: Path) -> None:
+def test_database_errors_contain_no_secrets(tmp_path: Path) -> None:
     password = "database-secret-51d0"
     database = Database(f"postgresql://cafe:{password}@127.0.0.1:1/cafe")
     with pytest.raises(SQLAlchemyError) as error, database.read() as session:
@@ -152,14 +152,14 @@ def test_errors_of_the_database_have_none(tmp_path: Path) -> None:
     sqlite.close()
 
 
-def test_settings_show_none() -> None:
+def test_settings_show_no_secrets() -> None:
     environ = {"CAFE_METRICS_TOKEN": METRICS, "CAFE_WEBHOOK_SECRET": WEBHOOK, "CAFE_DATABASE_URL": "postgresql://a:hidden@b/c"}
     settings = Settings.load(environ)
     shown = f"{settings!r} {settings} {settings.model_dump()} {settings.model_dump_json()}"
     assert holds(shown, [METRICS, WEBHOOK, "hidden"]) == []
 
 
-def test_rays_dashboard_answers_no_one_without_its_token(site: Site) -> None:
+def test_ray_dashboard_requires_token(site: Site) -> None:
     with client_of(site.served.api, site.key) as api:
         page = api.get("/dashboard/")
         assert "<title>Ray Dashboard</title>" in page.text

@@ -104,12 +104,12 @@ def named(operation: Operation) -> str:
     return f"{operation.method} {operation.path}"
 
 
-def test_there_is_something_to_look_at() -> None:
+def test_operations_were_found() -> None:
     assert len(OF_A_THING) >= 15
     assert {(each.method, each.path) for each in ALL} >= OF_THE_SERVER
 
 
-def test_every_endpoint_says_what_it_needs() -> None:
+def test_every_endpoint_documents_its_scope() -> None:
     for operation in ALL:
         assert (operation.scope is None) == (operation.path in OPEN), operation
         if operation.path.startswith("/v1/"):
@@ -121,7 +121,7 @@ def test_every_endpoint_says_what_it_needs() -> None:
             assert path in OPEN or {"401", "403", "429"} <= set(operation["responses"]), path
 
 
-def test_no_route_is_undocumented_but_these() -> None:
+def test_only_listed_routes_are_undocumented() -> None:
     modules = (artifacts, dashboard, datasets, events, jobs, metrics, system, trials)
     routers = [router for module in modules for router in vars(module).values() if isinstance(router, APIRouter)]
     assert len(routers) == len(modules) + 1  # system has two
@@ -132,7 +132,7 @@ def test_no_route_is_undocumented_but_these() -> None:
 
 
 @pytest.mark.parametrize("operation", OF_A_THING, ids=named)
-def test_anothers_is_absent(site: Site, operation: Operation) -> None:
+def test_resource_of_other_key_is_not_found(site: Site, operation: Operation) -> None:
     theirs = ask(site.clients["bob"], operation, operation.of(site.job_id, site.dataset_id))
     absent_job, absent_dataset = "job_" + "a" * 16, "ds_" + "a" * 16
     nobodys = ask(site.clients["bob"], operation, operation.of(absent_job, absent_dataset))
@@ -145,21 +145,21 @@ def test_anothers_is_absent(site: Site, operation: Operation) -> None:
 
 
 @pytest.mark.parametrize("operation", [each for each in ALL if each.scope], ids=named)
-def test_without_a_key_there_is_nothing(site: Site, operation: Operation) -> None:
+def test_request_without_key_is_unauthorized(site: Site, operation: Operation) -> None:
     response = ask(site.api, operation, operation.of(site.job_id, site.dataset_id))
     assert response.status_code == 401
     assert response.headers["WWW-Authenticate"] == "Bearer"
 
 
 @pytest.mark.parametrize("operation", [each for each in ALL if each.scope not in (None, "read")], ids=named)
-def test_too_little_scope_is_refused(site: Site, operation: Operation) -> None:
+def test_insufficient_scope_is_forbidden(site: Site, operation: Operation) -> None:
     response = ask(site.clients["reader"], operation, operation.of(site.job_id, site.dataset_id))
     assert response.status_code == 403
     assert operation.method == "HEAD" or str(operation.scope) in response.json()["detail"]
 
 
 @pytest.mark.parametrize("operation", [each for each in OF_A_THING if each.method in ("GET", "HEAD")], ids=named)
-def test_owners_and_admins_see_it(site: Site, operation: Operation) -> None:
+def test_owner_and_admin_see_resource(site: Site, operation: Operation) -> None:
     path = operation.of(site.job_id, site.dataset_id)
     for name in ("ann", "admin"):
         response = ask(site.clients[name], operation, path)
@@ -167,7 +167,7 @@ def test_owners_and_admins_see_it(site: Site, operation: Operation) -> None:
         assert response.status_code in (200, 404), response.text  # 404: it has no result yet
 
 
-def test_lists_hold_ones_own(site: Site) -> None:
+def test_lists_contain_only_own_resources(site: Site) -> None:
     def listed(name: str, path: str) -> list[str]:
         return [each["id"] for each in site.clients[name].get(path).json()["data"]]
 
@@ -178,7 +178,7 @@ def test_lists_hold_ones_own(site: Site) -> None:
 
 
 @pytest.mark.parametrize("dry_run", [False, True])
-def test_specs_name_what_one_sees(site: Site, dry_run: bool) -> None:
+def test_specs_can_refer_only_to_visible_resources(site: Site, dry_run: bool) -> None:
     mine = upload(site.clients["bob"], npz(1)).json()["id"]
     base = SPEC | {"dataset": {"id": site.dataset_id}}
     sweep = {"kind": "sweep", "base": SPEC | {"dataset": {"id": mine}, "evaluation": {"repeats": 1}}, "samples": 1}
@@ -209,7 +209,7 @@ def _with(value: Any, old: str, new: str) -> Any:
     return new if value == old else value
 
 
-def test_idempotency_keys_are_ones_own(site: Site) -> None:
+def test_idempotency_keys_are_per_api_key(site: Site) -> None:
     headers = {"Idempotency-Key": "the same"}
     first, second = (site.clients[name].post("/v1/jobs", json=SPEC, headers=headers) for name in ("ann", "bob"))
     assert (first.status_code, second.status_code) == (201, 201)

@@ -163,7 +163,7 @@ def test_cancel_and_resume(api: Api, ray: FakeRay) -> None:
         ("[]", ["must be a mapping"]),
     ],
 )
-def test_a_refused_spec_says_each_field_and_exits_with_2(api: Api, tmp_path: Path, content: str, messages: list[str]) -> None:
+def test_refused_spec_names_each_field_and_exits_with_2(api: Api, tmp_path: Path, content: str, messages: list[str]) -> None:
     path = tmp_path / "spec.json"
     path.write_text(content)
     result = cafe(api, "submit", str(path))
@@ -185,7 +185,9 @@ def test_a_refused_spec_says_each_field_and_exits_with_2(api: Api, tmp_path: Pat
     ],
 )
 @pytest.mark.parametrize("command", [["submit"], ["run", "--out", "out"]])
-def test_what_json_cannot_say_is_no_spec(tmp_path: Path, command: list[str], name: str, content: bytes, message: str) -> None:
+def test_refuses_values_that_json_does_not_have(
+    tmp_path: Path, command: list[str], name: str, content: bytes, message: str
+) -> None:
     path = tmp_path / name
     path.write_bytes(content)
     result = CliRunner().invoke(main, [*command, str(path)], catch_exceptions=False)
@@ -193,13 +195,13 @@ def test_what_json_cannot_say_is_no_spec(tmp_path: Path, command: list[str], nam
     assert message in result.stderr
 
 
-def test_a_dataset_root_that_shows_what_others_keep_is_refused(tmp_path: Path) -> None:
+def test_refuses_dataset_root_that_overlaps_data_directory(tmp_path: Path) -> None:
     result = CliRunner().invoke(main, ["serve", "--data-dir", str(tmp_path / "data"), "--dataset-root", str(tmp_path)])
     assert result.exit_code == 2
     assert "must not contain each other" in result.stderr
 
 
-def test_a_database_that_a_newer_version_has_migrated_is_not_served(tmp_path: Path) -> None:
+def test_refuses_database_of_newer_version(tmp_path: Path) -> None:
     """Said before a Ray is started or a port taken: in a process of its own, as an operator sees it."""
     settings = Settings(data_dir=tmp_path)
     database = Database(settings.database)
@@ -224,7 +226,7 @@ def test_a_database_that_a_newer_version_has_migrated_is_not_served(tmp_path: Pa
     assert "upgrade the program, restore the backup" in refused.stderr
 
 
-def test_a_database_that_does_not_answer_is_said_in_a_line(tmp_path: Path) -> None:
+def test_unreachable_database_is_reported_in_one_line(tmp_path: Path) -> None:
     environ = {"CAFE_DATABASE_URL": "postgresql://cafe:hidden@127.0.0.1:1/cafe"}
     result = CliRunner(env=environ).invoke(main, ["serve", "--data-dir", str(tmp_path), "--ray-address", "http://127.0.0.1:9"])
     assert result.exit_code == 1
@@ -232,7 +234,7 @@ def test_a_database_that_does_not_answer_is_said_in_a_line(tmp_path: Path) -> No
     assert "hidden" not in result.stderr
 
 
-def test_another_ray_is_not_served_without_its_token(tmp_path: Path) -> None:
+def test_external_ray_requires_token(tmp_path: Path) -> None:
     environ = {"RAY_AUTH_TOKEN": "", "RAY_AUTH_TOKEN_PATH": "", "CAFE_RAY_TOKEN": ""}
     result = CliRunner(env=environ).invoke(main, ["serve", "--data-dir", str(tmp_path), "--ray-address", "http://127.0.0.1:9"])
     assert result.exit_code == 2
@@ -247,7 +249,7 @@ def test_another_ray_is_not_served_without_its_token(tmp_path: Path) -> None:
         ({"RAY_AUTH_TOKEN_PATH": "/no/such"}, ["serve"], "RAY_AUTH_TOKEN_PATH: /no/such cannot be read"),
     ],
 )
-def test_a_wrong_setting_is_named(spec_file: str, environ: dict[str, str], command: list[str], message: str) -> None:
+def test_invalid_setting_is_named(spec_file: str, environ: dict[str, str], command: list[str], message: str) -> None:
     arguments = [spec_file if argument == "SPEC" else argument for argument in command]
     result = CliRunner(env=environ).invoke(main, arguments, catch_exceptions=False)
     assert result.exit_code == 2
@@ -262,7 +264,7 @@ def test_wrong_usage_exits_with_2(api: Api, arguments: tuple[str, ...]) -> None:
     assert cafe(api, *arguments).exit_code == 2
 
 
-def test_a_server_that_cannot_be_reached_exits_with_3(spec_file: str) -> None:
+def test_unreachable_server_exits_with_3(spec_file: str) -> None:
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))  # bound, not listening: refused
         url = f"http://127.0.0.1:{closed.getsockname()[1]}"
@@ -272,7 +274,7 @@ def test_a_server_that_cannot_be_reached_exits_with_3(spec_file: str) -> None:
             assert url in result.stderr
 
 
-def test_a_server_without_ray_exits_with_3(api: Api, ray: FakeRay, spec_file: str) -> None:
+def test_server_without_ray_exits_with_3(api: Api, ray: FakeRay, spec_file: str) -> None:
     ray.down = True
     assert cafe(api, "submit", spec_file).exit_code == 3
 
@@ -322,7 +324,7 @@ def test_run_of_each_kind(tmp_path: Path, spec: dict[str, Any], artifacts: set[s
         (SWEEP | {"space": {"seed": {"grid": [1]}}, "base": SPEC}, "base.evaluation: a sweep compares accuracies"),
     ],
 )
-def test_run_refuses_what_a_server_would_and_what_needs_one(tmp_path: Path, spec: dict[str, Any], message: str) -> None:
+def test_run_refuses_invalid_specs_and_specs_that_need_a_server(tmp_path: Path, spec: dict[str, Any], message: str) -> None:
     path = tmp_path / "spec.json"
     path.write_text(json.dumps(spec))
     result = CliRunner().invoke(main, ["run", str(path), "--out", str(tmp_path / "out"), "--data-dir", str(tmp_path / "data")])
@@ -352,7 +354,7 @@ def test_run_without_a_server(tmp_path: Path) -> None:
     ("raised", "shown"),
     [(ValueError("shapes differ"), ValueError), (DiskFullError("no space"), SystemExit), (DatasetError("changed"), SystemExit)],
 )
-def test_what_ends_a_run_is_no_refusal(
+def test_failure_of_run_exits_with_1(
     tmp_path: Path, spec_file: str, monkeypatch: pytest.MonkeyPatch, raised: Exception, shown: type[BaseException]
 ) -> None:
     """A failure amid the job exits with 1; what is no CafeError is a bug, and shows where it was."""

@@ -84,7 +84,7 @@ def silent(_name: str, _how_far: str) -> None:
     pass
 
 
-def test_jobs_on_a_server(tmp_path: Path, client: Client, working: WorkingRay) -> None:
+def test_runs_jobs_on_a_server(tmp_path: Path, client: Client, working: WorkingRay) -> None:
     jobs = [tiny(), tiny(seed=1), Job(tiny().spec | {"ipc": 0})]
     workplace = Workplace(tmp_path / "out")
     outcomes = {o.name: o for o in ServerRunner(client, workplace, poll_s=0.1).run(jobs, silent)}
@@ -104,7 +104,7 @@ def test_jobs_on_a_server(tmp_path: Path, client: Client, working: WorkingRay) -
     assert len(working.submissions) == 2
 
 
-def test_a_run_that_was_broken_off_finds_its_jobs(tmp_path: Path, client: Client) -> None:
+def test_interrupted_run_finds_its_jobs(tmp_path: Path, client: Client) -> None:
     job, workplace = tiny(), Workplace(tmp_path / "out")
     ServerRunner(client, workplace)._submit(job)  # and then the run was killed
     (outcome,) = ServerRunner(client, workplace, poll_s=0.1).run([job], silent)
@@ -117,7 +117,7 @@ def test_a_run_that_was_broken_off_finds_its_jobs(tmp_path: Path, client: Client
     assert len(client.jobs(None, None, (), 10)) == 2
 
 
-def test_a_failed_job_goes_on_in_the_next_run(tmp_path: Path, client: Client, working: WorkingRay) -> None:
+def test_next_run_resumes_failed_job(tmp_path: Path, client: Client, working: WorkingRay) -> None:
     job, workplace = tiny(), Workplace(tmp_path / "out")
     working.broken = True
     (outcome,) = ServerRunner(client, workplace, poll_s=0.1).run([job], silent)
@@ -150,7 +150,7 @@ def test_wrong_usage_exits_with_2(arguments: tuple[str, ...], message: str) -> N
     assert message in result.stderr
 
 
-def test_jobs_that_fail_exit_with_1_and_a_table_that_says_why(tmp_path: Path) -> None:
+def test_failed_jobs_exit_with_1_and_are_explained_in_table(tmp_path: Path) -> None:
     """MNIST is neither there nor to be downloaded."""
     empty, out = tmp_path / "empty", tmp_path / "out"
     empty.mkdir(mode=0o555)
@@ -163,6 +163,6 @@ def test_jobs_that_fail_exit_with_1_and_a_table_that_says_why(tmp_path: Path) ->
     assert not (out / "figure4.png").exists()
 
 
-def test_a_server_that_cannot_be_reached_exits_with_3(tmp_path: Path) -> None:
+def test_unreachable_server_exits_with_3(tmp_path: Path) -> None:
     result = cafe("--url", "http://127.0.0.1:9", "reproduce", "table2", "--server", "--out", str(tmp_path))
     assert result.exit_code == 3

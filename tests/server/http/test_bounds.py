@@ -64,7 +64,7 @@ def asked(heavy: HeavyWork, owner: str | None, work: Work, number: int) -> async
     return asyncio.create_task(heavy.run_fair(owner, work, number))
 
 
-def test_heavy_work_is_done_so_much_at_a_time_and_first_come_first_served() -> None:
+def test_heavy_work_runs_in_order_with_limited_concurrency() -> None:
     async def scenario() -> None:
         heavy, work = HeavyWork(waiting_per_key=2), Work()
         tasks = [asked(heavy, None, work, number) for number in range(7)]
@@ -83,7 +83,7 @@ def test_heavy_work_is_done_so_much_at_a_time_and_first_come_first_served() -> N
     asyncio.run(scenario())
 
 
-def test_a_key_that_asks_for_much_heavy_work_waits_for_itself() -> None:
+def test_key_with_much_heavy_work_delays_only_itself() -> None:
     async def scenario() -> None:
         heavy, endless, quick = HeavyWork(waiting_per_key=3), Work(), Work()
         quick.may_end.set()
@@ -124,7 +124,7 @@ def test_keys_take_turns_at_heavy_work() -> None:
     asyncio.run(scenario())
 
 
-def test_work_that_nobody_waits_for_any_more_counts_until_it_ends() -> None:
+def test_cancelled_work_keeps_its_thread_until_it_ends() -> None:
     async def scenario() -> None:
         heavy, abandoned, next_ = HeavyWork(waiting_per_key=9), Work(), Work()
         first = [asked(heavy, owner, abandoned, 0) for owner in "ab"]
@@ -142,7 +142,7 @@ def test_work_that_nobody_waits_for_any_more_counts_until_it_ends() -> None:
     asyncio.run(scenario())
 
 
-def test_a_turn_that_comes_as_its_request_is_given_up_is_passed_on() -> None:
+def test_turn_of_cancelled_request_passes_to_the_next() -> None:
     async def scenario() -> None:
         heavy, first, work = HeavyWork(waiting_per_key=9), Work(), Work()
         first.may_end.set()
@@ -163,7 +163,7 @@ def test_a_turn_that_comes_as_its_request_is_given_up_is_passed_on() -> None:
     asyncio.run(scenario())
 
 
-def test_many_plans_of_one_key_hold_up_no_other_and_no_upload(
+def test_many_plans_of_one_key_delay_no_other_key_and_no_upload(
     settings: Settings, ray: FakeRay, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plan, may_end, planned = server.submission.planning.plan, threading.Event(), threading.Semaphore(0)
@@ -200,7 +200,7 @@ def _refusal(spec: dict[str, Any]) -> tuple[str, list[tuple[str, str]]]:
     return refusal.detail, [(error.loc, error.msg) for error in refusal.errors or []]
 
 
-def test_of_many_errors_the_first_are_shown_and_all_are_counted() -> None:
+def test_refusal_shows_first_errors_and_counts_all() -> None:
     detail, errors = _refusal(SPEC | {f"x{number}": 1 for number in range(SHOWN_ERRORS + 1)})
     assert errors == [(f"x{number}", "unknown field") for number in range(SHOWN_ERRORS)]
     assert detail.endswith("x99: unknown field; … 101 errors in all; the first 100 are shown")
@@ -209,19 +209,19 @@ def test_of_many_errors_the_first_are_shown_and_all_are_counted() -> None:
     assert detail.endswith("x99: unknown field")
 
 
-def test_a_long_name_is_shown_in_part() -> None:
+def test_refusal_truncates_long_names() -> None:
     detail, [(loc, _)] = _refusal(SPEC | {"x" * 100_000: 1})
     assert loc == "x" * (SHOWN_CHARACTERS - 1) + "…"
     assert len(detail) < 2 * SHOWN_CHARACTERS
 
 
 @pytest.mark.parametrize("field", ["labels", "space"])
-def test_a_dict_with_too_many_entries_is_one_error(field: str) -> None:
+def test_dict_with_too_many_entries_is_one_error(field: str) -> None:
     _, errors = _refusal(SWEEP | {field: {f"x{number}": None for number in range(65)}})
     assert errors == [(field, "Dictionary should have at most 64 items after validation, not 65")]
 
 
-def test_a_refusal_over_http_is_bounded(api: Api) -> None:
+def test_refusal_over_http_is_bounded(api: Api) -> None:
     refused = api.post("/v1/jobs", json=SPEC | {f"x{number}": 1 for number in range(5000)})
     assert refused.status_code == 422
     assert len(refused.json()["errors"]) == SHOWN_ERRORS
@@ -229,7 +229,7 @@ def test_a_refusal_over_http_is_bounded(api: Api) -> None:
 
 
 @pytest.mark.parametrize("part", ['"x": 1', "[]", "{}", '":"'])
-def test_a_body_of_too_many_parts_is_refused_before_it_is_read(api: Api, part: str) -> None:
+def test_refuses_body_with_too_many_parts_before_parsing(api: Api, part: str) -> None:
     values = ",".join([part if ":" not in part or part == '":"' else f"{{{part}}}"] * (MAX_PARTS + 1))
     for headers in ({"Content-Type": "application/json"}, {"Content-Type": "Application/Problem+JSON; charset=utf-8"}):
         refused = api.post("/v1/jobs", content=f"[{values}]", headers=headers)
@@ -237,7 +237,7 @@ def test_a_body_of_too_many_parts_is_refused_before_it_is_read(api: Api, part: s
         assert f"the limit is {MAX_PARTS} fields" in refused.json()["detail"]
 
 
-def test_a_sweep_of_as_many_values_as_may_be_is_read(api: Api) -> None:
+def test_accepts_sweep_with_maximum_number_of_values(api: Api) -> None:
     """What is beyond that is said of the spec: the body is not too much."""
     space = {"method.beta": {"grid": [number / 7 for number in range(10_000)]}, "seed": {"grid": [1, 2]}}
     refused = api.post("/v1/jobs", json=SWEEP | {"space": space})
@@ -249,7 +249,7 @@ def test_a_sweep_of_as_many_values_as_may_be_is_read(api: Api) -> None:
 
 @pytest.mark.parametrize("kind", ["grid", "choice"])
 @pytest.mark.parametrize(("opening", "closing"), [("[", "]"), ('{"a":', "}")])
-def test_how_deep_a_sweeps_value_may_be(kind: str, opening: str, closing: str) -> None:
+def test_limits_nesting_of_sweep_values(kind: str, opening: str, closing: str) -> None:
     def spec(depth: int) -> dict[str, Any]:
         value = json.loads(opening * depth + "1" + closing * depth)
         return SWEEP | {"space": {"ipc": {kind: [1, value]}}}
@@ -259,7 +259,7 @@ def test_how_deep_a_sweeps_value_may_be(kind: str, opening: str, closing: str) -
     assert errors == [(f"space.ipc.{kind}", f"a value has more than {MAX_NESTING - 1} lists and objects within each other")]
 
 
-def test_a_page_of_large_jobs_ends_early_and_goes_on_at_its_cursor(
+def test_page_of_large_jobs_ends_early_and_continues_at_cursor(
     api: Api, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(server.routes.jobs, "ROWS_AT_ONCE", 3)

@@ -211,7 +211,7 @@ BODIES = {
 
 
 @pytest.mark.parametrize("name", BODIES)
-def test_a_body_of_a_mebibyte(probed: Probed, name: str) -> None:
+def test_body_of_one_mebibyte_does_not_block_event_loop(probed: Probed, name: str) -> None:
     make, status = BODIES[name]
     probed.held_s()
     answers = asyncio.run(probed.ask([make(probed.url) for _ in range(2)]))
@@ -244,7 +244,7 @@ UPLOADS = {
 
 
 @pytest.mark.parametrize("name", UPLOADS)
-def test_an_upload(probed: Probed, name: str) -> None:
+def test_upload_does_not_block_event_loop(probed: Probed, name: str) -> None:
     make, status = UPLOADS[name]
     headers = {"Content-Type": "multipart/form-data; boundary=x"}
     request = httpx.Request("POST", f"{probed.url}/v1/datasets", content=make(), headers=headers)
@@ -284,7 +284,7 @@ QUESTIONS: dict[str, tuple[str, dict[str, str], int]] = {
 
 
 @pytest.mark.parametrize("name", QUESTIONS)
-def test_a_question(probed: Probed, name: str) -> None:
+def test_request_does_not_block_event_loop(probed: Probed, name: str) -> None:
     path, headers, status = QUESTIONS[name]
     probed.held_s()
     answers = asyncio.run(probed.ask([httpx.Request("GET", probed.url + path, headers=headers) for _ in range(4)], at_once=4))
@@ -310,7 +310,7 @@ def _keep_the_interpreter(seconds: float) -> None:
         taken = time.thread_time() - before
 
 
-def test_the_probe_sees_what_holds_the_loop_and_only_that() -> None:
+def test_probe_detects_only_what_blocks_event_loop() -> None:
     async def held_s(hold: Callable[[], Awaitable[None]]) -> float:
         lag = Lag()
         measuring = asyncio.create_task(lag.measure())
@@ -334,7 +334,7 @@ def test_the_probe_sees_what_holds_the_loop_and_only_that() -> None:
     assert asyncio.run(held_s(in_a_thread)) < 0.3
 
 
-def test_a_listing_of_large_jobs_comes_in_pages_that_are_bounded(probed: Probed) -> None:
+def test_list_of_large_jobs_has_bounded_pages(probed: Probed) -> None:
     seen: list[str] = []
     cursor = None
     with httpx.Client(base_url=probed.url, timeout=60) as client:

@@ -35,7 +35,7 @@ class Question:
         return answer
 
 
-def test_who_asks_meanwhile_or_within_a_moment_gets_the_same_answer() -> None:
+def test_concurrent_and_recent_callers_share_result() -> None:
     async def scenario() -> None:
         question = Question()
         shared = Shared(question, fresh_s=0.5)
@@ -54,7 +54,7 @@ def test_who_asks_meanwhile_or_within_a_moment_gets_the_same_answer() -> None:
     asyncio.run(scenario())
 
 
-def test_a_failure_is_shared_by_those_who_wait_for_it_and_not_kept() -> None:
+def test_failure_is_shared_by_waiting_callers_and_not_cached() -> None:
     async def scenario() -> None:
         question = Question()
         question.error = ValueError("no")
@@ -86,7 +86,7 @@ class CountingRay(FakeRay):
         return await super().ready()
 
 
-def test_many_who_ask_whether_the_server_is_ready_cost_one_question(settings: Settings) -> None:
+def test_concurrent_readiness_checks_share_one_query(settings: Settings) -> None:
     settings.data_dir.mkdir()
     database, ray = Database(settings.database), CountingRay()
     database.migrate()
@@ -113,7 +113,7 @@ def test_many_who_ask_whether_the_server_is_ready_cost_one_question(settings: Se
         database.close()
 
 
-def test_a_question_that_is_not_answered_is_not_joined_by_others(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hanging_query_is_not_repeated(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(server.telemetry.readiness, "WITHIN_S", 0.2)
     ray = CountingRay()
     ray.hangs = True
@@ -129,7 +129,7 @@ def test_a_question_that_is_not_answered_is_not_joined_by_others(settings: Setti
             assert time.monotonic() < deadline
 
 
-def test_the_cluster_is_looked_at_once_for_all_who_submit(settings: Settings) -> None:
+def test_concurrent_submissions_share_one_cluster_query(settings: Settings) -> None:
     class SlowRay(FakeRay):
         cluster_looks = 0
 

@@ -17,7 +17,7 @@ TAIL = f"\r\n--{BOUNDARY}--\r\n".encode()
 MEBIBYTE = bytes(1 << 20)
 
 
-def test_an_upload_on_its_way_lies_on_the_disk_that_is_to_take_it(settings: Settings) -> None:
+def test_incomplete_upload_is_on_the_disk_of_the_data_directory(settings: Settings) -> None:
     seen: set[Path] = set()
 
     with serving(settings) as served:

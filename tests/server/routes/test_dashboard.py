@@ -94,7 +94,7 @@ def of_dashboard(ray: StandIn, path: str) -> list[tuple[str, str, dict[str, str]
     ],
 )
 @pytest.mark.parametrize("method", ["GET", "HEAD"])
-def test_what_tells_something_is_passed_on(admin: Api, ray: StandIn, path: str, method: str) -> None:
+def test_read_only_paths_are_passed_on(admin: Api, ray: StandIn, path: str, method: str) -> None:
     answer = admin.request(method, f"/dashboard{path}", headers={"Cookie": "a=b", "X-Other": "c"})
     assert answer.status_code == 200
     assert answer.content == (b'{"answered": true}' if method == "GET" else b"")
@@ -128,19 +128,19 @@ def test_what_tells_something_is_passed_on(admin: Api, ray: StandIn, path: str, 
         ),
     ],
 )
-def test_what_acts_is_not(admin: Api, ray: StandIn, path: str) -> None:
+def test_paths_that_change_something_are_not_found(admin: Api, ray: StandIn, path: str) -> None:
     url = admin.base_url.copy_with(raw_path=f"/dashboard{path}".encode())
     assert admin.get(url).status_code == 404
     assert not any("traceback" in asked or "profile" in asked or ".." in asked for _, asked, _ in ray.asked)
 
 
 @pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "PATCH"])
-def test_nothing_is_changed(admin: Api, ray: StandIn, method: str) -> None:
+def test_other_methods_are_refused(admin: Api, ray: StandIn, method: str) -> None:
     assert admin.request(method, "/dashboard/api/jobs/").status_code == 405
     assert not any(asked[0] == method for asked in ray.asked)
 
 
-def test_the_page_asks_nobody_for_rays_token(admin: Api) -> None:
+def test_dashboard_does_not_ask_for_ray_token(admin: Api) -> None:
     assert admin.get("/dashboard/api/authentication_mode").json() == {"authentication_mode": "disabled"}
     assert admin.get("/dashboard").headers["Location"] == "/dashboard/"
 

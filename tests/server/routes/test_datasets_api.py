@@ -84,7 +84,7 @@ def test_upload_use_and_delete(api: Api, ray: FakeRay, settings: Settings, filen
         ("a.npz", npz(images=np.zeros((4, 8, 8), dtype=np.uint8), labels=np.array([{}, {}, {}, {}], dtype=object))),
     ],
 )
-def test_what_is_no_dataset_is_refused_and_not_kept(api: Api, settings: Settings, filename: str, content: bytes) -> None:
+def test_refuses_and_discards_invalid_uploads(api: Api, settings: Settings, filename: str, content: bytes) -> None:
     response = api.post("/v1/datasets", files={"file": (filename, content)})
     assert response.status_code == 422
     problem = response.json()
@@ -94,7 +94,7 @@ def test_what_is_no_dataset_is_refused_and_not_kept(api: Api, settings: Settings
     assert len(api.get("/v1/datasets").json()["data"]) == 6
 
 
-def test_images_that_a_spec_must_resize_are_kept(api: Api) -> None:
+def test_accepts_images_that_need_image_size(api: Api) -> None:
     large = image_zip({f"train/{name}/{i}.png": png(i, side=600) for name in ("cat", "dog") for i in range(3)})
     dataset = api.post("/v1/datasets", files={"file": ("large.zip", large)}).json()
     assert dataset["info"] is None
@@ -103,12 +103,12 @@ def test_images_that_a_spec_must_resize_are_kept(api: Api) -> None:
     assert api.make(dataset={"id": dataset["id"], "image_size": 8})["status"] == "queued"
 
 
-def test_a_name_can_be_given(api: Api) -> None:
+def test_upload_can_have_a_name(api: Api) -> None:
     response = api.post("/v1/datasets", files={"file": ("a.npz", ARRAYS)}, data={"name": "Pets"})
     assert response.json()["name"] == "Pets"
 
 
-def test_an_upload_may_not_be_too_large(settings: Settings, ray: FakeRay) -> None:
+def test_refuses_upload_larger_than_limit(settings: Settings, ray: FakeRay) -> None:
     with running(settings.model_copy(update={"max_upload_bytes": 100}), ray) as api:
         response = api.post("/v1/datasets", files={"file": ("a.npz", ARRAYS)})
         assert response.status_code == 413
@@ -120,9 +120,7 @@ def test_an_upload_may_not_be_too_large(settings: Settings, ray: FakeRay) -> Non
     ("path", "content_type"), [("/v1/jobs", "application/json"), ("/v1/datasets", "multipart/form-data; boundary=x")]
 )
 @pytest.mark.parametrize("announced", [True, False])
-def test_a_body_is_refused_before_it_has_arrived(
-    settings: Settings, ray: FakeRay, path: str, content_type: str, announced: bool
-) -> None:
+def test_refuses_body_by_content_length(settings: Settings, ray: FakeRay, path: str, content_type: str, announced: bool) -> None:
     """At its Content-Length, or where it has none at the first byte too many: neither body is ever sent to its end."""
     with running(settings.model_copy(update={"max_upload_bytes": 1 << 20}), ray) as api:
         connection = HTTPConnection(api.base_url.host, api.base_url.port, timeout=20)

@@ -68,18 +68,18 @@ def end(api: Api, job_id: str) -> list[int]:
         ("text/event-stream;q=2, application/json;q=0.001", JSON),
     ],
 )
-def test_what_a_client_prefers(accept: str | None, wanted: str | None) -> None:
+def test_preferred_media_type(accept: str | None, wanted: str | None) -> None:
     assert preferred(accept, (JSON, STREAM)) == wanted
 
 
 @pytest.mark.parametrize("accept", ['\\"' * 32_000, '"\\' * 32_000, '"' * 64_001, ';x="' * 16_000])
-def test_no_accept_header_that_fits_holds_up_the_server(accept: str) -> None:
+def test_parsing_accept_header_takes_linear_time(accept: str) -> None:
     started = time.perf_counter()
     preferred(accept, (JSON, STREAM))
     assert time.perf_counter() - started < 10  # half a minute where it is searched from each quote; some milliseconds else
 
 
-def test_what_is_not_acceptable_is_said(api: Api) -> None:
+def test_unacceptable_media_type_gets_406(api: Api) -> None:
     path = f"/v1/jobs/{api.make()['id']}/events"
     refused = api.get(path, headers={"Accept": "image/png"})
     assert (refused.status_code, refused.headers["content-type"]) == (406, "application/problem+json")
@@ -95,7 +95,7 @@ def test_both_forms_are_documented(api: Api) -> None:
     assert {"204", "404", "406", "422"} <= set(responses)
 
 
-def test_a_stream_tells_all_that_happens_until_the_job_has_ended(api: Api, ray: FakeRay, settings: Settings) -> None:
+def test_stream_sends_all_events_until_job_ends(api: Api, ray: FakeRay, settings: Settings) -> None:
     job_id = submitted(api, ray)
     seen: list[tuple[str, dict[str, Any]]] = []
     with stream(api, job_id) as source:
@@ -121,7 +121,7 @@ def test_a_stream_tells_all_that_happens_until_the_job_has_ended(api: Api, ray: 
     assert [(event["type"], event["data"]) for event in page] == seen
 
 
-def test_a_stream_goes_on_where_it_was(api: Api, ray: FakeRay) -> None:
+def test_stream_resumes_after_last_event_id(api: Api, ray: FakeRay) -> None:
     job_id = submitted(api, ray)
     last = end(api, job_id)[-1]
     with stream(api, job_id) as source:
@@ -148,7 +148,7 @@ def test_more_than_a_page_is_streamed_in_order(api: Api, ray: FakeRay, settings:
     assert len(got) > count
 
 
-def test_silence_is_filled_with_comments(api: Api, ray: FakeRay, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stream_sends_comments_while_silent(api: Api, ray: FakeRay, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(server.event_streams, "HEARTBEAT_S", 0.1)
     job_id = submitted(api, ray)
     with api.stream("GET", f"/v1/jobs/{job_id}/events", headers={"Accept": STREAM}) as response:
@@ -171,7 +171,7 @@ def await_open(api: Api, count: int) -> None:
         time.sleep(0.05)
 
 
-def test_a_client_that_leaves_is_forgotten(api: Api, ray: FakeRay) -> None:
+def test_stream_ends_when_client_disconnects(api: Api, ray: FakeRay) -> None:
     job_id = submitted(api, ray)
     with stream(api, job_id) as source:
         events = source.iter_sse()
@@ -181,7 +181,7 @@ def test_a_client_that_leaves_is_forgotten(api: Api, ray: FakeRay) -> None:
         await_open(api, 0)
 
 
-def test_a_job_that_is_deleted_ends_its_streams(api: Api, ray: FakeRay) -> None:
+def test_deleting_job_ends_its_streams(api: Api, ray: FakeRay) -> None:
     job_id = submitted(api, ray)
     finished = threading.Event()
 
@@ -200,7 +200,7 @@ def test_a_job_that_is_deleted_ends_its_streams(api: Api, ray: FakeRay) -> None:
     assert finished.is_set()
 
 
-def test_a_server_that_stops_ends_its_streams_and_waits(settings: Settings, ray: FakeRay) -> None:
+def test_stopping_server_ends_streams_and_long_polls(settings: Settings, ray: FakeRay) -> None:
     with ExitStack() as stack:
         with running(settings, ray) as api:
             job_id = submitted(api, ray)
@@ -231,7 +231,7 @@ def test_a_server_that_stops_ends_its_streams_and_waits(settings: Settings, ray:
                 assert ids(source) == everything[2:]
 
 
-def test_a_client_that_does_not_read_holds_up_nobody(settings: Settings, ray: FakeRay) -> None:
+def test_client_that_does_not_read_delays_no_other(settings: Settings, ray: FakeRay) -> None:
     with running(settings, ray) as api:
         job_id = submitted(api, ray)
         host, port = api.base_url.host, api.base_url.port

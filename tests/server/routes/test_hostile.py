@@ -158,7 +158,7 @@ def _requests(job_id: str) -> list[tuple[str, bytes, int]]:
     ]  # fmt: skip
 
 
-def test_what_means_harm_is_answered(tmp_path: Path) -> None:
+def test_hostile_requests_get_expected_status(tmp_path: Path) -> None:
     lines, wrong = ["| input | status |", "|---|---|"], []
 
     def note(name: str, wanted: int, status: int) -> None:
@@ -184,7 +184,7 @@ def test_what_means_harm_is_answered(tmp_path: Path) -> None:
     assert list((tmp_path / "tmp").iterdir()) == []
 
 
-def test_the_documentation_has_the_table() -> None:
+def test_documentation_lists_hostile_requests() -> None:
     document = (Path(__file__).parents[3] / "docs" / "reliability-tables.md").read_text(encoding="utf-8")
     _, _, table = document.partition("| input | status |\n|---|---|\n")
     written = [line.strip("| ").rsplit(" | ", 1) for line in table.partition("\n\n")[0].splitlines()]
@@ -192,7 +192,7 @@ def test_the_documentation_has_the_table() -> None:
     assert [(name, int(status)) for name, status in written] == sent
 
 
-def test_an_upload_that_breaks_off_leaves_nothing(tmp_path: Path) -> None:
+def test_interrupted_upload_leaves_no_files(tmp_path: Path) -> None:
     head = b'--x\r\nContent-Disposition: form-data; name="file"; filename="a.zip"\r\n\r\n'
     with served(tmp_path / "data") as server:
         for sent in (b"", head[:20], head + folder()[:100], head + bytes(3 << 20)):

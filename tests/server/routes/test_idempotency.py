@@ -15,7 +15,7 @@ TIMES = 200
 
 
 @pytest.mark.parametrize("servers", [1, 2])
-def test_identical_posts_at_once_with_one_key_make_one_job(settings: Settings, ray: FakeRay, api: Api, servers: int) -> None:
+def test_concurrent_posts_with_same_key_create_one_job(settings: Settings, ray: FakeRay, api: Api, servers: int) -> None:
     if servers == 1:
         answers = post_at_once([api])
     else:
@@ -42,7 +42,7 @@ def post_at_once(servers: list[Api]) -> list[tuple[int, str]]:
         return list(pool.map(post, range(TIMES)))
 
 
-def test_a_key_with_another_body_is_refused_also_at_once(api: Api) -> None:
+def test_concurrent_posts_with_same_key_and_other_body_are_refused(api: Api) -> None:
     def post(ipc: int) -> int:
         return api.post("/v1/jobs", json=SPEC | {"ipc": ipc}, headers={"Idempotency-Key": "k"}).status_code
 
@@ -60,12 +60,12 @@ def test_a_key_with_another_body_is_refused_also_at_once(api: Api) -> None:
         ("/v1/jobs/{id}/logs?attempt=2147483648", 404),
     ],
 )
-def test_numbers_beyond_the_database_s_are_no_error(api: Api, path: str, status: int) -> None:
+def test_numbers_too_large_for_database_are_no_server_error(api: Api, path: str, status: int) -> None:
     assert api.get(path.format(id=api.make()["id"])).status_code == status
 
 
 @pytest.mark.parametrize("path", ["/v1/jobs/job%00", "/v1/jobs?label=a%00b", "/v1/jobs?kind=%00", "/v1/datasets/%00"])
-def test_a_nul_character_finds_nothing_or_is_refused(api: Api, path: str) -> None:
+def test_nul_character_matches_nothing_or_is_refused(api: Api, path: str) -> None:
     answer = api.get(path)
     assert answer.status_code in (200, 404, 422)
     assert answer.json().get("data", []) == []
@@ -74,7 +74,7 @@ def test_a_nul_character_finds_nothing_or_is_refused(api: Api, path: str) -> Non
 @pytest.mark.parametrize(
     "fields", [{"name": "a\x00b"}, {"labels": {"k": "a\x00b"}}, {"labels": {"a\x00b": "v"}}, {"name": "\ud800"}]
 )
-def test_texts_that_not_every_database_stores(api: Api, fields: dict[str, object]) -> None:
+def test_unusual_texts_are_stored(api: Api, fields: dict[str, object]) -> None:
     """A NUL is kept by SQLite and refused by PostgreSQL; either way there is an answer, and no half of a job."""
     answer = api.post("/v1/jobs", content=json.dumps(SPEC | fields), headers={"Content-Type": "application/json"})
     assert answer.status_code in (201, 422)
@@ -82,7 +82,7 @@ def test_texts_that_not_every_database_stores(api: Api, fields: dict[str, object
 
 
 @pytest.mark.parametrize("attempt", range(5))
-def test_a_dataset_is_deleted_or_read_by_a_new_job_but_not_both(api: Api, attempt: int) -> None:  # noqa: ARG001
+def test_dataset_is_either_deleted_or_used_by_new_job(api: Api, attempt: int) -> None:  # noqa: ARG001
     images = np.zeros((4, 8, 8), np.uint8)
     content = npz(images=images, labels=LABELS, test_images=images, test_labels=LABELS)
     dataset = api.post("/v1/datasets", files={"file": ("a.npz", content)}).json()["id"]

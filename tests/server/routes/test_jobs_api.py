@@ -64,9 +64,7 @@ def test_submit(api: Api) -> None:
         ({"method": {"image_lr": float("inf")}}, "method.image_lr", "finite"),
     ],
 )
-def test_what_cannot_run_is_refused_naming_the_field(
-    api: Api, settings: Settings, change: dict[str, Any], loc: str, msg: str
-) -> None:
+def test_refuses_impossible_spec_with_field(api: Api, settings: Settings, change: dict[str, Any], loc: str, msg: str) -> None:
     own = settings.roots.datasets  # of names that look like fields
     (own / "ipc" / "train" / "a").mkdir(parents=True)
     (own / "dataset.zip").write_bytes(b"no archive")
@@ -81,11 +79,11 @@ def test_what_cannot_run_is_refused_naming_the_field(
     ("body", "status"),
     [(b"{", 422), (b"", 422), (b"[]", 422), (b'"a"', 422), (b"\xff", 400), (b'{"ipc":' + b"1" * 5000 + b"}", 400)],
 )
-def test_a_body_that_is_no_spec_is_refused(api: Api, body: bytes, status: int) -> None:
+def test_refuses_body_that_is_not_a_spec(api: Api, body: bytes, status: int) -> None:
     refused(api.post("/v1/jobs", content=body, headers={"Content-Type": "application/json"}), status)
 
 
-def test_what_utf8_cannot_say_is_refused_not_a_crash(api: Api) -> None:
+def test_refuses_lone_surrogates(api: Api) -> None:
     body = b'{"kind": "condense", "dataset": {"name": "digits"}, "ipc": 1, "\\ud800": 1, "name": "\\ud800"}'
     refused(api.post("/v1/jobs", content=body, headers={"Content-Type": "application/json"}))
 
@@ -100,7 +98,7 @@ def test_dry_run_resolves_and_stores_nothing(api: Api) -> None:
     assert api.get("/v1/jobs").json()["data"] == []
 
 
-def test_an_idempotency_key_makes_one_job(api: Api) -> None:
+def test_idempotency_key_creates_one_job(api: Api) -> None:
     headers = {"Idempotency-Key": "k1"}
     with ThreadPoolExecutor(8) as pool:
         answers = list(pool.map(lambda _: api.post("/v1/jobs", json=SPEC, headers=headers), range(8)))
@@ -111,7 +109,7 @@ def test_an_idempotency_key_makes_one_job(api: Api) -> None:
     assert api.post("/v1/jobs", json=SPEC, headers={"Idempotency-Key": "k2"}).status_code == 201
 
 
-def test_a_key_of_a_refused_spec_stays_free(api: Api) -> None:
+def test_idempotency_key_of_refused_spec_can_be_reused(api: Api) -> None:
     refused(api.post("/v1/jobs", json=SPEC | {"ipc": 0}, headers={"Idempotency-Key": "k"}))
     refused(api.post("/v1/jobs", json=SPEC | {"resources": {"workers": 9}}, headers={"Idempotency-Key": "k"}))
     assert api.post("/v1/jobs", json=SPEC, headers={"Idempotency-Key": "k"}).status_code == 201
@@ -145,7 +143,7 @@ def test_list_is_paged_newest_first_and_filtered(api: Api, ray: FakeRay) -> None
 
 
 @pytest.mark.parametrize("cursor", ["!", "abc", "djE6LTE", "djE6OTk5OTk5OTk5OTk5OTk5OTk5OTk5", "é"])
-def test_a_made_up_cursor_is_refused(api: Api, cursor: str) -> None:
+def test_refuses_invalid_cursor(api: Api, cursor: str) -> None:
     assert "cursor" in refused(api.get("/v1/jobs", params={"cursor": cursor}))
 
 
@@ -169,7 +167,7 @@ def test_etag(api: Api, ray: FakeRay, settings: Settings) -> None:
     assert api.get(f"/v1/jobs/{job_id}", headers={"If-None-Match": etag}).status_code == 200
 
 
-def test_wait_answers_early_on_a_change_and_holds_up_nobody(api: Api, ray: FakeRay, settings: Settings) -> None:
+def test_long_poll_returns_on_change_and_blocks_no_other(api: Api, ray: FakeRay, settings: Settings) -> None:
     job_id = api.make()["id"]
     api.await_job(job_id, lambda _: ray.submissions != [])
     time.sleep(0.3)
@@ -233,7 +231,7 @@ def test_cancel_resume_delete(api: Api, ray: FakeRay, settings: Settings) -> Non
     assert ray.jobs == {}
 
 
-def test_a_queued_job_is_cancelled_at_once(settings: Settings, ray: FakeRay) -> None:
+def test_cancels_queued_job_at_once(settings: Settings, ray: FakeRay) -> None:
     with running(settings.model_copy(update={"max_active_jobs": 1}), ray) as api:
         first, second = api.make()["id"], api.make()["id"]
         api.await_job(first, lambda _: ray.submissions != [])
@@ -288,7 +286,7 @@ def test_every_error_is_a_problem(api: Api, method: str, path: str, status: int)
         assert response.headers["allow"]
 
 
-def test_without_ray_what_is_known_is_served(settings: Settings) -> None:
+def test_serves_stored_data_while_ray_is_down(settings: Settings) -> None:
     ray = FakeRay()
     ray.down = True
     with running(settings, ray) as api:
@@ -315,7 +313,7 @@ def test_without_ray_what_is_known_is_served(settings: Settings) -> None:
         api.await_job(job["id"], lambda _: ray.submissions == [(job["id"], 1)])
 
 
-def test_the_documentation_page_needs_no_other_server(api: Api) -> None:
+def test_docs_page_needs_no_network(api: Api) -> None:
     page = api.get("/docs").text
     files = re.findall(r'(?:src|href)="([^"]+)"', page)
     assert [file for file in files if "://" in file] == []
@@ -324,7 +322,7 @@ def test_the_documentation_page_needs_no_other_server(api: Api) -> None:
         assert api.get(file).status_code == 200
 
 
-def test_openapi_documents_every_status_and_refers_to_what_is_there(api: Api) -> None:
+def test_openapi_documents_every_status_and_has_valid_references(api: Api) -> None:
     schema = api.get("/openapi.json").json()
     assert api.get("/docs").status_code == 200
     components = schema["components"]["schemas"]
@@ -351,7 +349,7 @@ def test_openapi_documents_every_status_and_refers_to_what_is_there(api: Api) ->
     assert {"200", "201", "413", "422", "503"} <= set(schema["paths"]["/v1/jobs"]["post"]["responses"])
 
 
-def test_many_threads_change_one_job_without_losing_a_change(api: Api, ray: FakeRay) -> None:
+def test_concurrent_changes_of_one_job_are_all_kept(api: Api, ray: FakeRay) -> None:
     job_id = api.make()["id"]
     api.await_job(job_id, lambda _: ray.submissions != [])
     codes: list[int] = []

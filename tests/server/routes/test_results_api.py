@@ -55,7 +55,7 @@ def finished(api: Api, ray: FakeRay, settings: Settings, started: str) -> str:
     return started
 
 
-def test_before_the_first_checkpoint_there_is_nothing(api: Api, started: str) -> None:
+def test_no_set_before_first_checkpoint(api: Api, started: str) -> None:
     assert api.get(f"/v1/jobs/{started}/artifacts").json() == {"data": []}
     for path in ("synthetic", "preview.png", "artifacts/synthetic.safetensors"):
         response = api.get(f"/v1/jobs/{started}/{path}")
@@ -63,7 +63,7 @@ def test_before_the_first_checkpoint_there_is_nothing(api: Api, started: str) ->
         assert "yet" in response.json()["detail"]
 
 
-def test_while_it_runs_the_latest_checkpoint_is_served(api: Api, started: str, settings: Settings) -> None:
+def test_serves_latest_checkpoint_while_running(api: Api, started: str, settings: Settings) -> None:
     checkpoint(settings, started, 2)
     checkpoint(settings, started, 4)
     arrays = load(api.get(f"/v1/jobs/{started}/synthetic").content)
@@ -78,7 +78,7 @@ def test_while_it_runs_the_latest_checkpoint_is_served(api: Api, started: str, s
     assert Image.open(io.BytesIO(api.get(f"/v1/jobs/{started}/preview.png").content)).format == "PNG"
 
 
-def test_checkpoints_that_are_replaced_while_they_are_read(
+def test_reads_checkpoint_that_is_replaced_meanwhile(
     api: Api, started: str, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As a driver does in between: what was listed is gone when it is opened, and there are newer ones."""
@@ -97,7 +97,7 @@ def test_checkpoints_that_are_replaced_while_they_are_read(
     assert arrays["images"][0, 0, 0, 0] == np.float32(0.8)
 
 
-def test_when_no_checkpoint_can_be_read_that_is_said(api: Api, started: str, settings: Settings) -> None:
+def test_unreadable_checkpoints_get_503(api: Api, started: str, settings: Settings) -> None:
     checkpoint(settings, started, 2).write_bytes(b"torn")
     response = api.get(f"/v1/jobs/{started}/synthetic")
     assert response.status_code == 503
@@ -118,7 +118,7 @@ def test_manifest_and_bytes(api: Api, finished: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["manifest.json", "nothing", "..%2Fevents.jsonl", "%2e%2e", "..%2f..%2f..%2fjob.json"])
-def test_only_what_the_manifest_lists_is_served(api: Api, finished: str, name: str) -> None:
+def test_serves_only_files_in_manifest(api: Api, finished: str, name: str) -> None:
     assert api.get(f"/v1/jobs/{finished}/artifacts/{name}").status_code == 404
 
 

@@ -53,7 +53,7 @@ def jobs_directory(settings: Settings) -> list[str]:
 # -- what is taken
 
 
-def test_an_evaluation_is_taken(api: Api) -> None:
+def test_accepts_evaluation(api: Api) -> None:
     job = api.submit(
         EVALUATE | {"baselines": ["random", "whole"], "augment": ["none", "dsa"], "repeats": 3, "labels": {"a": "b"}}
     )
@@ -66,7 +66,7 @@ def test_an_evaluation_is_taken(api: Api) -> None:
     assert [listed["id"] for listed in api.get("/v1/jobs", params={"kind": "evaluate"}).json()["data"]] == [job["id"]]
 
 
-def test_a_sweep_is_taken(api: Api) -> None:
+def test_accepts_sweep(api: Api) -> None:
     job = api.submit(SWEEP)
     assert (job["kind"], job["progress"]["total"]) == ("sweep", 4)
     assert job["spec"]["max_concurrent"] == 4
@@ -75,7 +75,7 @@ def test_a_sweep_is_taken(api: Api) -> None:
     assert api.make()["links"]["trials"] is None
 
 
-def test_the_driver_finds_the_sweep_as_it_was_sent(api: Api, ray: FakeRay, settings: Settings) -> None:
+def test_driver_gets_unresolved_sweep(api: Api, ray: FakeRay, settings: Settings) -> None:
     """Defaults of one method, written out, would be unknown fields of another."""
     job_id = running_job(api, ray, sweep({"method.name": {"grid": ["cafe", "dm", "herding"]}}, iterations=0))
     file = JobFile.model_validate_json(settings.job_dir(job_id).job_file.read_bytes())
@@ -92,11 +92,11 @@ def test_the_examples_are_accepted(api: Api, path: Path) -> None:
     assert response.status_code == 200, response.text
 
 
-def test_there_is_an_example_of_each_kind() -> None:
+def test_examples_cover_each_kind() -> None:
     assert {yaml.safe_load(path.read_text())["kind"] for path in EXAMPLES} == {"condense", "evaluate", "sweep"}
 
 
-def test_dry_runs_say_what_there_would_be_to_do(api: Api) -> None:
+def test_dry_run_shows_total_and_trials(api: Api) -> None:
     condense, evaluate, coreset, swept = (
         api.post("/v1/jobs?dry_run=true", json=spec).json()
         for spec in (SPEC, EVALUATE, EVALUATE | {"synthetic": HERDING}, sweep({"ipc": {"grid": list(range(1, 31))}}))
@@ -138,16 +138,14 @@ def test_openapi_shows_the_three_kinds(api: Api) -> None:
         ({"evaluation": {"augment": ["dsa", "dsa"]}}, "evaluation.augment", "each may be named once"),
     ],
 )
-def test_a_condensation_that_cannot_run_is_refused_naming_the_field(
-    api: Api, change: dict[str, Any], loc: str, message: str
-) -> None:
+def test_refuses_impossible_condensation_with_field(api: Api, change: dict[str, Any], loc: str, message: str) -> None:
     errors = refused(api.post("/v1/jobs", json=SPEC | change))
     assert list(errors) == [loc]
     assert message in errors[loc]
 
 
 @pytest.mark.parametrize("body", [[], "a", 1])
-def test_what_is_no_object_is_no_spec(api: Api, body: Any) -> None:
+def test_refuses_spec_that_is_not_an_object(api: Api, body: Any) -> None:
     assert refused(api.post("/v1/jobs", json=body)).keys() == {""}
 
 
@@ -178,7 +176,7 @@ def test_what_is_no_object_is_no_spec(api: Api, body: Any) -> None:
         ({"synthetic": LARGE, "networks": [{"name": "resnet18"}]}, "resources", "but has 8.00 GiB"),
     ],
 )  # fmt: skip
-def test_an_evaluation_that_cannot_run_is_refused_naming_the_field(
+def test_refuses_impossible_evaluation_with_field(
     api: Api, settings: Settings, change: dict[str, Any], loc: str, message: str
 ) -> None:
     root = settings.roots.datasets
@@ -227,16 +225,14 @@ def test_an_evaluation_that_cannot_run_is_refused_naming_the_field(
         (sweep({"ipc": {"grid": [1, 9999]}}, network=WIDE), "space", "with ipc = 9999: a worker would hold"),
     ],
 )  # fmt: skip
-def test_a_sweep_that_cannot_run_is_refused_naming_the_field(
-    api: Api, settings: Settings, spec: dict[str, Any], loc: str, message: str
-) -> None:
+def test_refuses_impossible_sweep_with_field(api: Api, settings: Settings, spec: dict[str, Any], loc: str, message: str) -> None:
     errors = refused(api.post("/v1/jobs", json=spec))
     assert list(errors) == [loc]
     assert message in errors[loc]
     assert jobs_directory(settings) == []
 
 
-def test_no_more_trials_run_at_once_than_the_memory_holds(api: Api) -> None:
+def test_memory_limits_concurrent_trials(api: Api) -> None:
     wide = sweep({"seed": {"grid": [1, 2, 3, 4]}}, ipc=20, evaluation={"networks": [{"width": 256}]})
     wide["base"]["dataset"] = {"name": "digits", "image_size": 64}
     planned = api.post("/v1/jobs?dry_run=true", json=wide).json()
@@ -245,7 +241,7 @@ def test_no_more_trials_run_at_once_than_the_memory_holds(api: Api) -> None:
     assert planned["spec"]["max_concurrent"] == (8 << 30) // a_trial < 4
 
 
-def test_no_more_trials_run_at_once_than_the_cluster_holds_of_the_largest(api: Api) -> None:
+def test_cluster_limits_concurrent_trials_by_the_largest(api: Api) -> None:
     for workers, concurrent in ([1, 1, 1], 3), ([1, 2, 1], 2), ([1, 4, 1], 1):
         planned = api.post("/v1/jobs?dry_run=true", json=sweep({"resources.workers": {"grid": workers}})).json()
         assert planned["spec"]["max_concurrent"] == concurrent
@@ -254,7 +250,7 @@ def test_no_more_trials_run_at_once_than_the_cluster_holds_of_the_largest(api: A
 # -- the set that is judged
 
 
-def test_the_set_of_another_job_is_kept_as_it_is_now(api: Api, ray: FakeRay, settings: Settings) -> None:
+def test_evaluation_keeps_copy_of_set_of_other_job(api: Api, ray: FakeRay, settings: Settings) -> None:
     made = running_job(api, ray, SPEC)
     spec = EVALUATE | {"synthetic": {"job_id": made}}
     assert "no synthetic set yet" in refused(api.post("/v1/jobs", json=spec))["synthetic.job_id"]
@@ -274,7 +270,7 @@ def test_the_set_of_another_job_is_kept_as_it_is_now(api: Api, ray: FakeRay, set
     assert "no checkpoint of the job can be read" in refused(api.post("/v1/jobs", json=spec))["synthetic.job_id"]
 
 
-def test_the_best_set_of_a_sweep_can_be_judged(api: Api, ray: FakeRay, settings: Settings) -> None:
+def test_best_set_of_sweep_can_be_evaluated(api: Api, ray: FakeRay, settings: Settings) -> None:
     made = running_job(api, ray, SWEEP)
     spec = EVALUATE | {"synthetic": {"job_id": made}}
     assert "none of its trials has come to its end" in refused(api.post("/v1/jobs", json=spec))["synthetic.job_id"]
@@ -284,13 +280,13 @@ def test_the_best_set_of_a_sweep_can_be_judged(api: Api, ray: FakeRay, settings:
     assert SyntheticSet.load(settings.job_dir(job["id"]).input_file).images.mean() == pytest.approx(0.2)
 
 
-def test_real_images_drawn_at_random_are_no_set(api: Api) -> None:
+def test_random_real_images_are_not_a_set(api: Api) -> None:
     made = api.submit(EVALUATE)
     errors = refused(api.post("/v1/jobs", json=EVALUATE | {"synthetic": {"job_id": made["id"]}}))
     assert "it judges real images (random)" in errors["synthetic.job_id"]
 
 
-def test_a_key_makes_one_job_with_one_set(api: Api, settings: Settings) -> None:
+def test_idempotency_key_creates_one_job_with_one_set(api: Api, settings: Settings) -> None:
     digits_set().save(settings.roots.datasets / "set.safetensors")
     spec = EVALUATE | {"synthetic": {"path": "set.safetensors"}}
     with ThreadPoolExecutor(8) as pool:
@@ -300,7 +296,7 @@ def test_a_key_makes_one_job_with_one_set(api: Api, settings: Settings) -> None:
 
 
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
-def test_a_job_that_cannot_be_stored_leaves_no_set(api: Api, settings: Settings) -> None:
+def test_failed_insert_leaves_no_set(api: Api, settings: Settings) -> None:
     digits_set().save(settings.roots.datasets / "set.safetensors")
     with sqlite3.connect(settings.database.removeprefix("sqlite:///")) as connection:
         connection.execute("CREATE TRIGGER full BEFORE INSERT ON jobs BEGIN SELECT RAISE(ABORT, 'the disk is full'); END")
@@ -327,7 +323,7 @@ def make_kept(database: Database, directory: JobDir) -> None:
         keep(session)
 
 
-def test_a_set_that_fails_to_be_written_is_no_job(settings: Settings, database: Database) -> None:
+def test_failed_write_of_set_creates_no_job(settings: Settings, database: Database) -> None:
     directory = settings.job_dir("job_a")
     directory.path.parent.write_text("in the way")
     with pytest.raises(OSError, match="jobs"):
@@ -339,7 +335,7 @@ def test_a_set_that_fails_to_be_written_is_no_job(settings: Settings, database: 
 
 @pytest.mark.parametrize("database_url", ["sqlite", "postgresql"], indirect=True)
 @pytest.mark.parametrize("committed", [True, False])
-def test_a_commit_whose_answer_is_lost_leaves_the_job_its_set(settings: Settings, database: Database, committed: bool) -> None:
+def test_commit_with_lost_response_keeps_set(settings: Settings, database: Database, committed: bool) -> None:
     def break_off(_session: Session) -> None:
         raise OperationalError("COMMIT", {}, sqlite3.OperationalError("the connection is lost"))
 
@@ -351,7 +347,7 @@ def test_a_commit_whose_answer_is_lost_leaves_the_job_its_set(settings: Settings
         assert list(session.scalars(select(Job.id))) == jobs_directory(settings)
 
 
-def test_a_set_stays_where_the_database_does_not_say_whether_there_is_its_job(
+def test_set_is_kept_when_outcome_of_commit_is_unknown(
     settings: Settings, database: Database, caplog: pytest.LogCaptureFixture
 ) -> None:
     def close(_session: Session) -> None:
@@ -370,7 +366,7 @@ def test_a_set_stays_where_the_database_does_not_say_whether_there_is_its_job(
 
 
 @pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
-def test_whether_there_is_a_job_is_known_when_its_transaction_is_over(settings: Settings, database: Database) -> None:
+def test_existence_of_job_is_checked_after_its_transaction(settings: Settings, database: Database) -> None:
     """PostgreSQL may still be at a commit whose client has lost its connection."""
     directory, asked = settings.job_dir("job_a"), ThreadPoolExecutor(1)
     with asked, stage_input(database, directory, digits_set()) as keep:
@@ -383,7 +379,7 @@ def test_whether_there_is_a_job_is_known_when_its_transaction_is_over(settings: 
         assert answer.result(timeout=20) is True
 
 
-def test_what_a_server_left_that_died_amid_a_submission_is_removed(settings: Settings, ray: FakeRay) -> None:
+def test_leftovers_of_interrupted_submission_are_removed(settings: Settings, ray: FakeRay) -> None:
     directory = settings.data_dir / "jobs"
     with running(settings, ray) as api:
         digits_set().save(settings.roots.datasets / "set.safetensors")
@@ -403,7 +399,7 @@ def test_what_a_server_left_that_died_amid_a_submission_is_removed(settings: Set
 
 
 @pytest.mark.parametrize("place", ["judged", "tested on", "base", "grid", "choice of whole datasets"])
-def test_a_dataset_that_a_job_reads_is_not_deleted(api: Api, ray: FakeRay, settings: Settings, place: str) -> None:
+def test_dataset_in_use_is_not_deleted(api: Api, ray: FakeRay, settings: Settings, place: str) -> None:
     images = np.zeros((4, 8, 8), np.uint8)
     content = npz(images=images, labels=LABELS, test_images=images, test_labels=LABELS)
     own, other = (api.post("/v1/datasets", files={"file": ("a.npz", content)}).json()["id"] for _ in range(2))
@@ -424,7 +420,7 @@ def test_a_dataset_that_a_job_reads_is_not_deleted(api: Api, ray: FakeRay, setti
     assert api.delete(f"/v1/datasets/{own}").status_code == 204
 
 
-def test_nodes_that_the_autoscaler_may_add_count(settings: Settings, ray: FakeRay) -> None:
+def test_counts_nodes_that_autoscaler_may_add(settings: Settings, ray: FakeRay) -> None:
     wide = SPEC | {"resources": {"workers": 8}}
     autoscaled = {"autoscaled_nodes": 2, "autoscaled_node_cpus": 4.0, "autoscaled_node_memory_bytes": 8 << 30}
     with running(settings, ray) as api:
@@ -435,7 +431,7 @@ def test_nodes_that_the_autoscaler_may_add_count(settings: Settings, ray: FakeRa
         assert "can hold at most 3 of them" in api.post("/v1/jobs", json=too_wide).text
 
 
-def test_a_job_that_leaves_its_driver_no_room_is_refused(settings: Settings, ray: FakeRay) -> None:
+def test_refuses_job_that_leaves_no_cpu_for_driver(settings: Settings, ray: FakeRay) -> None:
     with running(settings.model_copy(update={"driver_cpus": 0.25}), ray) as api:
         refused = api.post("/v1/jobs", json=SPEC | {"resources": {"workers": 4}})
         assert refused.status_code == 422

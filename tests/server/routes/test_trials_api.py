@@ -36,7 +36,7 @@ def trials(api: Api, job_id: str, **params: Any) -> list[dict[str, Any]]:
 @pytest.mark.parametrize(
     "spec", [EVALUATE, EVALUATE | {"synthetic": HERDING}, SPEC | {"evaluation": {"networks": EVALUATE["networks"]}}]
 )
-def test_an_evaluations_trials_are_its_networks(api: Api, ray: FakeRay, settings: Settings, spec: dict[str, Any]) -> None:
+def test_trials_of_evaluation_are_its_networks(api: Api, ray: FakeRay, settings: Settings, spec: dict[str, Any]) -> None:
     job_id = running_job(api, ray, spec)
     assert trials(api, job_id) == []
     directory = settings.job_dir(job_id)
@@ -58,7 +58,7 @@ def test_an_evaluations_trials_are_its_networks(api: Api, ray: FakeRay, settings
     )
 
 
-def test_what_was_measured_of_another_set_is_no_part_of_the_result(api: Api, ray: FakeRay, settings: Settings) -> None:
+def test_measurements_of_other_set_are_ignored(api: Api, ray: FakeRay, settings: Settings) -> None:
     """An attempt that condensed anew may have come to a set of other bytes."""
     job_id = running_job(api, ray, EVALUATE)
     for judged, accuracy in (("first", 50.0), ("second", 60.0)):
@@ -66,7 +66,7 @@ def test_what_was_measured_of_another_set_is_no_part_of_the_result(api: Api, ray
     assert [row["accuracy"] for row in trials(api, job_id)] == [60.0]
 
 
-def test_a_condensation_without_an_evaluation_has_no_trials(api: Api) -> None:
+def test_condensation_without_evaluation_has_no_trials(api: Api) -> None:
     job_id = api.make()["id"]
     response = api.get(f"/v1/jobs/{job_id}/trials")
     refused(response, 404)
@@ -77,7 +77,7 @@ def test_a_condensation_without_an_evaluation_has_no_trials(api: Api) -> None:
 # -- sweeps
 
 
-def test_a_sweeps_trials_are_seen_while_it_runs(api: Api, ray: FakeRay, settings: Settings) -> None:
+def test_trials_of_running_sweep_are_shown(api: Api, ray: FakeRay, settings: Settings) -> None:
     job_id = running_job(api, ray, SWEEP)
     directory = settings.job_dir(job_id)
     pending = trials(api, job_id)
@@ -134,7 +134,7 @@ def test_trials_are_paged(api: Api, ray: FakeRay) -> None:
         assert list(refused(api.get(f"/v1/jobs/{job_id}/trials", params=params))) == list(params)
 
 
-def test_a_sweeps_table_has_a_column_for_each_field(api: Api, ray: FakeRay, settings: Settings) -> None:
+def test_csv_of_sweep_has_column_per_field(api: Api, ray: FakeRay, settings: Settings) -> None:
     space = {
         "method.init": {"grid": ["noise"]},
         "method.layers": {"grid": [[0, 1], [0, 2]]},
@@ -157,7 +157,7 @@ def level_of(content: bytes) -> float:
     return round(float(load(content)["images"].mean()), 3)
 
 
-def test_a_sweep_shows_the_best_set_so_far(api: Api, ray: FakeRay, settings: Settings) -> None:
+def test_running_sweep_serves_best_set_so_far(api: Api, ray: FakeRay, settings: Settings) -> None:
     job_id = running_job(api, ray, SWEEP)
     directory = settings.job_dir(job_id)
     response = api.get(f"/v1/jobs/{job_id}/synthetic")
@@ -171,7 +171,7 @@ def test_a_sweep_shows_the_best_set_so_far(api: Api, ray: FakeRay, settings: Set
     assert api.get(f"/v1/jobs/{job_id}/preview.png").headers["content-type"] == "image/png"
 
 
-def test_an_evaluation_shows_the_set_that_it_judges(api: Api, ray: FakeRay, settings: Settings) -> None:
+def test_evaluation_serves_set_under_evaluation(api: Api, ray: FakeRay, settings: Settings) -> None:
     digits_set(0.4).save(settings.roots.datasets / "set.safetensors")
     given = running_job(api, ray, EVALUATE | {"synthetic": {"path": "set.safetensors"}})
     assert level_of(api.get(f"/v1/jobs/{given}/synthetic").content) == 0.4
@@ -193,7 +193,7 @@ def test_an_evaluation_shows_the_set_that_it_judges(api: Api, ray: FakeRay, sett
 # -- progress
 
 
-def test_validations_and_networks_are_progress(api: Api, ray: FakeRay, settings: Settings) -> None:
+def test_validations_and_networks_count_as_progress(api: Api, ray: FakeRay, settings: Settings) -> None:
     job_id = running_job(api, ray, SPEC | {"validation": {"every": 5}})
     with driver_of(settings, job_id) as report:
         report("phase", phase="validating")

@@ -42,7 +42,7 @@ def accesses(written: io.StringIO) -> list[dict[str, Any]]:
     return [line for line in lines(written) if line["logger"] == "cafe.access"]
 
 
-def test_each_request_leaves_a_line(written: io.StringIO, settings: Settings, ray: FakeRay) -> None:
+def test_each_request_is_logged(written: io.StringIO, settings: Settings, ray: FakeRay) -> None:
     with running(settings, ray) as api:
         job = api.make()["id"]
         answer = api.get(f"/v1/jobs/{job}", headers={"X-Request-ID": "mine-1"})
@@ -72,14 +72,16 @@ def test_each_request_leaves_a_line(written: io.StringIO, settings: Settings, ra
 
 
 @pytest.mark.parametrize("sent", ["a" * 129, "two words", "a\tb", "ü", "", "a/b", "x;y"])
-def test_an_id_that_is_not_sane_is_replaced(api: Api, sent: str) -> None:
+def test_invalid_request_id_is_replaced(api: Api, sent: str) -> None:
     answer = api.get("/healthz", headers={"X-Request-ID": sent.encode("latin-1")})
     assert answer.status_code == 200
     assert len(answer.headers["X-Request-ID"]) == 16
     assert answer.headers.get_list("X-Request-ID") != [sent]
 
 
-def test_every_answer_has_an_id(written: io.StringIO, settings: Settings, ray: FakeRay, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_response_has_request_id(
+    written: io.StringIO, settings: Settings, ray: FakeRay, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async def breaks() -> bool:
         raise RuntimeError(f"unexpected, with {TOKEN} in it")
 
@@ -107,13 +109,13 @@ def test_every_answer_has_an_id(written: io.StringIO, settings: Settings, ray: F
     assert "RuntimeError" not in answers[-1].text
 
 
-def test_uvicorns_own_lines_are_json_too(written: io.StringIO) -> None:
+def test_uvicorn_logs_json(written: io.StringIO) -> None:
     logging.getLogger("uvicorn.error").warning("Invalid HTTP request received.")
     [line] = lines(written)
     assert (line["logger"], line["level"], line["message"]) == ("uvicorn.error", "warning", "Invalid HTTP request received.")
 
 
-def test_what_is_done_for_a_job_says_which(
+def test_log_lines_of_job_have_its_id(
     written: io.StringIO, settings: Settings, ray: FakeRay, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(server.reconciler.job_keeper, "SUBMIT_WITHIN_S", 0.3)
@@ -141,7 +143,7 @@ def test_what_is_done_for_a_job_says_which(
     ],
 )
 @pytest.mark.parametrize("formatter", [JsonFormatter, TextFormatter])
-def test_secrets_are_left_out_wherever_they_are(text: str, shown: str, formatter: type[JsonFormatter | TextFormatter]) -> None:
+def test_secrets_are_redacted(text: str, shown: str, formatter: type[JsonFormatter | TextFormatter]) -> None:
     make = formatter(Redaction([TOKEN, ODD, "abc"]))
     try:
         raise ValueError(text)
@@ -161,13 +163,13 @@ def test_secrets_are_left_out_wherever_they_are(text: str, shown: str, formatter
         assert TOKEN not in written
 
 
-def test_a_message_is_one_line_whatever_is_in_it() -> None:
+def test_text_format_escapes_line_breaks() -> None:
     record = logging.LogRecord("x", logging.ERROR, "", 0, "a\nERROR forged\r\n", (), None)
     assert "\n" not in TextFormatter(Redaction()).format(record)
     assert "\n" not in JsonFormatter(Redaction()).format(record)
 
 
-def test_the_settings_secrets_are_known(settings: Settings) -> None:
+def test_secrets_of_settings_are_redacted(settings: Settings) -> None:
     own = settings.model_copy(
         update={
             "ray_token": SecretStr("ray-token"),

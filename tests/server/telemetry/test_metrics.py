@@ -70,7 +70,7 @@ ITERATION: dict[str, Any] = {
 }
 
 
-def test_a_condensation_is_watched_while_it_runs(api: Api, settings: Settings) -> None:
+def test_metrics_of_running_condensation(api: Api, settings: Settings) -> None:
     job = api.make(name="my run")["id"]
     with driver_of(settings, job) as report:
         report("phase", phase="condensing")
@@ -110,7 +110,7 @@ def test_a_condensation_is_watched_while_it_runs(api: Api, settings: Settings) -
     assert value(api, "cafe_job_seconds_count", kind="condense", status="cancelled") == 1
 
 
-def test_every_metric_is_documented_and_every_documented_one_is_there(api: Api, settings: Settings) -> None:
+def test_documentation_lists_exactly_the_metrics(api: Api, settings: Settings) -> None:
     rows = re.findall(r"^\| `(cafe_\w+)` \| (\w+) \| ([^|]*)\|", DOCUMENT.read_text(), re.MULTILINE)
     documented = {name: (type, set(re.findall(r"`(\w+)`", labels))) for name, type, labels in rows}
     other = set(re.findall(r"`(process_\w+)`", DOCUMENT.read_text()))
@@ -137,7 +137,7 @@ def test_every_metric_is_documented_and_every_documented_one_is_there(api: Api, 
     assert {name for name in there if not name.startswith("cafe_")} == other
 
 
-def test_requests_are_counted_by_the_templates_of_their_routes(api: Api) -> None:
+def test_requests_are_counted_by_route_template(api: Api) -> None:
     for number in range(20):
         api.get(f"/v1/jobs/job_{number}")
         api.get(f"/no/such/{number}")
@@ -165,7 +165,7 @@ def test_requests_are_counted_by_the_templates_of_their_routes(api: Api) -> None
         "\xff;;=,",
     ],
 )
-def test_the_format_is_negotiated(api: Api, accept: str) -> None:
+def test_format_is_negotiated(api: Api, accept: str) -> None:
     answer = api.get("/metrics", headers={"Accept": accept.encode("latin-1")})
     assert answer.status_code == 200
     if "openmetrics" in accept:
@@ -176,7 +176,7 @@ def test_the_format_is_negotiated(api: Api, accept: str) -> None:
         assert "cafe_http_requests_total" in answer.text
 
 
-def test_it_answers_while_ray_is_down(api: Api, ray: FakeRay) -> None:
+def test_metrics_are_served_while_ray_is_down(api: Api, ray: FakeRay) -> None:
     awaited(api, lambda up: up == 1, "cafe_ray_up")
     ray.down = True
     awaited(api, lambda up: up == 0, "cafe_ray_up")
@@ -184,7 +184,7 @@ def test_it_answers_while_ray_is_down(api: Api, ray: FakeRay) -> None:
     assert value(api, "cafe_reconciler_leader") == 1
 
 
-def test_what_waits_is_seen(settings: Settings) -> None:
+def test_queue_metrics(settings: Settings) -> None:
     ray = FakeRay()
     with running(settings.model_copy(update={"max_active_jobs": 1}), ray) as api:
         first, second = api.make()["id"], api.make()["id"]
@@ -210,7 +210,7 @@ def job_row(number: int, **fields: Any) -> dict[str, Any]:
     return {"id": f"job_{number}", "kind": "condense", "spec": SPEC, "version": 1, "attempt": 1, "created_at": now} | fields
 
 
-def test_a_look_is_short_with_ten_thousand_jobs_and_shows_a_bounded_number_of_them(database: Database) -> None:
+def test_scrape_with_ten_thousand_jobs_is_fast_and_bounded(database: Database) -> None:
     states = [status.value for status in Status]
     with database.write() as session:
         session.execute(insert(models.Job), [job_row(i, status=states[i % len(states)], last_event=0) for i in range(10_000)])
@@ -225,7 +225,7 @@ def test_a_look_is_short_with_ten_thousand_jobs_and_shows_a_bounded_number_of_th
     database.close()
 
 
-def test_only_what_is_committed_is_counted(database: Database) -> None:
+def test_only_commits_are_counted(database: Database) -> None:
     metrics = Metrics("test")
     count_commits(database.sessions, metrics)
 
@@ -264,7 +264,7 @@ def test_only_what_is_committed_is_counted(database: Database) -> None:
     database.close()
 
 
-def test_with_keys_it_is_for_admins_and_for_prometheus(settings: Settings, ray: FakeRay) -> None:
+def test_metrics_need_admin_key_or_metrics_token(settings: Settings, ray: FakeRay) -> None:
     token = "prometheus-own-token"
     with running(settings.model_copy(update={"metrics_token": SecretStr(token)}), ray) as api:
         assert api.get("/metrics").status_code == 200

@@ -60,7 +60,7 @@ def serve(path: Path, *arguments: str, **environment: str) -> tuple[list[dict[st
     return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")], done.stderr
 
 
-def test_requests_and_a_jobs_steps_have_spans(tmp_path: Path) -> None:
+def test_requests_and_job_steps_have_spans(tmp_path: Path) -> None:
     spans, _ = serve(tmp_path, "in-memory", OTEL_SERVICE_NAME="my-cafe")
     by_name: dict[str, list[dict[str, Any]]] = {}
     for span in spans:
@@ -77,12 +77,12 @@ def test_requests_and_a_jobs_steps_have_spans(tmp_path: Path) -> None:
     "environment",
     [{}, {"OTEL_TRACES_EXPORTER": "none"}, {"OTEL_SDK_DISABLED": "true", "OTEL_TRACES_EXPORTER": "console"}],
 )
-def test_nothing_is_there_when_nobody_asked(tmp_path: Path, environment: dict[str, str]) -> None:
+def test_sdk_is_not_loaded_by_default(tmp_path: Path, environment: dict[str, str]) -> None:
     [said], _ = serve(tmp_path, **environment)
     assert said == {"sdk": False, "provider": "ProxyTracerProvider"}
 
 
-def test_an_exporter_that_is_not_installed_is_said_and_harmless(tmp_path: Path) -> None:
+def test_missing_exporter_logs_warning(tmp_path: Path) -> None:
     [said], errors = serve(tmp_path, OTEL_TRACES_EXPORTER="zipkin")
     assert said["provider"] == "ProxyTracerProvider"
     assert "exporter 'zipkin'" in errors
