@@ -1,4 +1,4 @@
-"""A server over real HTTP and a real database, with a hand-written Ray that runs nothing by itself."""
+"""Fixtures: a server over real HTTP with a real database and a fake Ray that runs nothing by itself."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ SPEC = {"kind": "condense", "dataset": {"name": "digits"}, "ipc": 1, "iterations
 
 
 class FakeRay:
-    """Keeps what is submitted; tests move it on. `down` makes it unreachable, `refuse` makes it refuse submissions.
+    """Stores submitted jobs; tests change their states. `down` makes it unreachable, `refuse` makes it refuse submissions.
 
-    The first `ignored_stops` requests to stop a job go unheard, as before Ray has started what is to run its driver.
+    The first `ignored_stops` stop requests have no effect, as while Ray has not yet started a job's supervisor.
     """
 
     address = "http://ray.invalid"
@@ -95,30 +95,30 @@ class FakeRay:
 
 
 class Api(httpx.Client):
-    """A client of a running server, with shortcuts."""
+    """An HTTP client of a running server, with shortcuts."""
 
     def make(self, **fields: Any) -> dict[str, Any]:
-        """POST a condense job that is taken."""
+        """POST a condense job and return it."""
         return self.submit(SPEC | fields)
 
     def submit(self, spec: dict[str, Any]) -> dict[str, Any]:
-        """POST a job that is taken."""
+        """POST a job and return it."""
         response = self.post("/v1/jobs", json=spec)
         assert response.status_code == 201, response.text
         job: dict[str, Any] = response.json()
         return job
 
     def job(self, job_id: str) -> dict[str, Any]:
-        """A job as it is."""
+        """Return the current state of a job."""
         job: dict[str, Any] = self.get(f"/v1/jobs/{job_id}").json()
         return job
 
     def await_status(self, job_id: str, *statuses: str, timeout_s: float = 20) -> dict[str, Any]:
-        """The job once it is in one of these states."""
+        """Wait until the job has one of these states and return it."""
         return self.await_job(job_id, lambda job: job["status"] in statuses, timeout_s=timeout_s)
 
     def await_job(self, job_id: str, condition: Callable[[dict[str, Any]], bool], *, timeout_s: float = 20) -> dict[str, Any]:
-        """The job once a condition holds."""
+        """Wait until a condition on the job holds and return it."""
         deadline = time.monotonic() + timeout_s
         while not condition(job := self.job(job_id)):
             assert time.monotonic() < deadline, f"after {timeout_s} s: {job}"
@@ -127,7 +127,7 @@ class Api(httpx.Client):
 
 
 class PromptServer(GracefulServer):
-    """Looks every few milliseconds whether it is to stop, not every tenth of a second: the tests have a thousand of them."""
+    """Checks for shutdown every 5 ms instead of every 100 ms: the tests start a thousand servers."""
 
     async def main_loop(self) -> None:
         await self.on_tick(0)
@@ -137,7 +137,7 @@ class PromptServer(GracefulServer):
 
 @contextmanager
 def running(settings: Settings, ray: RayApi) -> Iterator[Api]:
-    """A server on a free port, in a thread, until the end of the block."""
+    """Run a server on a free port in a thread until the end of the block."""
     app = create_app(settings, ray)
     config = uvicorn.Config(app, port=0, log_level="warning", access_log=False, timeout_graceful_shutdown=2)
     server = PromptServer(config, on_shutdown=lambda: app.state.services.close())
@@ -165,11 +165,11 @@ ON_BOTH_DATABASES = {
     "test_removal",
     "test_stored_bytes",
 }
-"""Modules whose tests `make test` runs on SQLite and on PostgreSQL. It runs the others on SQLite, `make soak` on PostgreSQL."""
+"""Modules whose tests `make test` runs on SQLite and PostgreSQL. It runs the others on SQLite; `make soak` adds PostgreSQL."""
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Each test that has a server has it on both databases, unless it names one itself."""
+    """Run each test that has a server on both databases, unless it names one itself."""
     named = any("database_url" in mark.args[0] for mark in metafunc.definition.iter_markers("parametrize"))
     if "database_url" not in metafunc.fixturenames or named:
         return
@@ -179,7 +179,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[PostgresCluster]:
-    """A PostgreSQL whose database `migrated` has the tables and nobody connected."""
+    """A PostgreSQL cluster with a template database `migrated` that has the tables and no connections."""
     if binaries() is None:
         pytest.skip(ABSENT)
     with postgres_cluster() as cluster:
@@ -191,7 +191,7 @@ def postgres() -> Iterator[PostgresCluster]:
 
 @pytest.fixture
 def database_url(request: pytest.FixtureRequest) -> Iterator[str | None]:
-    """As the setting says it: None for SQLite, or a PostgreSQL database of the test's own, with the tables in it."""
+    """The setting `database_url`: None for SQLite, or the URL of a migrated PostgreSQL database for this test."""
     if request.param == "sqlite":
         yield None
         return
@@ -203,7 +203,7 @@ def database_url(request: pytest.FixtureRequest) -> Iterator[str | None]:
 
 @pytest.fixture
 def settings(tmp_path: Path, database_url: str | None) -> Settings:
-    return Settings(data_dir=tmp_path / "data", database_url=database_url)  # type: ignore[arg-type]  # it takes a text
+    return Settings(data_dir=tmp_path / "data", database_url=database_url)  # type: ignore[arg-type]  # pydantic converts the string
 
 
 @pytest.fixture
@@ -219,7 +219,7 @@ def api(settings: Settings, ray: FakeRay) -> Iterator[Api]:
 
 @contextmanager
 def driver_of(settings: Settings, job_id: str, attempt: int = 1) -> Iterator[EventLog]:
-    """The event log that the attempt's driver would write."""
+    """Write events like the attempt's driver would."""
     log = EventLog(settings.job_dir(job_id).attempt(attempt).events_file)
     try:
         yield log
@@ -228,5 +228,5 @@ def driver_of(settings: Settings, job_id: str, attempt: int = 1) -> Iterator[Eve
 
 
 def attempt_dir(settings: Settings, job_id: str, attempt: int = 1) -> AttemptDir:
-    """Where the attempt's files are."""
+    """Return the directory of an attempt."""
     return settings.job_dir(job_id).attempt(attempt)

@@ -1,4 +1,4 @@
-"""An attempt's log is read in pieces, from two files as if they were one."""
+"""Read an attempt's log in pieces, from two files as if they were one."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ def printed(attempt: AttemptDir, tail: int | None) -> str:
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_the_tail_is_that_of_both_files_together(tmp_path: Path, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("server.files.job_logs.BLOCK_BYTES", 7)  # lines and characters are cut everywhere
+def test_tail_spans_both_files(tmp_path: Path, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("server.files.job_logs.BLOCK_BYTES", 7)  # splits lines and characters everywhere
     attempt, draw = AttemptDir(tmp_path), random.Random(seed)
     older, newer = (
         "".join(draw.choice(["\n", "\n", "a", "\r", "é", "😀", "\u2028"]) for _ in range(draw.randrange(60))) for _ in range(2)
@@ -41,7 +41,7 @@ def test_the_tail_is_that_of_both_files_together(tmp_path: Path, seed: int, monk
 
 
 @pytest.mark.parametrize("tail", [None, 60_000, 1_000_000])
-def test_a_long_log_is_not_held_in_memory(tmp_path: Path, tail: int | None) -> None:
+def test_long_log_is_streamed(tmp_path: Path, tail: int | None) -> None:
     attempt, line = AttemptDir(tmp_path), b"x" * 127 + b"\n"
     for path in (attempt.older_log_file, attempt.log_file):
         path.write_bytes(line * (8 * MIB // len(line)))
@@ -59,8 +59,8 @@ def test_a_long_log_is_not_held_in_memory(tmp_path: Path, tail: int | None) -> N
     assert peak < MIB
 
 
-def test_a_log_that_nobody_takes_is_closed(tmp_path: Path) -> None:
-    """Else Python warns of a file that was left open, and a warning fails a test."""
+def test_unread_log_is_closed(tmp_path: Path) -> None:
+    """Otherwise Python's warning about an unclosed file would fail the test."""
     attempt = AttemptDir(tmp_path)
     attempt.log_file.write_text("one\n")
     pieces = read_log(attempt, None)
@@ -72,7 +72,7 @@ def test_a_log_that_nobody_takes_is_closed(tmp_path: Path) -> None:
     assert "".join(pieces) == "one\n"
 
 
-def test_what_is_printed_meanwhile_is_left_for_the_next_time(tmp_path: Path) -> None:
+def test_output_during_a_read_is_not_included(tmp_path: Path) -> None:
     attempt = AttemptDir(tmp_path)
     attempt.log_file.write_text("one\n")
     pieces = read_log(attempt, None)
@@ -82,7 +82,7 @@ def test_what_is_printed_meanwhile_is_left_for_the_next_time(tmp_path: Path) -> 
     assert "".join(pieces) == "one\n"
 
 
-def test_a_log_of_two_files_is_streamed(api: Api, ray: FakeRay, settings: Settings) -> None:
+def test_log_route_streams_both_files(api: Api, ray: FakeRay, settings: Settings) -> None:
     job_id = submitted(api, ray)
     attempt = attempt_dir(settings, job_id)
     attempt.path.mkdir(parents=True)

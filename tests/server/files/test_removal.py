@@ -1,4 +1,4 @@
-"""Deleting is all or nothing, whatever fails or dies in between."""
+"""Deletion is atomic, whatever fails or dies in between."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.server.conftest import Api, FakeRay, running
 from tests.server.routes.test_datasets_api import ARRAYS
 
 
-def test_a_failed_transaction_leaves_the_directory_where_it_was(tmp_path: Path) -> None:
+def test_failed_transaction_restores_the_directory(tmp_path: Path) -> None:
     directory = tmp_path / "job_a"
     directory.mkdir()
     (directory / "file").write_text("kept")
@@ -25,7 +25,7 @@ def test_a_failed_transaction_leaves_the_directory_where_it_was(tmp_path: Path) 
         with stage_removal(directory) as set_aside:
             set_aside()
             assert not directory.exists()
-            raise sqlite3.OperationalError("disk I/O error")  # as a commit may
+            raise sqlite3.OperationalError("disk I/O error")  # like a failing commit
 
     with pytest.raises(sqlite3.OperationalError):
         remove()
@@ -35,7 +35,7 @@ def test_a_failed_transaction_leaves_the_directory_where_it_was(tmp_path: Path) 
     assert list(tmp_path.iterdir()) == []
 
 
-def test_one_that_fails_leaves_another_ones_directory_alone(tmp_path: Path) -> None:
+def test_failed_removal_keeps_a_concurrent_one(tmp_path: Path) -> None:
     (tmp_path / "job_a").mkdir()
     with stage_removal(tmp_path / "job_a") as set_aside:
         set_aside()
@@ -45,7 +45,7 @@ def test_one_that_fails_leaves_another_ones_directory_alone(tmp_path: Path) -> N
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_cannot_be_cleared_now_is_cleared_at_the_next_start(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_failed_cleanup_is_retried_at_the_next_start(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     def fail(_: Path) -> None:
         raise PermissionError("not now")
 
@@ -57,15 +57,15 @@ def test_what_cannot_be_cleared_now_is_cleared_at_the_next_start(tmp_path: Path,
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_deletion_that_a_server_died_in_is_finished_or_undone(settings: Settings, ray: FakeRay) -> None:
+def test_interrupted_deletion_is_finished_or_undone(settings: Settings, ray: FakeRay) -> None:
     with running(settings, ray) as api:
         kept, gone = (cancelled(api, ray) for _ in range(2))
         dataset = api.post("/v1/datasets", files={"file": ("a.npz", ARRAYS)}).json()["id"]
         assert api.delete(f"/v1/jobs/{gone}").status_code == 204
     jobs, uploads = settings.data_dir / "jobs", settings.roots.uploads
-    (jobs / kept).rename(jobs / f".deleted-{kept}")  # it died before it committed
+    (jobs / kept).rename(jobs / f".deleted-{kept}")  # the server died before the commit
     (uploads / dataset).rename(uploads / f".deleted-{dataset}")
-    (jobs / f".deleted-{gone}").mkdir()  # … and after
+    (jobs / f".deleted-{gone}").mkdir()  # … and after it
     (uploads / ".deleted-ds_gone").mkdir()
     with running(settings, ray) as api:
         assert {path.name for path in jobs.iterdir()} == {kept}
@@ -82,13 +82,13 @@ def cancelled(api: Api, ray: FakeRay) -> str:
     return job_id
 
 
-def test_with_an_upload_go_the_class_stores_made_of_it(api: Api, settings: Settings) -> None:
+def test_deleting_an_upload_removes_its_class_stores(api: Api, settings: Settings) -> None:
     mine, other = (api.post("/v1/datasets", files={"file": ("a.npz", ARRAYS)}).json()["id"] for _ in range(2))
     roots = settings.roots
     stores = [sources.prepare(DatasetSpec(id=mine, image_size=size), roots) for size in (None, 4)]
     kept = sources.prepare(DatasetSpec(id=other), roots)
-    shutil.copytree(kept, roots.cache / f".{stores[0].name}.1.tmp")  # of a killed builder
-    assert len(list(roots.cache.iterdir())) == 3 * 2 + 1  # stores, their locks, what the builder left
+    shutil.copytree(kept, roots.cache / f".{stores[0].name}.1.tmp")  # left by a killed builder
+    assert len(list(roots.cache.iterdir())) == 3 * 2 + 1  # stores, their locks, the builder's leftovers
     assert api.delete(f"/v1/datasets/{mine}").status_code == 204
     assert {path.name for path in roots.cache.iterdir()} == {kept.name, f"{kept.name}.lock"}
     assert {path.name for path in roots.uploads.iterdir()} == {other}

@@ -1,4 +1,4 @@
-"""The server as a process, with real Rays: its own, and one that outlives it."""
+"""The server as a process with real Rays: its own, and one that outlives it."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ JOB = {
 ENDLESS = JOB | {"iterations": 1_000_000}
 START_WITHIN_S = 120
 
-pytestmark = pytest.mark.timeout(600)  # two Rays start and end in one test: a minute, several on a machine that is busy otherwise
+pytestmark = pytest.mark.timeout(600)  # two Rays start and stop in one test: a minute, several on a busy machine
 
 
 @dataclass
@@ -46,7 +46,7 @@ class Served:
     log: Path
 
     def ended_by(self, how: signal.Signals) -> None:
-        """Send it a signal that ends it."""
+        """End it with a signal."""
         self.process.send_signal(how)
         assert self.process.wait(60) in (0, -how)
         assert "Traceback" not in self.log.read_text()
@@ -54,7 +54,7 @@ class Served:
 
 @contextmanager
 def serving(data_dir: Path, *options: str, **environ: str) -> Iterator[Served]:
-    """`cafe serve` on a free port, until the end of the block at the latest."""
+    """Run `cafe serve` on a free port, at most until the end of the block."""
     data_dir.mkdir(exist_ok=True)
     log = data_dir / f"server-{time.monotonic_ns()}.log"
     command = [
@@ -99,7 +99,7 @@ def real(settings: Settings, embedded: EmbeddedRay) -> Iterator[Api]:
 
 @pytest.fixture(scope="module")
 def undisturbed(embedded: EmbeddedRay, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Api, dict[str, Any]]]:
-    """A job that nothing happened to, and its server."""
+    """A job that ran without interruption, and its server."""
     settings = Settings(data_dir=tmp_path_factory.mktemp("undisturbed"))
     with running(settings, RayClient(embedded.address, embedded.token)) as api:
         job = api.make(**JOB)
@@ -112,8 +112,8 @@ def succeeded(api: Api, job_id: str) -> dict[str, Any]:
     return job
 
 
-def amid(api: Api, job_id: str, iterations: int = 5) -> int:
-    """Wait until so many iterations of a job are done; returns how many are."""
+def await_iterations(api: Api, job_id: str, iterations: int = 5) -> int:
+    """Wait until at least `iterations` of a job are done and return how many are."""
     job = api.await_job(job_id, lambda j: j["progress"]["done"] >= iterations, timeout_s=120)
     assert (job["status"], job["phase"]) == ("running", "condensing")
     done: int = job["progress"]["done"]
@@ -127,19 +127,19 @@ def synthetic_file(api: Api, job_id: str) -> bytes:
 
 
 def iterations_of(api: Api, job_id: str, attempt: int) -> list[int]:
-    """The iterations that an attempt has reported."""
+    """Return the iterations that an attempt has reported."""
     events = api.get(f"/v1/jobs/{job_id}/events", params={"limit": 1000}).json()["data"]
     return [event["data"]["iteration"] for event in events if event["type"] == "iteration" and event["attempt"] == attempt]
 
 
 def submissions(ray: EmbeddedRay) -> list[str]:
-    """What Ray was given."""
+    """Return the ids of all jobs submitted to Ray."""
     records = httpx.get(f"{ray.address}/api/jobs/", headers={"Authorization": f"Bearer {ray.token}"}).json()
     return [record["submission_id"] for record in records]
 
 
 def of_session(embedded: EmbeddedRay) -> list[psutil.Process]:
-    """Processes that belong to this Ray, by their command lines or their session."""
+    """Return the processes of this Ray, by command line or session."""
     found = []
     for process in psutil.process_iter():
         try:
@@ -151,13 +151,13 @@ def of_session(embedded: EmbeddedRay) -> list[psutil.Process]:
 
 
 def of_job(job_id: str) -> list[str]:
-    """Processes that carry the job's id on their command line."""
+    """Return the command lines that contain the job's id."""
     return [
         " ".join(p.info["cmdline"] or []) for p in psutil.process_iter(["cmdline"]) if job_id in " ".join(p.info["cmdline"] or [])
     ]
 
 
-def test_it_is_bound_to_loopback_and_wants_its_token(embedded: EmbeddedRay) -> None:
+def test_binds_to_loopback_and_requires_its_token(embedded: EmbeddedRay) -> None:
     assert httpx.get(f"{embedded.address}/api/jobs/").status_code == 401
     assert httpx.get(f"{embedded.address}/api/jobs/", headers={"Authorization": "Bearer x"}).status_code == 403
     assert urlsplit(embedded.address).hostname == "127.0.0.1"
@@ -172,7 +172,7 @@ def test_it_is_bound_to_loopback_and_wants_its_token(embedded: EmbeddedRay) -> N
     assert {address.ip for address in listening} <= {"127.0.0.1", "::ffff:127.0.0.1", "::1"}
 
 
-def test_a_job_from_post_to_download_and_no_token_in_any_record(
+def test_job_from_post_to_download_without_leaking_the_token(
     undisturbed: tuple[Api, dict[str, Any]], embedded: EmbeddedRay
 ) -> None:
     api, job = undisturbed
@@ -198,11 +198,11 @@ def test_cancel_leaves_no_process(real: Api) -> None:
     assert real.post(f"/v1/jobs/{at_once}/cancel").json()["status"] in ("cancelled", "cancelling")
     real.await_status(at_once, "cancelled", timeout_s=60)
     submitted = real.make(**ENDLESS)["id"]
-    real.await_status(submitted, "starting")  # Ray may have it, and may have started nothing for it yet
+    real.await_status(submitted, "starting")  # Ray may have it without having started anything for it
     real.post(f"/v1/jobs/{submitted}/cancel")
     real.await_status(submitted, "cancelled", timeout_s=60)
     computing = real.make(**ENDLESS)["id"]
-    amid(real, computing)
+    await_iterations(real, computing)
     assert of_job(computing) != []
     assert real.post(f"/v1/jobs/{computing}/cancel").status_code == 202
     real.await_status(computing, "cancelled", timeout_s=60)
@@ -210,13 +210,13 @@ def test_cancel_leaves_no_process(real: Api) -> None:
     assert real.get(f"/v1/jobs/{computing}/synthetic").status_code == 200
 
 
-def test_a_job_goes_on_while_its_server_is_killed_and_started_again(
+def test_job_continues_while_its_server_restarts(
     tmp_path: Path, embedded: EmbeddedRay, undisturbed: tuple[Api, dict[str, Any]]
 ) -> None:
     ray = {"CAFE_RAY_ADDRESS": embedded.address, "CAFE_RAY_TOKEN": embedded.token}
     with serving(tmp_path, **ray) as server:
         job_id = server.api.make(**JOB)["id"]
-        before = amid(server.api, job_id)
+        before = await_iterations(server.api, job_id)
         server.ended_by(signal.SIGKILL)
     with serving(tmp_path, **ray) as server:
         assert server.api.job(job_id)["progress"]["done"] >= before
@@ -226,20 +226,20 @@ def test_a_job_goes_on_while_its_server_is_killed_and_started_again(
         assert synthetic_file(server.api, job_id) == synthetic_file(undisturbed[0], undisturbed[1]["id"])
         assert [each for each in submissions(embedded) if each.startswith(job_id)] == [submission_id(job_id, 1)]
         server.ended_by(signal.SIGTERM)
-    assert submissions(embedded) != []  # it is not the server's to stop
+    assert submissions(embedded) != []  # the server does not stop an external Ray
 
 
-def test_a_server_with_its_own_ray_is_killed_and_its_job_goes_on(tmp_path: Path, undisturbed: tuple[Api, dict[str, Any]]) -> None:
+def test_job_continues_after_server_and_embedded_ray_are_killed(tmp_path: Path, undisturbed: tuple[Api, dict[str, Any]]) -> None:
     with serving(tmp_path, "--num-cpus", "2") as server:
         job_id = server.api.make(**JOB)["id"]
-        before = amid(server.api, job_id)
+        before = await_iterations(server.api, job_id)
         started = started_by(server)
         server.ended_by(signal.SIGKILL)
     assert still_alive(started) == []
     assert of_job(job_id) == []
 
     with serving(tmp_path, "--num-cpus", "2") as server:
-        assert server.api.get(f"/v1/jobs/{job_id}/synthetic").status_code == 200  # the checkpoint's
+        assert server.api.get(f"/v1/jobs/{job_id}/synthetic").status_code == 200  # from the checkpoint
         assert succeeded(server.api, job_id)["attempt"] == 2
         resumed = iterations_of(server.api, job_id, 2)
         assert resumed[0] >= before - 1  # checkpoints are two apart
@@ -257,6 +257,6 @@ def started_by(server: Served) -> list[psutil.Process]:
 
 
 def still_alive(processes: list[psutil.Process]) -> list[psutil.Process]:
-    """Which of these live on after half a minute."""
+    """Return the processes that still run after half a minute."""
     _gone, alive = psutil.wait_procs(processes, timeout=30)
     return [process for process in alive if process.status() != psutil.STATUS_ZOMBIE]

@@ -11,7 +11,7 @@ from server.reconciler.driver_watch import EXIT_GRACE_S, STOP_EVERY_S, STOPS_WIT
 
 
 class Clock:
-    """In the place of time.monotonic."""
+    """Replaces time.monotonic."""
 
     def __init__(self) -> None:
         self.now = 100.0
@@ -32,60 +32,60 @@ def attempt(tmp_path: Path) -> AttemptDir:
     return AttemptDir(tmp_path)
 
 
-def look_for(
+def observe_for(
     watch: DriverWatch, clock: Clock, attempt: AttemptDir, seconds: int, *, has_terminal_event: bool = False
 ) -> DriverState:
-    """A look a second."""
+    """Observe once per second and return the last state."""
     for _ in range(seconds):
         clock.now += 1.0
         watched = watch.observe(attempt, has_terminal_event=has_terminal_event)
     return watched
 
 
-def test_a_driver_is_silent_while_its_heartbeat_stays_the_same(clock: Clock, attempt: AttemptDir) -> None:
+def test_driver_is_silent_while_its_heartbeat_does_not_change(clock: Clock, attempt: AttemptDir) -> None:
     watch = DriverWatch()
     attempt.heartbeat_file.write_bytes(b"1")
-    assert look_for(watch, clock, attempt, 1).silent_s == 0
-    assert look_for(watch, clock, attempt, 300).silent_s == 300
+    assert observe_for(watch, clock, attempt, 1).silent_s == 0
+    assert observe_for(watch, clock, attempt, 300).silent_s == 300
     attempt.heartbeat_file.write_bytes(b"2")
-    assert look_for(watch, clock, attempt, 1).silent_s == 0
-    assert look_for(watch, clock, attempt, 5).silent_s == 5
+    assert observe_for(watch, clock, attempt, 1).silent_s == 0
+    assert observe_for(watch, clock, attempt, 5).silent_s == 5
 
 
-def test_nothing_is_known_without_a_heartbeat(clock: Clock, attempt: AttemptDir) -> None:
+def test_driver_without_heartbeat_is_never_silent(clock: Clock, attempt: AttemptDir) -> None:
     watch = DriverWatch()
-    assert look_for(watch, clock, attempt, 1000).silent_s == 0  # of a driver from before there were any
+    assert observe_for(watch, clock, attempt, 1000).silent_s == 0  # the driver has not written one
     attempt.heartbeat_file.touch()
-    assert look_for(watch, clock, attempt, 1000).silent_s == 0  # its disk lets it write none
+    assert observe_for(watch, clock, attempt, 1000).silent_s == 0  # its disk is full
     attempt.heartbeat_file.write_bytes(b"1")
-    assert look_for(watch, clock, attempt, 11).silent_s == 10
+    assert observe_for(watch, clock, attempt, 11).silent_s == 10
     attempt.heartbeat_file.unlink()
-    assert look_for(watch, clock, attempt, 1).silent_s == 0
+    assert observe_for(watch, clock, attempt, 1).silent_s == 0
 
 
-def test_time_in_which_nobody_looked_does_not_count(clock: Clock, attempt: AttemptDir) -> None:
+def test_time_without_observations_does_not_count(clock: Clock, attempt: AttemptDir) -> None:
     watch = DriverWatch()
     attempt.heartbeat_file.write_bytes(b"1")
-    look_for(watch, clock, attempt, 1)
+    observe_for(watch, clock, attempt, 1)
     clock.now += 3600.0  # the server was frozen, with or without the driver's machine
     assert watch.observe(attempt, has_terminal_event=False).silent_s == GAP_S
 
 
-def test_a_driver_lingers_some_time_after_its_last_word(clock: Clock, attempt: AttemptDir) -> None:
+def test_driver_lingers_after_the_grace_period(clock: Clock, attempt: AttemptDir) -> None:
     watch = DriverWatch()
-    assert not look_for(watch, clock, attempt, 100).lingers
-    assert not look_for(watch, clock, attempt, int(EXIT_GRACE_S), has_terminal_event=True).lingers
-    assert look_for(watch, clock, attempt, 2, has_terminal_event=True).lingers
+    assert not observe_for(watch, clock, attempt, 100).lingers
+    assert not observe_for(watch, clock, attempt, int(EXIT_GRACE_S), has_terminal_event=True).lingers
+    assert observe_for(watch, clock, attempt, 2, has_terminal_event=True).lingers
 
 
-def test_ray_is_deaf_some_time_after_it_heard_the_first_request(clock: Clock, attempt: AttemptDir) -> None:
+def test_stop_is_ignored_after_the_deadline_of_the_first_request(clock: Clock, attempt: AttemptDir) -> None:
     watch = DriverWatch()
-    assert not look_for(watch, clock, attempt, 100).ignores_stop
+    assert not observe_for(watch, clock, attempt, 100).ignores_stop
     watch.stop_received()
     assert watch.observe(attempt, has_terminal_event=False).stop_asked
-    seen = [look_for(watch, clock, attempt, int(STOP_EVERY_S)) for _ in range(int(STOPS_WITHIN_S / STOP_EVERY_S))]
+    seen = [observe_for(watch, clock, attempt, int(STOP_EVERY_S)) for _ in range(int(STOPS_WITHIN_S / STOP_EVERY_S))]
     assert not any(each.ignores_stop or each.stop_asked for each in seen)
     watch.stop_received()
-    last = look_for(watch, clock, attempt, 1)
+    last = observe_for(watch, clock, attempt, 1)
     assert last.ignores_stop
     assert last.stop_asked

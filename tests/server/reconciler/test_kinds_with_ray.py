@@ -1,4 +1,4 @@
-"""A sweep, and an evaluation of what it made, from the request to the result on a real Ray."""
+"""A sweep and an evaluation of its result, from request to result on a real Ray."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from server.settings import Settings
 from tests.server.conftest import SPEC, Api, attempt_dir, running
 from workers.client import RayClient
 
-pytestmark = pytest.mark.timeout(600)  # minutes on a machine that is busy otherwise
+pytestmark = pytest.mark.timeout(600)  # minutes on a busy machine
 
 JUDGING = {"networks": [{"name": "mlp", "width": 16}], "repeats": 2, "epochs": 5}
 SWEEP = {
@@ -32,7 +32,7 @@ def succeeded(api: Api, spec: dict[str, Any]) -> dict[str, Any]:
     return job
 
 
-def test_a_sweep_and_an_evaluation_of_its_best_set(tmp_path: Path) -> None:
+def test_sweep_and_evaluation_of_its_best_set(tmp_path: Path) -> None:
     settings = Settings(data_dir=tmp_path / "data")
     with EmbeddedRay(num_cpus=2) as ray, running(settings, RayClient(ray.address, ray.token)) as api:
         sweep = succeeded(api, SWEEP)
@@ -65,7 +65,7 @@ def test_a_sweep_and_an_evaluation_of_its_best_set(tmp_path: Path) -> None:
 
 
 def actor_names(ray: EmbeddedRay) -> dict[str, set[str]]:
-    """What Ray's dashboard shows of the actors there were, by class."""
+    """Return the names of all actors, by class, from Ray's dashboard."""
     headers = {"Authorization": f"Bearer {ray.token}"}
     answer = httpx.get(f"{ray.address}/api/v0/actors", params={"detail": 1}, headers=headers, trust_env=False, timeout=60)
     named: dict[str, set[str]] = {}

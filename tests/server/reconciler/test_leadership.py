@@ -43,7 +43,7 @@ def lock_file(settings: Settings) -> Path:
 
 @contextmanager
 def another_leader(settings: Settings) -> Iterator[subprocess.Popen[str]]:
-    """A process that leads, and does nothing else."""
+    """A process that leads and does nothing else."""
     settings.data_dir.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-c", LEADING_PROCESS, settings.database, str(lock_file(settings))]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
@@ -66,8 +66,8 @@ def eventually(condition: Callable[[], bool], *, within_s: float = 20) -> None:
         time.sleep(0.05)
 
 
-def test_of_two_servers_one_looks_after_jobs_and_both_serve(settings: Settings, ray: FakeRay) -> None:
-    with running(settings, ray) as follower:  # the second to start, but for now alone
+def test_one_of_two_servers_leads_and_both_serve(settings: Settings, ray: FakeRay) -> None:
+    with running(settings, ray) as follower:  # alone for now
         eventually(lambda: leads(follower))
         with running(settings, ray) as other:
             assert other.get("/readyz").status_code == 200
@@ -79,7 +79,7 @@ def test_of_two_servers_one_looks_after_jobs_and_both_serve(settings: Settings, 
             with driver_of(settings, ids[0]) as report:
                 report("phase", phase="condensing")
             seen = other.get(f"/v1/jobs/{ids[0]}?wait=20", headers={"If-None-Match": version})
-            assert seen.status_code == 200  # it hears of what the other server has done
+            assert seen.status_code == 200  # it learns of the other server's change
             other.await_status(ids[0], "running")
             assert other.post(f"/v1/jobs/{ids[0]}/cancel").status_code == 202
             other.await_status(ids[0], "cancelled")
@@ -88,7 +88,7 @@ def test_of_two_servers_one_looks_after_jobs_and_both_serve(settings: Settings, 
     assert ray.stops == [(ids[0], 1)]
 
 
-def test_the_standby_goes_on_when_the_leader_ends(settings: Settings, ray: FakeRay) -> None:
+def test_standby_takes_over_when_the_leader_stops(settings: Settings, ray: FakeRay) -> None:
     with contextlib.ExitStack() as first_server:
         first = first_server.enter_context(running(settings, ray))
         eventually(lambda: leads(first))
@@ -108,9 +108,9 @@ def test_the_standby_goes_on_when_the_leader_ends(settings: Settings, ray: FakeR
     assert ray.submissions == [(job_id, 1)]
 
 
-def test_a_follower_takes_over_from_a_leader_that_is_killed(settings: Settings, ray: FakeRay) -> None:
+def test_standby_takes_over_from_a_killed_leader(settings: Settings, ray: FakeRay) -> None:
     with running(settings, ray) as api:
-        pass  # makes the tables
+        pass  # creates the tables
     with another_leader(settings) as leader, running(settings, ray) as api:
         job_id = api.make()["id"]
         time.sleep(1.5)
@@ -118,7 +118,7 @@ def test_a_follower_takes_over_from_a_leader_that_is_killed(settings: Settings, 
         leader.kill()
         killed = time.monotonic()
         eventually(lambda: ray.submissions == [(job_id, 1)])
-        assert time.monotonic() - killed < 10  # about one second, on an idle machine
+        assert time.monotonic() - killed < 10  # about one second on an idle machine
         assert leads(api)
         ray.jobs[job_id, 1] = RayJob(RayJobState.RUNNING, "")
         api.post(f"/v1/jobs/{job_id}/cancel")
@@ -126,7 +126,7 @@ def test_a_follower_takes_over_from_a_leader_that_is_killed(settings: Settings, 
 
 
 @pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
-def test_a_leader_that_is_frozen_is_replaced_and_knows_it_when_it_thaws(settings: Settings, ray: FakeRay) -> None:
+def test_frozen_leader_is_replaced_and_steps_down(settings: Settings, ray: FakeRay) -> None:
     with another_leader(settings) as leader:
         os.kill(leader.pid, signal.SIGSTOP)
         with running(settings, ray) as api:
@@ -140,9 +140,7 @@ def test_a_leader_that_is_frozen_is_replaced_and_knows_it_when_it_thaws(settings
 
 
 @pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
-def test_when_the_database_is_away_the_api_says_so_and_all_goes_on_afterwards(
-    settings: Settings, ray: FakeRay, postgres: PostgresCluster
-) -> None:
+def test_database_outage_is_reported_and_survived(settings: Settings, ray: FakeRay, postgres: PostgresCluster) -> None:
     with running(settings, ray) as api:
         job_id = api.make()["id"]
         api.await_job(job_id, lambda _: (job_id, 1) in ray.submissions)
@@ -156,21 +154,21 @@ def test_when_the_database_is_away_the_api_says_so_and_all_goes_on_afterwards(
             with driver_of(settings, job_id) as report:
                 report("phase", phase="condensing")
         api.await_status(job_id, "running")
-        eventually(lambda: api.get("/readyz").status_code == 200)  # an answer is shared for a second
+        eventually(lambda: api.get("/readyz").status_code == 200)  # answers are cached for a second
         queued = api.make()["id"]
         api.await_job(queued, lambda _: (queued, 1) in ray.submissions)
     assert sorted(ray.submissions) == sorted([(job_id, 1), (queued, 1)])
 
 
-def test_duties_are_cancelled_with_leadership_and_called_anew(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_duties_are_cancelled_when_leadership_is_lost(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("server.reconciler.leader_election.EVERY_S", 0.05)
     settings.data_dir.mkdir()
     database = Database(settings.database)
-    begun: list[str] = []
+    started: list[str] = []
     ended: list[str] = []
 
     async def duty() -> None:
-        begun.append("duty")
+        started.append("duty")
         try:
             await asyncio.Event().wait()
         finally:
@@ -184,23 +182,23 @@ def test_duties_are_cancelled_with_leadership_and_called_anew(settings: Settings
     async def lead() -> None:
         leader, standby = (Leader(database, lock_file(settings)) for _ in range(2))
         first, second = (asyncio.create_task(one.run(duty, duty)) for one in (leader, standby))
-        await until(lambda: len(begun) == 2)
+        await until(lambda: len(started) == 2)
         assert leader.leads != standby.leads
         holder = leader if leader.leads else standby
-        await holder._in_thread(holder._lock.release)  # as when its connection breaks
-        # the other may lead before this one has looked: its duties end, but not necessarily first
-        await until(lambda: len(begun) == 4 and len(ended) == 2)
+        await holder._in_thread(holder._lock.release)  # as if its connection broke
+        # the other may lead before this one checks its lock, so the order of starts and ends is open
+        await until(lambda: len(started) == 4 and len(ended) == 2)
         for task in (first, second):
             task.cancel()
         await asyncio.gather(first, second, return_exceptions=True)
         assert (leader.leads, standby.leads, leader.ended) == (False, False, True)
-        assert len(ended) == len(begun) == 4
+        assert len(ended) == len(started) == 4
 
     asyncio.run(lead())
     database.close()
 
 
-def test_a_duty_that_fails_ends_leadership_and_another_server_leads(settings: Settings) -> None:
+def test_failed_duty_ends_leadership_and_another_server_leads(settings: Settings) -> None:
     settings.data_dir.mkdir()
     database = Database(settings.database)
     led = asyncio.Event()

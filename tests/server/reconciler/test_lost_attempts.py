@@ -1,4 +1,4 @@
-"""An attempt that was lost with Ray, its node or its driver becomes a new one by itself; a result is served when it is whole."""
+"""Attempts lost with Ray, its node or its driver are retried; results are served only if they are complete."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def events(api: Api, job_id: str, type: str) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("forgotten", [False, True])
 @pytest.mark.parametrize("phase", ["waiting_for_resources", "condensing"])
-def test_a_lost_attempt_becomes_a_new_one(api: Api, ray: FakeRay, settings: Settings, forgotten: bool, phase: str) -> None:
+def test_lost_attempt_is_retried(api: Api, ray: FakeRay, settings: Settings, forgotten: bool, phase: str) -> None:
     job_id = submitted(api, ray)
     with driver_of(settings, job_id) as report:
         report("phase", phase=phase)
@@ -56,7 +56,7 @@ def test_a_lost_attempt_becomes_a_new_one(api: Api, ray: FakeRay, settings: Sett
     [lost] = events(api, job_id, "lost")
     assert (lost["attempt"], lost["data"]["code"]) == (1, "ray_lost" if forgotten else "driver_died")
     assert ("no longer knows it" if forgotten else "exit code -9") in lost["data"]["reason"]
-    with driver_of(settings, job_id) as stale:  # the first attempt's driver lives, and goes on writing
+    with driver_of(settings, job_id) as stale:  # the first attempt's driver still runs and writes
         stale("phase", phase="publishing")
         publish(settings, job_id, 1)
         stale("finished", result={"images": 10})
@@ -73,14 +73,14 @@ def test_a_lost_attempt_becomes_a_new_one(api: Api, ray: FakeRay, settings: Sett
     assert causes == ["submitted", "lost"]
 
 
-def test_only_losses_in_a_row_that_came_no_further_are_counted(settings: Settings, ray: FakeRay) -> None:
+def test_only_consecutive_losses_without_progress_are_counted(settings: Settings, ray: FakeRay) -> None:
     with running(settings.model_copy(update={"max_lost_attempts": 2}), ray) as api:
         job_id = submitted(api, ray)
         for attempt in range(1, 6):
             api.await_job(job_id, lambda _, attempt=attempt: (job_id, attempt) in ray.submissions)
             with driver_of(settings, job_id, attempt) as report:
                 report("phase", phase="condensing")
-                report("iteration", iteration=1, total=10)  # the next attempt does it again
+                report("iteration", iteration=1, total=10)  # not progress: the next attempt repeats it
                 if attempt == 3:
                     report("checkpoint", iteration=5, file="checkpoint-00000005.safetensors")
             lose(ray, job_id, attempt, forgotten=attempt % 2 == 0)
@@ -91,10 +91,10 @@ def test_only_losses_in_a_row_that_came_no_further_are_counted(settings: Setting
         api.post(f"/v1/jobs/{job_id}/resume")
         api.await_job(job_id, lambda _: (job_id, 6) in ray.submissions)
         lose(ray, job_id, 6, forgotten=False)
-        api.await_job(job_id, lambda _: (job_id, 7) in ray.submissions)  # who resumes starts a new row
+        api.await_job(job_id, lambda _: (job_id, 7) in ray.submissions)  # a resume resets the count
 
 
-def test_ray_that_is_down_or_not_yet_up_has_forgotten_nothing(api: Api, ray: FakeRay, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_attempt_is_not_lost_while_ray_is_down_or_starting(api: Api, ray: FakeRay, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(server.reconciler.job_keeper, "RAY_EVERY_S", 0.02)
     job_id = submitted(api, ray)
     ray.down = True
@@ -114,8 +114,8 @@ def test_ray_that_is_down_or_not_yet_up_has_forgotten_nothing(api: Api, ray: Fak
 
 
 @pytest.fixture
-def known_again(api: Api, ray: FakeRay, monkeypatch: pytest.MonkeyPatch) -> str:
-    """A job whose first attempt was lost, runs on, and is known to Ray again before it takes the second one."""
+def reappeared(api: Api, ray: FakeRay, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A job whose first attempt was lost, still runs, and is known to Ray again before it accepts the second one."""
     monkeypatch.setattr(server.reconciler.job_keeper, "RAY_EVERY_S", 0.05)
     job_id = submitted(api, ray)
     ray.refuse, ray.stops_at_once = True, False
@@ -127,36 +127,36 @@ def known_again(api: Api, ray: FakeRay, monkeypatch: pytest.MonkeyPatch) -> str:
     return job_id
 
 
-def test_a_lost_attempt_that_ray_knows_again_ends_before_the_next_one_starts(api: Api, ray: FakeRay, known_again: str) -> None:
+def test_reappearing_attempt_ends_before_the_next_one_starts(api: Api, ray: FakeRay, reappeared: str) -> None:
     looks = ray.looks
-    while ray.looks < looks + 6:  # two a step: of each attempt
-        assert api.job(known_again)["status"] == "starting"
-    assert ray.submissions == [(known_again, 1)]
-    assert ray.stops == [(known_again, 1)]
-    ray.jobs[known_again, 1] = RayJob(RayJobState.STOPPED, "")
-    api.await_job(known_again, lambda _: (known_again, 2) in ray.submissions)
-    assert ray.jobs[known_again, 2].state is RayJobState.RUNNING
+    while ray.looks < looks + 6:  # two questions per step, one for each attempt
+        assert api.job(reappeared)["status"] == "starting"
+    assert ray.submissions == [(reappeared, 1)]
+    assert ray.stops == [(reappeared, 1)]
+    ray.jobs[reappeared, 1] = RayJob(RayJobState.STOPPED, "")
+    api.await_job(reappeared, lambda _: (reappeared, 2) in ray.submissions)
+    assert ray.jobs[reappeared, 2].state is RayJobState.RUNNING
 
 
-def test_a_lost_attempt_that_nobody_can_end_is_not_waited_for_for_ever(
-    api: Api, ray: FakeRay, known_again: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+def test_waiting_for_a_previous_attempt_is_bounded(
+    api: Api, ray: FakeRay, reappeared: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(server.reconciler.previous_attempt, "ENDS_WITHIN_S", 0.5)
     monkeypatch.setattr(server.reconciler.previous_attempt, "STOP_EVERY_S", 0.1)
-    api.await_job(known_again, lambda _: (known_again, 2) in ray.submissions)
-    assert ray.jobs[known_again, 1].state is RayJobState.RUNNING
+    api.await_job(reappeared, lambda _: (reappeared, 2) in ray.submissions)
+    assert ray.jobs[reappeared, 1].state is RayJobState.RUNNING
     assert len(ray.stops) > 1
     assert "attempt 1 is still running" in caplog.text
 
 
-def test_a_job_that_waits_for_a_lost_attempt_is_cancelled_at_once(api: Api, ray: FakeRay, known_again: str) -> None:
-    api.post(f"/v1/jobs/{known_again}/cancel")
-    api.await_status(known_again, "cancelled")
-    assert ray.submissions == [(known_again, 1)]
+def test_cancels_job_that_waits_for_its_previous_attempt(api: Api, ray: FakeRay, reappeared: str) -> None:
+    api.post(f"/v1/jobs/{reappeared}/cancel")
+    api.await_status(reappeared, "cancelled")
+    assert ray.submissions == [(reappeared, 1)]
 
 
 @pytest.mark.parametrize("forgotten", [False, True])
-def test_a_cancelled_job_whose_attempt_is_lost_is_cancelled(api: Api, ray: FakeRay, forgotten: bool) -> None:
+def test_cancelling_job_with_lost_attempt_is_cancelled(api: Api, ray: FakeRay, forgotten: bool) -> None:
     ray.stops_at_once = False
     job_id = submitted(api, ray)
     api.post(f"/v1/jobs/{job_id}/cancel")
@@ -173,10 +173,10 @@ def test_a_cancelled_job_whose_attempt_is_lost_is_cancelled(api: Api, ray: FakeR
         (lambda d: d.result_file.write_text('{"images": 11}'), "result.json has 14 bytes and SHA-256"),
         (lambda d: d.manifest_file.write_text("{"), "manifest.json cannot be read"),
         (lambda d: d.manifest_file.write_text('{"artifacts": []}') and d.result_file.write_text("1"), "not a JSON object"),
-        (lambda d: d.manifest_file.write_text(json.dumps(ELSEWHERE)), "manifest.json cannot be read"),
+        (lambda d: d.manifest_file.write_text(json.dumps(OUTSIDE)), "manifest.json cannot be read"),
     ],
 )
-def test_a_damaged_result_fails_the_job_and_is_not_served(
+def test_damaged_result_fails_the_job_and_is_not_served(
     api: Api, ray: FakeRay, settings: Settings, damage: Any, said: str
 ) -> None:
     job_id = submitted(api, ray)
@@ -195,10 +195,10 @@ def test_a_damaged_result_fails_the_job_and_is_not_served(
     assert [artifact["name"] for artifact in api.get(f"/v1/jobs/{job_id}/artifacts").json()["data"]] == ["result.json"]
 
 
-ELSEWHERE = {"artifacts": [{"name": "../../../job.json", "size": 1, "sha256": "", "media_type": "text/plain"}]}
+OUTSIDE = {"artifacts": [{"name": "../../../job.json", "size": 1, "sha256": "", "media_type": "text/plain"}]}
 
 
-def test_a_file_that_appears_later_is_not_served(api: Api, ray: FakeRay, settings: Settings) -> None:
+def test_file_added_after_the_end_is_not_served(api: Api, ray: FakeRay, settings: Settings) -> None:
     job_id = submitted(api, ray)
     publish(settings, job_id)
     ray.jobs[job_id, 1] = RayJob(RayJobState.SUCCEEDED, "", 0)
@@ -210,8 +210,8 @@ def test_a_file_that_appears_later_is_not_served(api: Api, ray: FakeRay, setting
     assert api.get(f"/v1/jobs/{job_id}/artifacts/later.csv").status_code == 404
 
 
-def test_a_full_disk_does_not_keep_a_job_from_its_end(api: Api, ray: FakeRay, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the driver printed is to be kept then, and cannot be: yet the job ends, so that deleting it makes room."""
+def test_job_ends_although_the_disk_is_full(api: Api, ray: FakeRay, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its logs cannot be kept, but the job ends, so that it can be deleted to free space."""
     job_id = submitted(api, ray)
 
     def full(_file: int) -> None:

@@ -28,7 +28,12 @@ def facts(status: str, ray: RayJob | None, **more: Any) -> Facts:
         (facts("starting", PENDING, submitted=False), Act.WAIT, None, None),  # adopted after a crash of the server
         (facts("starting", PENDING), Act.WAIT, None, None),
         (facts("running", RUNNING), Act.WAIT, None, None),
-        (facts("running", RUNNING, terminal_event=FINISHED, has_result=True), Act.WAIT, None, None),  # it lets go of its workers
+        (
+            facts("running", RUNNING, terminal_event=FINISHED, has_result=True),
+            Act.WAIT,
+            None,
+            None,
+        ),  # it is releasing its workers
         (facts("running", SUCCEEDED, terminal_event=FINISHED, has_result=True), Act.END, "succeeded", None),
         (facts("starting", SUCCEEDED, terminal_event=FINISHED, has_result=True), Act.END, "succeeded", None),
         (facts("running", KILLED, has_result=True), Act.END, "succeeded", None),  # killed after its manifest
@@ -50,7 +55,7 @@ def facts(status: str, ray: RayJob | None, **more: Any) -> Facts:
         (facts("running", RUNNING, given_up=True), Act.STOP, None, None),
         (facts("running", RUNNING, silent=True, given_up=True), Act.STOP, None, None),
         (facts("running", RUNNING, given_up=True, stop_asked=True), Act.WAIT, None, None),
-        (facts("running", STOPPED, given_up=True), Act.RETRY, "queued", "driver_silent"),  # by this server, or the one before it
+        (facts("running", STOPPED, given_up=True), Act.RETRY, "queued", "driver_silent"),  # by this server or its predecessor
         (facts("running", STOPPED, given_up=True, terminal_event=CANCELLED), Act.RETRY, "queued", "driver_silent"),  # it woke up
         (facts("running", STOPPED, given_up=True, retries=3), Act.END, "failed", "driver_silent"),
         (facts("running", STOPPED, given_up=True, has_result=True), Act.END, "succeeded", None),
@@ -99,7 +104,7 @@ def test_decide(known: Facts, act: Act, status: str | None, code: str | None) ->
     assert (decision.error or {}).get("code") == code
 
 
-def test_a_failure_without_a_word_says_what_ray_knows() -> None:
+def test_unexplained_loss_includes_what_ray_knows() -> None:
     killed, lost = (decide(facts("running", ray, retries=3)).error for ray in (KILLED, LOST_NODE))
     assert killed is not None
     assert lost is not None

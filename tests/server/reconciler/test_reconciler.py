@@ -32,21 +32,21 @@ from workers.client import RayJob, RayJobState
 
 
 def submitted(api: Api, ray: FakeRay, **fields: object) -> str:
-    """A job that Ray runs."""
+    """Submit a job and wait until Ray has it."""
     job_id: str = api.make(**fields)["id"]
     api.await_job(job_id, lambda _: (job_id, 1) in ray.submissions)
     return job_id
 
 
 def publish(settings: Settings, job_id: str, attempt: int = 1) -> None:
-    """What a driver leaves when it has finished."""
+    """Write the result of a driver that has finished."""
     directory = attempt_dir(settings, job_id, attempt)
     directory.artifacts.mkdir(parents=True)
     directory.result_file.write_text('{"images": 10}')
     write_manifest(directory)
 
 
-def test_a_job_goes_its_way(api: Api, ray: FakeRay, settings: Settings) -> None:
+def test_job_from_submission_to_success(api: Api, ray: FakeRay, settings: Settings) -> None:
     job_id = submitted(api, ray)
     file = JobFile.model_validate_json(settings.job_dir(job_id).job_file.read_bytes())
     assert (file.job_id, file.max_restarts, file.spec.iterations) == (job_id, 3, 10)
@@ -64,7 +64,7 @@ def test_a_job_goes_its_way(api: Api, ray: FakeRay, settings: Settings) -> None:
         publish(settings, job_id)
         report("finished", result={"images": 10})
     time.sleep(0.5)
-    assert api.job(job_id)["status"] == "running"  # its driver has yet to let go of its workers
+    assert api.job(job_id)["status"] == "running"  # its driver is still releasing its workers
     ray.jobs[job_id, 1] = RayJob(RayJobState.SUCCEEDED, "", 0)
     job = api.await_status(job_id, "succeeded")
     assert job["result"] == {"images": 10}
@@ -72,13 +72,13 @@ def test_a_job_goes_its_way(api: Api, ray: FakeRay, settings: Settings) -> None:
     assert (job["phase"], job["error"], job["progress"]["eta_s"]) == (None, None, None)
 
 
-def test_a_line_is_taken_when_it_is_whole(api: Api, ray: FakeRay, settings: Settings) -> None:
+def test_event_is_stored_once_its_line_is_complete(api: Api, ray: FakeRay, settings: Settings) -> None:
     job_id = submitted(api, ray)
     path = attempt_dir(settings, job_id).events_file
     path.parent.mkdir(parents=True)
     line = json.dumps({"time": "2026-01-01T00:00:00Z", "type": "iteration", "iteration": 1, "total": 10}) + "\n"
     with path.open("w") as file:
-        file.write("no event at all\n" + line + line[:20])  # as a full disk may leave it, then a half
+        file.write("no event at all\n" + line + line[:20])  # as a full disk may leave it, then half a line
         file.flush()
         api.await_job(job_id, lambda j: j["progress"]["done"] == 1)
         time.sleep(0.4)
@@ -97,7 +97,7 @@ def test_a_line_is_taken_when_it_is_whole(api: Api, ray: FakeRay, settings: Sett
         (None, {"code": "disk_full", "message": "no space", "retryable": True}, "disk_full"),
     ],
 )
-def test_a_job_fails_with_the_reason(
+def test_failed_job_has_the_reason_and_can_be_resumed(
     api: Api, ray: FakeRay, settings: Settings, ended: RayJob | None, last_word: dict[str, object] | None, code: str
 ) -> None:
     job_id = submitted(api, ray)
@@ -121,14 +121,14 @@ def test_a_job_fails_with_the_reason(
     assert api.await_status(job_id, "succeeded")["attempt"] == 2
 
 
-def test_a_server_that_starts_again_goes_on(settings: Settings, ray: FakeRay) -> None:
+def test_restarted_server_continues(settings: Settings, ray: FakeRay) -> None:
     with running(settings, ray) as api:
         job_id = submitted(api, ray)
         with driver_of(settings, job_id) as report:
             report("phase", phase="condensing")
         api.await_status(job_id, "running")
     with driver_of(settings, job_id) as report:
-        report("iteration", iteration=7, total=10)  # while no server was there
+        report("iteration", iteration=7, total=10)  # while no server runs
     with running(settings, ray) as api:
         api.await_job(job_id, lambda j: j["progress"]["done"] == 7)
         publish(settings, job_id)
@@ -139,8 +139,8 @@ def test_a_server_that_starts_again_goes_on(settings: Settings, ray: FakeRay) ->
     assert ray.submissions == [(job_id, 1)]
 
 
-def test_a_submission_whose_answer_was_lost_is_adopted(settings: Settings, ray: FakeRay, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The server dies between Ray's taking a job and its own noting that: the next one submits nothing twice."""
+def test_submission_with_lost_answer_is_adopted(settings: Settings, ray: FakeRay, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The server dies after Ray accepted a job and before recording that; the next one does not submit it twice."""
     with monkeypatch.context() as patched, running(settings, ray) as api:
         patched.setattr(
             server.reconciler.job_record.JobRecord, "mark_submitted", lambda _: (_ for _ in ()).throw(SystemError("killed"))
@@ -151,11 +151,11 @@ def test_a_submission_whose_answer_was_lost_is_adopted(settings: Settings, ray: 
         time.sleep(0.5)
         assert api.job(job_id)["status"] == "starting"
         ray.jobs.clear()
-        api.await_job(job_id, lambda _: (job_id, 2) in ray.submissions)  # so the first was known as submitted
+        api.await_job(job_id, lambda _: (job_id, 2) in ray.submissions)  # so the first was recorded as submitted
     assert ray.submissions == [(job_id, 1), (job_id, 2)]
 
 
-def test_a_cancel_that_a_server_did_not_live_to_see_through(settings: Settings, ray: FakeRay) -> None:
+def test_next_server_completes_a_cancellation(settings: Settings, ray: FakeRay) -> None:
     ray.stops_at_once = False
     with running(settings, ray) as api:
         job_id = submitted(api, ray)
@@ -168,7 +168,7 @@ def test_a_cancel_that_a_server_did_not_live_to_see_through(settings: Settings, 
     assert ray.stops == [(job_id, 1)] * (asked + 1)
 
 
-def test_a_stop_that_nothing_heard_is_asked_again(api: Api, ray: FakeRay) -> None:
+def test_unreceived_stop_request_is_repeated(api: Api, ray: FakeRay) -> None:
     ray.ignored_stops = 2
     job_id = submitted(api, ray)
     api.post(f"/v1/jobs/{job_id}/cancel")
@@ -176,9 +176,7 @@ def test_a_stop_that_nothing_heard_is_asked_again(api: Api, ray: FakeRay) -> Non
     assert ray.stops == [(job_id, 1)] * 3
 
 
-def test_a_driver_that_does_not_stop_is_asked_again_but_not_all_the_time(
-    api: Api, ray: FakeRay, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_stop_request_is_repeated_at_intervals(api: Api, ray: FakeRay, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(server.reconciler.driver_watch, "STOP_EVERY_S", 1.0)
     monkeypatch.setattr(server.reconciler.job_keeper, "RAY_SOON_S", 0.01)
     ray.stops_at_once = False
@@ -192,7 +190,7 @@ def test_a_driver_that_does_not_stop_is_asked_again_but_not_all_the_time(
     assert time.monotonic() - started > 2
 
 
-def test_cancel_while_ray_cannot_be_reached(api: Api, ray: FakeRay) -> None:
+def test_cancel_while_ray_is_unreachable(api: Api, ray: FakeRay) -> None:
     job_id = submitted(api, ray)
     ray.down = True
     assert api.post(f"/v1/jobs/{job_id}/cancel").json()["status"] == "cancelling"
@@ -202,7 +200,7 @@ def test_cancel_while_ray_cannot_be_reached(api: Api, ray: FakeRay) -> None:
     api.await_status(job_id, "cancelled")
 
 
-def test_ray_that_refuses_a_job_for_good(api: Api, ray: FakeRay, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_job_fails_when_ray_keeps_refusing_it(api: Api, ray: FakeRay, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(server.reconciler.job_keeper, "RAY_EVERY_S", 0.05)
     monkeypatch.setattr(server.reconciler.job_keeper, "SUBMIT_WITHIN_S", 0.3)
     ray.refuse = True
@@ -211,7 +209,7 @@ def test_ray_that_refuses_a_job_for_good(api: Api, ray: FakeRay, monkeypatch: py
     assert "no agent" in error["message"]
 
 
-def test_a_submission_that_comes_after_the_cancel_finds_that_nobody_may_write(api: Api, ray: FakeRay, settings: Settings) -> None:
+def test_late_submission_after_cancel_may_not_write(api: Api, ray: FakeRay, settings: Settings) -> None:
     ray.refuse = True
     job_id = api.make()["id"]
     api.await_job(job_id, lambda _: settings.job_dir(job_id).job_file.exists())
@@ -227,7 +225,7 @@ def test_a_submission_that_comes_after_the_cancel_finds_that_nobody_may_write(ap
     AttemptFence.of(settings.job_dir(job_id), 2)()
 
 
-def test_a_disk_that_hangs_holds_up_no_other_request(
+def test_hanging_disk_blocks_no_other_request(
     api: Api, ray: FakeRay, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hangs, goes_on = threading.Event(), threading.Event()
@@ -241,7 +239,7 @@ def test_a_disk_that_hangs_holds_up_no_other_request(
     job_id = api.make()["id"]
     try:
         assert hangs.wait(20)
-        other = api.make()["id"]  # a write: with SQLite there is one at a time
+        other = api.make()["id"]  # a write: SQLite has one writer at a time
         assert api.post(f"/v1/jobs/{other}/cancel").status_code == 202
         assert not settings.job_dir(job_id).job_file.exists()
     finally:
@@ -249,9 +247,7 @@ def test_a_disk_that_hangs_holds_up_no_other_request(
     api.await_job(job_id, lambda _: (job_id, 1) in ray.submissions)
 
 
-def test_a_server_that_dies_before_the_job_file_is_there(
-    settings: Settings, ray: FakeRay, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_server_dies_before_job_json_is_written(settings: Settings, ray: FakeRay, monkeypatch: pytest.MonkeyPatch) -> None:
     def die(*_arguments: Any, **_options: Any) -> None:
         raise SystemError("killed")
 
@@ -265,10 +261,8 @@ def test_a_server_that_dies_before_the_job_file_is_there(
     assert JobFile.model_validate_json(settings.job_dir(job_id).job_file.read_bytes()).attempt == 1
 
 
-def test_a_job_file_that_waited_long_for_the_disk_does_not_undo_a_newer_one(
-    settings: Settings, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """As of a server that was frozen: another one has meanwhile lost the attempt, and started the next."""
+def test_delayed_job_json_does_not_overwrite_a_newer_one(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The file of a frozen server comes late: another one has retried the attempt meanwhile."""
     settings.data_dir.mkdir()
     database, fsync = Database(settings.database), os.fsync
     database.migrate()
@@ -295,9 +289,7 @@ def test_a_job_file_that_waited_long_for_the_disk_does_not_undo_a_newer_one(
     database.close()
 
 
-def test_a_job_whose_file_cannot_be_written_fails_and_makes_room(
-    settings: Settings, ray: FakeRay, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_job_whose_job_json_cannot_be_written_fails(settings: Settings, ray: FakeRay, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(server.reconciler.job_keeper, "RAY_EVERY_S", 0.05)
     monkeypatch.setattr(server.reconciler.job_keeper, "SUBMIT_WITHIN_S", 0.3)
     with running(settings.model_copy(update={"max_active_jobs": 1}), ray) as api:
@@ -316,7 +308,7 @@ def test_a_job_whose_file_cannot_be_written_fails_and_makes_room(
         api.await_job(second, lambda _: (second, 2) in ray.submissions)
 
 
-def test_a_job_that_a_full_disk_keeps_from_starting_says_so(api: Api, ray: FakeRay, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_full_disk_at_start_is_reported(api: Api, ray: FakeRay, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(server.reconciler.job_keeper, "RAY_EVERY_S", 0.05)
     monkeypatch.setattr(server.reconciler.job_keeper, "SUBMIT_WITHIN_S", 0.3)
 
@@ -334,7 +326,7 @@ def test_a_job_that_a_full_disk_keeps_from_starting_says_so(api: Api, ray: FakeR
     api.await_job(job_id, lambda _: ray.submissions == [(job_id, 2)])
 
 
-def test_a_disk_that_is_full_for_a_moment_fails_no_job(api: Api, ray: FakeRay, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_temporarily_full_disk_does_not_fail_the_job(api: Api, ray: FakeRay, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(server.reconciler.job_keeper, "RAY_EVERY_S", 0.05)
     fsync, tries = os.fsync, 0
 
@@ -350,9 +342,7 @@ def test_a_disk_that_is_full_for_a_moment_fails_no_job(api: Api, ray: FakeRay, m
     assert api.job(job_id)["status"] == "starting"
 
 
-def test_a_driver_that_lingers_after_its_last_word_is_stopped(
-    api: Api, ray: FakeRay, settings: Settings, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_lingering_driver_is_stopped(api: Api, ray: FakeRay, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(server.reconciler.driver_watch, "EXIT_GRACE_S", 0.2)
     job_id = submitted(api, ray)
     publish(settings, job_id)
@@ -362,7 +352,7 @@ def test_a_driver_that_lingers_after_its_last_word_is_stopped(
     assert ray.stops == [(job_id, 1)]
 
 
-def test_no_more_jobs_than_allowed_have_a_driver(settings: Settings, ray: FakeRay) -> None:
+def test_active_jobs_are_limited(settings: Settings, ray: FakeRay) -> None:
     with running(settings.model_copy(update={"max_active_jobs": 2}), ray) as api:
         made = [api.make()["id"] for _ in range(4)]
         api.await_job(made[1], lambda _: len(ray.submissions) == 2)
@@ -373,8 +363,8 @@ def test_no_more_jobs_than_allowed_have_a_driver(settings: Settings, ray: FakeRa
         assert api.job(made[3])["status"] == "queued"
 
 
-def test_a_server_stops_amid_a_stream_of_events(settings: Settings, ray: FakeRay) -> None:
-    """Many times over: a cancellation must not be lost when an event comes with it."""
+def test_server_stops_while_events_arrive(settings: Settings, ray: FakeRay) -> None:
+    """Repeated, because a cancellation must not be lost when an event arrives at the same time."""
     with running(settings, ray) as api:
         job_id = submitted(api, ray)
     ended = threading.Event()
@@ -396,18 +386,18 @@ def test_a_server_stops_amid_a_stream_of_events(settings: Settings, ray: FakeRay
 
 
 def rename_table(settings: Settings, old: str, new: str) -> None:
-    """As from outside: every query of the table fails until it has its name back."""
+    """Rename a table, so that every query of it fails until it is renamed back."""
     database = Database(settings.database)
     with database.write() as session:
         session.execute(text(f"ALTER TABLE {old} RENAME TO {new}"))
     database.close()
 
 
-def test_an_ailing_database_makes_the_server_unready_and_ends_nothing(
+def test_failing_database_makes_the_server_unready(
     api: Api, ray: FakeRay, settings: Settings, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(server.reconciler.reconciler, "POLL_EVERY_S", 0.05)
-    submitted(api, ray)  # from here on the reconciler looks often
+    submitted(api, ray)  # from now on the reconciler polls often
     rename_table(settings, "jobs", "elsewhere")
     deadline = time.monotonic() + 20
     while "cannot list the jobs" not in caplog.text:
@@ -416,18 +406,18 @@ def test_an_ailing_database_makes_the_server_unready_and_ends_nothing(
     unready = api.get("/readyz")
     assert (unready.status_code, unready.headers["content-type"]) == (503, "application/problem+json")
     assert "the database does not" in unready.json()["detail"]
-    assert "jobs" not in unready.json()["detail"]  # anybody may ask: nothing of what the database says, only the log has that
+    assert "jobs" not in unready.json()["detail"]  # /readyz is public: details go to the log only
     assert "not ready: the database does not" in caplog.text
     assert api.get("/healthz").status_code == 200
     rename_table(settings, "elsewhere", "jobs")
     deadline = time.monotonic() + 20
-    while api.get("/readyz").status_code != 200:  # an answer is shared for a second
+    while api.get("/readyz").status_code != 200:  # answers are cached for a second
         assert time.monotonic() < deadline
         time.sleep(0.02)
     submitted(api, ray)
 
 
-def test_a_server_that_no_longer_looks_after_jobs_is_not_ready(
+def test_server_without_reconciler_is_unready(
     settings: Settings, ray: FakeRay, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def broken(*_: object) -> None:
@@ -436,7 +426,7 @@ def test_a_server_that_no_longer_looks_after_jobs_is_not_ready(
     monkeypatch.setattr(server.reconciler.reconciler, "wait_until_set", broken)
     with running(settings, ray) as api:
         deadline = time.monotonic() + 20
-        while (unready := api.get("/readyz")).status_code == 200:  # it has yet to begin to
+        while (unready := api.get("/readyz")).status_code == 200:  # the reconciler has not failed yet
             assert time.monotonic() < deadline
             time.sleep(0.02)
         assert unready.status_code == 503
@@ -445,6 +435,6 @@ def test_a_server_that_no_longer_looks_after_jobs_is_not_ready(
 
 
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
-def test_job_files_are_whole_and_the_database_is_in_wal_mode(api: Api, ray: FakeRay, settings: Settings) -> None:
+def test_sqlite_is_in_wal_mode(api: Api, ray: FakeRay, settings: Settings) -> None:
     submitted(api, ray)
     assert Path(f"{settings.database.removeprefix('sqlite:///')}-wal").exists()

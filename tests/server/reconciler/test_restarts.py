@@ -1,4 +1,4 @@
-"""`cafe serve` as a process that is killed and started again on its port, while somebody follows a job."""
+"""`cafe serve` as a process that is killed and restarted on its port while a client follows a job."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ ROOT = Path(__file__).parents[3]
 
 
 class Served:
-    """A server on one port. Its Ray does not answer: jobs are moved on by their drivers' files, as they are while Ray is away."""
+    """A server on one port. Its Ray does not answer, so jobs progress only through their drivers' files."""
 
     def __init__(self, settings: Settings, *options: str, port: int | None = None) -> None:
         self._settings = settings
@@ -61,7 +61,7 @@ class Served:
         self._await_answer()
 
     def _await_answer(self) -> None:
-        """Until this process listens, not another one on the port."""
+        """Wait until this process, not another one on the port, listens."""
         assert self._process is not None
         deadline = time.monotonic() + 60
         while time.monotonic() < deadline:
@@ -73,12 +73,12 @@ class Served:
 
     @property
     def pid(self) -> int:
-        """Its process's number."""
+        """The process id."""
         assert self._process is not None
         return self._process.pid
 
     def end(self, how: signal.Signals) -> float:
-        """Seconds until it has ended."""
+        """Send a signal and return the seconds until the process has ended."""
         assert self._process is not None
         asked = time.monotonic()
         self._process.send_signal(how)
@@ -97,7 +97,7 @@ def serving(settings: Settings) -> Iterator[Served]:
 
 
 def running_job(database: Database) -> str:
-    """A job whose driver runs, as the database knows it."""
+    """Create a job that is running according to the database."""
     with database.write() as session:
         job = jobs.create(session, new_id("job"), parse_job_spec(SPEC))
         jobs.transition(session, job, Status.STARTING)
@@ -105,7 +105,7 @@ def running_job(database: Database) -> str:
         return job.id
 
 
-def test_restarts_lose_no_event_and_break_no_watch(settings: Settings) -> None:
+def test_client_follows_a_job_across_restarts(settings: Settings) -> None:
     count, restarts = 60, 4
     with serving(settings) as served:
         database = Database(settings.database)
@@ -130,14 +130,14 @@ def test_restarts_lose_no_event_and_break_no_watch(settings: Settings) -> None:
                 report("iteration", iteration=i, total=count)
                 if i % (count // restarts) == 0:
                     taken = served.end(signal.SIGTERM if i == count else signal.SIGKILL)
-                    assert taken < 4  # an open stream would hold it up for 5 s
+                    assert taken < 4  # an open stream would delay it by 5 s
                     served.start()
                 time.sleep(0.02)
         deadline = time.monotonic() + 60
         while (job := httpx.get(f"{served.url}/v1/jobs/{job_id}", trust_env=False).json())["progress"]["done"] < count:
             assert time.monotonic() < deadline, job
             time.sleep(0.1)
-        with database.write() as session:  # as another server would end it
+        with database.write() as session:  # like another server would
             jobs.transition(
                 session,
                 jobs.get(session, job_id, lock=True),
@@ -153,7 +153,7 @@ def test_restarts_lose_no_event_and_break_no_watch(settings: Settings) -> None:
 
 
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
-def test_a_restart_with_open_streams_is_quick(settings: Settings, how: signal.Signals) -> None:
+def test_restart_with_open_streams_is_fast(settings: Settings, how: signal.Signals) -> None:
     """Well below the 5 s that a stream which does not end would take, and in a few seconds on a busy machine."""
     with serving(settings) as served:
         database = Database(settings.database)
@@ -170,9 +170,9 @@ def test_a_restart_with_open_streams_is_quick(settings: Settings, how: signal.Si
             assert ended < 4
 
 
-def test_a_server_that_shares_its_port_is_replaced_without_a_gap(settings: Settings) -> None:
-    """Every request is answered, by one or the other. A connection that the first had not accepted when it closed is
-    reset before anything was asked: clients ask again, as `cafe` does.
+def test_server_with_shared_port_is_replaced_without_downtime(settings: Settings) -> None:
+    """Every request is answered by one or the other server. A connection that the first had not accepted when it closed is
+    reset before the request is sent; clients retry, as `cafe` does.
     """
     port = free_port()
     over = threading.Event()
@@ -207,7 +207,7 @@ def test_a_server_that_shares_its_port_is_replaced_without_a_gap(settings: Setti
     assert len(refused) <= 1, refused
 
 
-def test_a_port_is_not_shared_with_a_ray_of_ones_own_or_by_accident(settings: Settings) -> None:
+def test_port_is_shared_only_with_share_port_and_ray_address(settings: Settings) -> None:
     def refusal(*options: str) -> str:
         command = [
             sys.executable,

@@ -1,4 +1,4 @@
-"""A driver that shows no life any more while Ray says that it runs; and a Ray that does not end what it was asked to."""
+"""Drivers that stop sending heartbeats while Ray reports them as running, and a Ray that does not stop a driver."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from workers.client import RayJob, RayJobState
 
 ROOT = Path(__file__).parents[3]
 SILENCE_S = 2.0
-LIVE = """
+BEATING = """
 import sys, time
 from pathlib import Path
 import workers.heartbeat
@@ -36,7 +36,7 @@ workers.heartbeat.EVERY_S = 0.1
 with workers.heartbeat.beating(JobDir(Path(sys.argv[1])), int(sys.argv[2])):
     time.sleep(60)
 """
-"""What a driver looks like from outside: it is busy with something, and shows that it lives."""
+"""A process that looks like a driver from outside: it is busy and sends heartbeats."""
 
 
 @pytest.fixture(autouse=True)
@@ -51,10 +51,10 @@ def settings(settings: Settings) -> Settings:
 
 
 @contextmanager
-def living(settings: Settings, job_id: str, attempt: int = 1) -> Iterator[subprocess.Popen[bytes]]:
-    """A process that lives as the attempt's driver does."""
+def beating(settings: Settings, job_id: str, attempt: int = 1) -> Iterator[subprocess.Popen[bytes]]:
+    """A process that sends heartbeats like the attempt's driver."""
     directory = settings.job_dir(job_id)
-    command = [sys.executable, "-c", LIVE, str(directory.path), str(attempt)]
+    command = [sys.executable, "-c", BEATING, str(directory.path), str(attempt)]
     process = subprocess.Popen(command, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)})
     try:
         deadline = time.monotonic() + 30
@@ -74,11 +74,9 @@ def is_given_up(settings: Settings, job_id: str) -> bool:
         return session.get_one(Attempt, (job_id, 1)).given_up_at is not None
 
 
-def test_a_frozen_driver_becomes_a_new_attempt_and_one_that_lives_is_left_alone(
-    api: Api, ray: FakeRay, settings: Settings
-) -> None:
+def test_frozen_driver_is_replaced_and_a_live_one_is_not(api: Api, ray: FakeRay, settings: Settings) -> None:
     job_id = submitted(api, ray)
-    with living(settings, job_id) as driver:
+    with beating(settings, job_id) as driver:
         time.sleep(2 * SILENCE_S)
         assert ray.stops == []
         driver.send_signal(signal.SIGSTOP)
@@ -87,7 +85,7 @@ def test_a_frozen_driver_becomes_a_new_attempt_and_one_that_lives_is_left_alone(
     [lost] = events(api, job_id, "lost")
     assert (lost["attempt"], lost["data"]["code"]) == (1, "driver_silent")
     assert "heartbeats" in lost["data"]["reason"]
-    with living(settings, job_id, 2):
+    with beating(settings, job_id, 2):
         time.sleep(2 * SILENCE_S)
         assert ray.stops == [(job_id, 1)]
         publish(settings, job_id, 2)
@@ -96,9 +94,7 @@ def test_a_frozen_driver_becomes_a_new_attempt_and_one_that_lives_is_left_alone(
 
 
 @pytest.mark.parametrize("heartbeat", [None, b""])
-def test_a_driver_that_writes_no_heartbeat_is_never_called_silent(
-    api: Api, ray: FakeRay, settings: Settings, heartbeat: bytes | None
-) -> None:
+def test_driver_without_heartbeat_is_never_given_up(api: Api, ray: FakeRay, settings: Settings, heartbeat: bytes | None) -> None:
     job_id = submitted(api, ray)
     if heartbeat is not None:
         attempt_dir(settings, job_id).path.mkdir(parents=True)
@@ -110,11 +106,11 @@ def test_a_driver_that_writes_no_heartbeat_is_never_called_silent(
     assert ray.stops == []
 
 
-def test_the_next_server_knows_that_a_silent_driver_was_stopped_by_the_one_before(settings: Settings, ray: FakeRay) -> None:
+def test_next_server_knows_why_a_silent_driver_was_stopped(settings: Settings, ray: FakeRay) -> None:
     ray.stops_at_once = False
     with running(settings, ray) as api:
         job_id = submitted(api, ray)
-        with living(settings, job_id) as driver:
+        with beating(settings, job_id) as driver:
             driver.send_signal(signal.SIGSTOP)
             api.await_job(job_id, lambda _: ray.stops != [])
     assert is_given_up(settings, job_id)
@@ -124,14 +120,14 @@ def test_the_next_server_knows_that_a_silent_driver_was_stopped_by_the_one_befor
         assert [event["data"]["code"] for event in events(api, job_id, "lost")] == ["driver_silent"]
 
 
-def test_the_next_server_stops_what_the_one_before_gave_up(
+def test_next_server_stops_a_driver_given_up_by_its_predecessor(
     settings: Settings, ray: FakeRay, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The first one dies before Ray hears of it."""
+    """The first server dies before it asks Ray."""
     with monkeypatch.context() as patched, running(settings, ray) as api:
         patched.setattr(server.reconciler.job_keeper.JobKeeper, "_stop", lambda *_: (_ for _ in ()).throw(SystemError("killed")))
         job_id = submitted(api, ray)
-        with living(settings, job_id) as driver:
+        with beating(settings, job_id) as driver:
             driver.send_signal(signal.SIGSTOP)
             api.await_job(job_id, lambda _: is_given_up(settings, job_id))
     assert ray.stops == []
@@ -140,10 +136,10 @@ def test_the_next_server_stops_what_the_one_before_gave_up(
     assert ray.stops == [(job_id, 1)]
 
 
-def test_a_job_whose_drivers_always_freeze_fails(settings: Settings, ray: FakeRay) -> None:
+def test_job_whose_drivers_keep_freezing_fails(settings: Settings, ray: FakeRay) -> None:
     with running(settings.model_copy(update={"max_lost_attempts": 0}), ray) as api:
         job_id = submitted(api, ray)
-        with living(settings, job_id) as driver:
+        with beating(settings, job_id) as driver:
             driver.send_signal(signal.SIGSTOP)
             error = api.await_status(job_id, "failed")["error"]
     assert (error["code"], error["retryable"]) == ("driver_silent", True)
@@ -151,7 +147,7 @@ def test_a_job_whose_drivers_always_freeze_fails(settings: Settings, ray: FakeRa
 
 @pytest.fixture
 def ignores_stop(ray: FakeRay, monkeypatch: pytest.MonkeyPatch) -> FakeRay:
-    """It hears that a job is to stop, and says that it runs, for ever: its supervisor is frozen."""
+    """A Ray that accepts stop requests but keeps reporting the job as running: its supervisor is frozen."""
     monkeypatch.setattr(server.reconciler.driver_watch, "STOPS_WITHIN_S", 0.5)
     monkeypatch.setattr(server.reconciler.driver_watch, "EXIT_GRACE_S", 0.2)
     monkeypatch.setattr(server.reconciler.previous_attempt, "ENDS_WITHIN_S", 0.5)
@@ -159,7 +155,7 @@ def ignores_stop(ray: FakeRay, monkeypatch: pytest.MonkeyPatch) -> FakeRay:
     return ray
 
 
-def test_a_finished_job_that_ray_does_not_end_has_succeeded(api: Api, ignores_stop: FakeRay, settings: Settings) -> None:
+def test_finished_job_succeeds_although_ray_does_not_stop_it(api: Api, ignores_stop: FakeRay, settings: Settings) -> None:
     job_id = submitted(api, ignores_stop)
     publish(settings, job_id)
     with driver_of(settings, job_id) as report:
@@ -168,18 +164,16 @@ def test_a_finished_job_that_ray_does_not_end_has_succeeded(api: Api, ignores_st
     assert ignores_stop.jobs[job_id, 1].state is RayJobState.RUNNING
 
 
-def test_a_cancelled_job_that_ray_does_not_end_is_cancelled_and_writes_no_more(
-    api: Api, ignores_stop: FakeRay, settings: Settings
-) -> None:
+def test_job_is_cancelled_although_ray_does_not_stop_it(api: Api, ignores_stop: FakeRay, settings: Settings) -> None:
     job_id = submitted(api, ignores_stop)
     api.post(f"/v1/jobs/{job_id}/cancel")
     api.await_status(job_id, "cancelled")
     assert json.loads(settings.job_dir(job_id).job_file.read_bytes())["attempt"] == 0
 
 
-def test_a_silent_driver_that_ray_does_not_end_becomes_a_new_attempt(api: Api, ignores_stop: FakeRay, settings: Settings) -> None:
+def test_silent_driver_is_replaced_although_ray_does_not_stop_it(api: Api, ignores_stop: FakeRay, settings: Settings) -> None:
     job_id = submitted(api, ignores_stop)
-    with living(settings, job_id) as driver:
+    with beating(settings, job_id) as driver:
         driver.send_signal(signal.SIGSTOP)
         api.await_job(job_id, lambda _: (job_id, 2) in ignores_stop.submissions)
     assert [event["data"]["code"] for event in events(api, job_id, "lost")] == ["driver_silent"]

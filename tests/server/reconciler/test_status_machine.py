@@ -1,7 +1,7 @@
-"""A job's states under any interleaving of what users, drivers, Ray and crashes do to it.
+"""A job's states under any interleaving of actions by users, drivers, Ray and crashes.
 
-The database's functions, the keeper and its policy are the real ones, with real files; only Ray is a hand-written one, and a
-step of the keeper happens when the machine says so. Servers are killed at every await of a step.
+The store, the keeper and its policy are real and use real files. Only Ray is a fake, and the state machine decides when the
+keeper makes a step. Servers are killed at every await of a step.
 """
 
 from __future__ import annotations
@@ -45,11 +45,11 @@ MAX_ACTIVE = 2
 
 
 class ServerKilled(BaseException):
-    """As by SIGKILL: nothing of the server's runs any more."""
+    """Simulates SIGKILL."""
 
 
 class MortalRay(FakeRay):
-    """The server dies with its `dies_in`-th request from now on: before Ray hears it, or, where it is `heard`, after that."""
+    """Kills the server at its `dies_in`-th request from now: before Ray receives it, or, if `heard`, afterwards."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -84,7 +84,7 @@ async def _changes() -> Changes:
 
 
 class JobLife(RuleBasedStateMachine):
-    """Rules are what may happen; invariants hold after each."""
+    """Rules are possible actions; invariants hold after each."""
 
     made: Bundle[str] = Bundle("made")
 
@@ -92,7 +92,7 @@ class JobLife(RuleBasedStateMachine):
         super().__init__()
         self.directory = Path(tempfile.mkdtemp(prefix="cafe-status-"))
         bounded = Settings(data_dir=self.directory, max_active_jobs=MAX_ACTIVE, max_lost_attempts=1)
-        self.settings = bounded.model_copy(update={"driver_silence_s": 0.0})  # from one look to the next
+        self.settings = bounded.model_copy(update={"driver_silence_s": 0.0})  # silent from one observation to the next
         self.database = Database(self.settings.database)
         self.database.migrate()
         self.ray = MortalRay()
@@ -100,9 +100,9 @@ class JobLife(RuleBasedStateMachine):
         self.changes = self.loop.run_until_complete(_changes())
         self.keepers: dict[str, JobKeeper] = {}
         self.live: set[tuple[str, int]] = set()
-        """Attempts with a driver that lives, known to Ray or not."""
-        self.told: dict[str, list[tuple[int, str]]] = {}
-        """What was seen of a job's events so far: number, status."""
+        """Attempts with a running driver, known to Ray or not."""
+        self.reported: dict[str, list[tuple[int, str]]] = {}
+        """The status events of each job seen so far: number, status."""
         self.made_count = 0
 
     def teardown(self) -> None:
@@ -151,26 +151,26 @@ class JobLife(RuleBasedStateMachine):
                 return
             jobs.delete(session, job)
         shutil.rmtree(self.settings.job_dir(job_id).path, ignore_errors=True)
-        self.told.pop(job_id, None)
+        self.reported.pop(job_id, None)
         self.keepers.pop(job_id, None)
 
-    # -- drivers: each writes what its fence lets it write
+    # -- drivers: each writes what its fence allows
 
     @rule(data=st.data(), phase=st.sampled_from(["starting_workers", "condensing"]))
     def driver_starts(self, data: st.DataObject, phase: str) -> None:
         self._driver(data, lambda directory, log, fence: log("phase", phase=phase))  # noqa: ARG005
 
     @rule(data=st.data())
-    def driver_comes_further(self, data: st.DataObject) -> None:
-        def come(directory: JobDir, log: EventLog, fence: AttemptFence) -> None:
+    def driver_makes_progress(self, data: st.DataObject) -> None:
+        def checkpoint(directory: JobDir, log: EventLog, fence: AttemptFence) -> None:
             write_atomically(directory.checkpoints / "checkpoint-00000001.safetensors", b"state", fence=fence)
             log("checkpoint", iteration=1, file="checkpoint-00000001.safetensors")
 
-        self._driver(data, come)
+        self._driver(data, checkpoint)
 
     @rule(data=st.data(), beats=st.integers(1, 3))
     def driver_beats(self, data: st.DataObject, beats: int) -> None:
-        """It is silent from the keeper's second look on, unless it beats again."""
+        """The driver is silent from the keeper's second observation on, unless it beats again."""
 
         def beat(directory: JobDir, log: EventLog, fence: AttemptFence) -> None:  # noqa: ARG001
             directory.attempt(fence.attempt).heartbeat_file.write_bytes(b"%d" % beats)
@@ -198,13 +198,13 @@ class JobLife(RuleBasedStateMachine):
 
     @rule(data=st.data())
     def driver_is_stopped(self, data: st.DataObject) -> None:
-        """By Ray, for the server or for a person."""
+        """Ray stops it, for the server or for a person."""
         self._driver(data, lambda directory, log, fence: log("cancelled"), RayJob(RayJobState.STOPPED, ""))  # noqa: ARG005
 
     def _driver(
         self, data: st.DataObject, does: Callable[[JobDir, EventLog, AttemptFence], object], ends: RayJob | None = None
     ) -> None:
-        """One of the drivers that live does something; a stale one ends instead."""
+        """Let one of the running drivers act; a stale one ends instead."""
         if not self.live:
             return
         job_id, attempt = data.draw(st.sampled_from(sorted(self.live)), label="driver")
@@ -227,7 +227,7 @@ class JobLife(RuleBasedStateMachine):
 
     @rule(drivers_live=st.booleans())
     def ray_forgets(self, drivers_live: bool) -> None:
-        """It is started anew. Drivers may outlive that, cut off, but for those that it had only just begun to start."""
+        """Ray restarts. Drivers may survive it, disconnected, except those that it was just starting."""
         self.ray.jobs.clear()
         with self.database.read() as session:
             noted = select(Attempt.job_id, Attempt.number).where(Attempt.submitted_at.is_not(None))
@@ -241,7 +241,7 @@ class JobLife(RuleBasedStateMachine):
 
     @rule(dies_in=st.none() | st.integers(0, 3), heard=st.booleans())
     def server_steps(self, dies_in: int | None, heard: bool) -> None:
-        """Every keeper looks, asks Ray and acts, once; and the server may die amid that."""
+        """Let every keeper make one step, during which the server may die."""
         self.ray.dies_in, self.ray.heard = dies_in, heard
         with self.database.read() as session:
             wanted = jobs_to_reconcile(session, set(self.keepers), max_active=MAX_ACTIVE, max_per_owner=None)
@@ -273,10 +273,10 @@ class JobLife(RuleBasedStateMachine):
 
     @precondition(lambda self: self.keepers)
     @rule()
-    def server_starts_again(self) -> None:
+    def server_restarts(self) -> None:
         self.keepers.clear()
 
-    # -- what always holds
+    # -- invariants
 
     @invariant()
     def history_is_legal_and_only_grows(self) -> None:
@@ -285,7 +285,7 @@ class JobLife(RuleBasedStateMachine):
                 events = list(session.scalars(select(Event).where(Event.job_id == job.id).order_by(Event.number)))
                 assert [event.number for event in events] == list(range(1, job.last_event + 1))
                 statuses = [(event.number, event.data["status"]) for event in events if event.type == "status"]
-                before = self.told.get(job.id, [])
+                before = self.reported.get(job.id, [])
                 assert statuses[: len(before)] == before
                 assert statuses[0][1] == "queued"
                 assert statuses[-1][1] == job.status
@@ -293,10 +293,10 @@ class JobLife(RuleBasedStateMachine):
                     assert Status(new) in TRANSITIONS[Status(old)], statuses
                 attempts = [event.attempt for event in events]
                 assert attempts == sorted(attempts)
-                self.told[job.id] = statuses
+                self.reported[job.id] = statuses
 
     @invariant()
-    def attempts_are_numbered_and_tell_their_cause(self) -> None:
+    def attempts_are_numbered_and_have_a_cause(self) -> None:
         with self.database.read() as session:
             for job in session.scalars(select(Job)):
                 attempts = list(session.scalars(select(Attempt).where(Attempt.job_id == job.id).order_by(Attempt.number)))
@@ -307,7 +307,7 @@ class JobLife(RuleBasedStateMachine):
                 assert (attempts[-1].finished_at is not None) == (job.state in ENDED)
 
     @invariant()
-    def only_what_succeeded_has_artifacts_and_they_are_its_last_attempts(self) -> None:
+    def only_succeeded_jobs_have_artifacts_of_their_last_attempt(self) -> None:
         with self.database.read() as session:
             for job in session.scalars(select(Job)):
                 rows = list(session.scalars(select(Artifact).where(Artifact.job_id == job.id)))
@@ -320,7 +320,7 @@ class JobLife(RuleBasedStateMachine):
                 assert (job.error is not None) == (job.state is Status.FAILED)
 
     @invariant()
-    def no_more_are_active_than_allowed_and_no_attempt_is_submitted_twice(self) -> None:
+    def active_jobs_are_limited(self) -> None:
         with self.database.read() as session:
             assert sum(job.state in IN_RAY for job in session.scalars(select(Job))) <= MAX_ACTIVE
 
@@ -331,9 +331,9 @@ def _no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(server.reconciler.driver_watch, "STOP_EVERY_S", 0.0)
 
 
-@pytest.fixture(params=[60.0, 0.0], ids=["ray_obeys", "ray_is_deaf"])
-def _ray_obeys(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ray may still end what it was asked to, or counts as ignores_stop from the keeper's next look on."""
+@pytest.fixture(params=[60.0, 0.0], ids=["ray_stops", "ray_ignores_stops"])
+def _stop_deadline(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray may still stop the driver, or counts as ignoring the stop from the keeper's next observation on."""
     monkeypatch.setattr(server.reconciler.driver_watch, "STOPS_WITHIN_S", request.param)
 
 
@@ -345,12 +345,12 @@ def run(examples: int, steps: int) -> None:
     run_state_machine_as_test(JobLife, settings=options)
 
 
-@pytest.mark.usefixtures("_ray_obeys")
+@pytest.mark.usefixtures("_stop_deadline")
 def test_no_interleaving_makes_an_illegal_transition() -> None:
     run(examples=12, steps=30)
 
 
 @pytest.mark.soak
-@pytest.mark.usefixtures("_ray_obeys")
-def test_no_interleaving_makes_an_illegal_transition_at_length() -> None:
+@pytest.mark.usefixtures("_stop_deadline")
+def test_no_interleaving_makes_an_illegal_transition_long() -> None:
     run(examples=1000, steps=60)

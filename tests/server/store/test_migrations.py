@@ -21,13 +21,13 @@ from server.store.migrating import MIGRATIONS
 from server.store.models import ApiKey, Artifact, Attempt, Base, Dataset, Delivery, Event, IdempotencyKey, Job, JobLabel
 from server.store.revisions import NEWEST, NewerDatabaseError, UnknownRevisionError
 
-OF_THE_FIRST = ("jobs", "job_labels", "attempts", "events", "idempotency", "datasets")
-"""Tables that there are at revision 0001."""
+FIRST_TABLES = ("jobs", "job_labels", "attempts", "events", "idempotency", "datasets")
+"""The tables at revision 0001."""
 
 
 @pytest.fixture
 def database(settings: Settings) -> Iterator[Database]:
-    """Without tables."""
+    """A database without tables."""
     settings.data_dir.mkdir()
     database = Database(settings.database)
     database.migrate("base")
@@ -40,7 +40,7 @@ def job(name: str, **fields: Any) -> Job:
 
 
 def fill(database: Database) -> None:
-    """A row or more in each table."""
+    """Insert at least one row into each table."""
     with database.write() as session:
         session.add(ApiKey(id="key_a", name="a", hash="0" * 64, scopes="read write", max_stored_bytes=2**40))
         session.flush()
@@ -61,7 +61,7 @@ def fill(database: Database) -> None:
         session.flush()
         session.add(Artifact(job_id="job_a", attempt=2, name="a", size=2**40, sha256="4" * 64, media_type="text/plain"))
     with database.write() as session:
-        session.delete(session.query(Job).filter_by(id="job_c").one())  # its number is not to be given again
+        session.delete(session.query(Job).filter_by(id="job_c").one())  # its number must not be reused
 
 
 def rows(database: Database, table: str) -> list[dict[str, Any]]:
@@ -73,32 +73,34 @@ def counts(database: Database) -> dict[str, int]:
     return {table: len(rows(database, table)) for table in Base.metadata.tables}
 
 
-def test_the_newest_migration_is_the_one_that_is_said_to_be() -> None:
+def test_newest_revision_is_the_last_migration() -> None:
     assert ScriptDirectory(str(MIGRATIONS)).get_current_head() == NEWEST
 
 
-def test_what_is_in_the_tables_survives_down_and_up(database: Database) -> None:
+def test_rows_survive_downgrade_and_upgrade(database: Database) -> None:
     database.migrate()
     fill(database)
     assert min(counts(database).values()) > 0
-    newest = {table: rows(database, table) for table in OF_THE_FIRST}
+    newest = {table: rows(database, table) for table in FIRST_TABLES}
 
     database.migrate("0001")
-    for table in set(OF_THE_FIRST) - {"idempotency"}:
+    for table in set(FIRST_TABLES) - {"idempotency"}:
         kept = rows(database, table)
         assert kept == [{column: row[column] for column in kept[0]} for row in newest[table]], table
-    assert [row["job_id"] for row in rows(database, "idempotency")] == ["job_b"]  # of a key that two owners used, the first job's
+    assert [row["job_id"] for row in rows(database, "idempotency")] == [
+        "job_b"
+    ]  # a key that two owners used stays with the first job
 
     database.migrate()
-    forgotten = {"owner": None, "cause": "submitted", "stored_bytes": None}
-    for table in set(OF_THE_FIRST) - {"idempotency"}:
-        expected = [row | {column: value for column, value in forgotten.items() if column in row} for row in newest[table]]
+    lost = {"owner": None, "cause": "submitted", "stored_bytes": None}
+    for table in set(FIRST_TABLES) - {"idempotency"}:
+        expected = [row | {column: value for column, value in lost.items() if column in row} for row in newest[table]]
         assert rows(database, table) == sorted(expected, key=repr), table
     assert [(row["owner"], row["job_id"]) for row in rows(database, "idempotency")] == [("", "job_b")]
     assert counts(database) | {"api_keys": 0, "artifacts": 0, "deliveries": 0} == counts(database)
 
 
-def test_the_sizes_of_jobs_come_and_go_with_their_migration(database: Database) -> None:
+def test_stored_bytes_column_follows_its_migration(database: Database) -> None:
     database.migrate()
     fill(database)
     newest = {table: rows(database, table) for table in Base.metadata.tables}
@@ -109,7 +111,7 @@ def test_the_sizes_of_jobs_come_and_go_with_their_migration(database: Database) 
     assert {table: rows(database, table) for table in newest} == newest
 
 
-def test_rows_keep_together_after_migrations(database: Database) -> None:
+def test_foreign_keys_and_sequence_survive_migrations(database: Database) -> None:
     database.migrate()
     fill(database)
     database.migrate("0001")
@@ -131,7 +133,7 @@ def test_rows_keep_together_after_migrations(database: Database) -> None:
     }
 
 
-def test_down_to_nothing_and_up_again(database: Database) -> None:
+def test_downgrade_to_base_and_upgrade(database: Database) -> None:
     database.migrate()
     fill(database)
     database.migrate("base")
@@ -140,7 +142,7 @@ def test_down_to_nothing_and_up_again(database: Database) -> None:
     assert set(counts(database).values()) == {0}
 
 
-def test_the_migrations_make_the_tables_of_the_models(database: Database) -> None:
+def test_migrations_create_the_tables_of_the_models(database: Database) -> None:
     database.migrate()
     assert database.revision() == NEWEST
     with database.engine.connect() as connection:
@@ -151,7 +153,7 @@ def test_the_migrations_make_the_tables_of_the_models(database: Database) -> Non
             assert "AUTOINCREMENT" in made
 
 
-def test_servers_that_start_at_once_migrate_one_after_the_other(database: Database, settings: Settings) -> None:
+def test_concurrent_servers_migrate_one_after_the_other(database: Database, settings: Settings) -> None:
     with ExitStack() as stack, ThreadPoolExecutor(4) as pool:
         servers = [Database(settings.database) for _ in range(4)]
         for server in servers:
@@ -160,23 +162,23 @@ def test_servers_that_start_at_once_migrate_one_after_the_other(database: Databa
     assert database.revision() == NEWEST
 
 
-def test_a_migration_that_fails_changes_nothing(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failed_migration_is_rolled_back(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     database.migrate("0001")
-    before = {table: inspect(database.engine).get_columns(table) for table in OF_THE_FIRST}
+    before = {table: inspect(database.engine).get_columns(table) for table in FIRST_TABLES}
 
     def fails(_connection: object) -> None:
-        raise SystemError("the power is off")
+        raise SystemError("failed")
 
     with monkeypatch.context() as patched:
         patched.setattr("server.store.migrating._check_references", fails)
         with pytest.raises(SystemError):
             database.migrate()
     assert database.revision() == "0001"
-    assert repr({table: inspect(database.engine).get_columns(table) for table in OF_THE_FIRST}) == repr(before)
+    assert repr({table: inspect(database.engine).get_columns(table) for table in FIRST_TABLES}) == repr(before)
     database.migrate()
 
 
-def test_a_database_of_a_newer_version_is_left_alone(database: Database) -> None:
+def test_refuses_database_of_a_newer_version(database: Database) -> None:
     database.migrate()
     with database.write() as session:
         session.execute(text("UPDATE alembic_version SET version_num = '9999'"))
@@ -186,7 +188,7 @@ def test_a_database_of_a_newer_version_is_left_alone(database: Database) -> None
     assert database.revision() == "9999"
 
 
-def test_a_revision_that_there_is_not(database: Database) -> None:
+def test_refuses_unknown_revision(database: Database) -> None:
     for revision in ("0000", "nonsense", "", "-1", "0001:0002"):
         with pytest.raises(UnknownRevisionError, match="base, 0001"):
             database.migrate(revision)
@@ -200,7 +202,7 @@ def cafe_db(database: Database, settings: Settings, monkeypatch: pytest.MonkeyPa
     return lambda *words: CliRunner().invoke(main, ["db", *words, "--data-dir", str(settings.data_dir)])
 
 
-def test_the_command(cafe_db: Callable[..., Result], database: Database) -> None:
+def test_db_command(cafe_db: Callable[..., Result], database: Database) -> None:
     newest = NEWEST
     assert cafe_db("current").output == f"no tables, newest: {newest}\n"
     assert cafe_db("upgrade").output == f"the tables are at revision {newest}\n"
@@ -216,7 +218,7 @@ def test_the_command(cafe_db: Callable[..., Result], database: Database) -> None
     assert (newer.exit_code, "revision 9999" in newer.output) == (1, True)
 
 
-def test_the_command_without_a_database(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_db_command_with_unreachable_database(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CAFE_DATABASE_URL", "postgresql://cafe:secret@127.0.0.1:1/cafe")
     failed = CliRunner().invoke(main, ["db", "current"])
     assert failed.exit_code == 1

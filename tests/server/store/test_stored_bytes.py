@@ -1,4 +1,4 @@
-"""What of a key's jobs counts against its room on disk, and what is refused beyond it."""
+"""Which files count against a key's limit of stored bytes, and what is refused beyond it."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from tests.server.kinds import EVALUATE, SWEEP, digits_set, running_job
 from workers.client import RayJob, RayJobState
 
 
-def leave(client: Api, settings: Settings, ray: FakeRay, size: int) -> str:
-    """A job that was cancelled while it ran, with a checkpoint of so many bytes."""
+def cancelled_job(client: Api, settings: Settings, ray: FakeRay, size: int) -> str:
+    """Create a job that was cancelled while running, with a checkpoint of `size` bytes."""
     job_id = running_job(client, ray, SPEC)
     checkpoint = settings.job_dir(job_id).checkpoints / "checkpoint-00000001.safetensors"
     checkpoint.parent.mkdir(parents=True)
@@ -33,7 +33,7 @@ def leave(client: Api, settings: Settings, ray: FakeRay, size: int) -> str:
     return job_id
 
 
-def test_what_jobs_leave_counts_however_they_end(settings: Settings, ray: FakeRay) -> None:
+def test_files_of_ended_jobs_count(settings: Settings, ray: FakeRay) -> None:
     key = add_key(settings, Scope.WRITE)
     with running(settings, ray) as api, client_of(api, key) as client:
         made: dict[Status, str] = {}
@@ -54,7 +54,7 @@ def test_what_jobs_leave_counts_however_they_end(settings: Settings, ray: FakeRa
 
 
 def end_attempt(client: Api, settings: Settings, ray: FakeRay, job_id: str, status: Status) -> None:
-    """What its driver, its user or Ray do of the first attempt."""
+    """End the first attempt like its driver, its user or Ray would."""
     if status is Status.CANCELLED:
         client.post(f"/v1/jobs/{job_id}/cancel")
         return
@@ -72,7 +72,7 @@ def files_of(settings: Settings, job_id: str) -> list[Path]:
 
 
 def stored(settings: Settings, key: str) -> int:
-    """What counts against the key's room."""
+    """Return the bytes that count against the key's limit."""
     database = Database(settings.database)
     try:
         with database.read() as session:
@@ -81,9 +81,7 @@ def stored(settings: Settings, key: str) -> int:
         database.close()
 
 
-def test_a_lost_attempt_counts_when_the_next_one_is_queued(
-    settings: Settings, ray: FakeRay, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_files_of_a_lost_attempt_count(settings: Settings, ray: FakeRay, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(server.reconciler.job_keeper, "RETRY_PAUSE_S", 0.0)
     key = add_key(settings, Scope.WRITE)
     with running(settings, ray) as api, client_of(api, key) as client:
@@ -95,7 +93,7 @@ def test_a_lost_attempt_counts_when_the_next_one_is_queued(
         assert stored(settings, key) > 5000
 
 
-def test_sets_to_be_judged_count_from_the_submission_on(settings: Settings, ray: FakeRay) -> None:
+def test_input_sets_count_from_submission(settings: Settings, ray: FakeRay) -> None:
     judged = settings.roots.datasets / "set.safetensors"
     digits_set(images=np.zeros((400, 1, 8, 8), np.float32), labels=np.repeat(np.arange(10), 40)).save(judged)
     size = judged.stat().st_size
@@ -113,18 +111,18 @@ def test_sets_to_be_judged_count_from_the_submission_on(settings: Settings, ray:
         assert client.post("/v1/jobs", json=spec).status_code == 201
 
 
-def test_a_job_is_resumed_within_its_owners_limits_whoever_asks(settings: Settings, ray: FakeRay) -> None:
+def test_resume_is_checked_against_the_limits_of_the_owner(settings: Settings, ray: FakeRay) -> None:
     full = add_key(settings, Scope.WRITE, limits=KeyLimits(max_stored_bytes=20_000))
     roomy = add_key(settings, Scope.WRITE)
     operator = add_key(settings, Scope.ADMIN, limits=KeyLimits(max_stored_bytes=1))
     with ExitStack() as stack:
         api = stack.enter_context(running(settings, ray))
         full_client, roomy_client, admin = (stack.enter_context(client_of(api, key)) for key in (full, roomy, operator))
-        made = [leave(client, settings, ray, 20_000) for client in (full_client, roomy_client)]
+        made = [cancelled_job(client, settings, ray, 20_000) for client in (full_client, roomy_client)]
         assert statuses([admin.post(f"/v1/jobs/{job_id}/resume") for job_id in made]) == [413, 202]
 
 
-def test_the_size_of_a_directory(tmp_path: Path) -> None:
+def test_bytes_in_directory(tmp_path: Path) -> None:
     assert bytes_in(tmp_path / "absent") == 0
     (tmp_path / "a" / "b").mkdir(parents=True)
     (tmp_path / "c").write_bytes(bytes(10))

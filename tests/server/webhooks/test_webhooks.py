@@ -44,7 +44,7 @@ from tests.server.keyed import add_key, client_of
 
 @dataclass
 class Receiver:
-    """What was sent to it, and what it answers: one status a try, the last one for all further."""
+    """A receiver: the requests it received, and its answers, one per try; the last one repeats."""
 
     url: str = ""
     answers: list[int | str] = field(default_factory=lambda: [204])
@@ -116,14 +116,14 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def ended(api: Api, url: str) -> dict[str, Any]:
-    """A job with this webhook that was cancelled."""
+    """Create a job with this webhook and cancel it."""
     job_id = api.make(webhook=url)["id"]
     api.post(f"/v1/jobs/{job_id}/cancel")
     return api.await_status(job_id, "cancelled")
 
 
 def verify(settings: Settings, headers: dict[str, str], body: bytes) -> dict[str, Any]:
-    """As a receiver does by the standard."""
+    """Verify a message like a receiver does according to the standard."""
     key = base64.b64decode(signing_secret(settings, None).removeprefix("whsec_"))
     signed = f"{headers['webhook-id']}.{headers['webhook-timestamp']}.".encode() + body
     expected = base64.b64encode(hmac.new(key, signed, hashlib.sha256).digest()).decode()
@@ -133,12 +133,12 @@ def verify(settings: Settings, headers: dict[str, str], body: bytes) -> dict[str
     return content
 
 
-def test_the_end_of_a_job_is_told(api: Api, settings: Settings) -> None:
+def test_sends_webhook_when_a_job_ends(api: Api, settings: Settings) -> None:
     with receiving() as receiver:
         job = ended(api, receiver.url)
         receiver.await_tries(1)
         time.sleep(0.5)
-        assert len(receiver.received) == 1  # once taken, never again
+        assert len(receiver.received) == 1  # not sent again once accepted
     headers, body = receiver.received[0]
     content = verify(settings, headers, body)
     assert headers["content-type"] == "application/json"
@@ -146,7 +146,7 @@ def test_the_end_of_a_job_is_told(api: Api, settings: Settings) -> None:
     assert content["data"] == job
 
 
-def test_a_resumed_job_tells_its_next_end_too(api: Api) -> None:
+def test_sends_webhook_again_after_a_resume(api: Api) -> None:
     with receiving() as receiver:
         job = ended(api, receiver.url)
         receiver.await_tries(1)
@@ -158,7 +158,7 @@ def test_a_resumed_job_tells_its_next_end_too(api: Api) -> None:
     assert json.loads(second[1])["data"]["attempt"] == 2
 
 
-def test_the_documented_check_takes_what_is_sent_and_nothing_else(api: Api, settings: Settings) -> None:
+def test_documented_verification_accepts_only_genuine_messages(api: Api, settings: Settings) -> None:
     text = (Path(__file__).parents[3] / "docs" / "webhooks.md").read_text(encoding="utf-8")
     documented: dict[str, Any] = {}
     exec(text.partition("```python\n")[2].partition("```")[0], documented)
@@ -180,7 +180,7 @@ def test_the_documented_check_takes_what_is_sent_and_nothing_else(api: Api, sett
 
 
 @pytest.mark.parametrize("failure", [500, 404, 302, 307])
-def test_a_try_that_fails_is_made_again_with_the_same_id(api: Api, settings: Settings, failure: int) -> None:
+def test_failed_try_is_repeated_with_the_same_id(api: Api, settings: Settings, failure: int) -> None:
     with receiving(failure, failure, 200) as receiver:
         ended(api, receiver.url)
         receiver.await_tries(3)
@@ -191,7 +191,7 @@ def test_a_try_that_fails_is_made_again_with_the_same_id(api: Api, settings: Set
         verify(settings, headers, body)
 
 
-def test_who_is_gone_is_left_alone(api: Api) -> None:
+def test_status_410_ends_the_tries(api: Api) -> None:
     with receiving(410) as receiver:
         ended(api, receiver.url)
         receiver.await_tries(1)
@@ -211,7 +211,7 @@ def test_gives_up_after_a_day(api: Api, settings: Settings, monkeypatch: pytest.
         assert len(receiver.received) == tries
 
 
-def test_a_receiver_that_hangs_holds_up_no_other(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hanging_receiver_delays_no_other_receiver(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(server.webhooks.sender, "TIMEOUT_S", 1.0)
     with receiving("hang") as hanging, receiving() as receiver:
         ended(api, hanging.url)
@@ -221,10 +221,8 @@ def test_a_receiver_that_hangs_holds_up_no_other(api: Api, monkeypatch: pytest.M
         hanging.await_tries(2)
 
 
-def test_an_owners_receivers_that_hang_hold_up_no_other_owner(
-    settings: Settings, ray: FakeRay, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(server.webhooks.sender, "TIMEOUT_S", 60.0)  # longer than the test waits for the other's
+def test_hanging_receivers_delay_no_other_owner(settings: Settings, ray: FakeRay, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server.webhooks.sender, "TIMEOUT_S", 60.0)  # longer than the test waits for the other owner's
     slow_key, other_key = (add_key(settings, Scope.WRITE, name=name) for name in ("slow", "other"))
     with (
         receiving("hang") as hanging,
@@ -242,7 +240,7 @@ def test_an_owners_receivers_that_hang_hold_up_no_other_owner(
         assert len(hanging.received) == server.webhooks.sender.MAX_PER_OWNER
 
 
-def test_who_has_no_key_is_one_owner(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_jobs_without_key_count_as_one_owner(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(server.webhooks.sender, "TIMEOUT_S", 60.0)
     with receiving("hang") as hanging:
         for _ in range(4):
@@ -271,12 +269,12 @@ def test_owners_take_turns() -> None:
         order += [one.id for one in more]
     assert order == ["c0", "a1", "b1", "-1", "c1", "a2", "b2", "-2", "c2", "a3", "b3", "-3", "c3"]
     waiting += [Due(id=str(number), owner="a") for number in range(4)]
-    assert [one.id for one in begin()] == ["0", "1"]  # a third is not its, though nobody else wants one
+    assert [one.id for one in begin()] == ["0", "1"]  # not a third one, although no other owner waits
 
 
-@pytest.mark.parametrize("turns_of_the_loop", range(4))
-def test_a_try_that_is_settled_as_the_sender_is_stopped_does_not_keep_it_going(tmp_path: Path, turns_of_the_loop: int) -> None:
-    """asyncio.wait_for of Python 3.11 forgets a cancellation that comes in the moment in which what it waits for is there."""
+@pytest.mark.parametrize("loop_iterations", range(4))
+def test_sender_stops_when_cancelled_as_a_try_ends(tmp_path: Path, loop_iterations: int) -> None:
+    """asyncio.wait_for in Python 3.11 loses a cancellation that arrives together with the event it waits for."""
     settings = Settings(data_dir=tmp_path)
     database = Database(settings.database)
     database.migrate()
@@ -284,9 +282,9 @@ def test_a_try_that_is_settled_as_the_sender_is_stopped_does_not_keep_it_going(t
     async def stopped() -> bool:
         sender = WebhookSender(database, settings)
         sending = asyncio.create_task(sender.run())
-        await asyncio.sleep(0.5)  # nothing is due: it waits
+        await asyncio.sleep(0.5)  # nothing is due, so it waits
         sender._settled.set()
-        for _ in range(turns_of_the_loop):
+        for _ in range(loop_iterations):
             await asyncio.sleep(0)
         sending.cancel()
         await asyncio.wait([sending], timeout=5)
@@ -302,7 +300,7 @@ def test_a_try_that_is_settled_as_the_sender_is_stopped_does_not_keep_it_going(t
 
 @dataclass
 class Broken:
-    """A receiver that answers over TLS with what is no TLS."""
+    """A receiver that sends a broken TLS record."""
 
     url: str
     tries: int = 0
@@ -310,7 +308,7 @@ class Broken:
 
 @contextmanager
 def broken_tls(directory: Path) -> Iterator[tuple[Broken, ssl.SSLContext]]:
-    """It, and what trusts its certificate."""
+    """Yield the receiver and an SSL context that trusts its certificate."""
     key, certificate = directory / "key.pem", directory / "certificate.pem"
     made = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2"]
     made += ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost", "-keyout", str(key), "-out", str(certificate)]
@@ -325,7 +323,7 @@ def broken_tls(directory: Path) -> Iterator[tuple[Broken, ssl.SSLContext]]:
             receiver.tries += 1
             bare = socket.socket(fileno=tls.detach())
             with bare:
-                bare.sendall(b"\x17\x03\x03\x00\x20" + b"x" * 32)  # a record that nobody has the key of
+                bare.sendall(b"\x17\x03\x03\x00\x20" + b"x" * 32)  # a record that cannot be decrypted
                 bare.recv(65536)
 
     server_ = ThreadingTCPServer(("127.0.0.1", 0), Handler)
@@ -341,7 +339,7 @@ def broken_tls(directory: Path) -> Iterator[tuple[Broken, ssl.SSLContext]]:
 
 
 def await_delivery(settings: Settings, job_id: str, condition: Callable[[Delivery], bool]) -> Delivery:
-    """The job's delivery once a condition holds."""
+    """Wait until a condition on the job's delivery holds and return it."""
     database = Database(settings.database)
     deadline = time.monotonic() + 20
     try:
@@ -356,7 +354,7 @@ def await_delivery(settings: Settings, job_id: str, condition: Callable[[Deliver
         database.close()
 
 
-def test_an_error_that_nobody_thought_of_is_a_try_that_failed(
+def test_unexpected_error_counts_as_a_failed_try(
     settings: Settings, ray: FakeRay, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     with broken_tls(tmp_path) as (broken, trusting), receiving() as receiver:
@@ -369,16 +367,14 @@ def test_an_error_that_nobody_thought_of_is_a_try_that_failed(
             monkeypatch.setattr(server.store.deliveries, "GIVE_UP_AFTER", timedelta(0))
             given_up = await_delivery(settings, job_id, lambda delivery: delivery.next_try_at is None)
             assert given_up.delivered_at is None
-            ended(api, receiver.url)  # the others' are sent as ever
+            ended(api, receiver.url)  # other webhooks are still sent
             receiver.await_tries(1)
-            assert api.get("/readyz").status_code == 200  # this server leads still
+            assert api.get("/readyz").status_code == 200  # this server still leads
     logged = [record for record in caplog.records if record.name == "server.webhooks.sender" and record.exc_info]
     assert {(record.levelno, record.exc_info[0]) for record in logged if record.exc_info} == {(logging.ERROR, ssl.SSLError)}
 
 
-def test_a_secret_that_cannot_be_read_is_a_try_that_failed(
-    api: Api, settings: Settings, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_unreadable_secret_counts_as_a_failed_try(api: Api, settings: Settings, caplog: pytest.LogCaptureFixture) -> None:
     (settings.data_dir / server.webhooks.sender.SECRET_FILE).mkdir()
     with receiving() as receiver:
         job_id = ended(api, receiver.url)["id"]
@@ -389,7 +385,7 @@ def test_a_secret_that_cannot_be_read_is_a_try_that_failed(
         receiver.await_tries(1)
 
 
-def test_an_endless_answer_is_not_read(api: Api) -> None:
+def test_response_body_is_not_read(api: Api) -> None:
     with receiving("flood") as receiver:
         ended(api, receiver.url)
         receiver.await_tries(1)
@@ -398,10 +394,10 @@ def test_an_endless_answer_is_not_read(api: Api) -> None:
         assert len(receiver.received) == 1
 
 
-def test_tries_go_on_after_a_restart(settings: Settings, ray: FakeRay, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tries_continue_after_a_restart(settings: Settings, ray: FakeRay, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         server.store.deliveries, "RESERVATION", timedelta(seconds=1)
-    )  # a try may be broken off by the first one's end
+    )  # the first server's end may interrupt a try
     with receiving(500, 500, 200) as receiver:
         with running(settings, ray) as api:
             ended(api, receiver.url)
@@ -415,13 +411,13 @@ def test_tries_go_on_after_a_restart(settings: Settings, ray: FakeRay, monkeypat
     "url",
     ["ftp://example.com/", "https://user:secret@example.com/", "https://", "https://example.com/" + "x" * 2048, "example.com"],
 )
-def test_what_is_no_webhook_is_refused(api: Api, url: str) -> None:
+def test_refuses_invalid_webhook_url(api: Api, url: str) -> None:
     refused = api.post("/v1/jobs", json={"dataset": {"name": "digits"}, "ipc": 1, "webhook": url})
     assert refused.status_code == 422
     assert [error["loc"] for error in refused.json()["errors"]] == ["webhook"]
 
 
-def test_plain_http_is_for_closed_networks(tmp_path: Path, ray: FakeRay) -> None:
+def test_plain_http_needs_webhook_allow_private(tmp_path: Path, ray: FakeRay) -> None:
     with running(Settings(data_dir=tmp_path / "open"), ray) as api:
         spec = {"dataset": {"name": "digits"}, "ipc": 1, "iterations": 1}
         assert api.post("/v1/jobs", json=spec | {"webhook": "http://example.com/"}).status_code == 422
@@ -498,7 +494,7 @@ def test_public_addresses(address: str, public: bool) -> None:
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "0x7f.1", "2130706433", "[::1]", "[::ffff:127.0.0.1]"])
-def test_nothing_is_sent_to_this_machine(host: str) -> None:
+def test_refuses_loopback_addresses(host: str) -> None:
     async def post(port: int) -> None:
         network = PublicNetwork(allow_private=False)
         async with httpcore.AsyncConnectionPool(network_backend=network) as http:
@@ -510,8 +506,8 @@ def test_nothing_is_sent_to_this_machine(host: str) -> None:
         assert receiver.received == []
 
 
-def test_the_address_that_was_checked_is_connected_to(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One private address among several is one too many; and a name is resolved once."""
+def test_connects_to_the_checked_address_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A single private address is refused, and a name is resolved once."""
     answers = [["93.184.216.34", "10.0.0.1"], ["203.0.113.1"]]
     connected: list[str] = []
 
@@ -521,7 +517,7 @@ def test_the_address_that_was_checked_is_connected_to(monkeypatch: pytest.Monkey
     class Network(httpcore.AsyncNetworkBackend):
         async def connect_tcp(self, host: str, *_: Any, **__: Any) -> httpcore.AsyncNetworkStream:
             connected.append(host)
-            raise httpcore.ConnectError("as far as a test goes")
+            raise httpcore.ConnectError("not connected in tests")
 
     monkeypatch.setattr(server.webhooks.public_addresses, "resolve", resolved)
     monkeypatch.setattr(server.webhooks.public_addresses, "is_public", lambda address: not address.startswith("10."))
@@ -535,7 +531,7 @@ def test_the_address_that_was_checked_is_connected_to(monkeypatch: pytest.Monkey
     assert answers == []
 
 
-def test_a_key_has_a_secret_of_its_own(tmp_path: Path) -> None:
+def test_each_key_has_its_own_secret(tmp_path: Path) -> None:
     settings = Settings(data_dir=tmp_path)
     secrets = [signing_secret(settings, key_id) for key_id in (None, "key_a", "key_b")]
     assert len(set(secrets)) == 3

@@ -1,4 +1,4 @@
-"""Directories of local Rays whose servers died: removed by the next server, and by none too early."""
+"""Directories of local Rays whose servers died are removed by the next server, and not too early."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def parent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_a_living_servers_directory_stays_and_a_dead_ones_goes(parent: Path) -> None:
+def test_removes_directories_of_dead_servers_only(parent: Path) -> None:
     directory, lock = embedded._new_directory()
     subprocess.run([sys.executable, "-c", DYING_SERVER, str(parent)], check=False, cwd=Path(__file__).parents[3])
     assert len(list(parent.iterdir())) == 2
@@ -40,7 +40,7 @@ def test_a_living_servers_directory_stays_and_a_dead_ones_goes(parent: Path) -> 
     assert [path.name for path in parent.iterdir()] == ["cafe-ray-of-something-else"]
 
 
-def test_servers_that_start_at_once_do_not_trip_over_one_another(parent: Path) -> None:
+def test_concurrent_servers_do_not_disturb_each_other(parent: Path) -> None:
     for _ in range(200):
         embedded._new_directory()[1].close()
 
