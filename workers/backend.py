@@ -15,8 +15,8 @@ from cafe_core.jobs.backend import Report, TrialOutcome
 from cafe_core.jobs.jobdir import JobDir, JobFile
 from cafe_core.spec.resources import ResourcesSpec
 from cafe_core.spec.trials import Trial
-from workers.cluster import bundle_of, room
-from workers.evaluation import cut
+from workers.cluster import bundle_of, free_capacity
+from workers.evaluation import split_tasks
 from workers.gang_backend import WATCH_S, GangBackend
 from workers.interruption import Interruption
 from workers.policy import GiveUp, decide
@@ -45,7 +45,7 @@ class RayBackend(GangBackend):
         if setup.held_out is not None:
             yield from super().evaluate(tasks, setup, resources, report)
         elif tasks:
-            works = [TrainNetworks(chunk, setup) for chunk in cut(tasks, resources)]
+            works = [TrainNetworks(chunk, setup) for chunk in split_tasks(tasks, resources)]
             yield from self._evaluate_by_tune(works, resources, report)
 
     def _evaluate_by_tune(
@@ -69,14 +69,14 @@ class RayBackend(GangBackend):
         while not run.over:
             self._interruption.check()
             if not waits and not run.workers and time.monotonic() - asked_at > NOTICE_S:
-                waits = not run.starting() and not room(resources)
+                waits = not run.starting() and not free_capacity(resources)
                 if waits:
                     report("phase", phase="waiting_for_resources")
             for seen in run.watch(WATCH_S, self._job.collective_timeout_s):
                 match seen:
-                    case tune_run.Reported(type=type, data=data) if type == ACCURACY:
+                    case tune_run.TrialReport(type=type, data=data) if type == ACCURACY:
                         yield data["task"], data["accuracy"]
-                    case tune_run.Failed(failure=failure):
+                    case tune_run.TrialFailure(failure=failure):
                         decision = decide([failure], restarts=self._restarts, max_restarts=self._job.max_restarts)
                         if isinstance(decision, GiveUp):
                             raise decision.error

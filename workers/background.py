@@ -1,7 +1,7 @@
-"""Work in a thread of its own, so that the process can answer while it runs.
+"""Run work in a thread, so that the process can answer polls meanwhile.
 
-Its answers are the process's heartbeat, and the only way back for what the work reports, returns or raises, so nothing
-overtakes.
+The answers are the process's heartbeat. They are also the only way back for reports, return values and exceptions, so these
+always arrive in order.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from cafe_core.errors import CafeError
 log = logging.getLogger(__name__)
 
 Report = Callable[..., None]
-"""report(type, **data)."""
+"""`report(type, **data)` sends a record to the driver."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Done:
 
 @dataclass(frozen=True)
 class Raised:
-    """The work raised. error is set for CafeErrors, which are meant for the user."""
+    """The work raised an exception. `error` is set for a CafeError, whose message is meant for the user."""
 
     summary: str
     peer_lost: bool
@@ -42,19 +42,19 @@ class Raised:
 
 @dataclass(frozen=True)
 class Answer:
-    """To a poll: what was reported since the last one, and the outcome if the work has ended."""
+    """Answer a poll: the records since the last poll, and the outcome once the work has ended."""
 
     records: list[tuple[str, dict[str, Any]]]
     outcome: Done | Raised | None
 
 
 class Background:
-    """Runs one piece of work at a time."""
+    """Run one piece of work at a time."""
 
     def __init__(self, threads: int) -> None:
-        """threads: CPU threads of one operation. The order in which sums are taken depends on it, and so do results.
+        """Set the number of CPU threads. Create this before torch is imported, because torch reads the environment then.
 
-        To be made before torch is imported: it sets the environment that torch and its libraries read then.
+        threads: CPU threads of one operation. The order of summation, and so the result, depends on it.
         """
         self._threads = threads
         for library in ("OMP", "MKL", "OPENBLAS"):
@@ -64,14 +64,14 @@ class Background:
         self._outcome: Done | Raised | None = None
 
     def begin(self, work: Callable[[Report], Any]) -> None:
-        """Start work(report); polls tell how it goes."""
+        """Start work(report). Its progress is read with :meth:`poll`."""
         with self._changed:
             self._records, self._outcome = [], None
-        # A daemon: it may be stuck in a collective when the process is to exit.
+        # A daemon, because it may be stuck in a collective when the process should exit.
         threading.Thread(target=self._run, args=(work,), name="work", daemon=True).start()
 
     def poll(self, wait_s: float) -> Answer:
-        """What happened since the last poll; waits up to wait_s for something to happen."""
+        """Return what happened since the last poll; wait up to wait_s for something to happen."""
         with self._changed:
             self._changed.wait_for(lambda: self._records or self._outcome, timeout=wait_s)
             records, self._records = self._records, []
@@ -84,10 +84,10 @@ class Background:
                 sys.modules["torch"].set_num_threads(self._threads)  # OpenMP keeps this number per thread
             outcome = Done(work(self._report))
         except CafeError as error:
-            log.exception("the work ended with an error")
+            log.exception("the work failed")
             outcome = Raised(str(error), peer_lost=False, error=error)
         except Exception as error:
-            log.exception("the work ended with an exception")
+            log.exception("the work raised an unexpected exception")
             summary = traceback.format_exception_only(error)[-1].strip()
             outcome = Raised(summary, peer_lost=is_peer_loss(error), error=None)
         with self._changed:
@@ -100,15 +100,15 @@ class Background:
             self._changed.notify_all()
 
 
-# What Gloo, NCCL and the key-value store say when a peer is gone or does not answer. Their other complaints (a shape
-# that differs, a misuse) are bugs of ours, and starting again would not help.
+# Messages of Gloo, NCCL and the key-value store when a peer is gone or does not answer. Their other errors (mismatched shapes,
+# misuse) are our bugs, and a restart would not help.
 _PEER_LOSS = re.compile(
     r"connection (closed|reset|refused|was)|timed? ?out|timeout|broken pipe|socket|remote process exited|aborted", re.I
 )
 
 
 def is_peer_loss(error: BaseException) -> bool:
-    """Whether a collective failed because of another worker, rather than this one's own work."""
+    """Return whether a collective failed because of another worker."""
     distributed = sys.modules.get("torch.distributed")
     if distributed is None:
         return False

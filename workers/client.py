@@ -1,15 +1,15 @@
-"""The server's only door to Ray: its Jobs REST API and the dashboard's REST, over httpx.
+"""Access Ray over HTTP: its Jobs REST API and the dashboard's REST API. The server uses Ray only through this module.
 
-No ray and no torch are imported, so the server restarts without Ray and Ray without the server. What of Ray's REST
-is used (Ray 2.60, `ray/dashboard/modules/job/job_head.py`, `.../node/node_head.py`, `.../reporter/reporter_head.py`):
-`/api/jobs/`, `/api/version`, `/nodes?view=summary` (nodes, total resources, GPUs), `/api/cluster_status` (what is in
-use; refreshed by Ray every 5 s). Requests carry Ray's token (`RAY_AUTH_MODE=token`) as a Bearer header.
+Neither ray nor torch is imported, so the server and Ray can restart independently. It uses these endpoints of Ray 2.60
+(`ray/dashboard/modules/job/job_head.py`, `.../node/node_head.py`, `.../reporter/reporter_head.py`): `/api/jobs/`,
+`/api/version`, `/nodes?view=summary` (nodes, total resources, GPUs) and `/api/cluster_status` (resources in use; Ray refreshes
+them every 5 s). Requests carry Ray's token (`RAY_AUTH_MODE=token`) as a Bearer header.
 
 ::
 
-    RayError                    Ray could not do it
-    ├── RayUnreachableError     no answer: try again later
-    └── RayRefusedError         it answered with an error: status, text
+    RayError                    the request to Ray failed
+    ├── RayUnreachableError     no answer; try again later
+    └── RayRefusedError         Ray answered with an error: status, text
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ import httpx
 
 
 class RayError(Exception):
-    """Ray could not do what was asked."""
+    """A request to Ray failed."""
 
 
 class RayUnreachableError(RayError):
-    """No answer from Ray's dashboard."""
+    """Ray's dashboard does not answer."""
 
 
 class RayRefusedError(RayError):
@@ -44,7 +44,7 @@ class RayRefusedError(RayError):
 
 
 class RayJobState(StrEnum):
-    """Ray's own states of a submitted job."""
+    """The states in which Ray reports a submitted job."""
 
     PENDING = "PENDING"
     RUNNING = "RUNNING"
@@ -54,13 +54,13 @@ class RayJobState(StrEnum):
 
     @property
     def ended(self) -> bool:
-        """Whether its driver has ended."""
+        """Return whether the job's driver has ended."""
         return self in (RayJobState.STOPPED, RayJobState.SUCCEEDED, RayJobState.FAILED)
 
 
 @dataclass(frozen=True)
 class RayJob:
-    """What Ray says about a submitted job."""
+    """Ray's record of a submitted job."""
 
     state: RayJobState
     message: str
@@ -69,7 +69,7 @@ class RayJob:
 
 @dataclass(frozen=True)
 class RayNode:
-    """A living node. Memory in bytes, GPU memory of its smallest GPU."""
+    """A node that is alive. Memory in bytes; `gpu_memory_bytes` is that of its smallest GPU."""
 
     id: str
     ip: str
@@ -85,39 +85,39 @@ class RayNode:
 
 @dataclass(frozen=True)
 class RayCluster:
-    """The cluster as a whole."""
+    """The nodes of the cluster."""
 
     ray_version: str
     nodes: list[RayNode]
 
     @property
     def cpus(self) -> float:
-        """CPUs of all nodes."""
+        """Return the CPUs of all nodes."""
         return sum(node.cpus for node in self.nodes)
 
     @property
     def gpus(self) -> float:
-        """GPUs of all nodes."""
+        """Return the GPUs of all nodes."""
         return sum(node.gpus for node in self.nodes)
 
 
 def submission_id(job_id: str, attempt: int) -> str:
-    """Ray's name of an attempt: the same whenever it is asked for, so a submission is never made twice."""
+    """Return Ray's ID of an attempt. It is deterministic, so that no attempt is submitted twice."""
     return f"{job_id}-{attempt}"
 
 
 def entrypoint(job_dir: Path, attempt: int, python: str = sys.executable) -> str:
-    """The driver's command line. No text of a user is on it: ids and the operator's directory only, quoted."""
+    """Return the driver's command line, quoted. It contains IDs and the operator's directory, never text from a user."""
     return shlex.join([python, "-m", "workers", "run", "--job-dir", str(job_dir), "--attempt", str(attempt)])
 
 
 class RayClient:
-    """Ray's Jobs REST API at `address`, e.g. http://127.0.0.1:8265. Close it, or use it as an async context manager."""
+    """Client of the Ray dashboard at `address`, e.g. http://127.0.0.1:8265. Close it, or use it as an async context manager."""
 
     def __init__(self, address: str, token: str | None = None, *, timeout_s: float = 30.0) -> None:
         headers = {"Authorization": f"Bearer {token}"} if token else {}
         self.address = address.rstrip("/")
-        uses_tls = not self.address.lower().startswith("http:")  # else the certificates need not be read, which takes a while
+        uses_tls = not self.address.lower().startswith("http:")  # without TLS, skip reading the certificates, which is slow
         self._http = httpx.AsyncClient(
             base_url=self.address, headers=headers, timeout=timeout_s, trust_env=False, verify=uses_tls
         )
@@ -133,13 +133,13 @@ class RayClient:
         await self._http.aclose()
 
     async def submit(self, job_dir: Path, job_id: str, attempt: int, *, python: str = sys.executable, cpus: float = 0.0) -> None:
-        """Submit an attempt. One that Ray has already is adopted.
+        """Submit an attempt. Idempotent: an attempt that Ray already knows is kept.
 
-        cpus: reserved for its driver. With none Ray starts the driver on the head, or, where the head is told so by
-        RAY_JOB_ALLOW_DRIVER_ON_WORKER_NODES=1, anywhere; with some on any node that has them, so never on a head without CPUs
-        (`_get_label_selector` in Ray 2.60's dashboard/modules/job/job_manager.py). Ray fails an attempt that finds no room
-        within 15 minutes.
-        Raises RayUnreachableError, or RayRefusedError when Ray does not take it.
+        cpus: CPUs reserved for the driver. With 0, Ray starts the driver on the head node, or on any node if
+        RAY_JOB_ALLOW_DRIVER_ON_WORKER_NODES=1 is set on the head. With more, Ray picks a node that has the CPUs, so never a head
+        without CPUs (`_get_label_selector` in Ray 2.60's dashboard/modules/job/job_manager.py). Ray fails an attempt that it
+        cannot place within 15 minutes.
+        Raises RayUnreachableError, or RayRefusedError if Ray rejects the attempt.
         """
         body = {
             "submission_id": submission_id(job_id, attempt),
@@ -155,7 +155,7 @@ class RayClient:
                 raise
 
     async def job(self, job_id: str, attempt: int) -> RayJob | None:
-        """What Ray knows of an attempt; None when it knows nothing of it. Raises RayError."""
+        """Return Ray's record of an attempt, or None if Ray has none. Raises RayError."""
         try:
             response = await self._request("GET", f"/api/jobs/{submission_id(job_id, attempt)}")
         except RayRefusedError as error:
@@ -166,29 +166,30 @@ class RayClient:
         return RayJob(RayJobState(data["status"]), data.get("message") or "", data.get("driver_exit_code"))
 
     async def stop(self, job_id: str, attempt: int) -> bool:
-        """Ask Ray to stop an attempt (SIGTERM to its driver). One that has ended or is unknown is left. Raises RayError.
+        """Ask Ray to stop an attempt (SIGTERM to its driver). Idempotent. Raises RayError.
 
-        False when nothing heard it: the attempt has ended, or Ray has yet to start what is to run its driver; ask again then.
+        Return False if nothing received the signal: the attempt has ended, is unknown, or its driver has not started yet. In the
+        last case, ask again.
         """
         response = await self._request("POST", f"/api/jobs/{submission_id(job_id, attempt)}/stop", missing_ok=True)
         return response.is_success and bool(response.json()["stopped"])
 
     async def delete(self, job_id: str, attempt: int) -> None:
-        """Make Ray forget an ended attempt. An unknown one is left. Raises RayError."""
+        """Delete Ray's record of an ended attempt. Idempotent. Raises RayError."""
         await self._request("DELETE", f"/api/jobs/{submission_id(job_id, attempt)}", missing_ok=True)
 
     async def logs(self, job_id: str, attempt: int) -> str | None:
-        """What an attempt's driver and workers printed; None when Ray knows nothing of it. Raises RayError."""
+        """Return the output of an attempt's driver and workers, or None if Ray has no record of it. Raises RayError."""
         response = await self._request("GET", f"/api/jobs/{submission_id(job_id, attempt)}/logs", missing_ok=True)
         return None if response.status_code == httpx.codes.NOT_FOUND else str(response.json()["logs"])
 
     async def ready(self) -> bool:
-        """Whether jobs can be submitted: the jobs API answers and a node is there. Raises RayError."""
+        """Return whether jobs can be submitted: the Jobs API answers and a node is alive. Raises RayError."""
         await self._request("GET", "/api/jobs/")
         return bool((await self.cluster()).nodes)
 
     async def cluster(self) -> RayCluster:
-        """Nodes, their resources and what of these is free. Raises RayError."""
+        """Return the nodes with their total and free resources. Raises RayError."""
         version = (await self._request("GET", "/api/version")).json()["ray_version"]
         summary = (await self._request("GET", "/nodes", params={"view": "summary"})).json()["data"]["summary"]
         status = (await self._request("GET", "/api/cluster_status")).json()["data"]["clusterStatus"]
@@ -196,11 +197,11 @@ class RayClient:
         return parse_cluster(version, summary, usage.get("usageByNode") or {})
 
     async def read(self, method: str, path: str, query: str, headers: Mapping[str, str]) -> httpx.Response:
-        """What the dashboard answers to a GET or HEAD, errors included; its body is not read yet: close it. Raises RayError."""
+        """Forward a GET or HEAD to the dashboard; return its response, even an error, unread. Close it. Raises RayError."""
         assert method in ("GET", "HEAD")
         target = f"{path}?{query}" if query else path
         request = self._http.build_request(method, self.address + target, headers=headers)
-        request.headers.pop("cookie", None)  # one that Ray has set before: its own, but nobody's here
+        request.headers.pop("cookie", None)  # drop cookies that Ray set in an earlier response
         try:
             return await self._http.send(request, stream=True)
         except httpx.TransportError as error:
@@ -217,9 +218,10 @@ class RayClient:
 
 
 def parse_cluster(version: str, summary: list[dict[str, Any]], usage_by_node: dict[str, dict[str, list[float]]]) -> RayCluster:
-    """The living nodes of `/nodes?view=summary` with what `/api/cluster_status` says is in use ({node: {CPU: [used, total]}}).
+    """Combine `/nodes?view=summary` with the resources in use from `/api/cluster_status` ({node: {CPU: [used, total]}}).
 
-    A node that has just joined has not measured itself yet: then its memory is what Ray hands out of it.
+    Only nodes that are alive are returned. A node that has just joined has not measured its memory yet; the memory that Ray
+    schedules is used instead.
     """
     nodes = []
     for entry in summary:

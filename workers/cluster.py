@@ -1,4 +1,4 @@
-"""What the Ray cluster is made of, now."""
+"""Query the current state of the Ray cluster."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from workers.policy import workers_that_fit
 
 @dataclass(frozen=True)
 class Node:
-    """A machine that is alive. resources: all it has, whoever uses it."""
+    """A node that is alive. `resources` are its total resources, free or not."""
 
     id: str
     ip: str
@@ -23,30 +23,30 @@ class Node:
 
 
 def nodes() -> list[Node]:
-    """The nodes that are alive."""
+    """Return the nodes that are alive."""
     listed = ray.nodes()  # type: ignore[no-untyped-call]
     return [Node(node["NodeID"], node["NodeManagerAddress"], node["Resources"]) for node in listed if node["Alive"]]
 
 
 def bundle_of(resources: ResourcesSpec) -> dict[str, float]:
-    """What one worker holds, as Ray counts it."""
+    """Return the Ray resources that one worker holds."""
     bundle = {"CPU": float(resources.cpus_per_worker)}
     return bundle | ({"GPU": resources.gpus_per_worker} if resources.gpus_per_worker else {})
 
 
 def capacity(resources: ResourcesSpec) -> int:
-    """Workers that the cluster holds when nothing else runs."""
+    """Return how many workers fit the cluster when nothing else runs."""
     return workers_that_fit([node.resources for node in nodes()], bundle_of(resources))
 
 
-def room(resources: ResourcesSpec) -> int:
-    """Workers that the cluster has room for now."""
-    # The public ray.available_resources() sums over the nodes, but a worker's bundle lies on one.
+def free_capacity(resources: ResourcesSpec) -> int:
+    """Return how many workers fit into the resources that are free now."""
+    # The public ray.available_resources() sums over all nodes, but a worker's bundle must fit on one node.
     return workers_that_fit(available_resources_per_node().values(), bundle_of(resources))  # type: ignore[no-untyped-call]
 
 
 def starting_actors(class_name: str) -> dict[str, tuple[int, str]]:
-    """This driver's actors of a class that have a process but are not up yet: {actor's id: (pid, node's id)}."""
+    """Return this driver's actors of a class that have a process but are not ready yet: {actor ID: (pid, node ID)}."""
     job = ray.get_runtime_context().get_job_id()
     listed = actors(None, ray.JobID.from_hex(job), "PENDING_CREATION")
     return {
@@ -57,7 +57,7 @@ def starting_actors(class_name: str) -> dict[str, tuple[int, str]]:
 
 
 def remove_groups(prefix: str) -> None:
-    """Remove the placement groups whose names begin so."""
+    """Remove the placement groups whose names start with `prefix`."""
     for id, group in placement_group_table().items():
         if group["name"].startswith(prefix) and group["state"] != "REMOVED":
             remove_placement_group(PlacementGroup(ray.PlacementGroupID.from_hex(id)))

@@ -1,9 +1,9 @@
-"""One attempt of a job, from job.json to its last event: what a Ray Job runs.
+"""Run one attempt of a job, from job.json to its last event. This is what a Ray Job executes.
 
-Exit codes: 0 the attempt finished, 1 it failed, 128 + n it was cancelled by signal n (as a shell counts: SIGTERM 143).
-Whatever happens, the attempt's last event says how it ended, and is written when nothing of it is held or running any
-more. Only a driver that is killed outright writes none; Ray then ends its actors and gives its resources back. And one whose
-attempt was given up meanwhile: it ends its workers and goes without a word, with exit code 1.
+Exit codes: 0 if the attempt finished, 1 if it failed, 128 + n if signal n cancelled it (as in a shell: 143 for SIGTERM).
+The attempt's last event says how it ended. It is written after all workers have ended and all resources are released. There are
+two exceptions. A driver that is killed writes no event; Ray then ends its actors and releases its resources. A driver whose
+attempt was given up meanwhile ends its workers and exits with code 1, without an event.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ log = logging.getLogger(__name__)
 
 
 def run_attempt(job_dir: Path, attempt: int) -> int:
-    """Run attempt number `attempt` of the job in `job_dir` on the Ray cluster at RAY_ADDRESS; returns the exit code."""
-    # Ray keeps the logs of all drivers together: each line says whose it is.
+    """Run attempt number `attempt` of the job in `job_dir` on the Ray cluster at RAY_ADDRESS; return the exit code."""
+    # Ray mixes the logs of all drivers, so each line names its job and attempt.
     about = f"{job_dir.name} attempt {attempt}".replace("%", "%%")
     logging.basicConfig(level=logging.INFO, format=f"%(asctime)s %(levelname)s {about}: %(message)s")
     directory = JobDir(job_dir)
-    # The connection to Ray is left last, after the event: Ray kills a driver that it stops after 3 s.
+    # Disconnect from Ray after the last event, because disconnecting may take long and Ray kills a stopped driver after 3 s.
     with closing(EventLog(directory.attempt(attempt).events_file)) as events, Interruption() as interruption, ExitStack() as held:
         try:
             result = _run(directory, attempt, events, interruption, held)
@@ -56,7 +56,7 @@ def run_attempt(job_dir: Path, attempt: int) -> int:
 
 
 def _run(directory: JobDir, attempt: int, events: EventLog, interruption: Interruption, held: ExitStack) -> dict[str, Any]:
-    """The job's phases; `held` gets what is to be let go of at the very end."""
+    """Run the job's phases. `held` receives what must be released at the very end."""
     fence = AttemptFence.of(directory, attempt)
     fence()
     job = JobFile.model_validate_json(directory.job_file.read_bytes())
@@ -64,27 +64,27 @@ def _run(directory: JobDir, attempt: int, events: EventLog, interruption: Interr
     def make_backend() -> Backend:
         held.callback(_connect(interruption))
         from workers.backend import RayBackend
-        from workers.stale_drivers import end_earlier_attempts
+        from workers.stale_drivers import end_previous_attempts
 
-        end_earlier_attempts(job.job_id, attempt)
+        end_previous_attempts(job.job_id, attempt)
         return held.enter_context(closing(RayBackend(job, directory, f"{job.job_id}/attempt {attempt}", interruption)))
 
     result = run_job(job, directory, attempt, make_backend, events, fence=fence)
-    interruption.disarm()  # the result is there: too late to cancel
+    interruption.disarm()  # the result is published: too late to cancel
     return result
 
 
 def _connect(interruption: Interruption) -> Callable[[], None]:
-    """Connect to the cluster; returns what disconnects.
+    """Connect to the cluster; return a function that disconnects.
 
-    Ray is imported here, not above: bad data is refused a second sooner, and a signal meanwhile is already heard.
+    Ray is imported here, so that bad data is refused a second sooner and signals are handled during the import.
     """
     import ray
 
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     try:
         ray.init(address="auto", logging_level=logging.WARNING, log_to_driver=True)
-    except SystemExit as stopped:  # by Ray's own handler of SIGTERM, which ray.init installs first of all
+    except SystemExit as stopped:  # raised by the SIGTERM handler that ray.init installs first
         raise KeyboardInterrupt from stopped
     finally:
         interruption.install()

@@ -1,4 +1,4 @@
-"""How an evaluation is cut into pieces for several workers."""
+"""Split an evaluation into chunks for several workers."""
 
 from __future__ import annotations
 
@@ -9,17 +9,18 @@ from cafe_core.evaluation.tasks import EvaluationTask, chunks
 from cafe_core.spec.resources import ResourcesSpec
 
 ENSEMBLE = 20
-"""Networks that a GPU is given at once; how many of them it trains at the same time is its memory's matter."""
+"""Most networks in a chunk for a GPU. How many of them are trained at the same time depends on the GPU's memory."""
 CHUNKS_PER_WORKER = 16
-"""On CPUs: the workers then end within a sixteenth of the time of each other, and a chunk is a few ms of Tune's time."""
+"""Chunks per CPU worker: the workers then finish within a sixteenth of the total time of each other, and a chunk costs Tune only
+a few milliseconds."""
 
 
-def cut(tasks: Sequence[EvaluationTask], resources: ResourcesSpec) -> list[list[EvaluationTask]]:
-    """`tasks` in chunks of equal networks, in the order in which to train them.
+def split_tasks(tasks: Sequence[EvaluationTask], resources: ResourcesSpec) -> list[list[EvaluationTask]]:
+    """Split `tasks` into chunks that differ in `repeat` alone, in the order in which to train them.
 
-    On a GPU, which trains the networks of a chunk at the same time, chunks as large as leave every worker one; on CPUs, which
-    train them one by one, small ones. The chunks follow each other as their first tasks do, but trainings on the whole dataset,
-    which are by far the longest, come first and alone: what is long and begins last is what all others are waited for with.
+    A GPU trains the networks of a chunk at the same time, so chunks are as large as possible with at least one for each worker.
+    CPUs train networks one by one, so chunks are small. Chunks are ordered by their first task, except that trainings on the
+    whole dataset, which take by far the longest, come first and alone. Started last, they would delay the end of the job.
     """
     place = {task: position for position, task in enumerate(tasks)}
     if resources.gpus_per_worker:

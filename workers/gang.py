@@ -1,6 +1,6 @@
-"""A gang: W `ShardWorker` actors in one placement group, started together, watched together, ended together.
+"""Manage a gang: W `ShardWorker` actors in one placement group, started, watched and ended together.
 
-It does what it is told. What to do about a failure is `policy`'s to decide and `backend`'s to carry out.
+A gang makes no decisions: `policy` decides what to do about a failure, and `gang_backend` carries it out.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ from workers.cluster import bundle_of, nodes
 from workers.interruption import Interruption
 from workers.policy import Failure, Kind
 from workers.processes import Process, end_everywhere
-from workers.shard_worker import Device, Seat, ShardWorker, Work
+from workers.shard_worker import Device, ShardWorker, Work, WorkerAssignment
 
 log = logging.getLogger(__name__)
 
 POLL_WAIT_S = 1.0
-"""How long a worker holds a poll that it has no news for."""
+"""How long a worker may delay its answer to a poll when it has nothing to report."""
 START_TIMEOUT_S = 300.0
-"""How long a worker may take to start and import torch: minutes on a cold network file system."""
+"""Time limit for a worker to start and import torch, which takes minutes on a cold network file system."""
 
 
 class GangFailedError(Exception):
-    """Workers failed before the gang stood."""
+    """Workers failed while the gang started."""
 
     def __init__(self, failures: Sequence[Failure]) -> None:
         super().__init__("; ".join(f"worker {failure.rank} {failure.detail}" for failure in failures))
@@ -44,7 +44,7 @@ class GangFailedError(Exception):
 
 
 @dataclass(frozen=True)
-class Reported:
+class WorkerReport:
     """A worker's work reported something."""
 
     rank: int
@@ -53,18 +53,18 @@ class Reported:
 
 
 @dataclass(frozen=True)
-class Returned:
+class WorkerResult:
     """A worker's work returned."""
 
     rank: int
     value: Any
 
 
-Observation = Reported | Returned | Failure
+Observation = WorkerReport | WorkerResult | Failure
 
 
 class Reservation:
-    """A placement group of `workers` bundles, on as few nodes as can be."""
+    """A placement group of `workers` bundles, packed onto as few nodes as possible."""
 
     def __init__(self, resources: ResourcesSpec, workers: int, name: str) -> None:
         self.resources = resources
@@ -72,11 +72,11 @@ class Reservation:
         self.group: PlacementGroup = placement_group([bundle_of(resources)] * workers, strategy="PACK", name=name)
 
     def ready(self, wait_s: float) -> bool:
-        """Whether the cluster has given all bundles; waits up to wait_s for that."""
+        """Return whether all bundles are placed; wait up to wait_s for it."""
         return bool(self.group.wait(wait_s))
 
     def release(self) -> None:
-        """Give the bundles back."""
+        """Release the bundles."""
         remove_placement_group(self.group)
 
 
@@ -86,21 +86,21 @@ class Worker:
 
     rank: int
     actor: Any
-    """Its handle. Ray's types do not know an actor's methods."""
+    """The actor's handle. Ray's types do not know its methods."""
     process: Process | None = None
     device: Device | None = None
     host: str = ""
     poll: ray.ObjectRef[Answer] | None = None
-    """The poll that waits for an answer, while work runs."""
+    """The pending poll while work runs."""
     asked_at: float = 0.0
-    """By the gang's clock."""
+    """Time of the pending poll, by the gang's clock."""
 
 
 class Gang:
-    """The workers of a reservation, which stays the caller's. Call :meth:`stop`, whatever :meth:`start` did."""
+    """Run workers in a reservation, which the caller releases. Call :meth:`stop` even if :meth:`start` failed."""
 
     def __init__(self, reservation: Reservation, title: str, imports: Sequence[str]) -> None:
-        """title: names the actors for people; unique within the driver, as actor names are."""
+        """title: prefix of the actors' names, shown to people; unique within the driver."""
         self._reservation = reservation
         self.workers: list[Worker] = []
         self._title = title
@@ -113,9 +113,9 @@ class Gang:
         return self._reservation.workers
 
     def start(self, interruption: Interruption) -> None:
-        """Create the actors and wait until they have imported what they need.
+        """Create the actors and wait until they have imported their modules.
 
-        Raises GangFailedError when a worker dies or takes too long.
+        Raises GangFailedError if a worker dies or takes too long.
         """
         with interruption.shielded():
             self._create_actors()
@@ -147,7 +147,7 @@ class Gang:
             self.workers.append(Worker(rank, actor))
 
     def _first_answers(self, answers: list[Any], interruption: Interruption) -> list[Any]:
-        """The answers of workers 0, 1, …, one each, while the gang starts."""
+        """Wait for one answer of each of workers 0, 1, … while the gang starts."""
         deadline = time.monotonic() + START_TIMEOUT_S
         waiting = answers
         while waiting:
@@ -167,7 +167,7 @@ class Gang:
         return list(ray.get(answers))
 
     def describe(self, num_classes: int) -> list[dict[str, Any]]:
-        """The workers as the `workers` event tells of them."""
+        """Return the workers in the format of the `workers` event."""
         described = []
         for worker in self.workers:
             assert worker.process is not None
@@ -185,17 +185,18 @@ class Gang:
         return described
 
     def begin(self, worker: Worker, work: Work) -> None:
-        """Give `worker` something to do; :meth:`watch` tells how it goes."""
+        """Start `work` on `worker`. Its progress is read with :meth:`watch`."""
         assert worker.device is not None
         assert worker.poll is None
         threads = self._reservation.resources.cpus_per_worker
-        seat = Seat(worker.rank, self.world, self.address, worker.host, worker.device.name, threads)
-        self._expect(worker, worker.actor.begin.remote(work, seat))
+        assignment = WorkerAssignment(worker.rank, self.world, self.address, worker.host, worker.device.name, threads)
+        self._await_answer(worker, worker.actor.begin.remote(work, assignment))
 
     def watch(self, wait_s: float, silence_s: float) -> list[Observation]:
-        """What the working workers tell, waiting up to wait_s for anything; a failed worker is not watched any more.
+        """Return what happened on the busy workers; wait up to wait_s for something to happen.
 
-        silence_s: a worker whose answer is overdue for longer counts as hung. Time that nobody watched does not count.
+        silence_s: a worker whose answer is overdue for longer counts as hung. Time between calls, when nobody watched, does not
+        count. A failed worker is not watched any more.
         """
         polls = {worker.poll: worker for worker in self.workers if worker.poll is not None}
         if not polls:
@@ -204,7 +205,7 @@ class Gang:
         ready, waiting = ray.wait(list(polls), num_returns=len(polls), timeout=0)
         seen: list[Observation] = []
         for poll in ready:
-            seen += self._answered(polls[poll])
+            seen += self._handle_answer(polls[poll])
         now = self._clock.look()
         for poll in waiting:
             worker = polls[poll]
@@ -214,22 +215,22 @@ class Gang:
                 seen.append(Failure(worker.rank, Kind.HUNG, f"has not answered for {silent_s:.0f} s"))
         return seen
 
-    def _expect(self, worker: Worker, answer: ray.ObjectRef[Answer]) -> None:
+    def _await_answer(self, worker: Worker, answer: ray.ObjectRef[Answer]) -> None:
         worker.poll, worker.asked_at = answer, self._clock.look()
 
-    def _answered(self, worker: Worker) -> list[Observation]:
+    def _handle_answer(self, worker: Worker) -> list[Observation]:
         assert worker.poll is not None
         poll, worker.poll = worker.poll, None
         try:
             answer = ray.get(poll)
         except RayActorError as error:
             return [_death(worker.rank, error)]
-        seen: list[Observation] = [Reported(worker.rank, type, data) for type, data in answer.records]
+        seen: list[Observation] = [WorkerReport(worker.rank, type, data) for type, data in answer.records]
         match answer.outcome:
             case None:
-                self._expect(worker, worker.actor.poll.remote(POLL_WAIT_S))
+                self._await_answer(worker, worker.actor.poll.remote(POLL_WAIT_S))
             case Done(value):
-                seen.append(Returned(worker.rank, value))
+                seen.append(WorkerResult(worker.rank, value))
             case Raised(summary, _, CafeError() as refusal):
                 seen.append(Failure(worker.rank, Kind.REFUSED, summary, refusal))
             case Raised(summary, peer_lost, None):
@@ -237,12 +238,12 @@ class Gang:
         return seen
 
     def dismiss(self, ranks: set[int]) -> None:
-        """End some workers, for certain, and go on with the others."""
+        """End some workers for certain, and keep the others."""
         _end([worker for worker in self.workers if worker.rank in ranks])
         self.workers = [worker for worker in self.workers if worker.rank not in ranks]
 
     def stop(self) -> None:
-        """End all workers, for certain. Again is harmless."""
+        """End all workers for certain. Idempotent."""
         _end(self.workers)
         self.workers = []
 
@@ -257,4 +258,4 @@ def _death(rank: int, error: RayActorError) -> Failure:
     log.warning("worker %d: %s", rank, error)
     if error.actor_init_failed:
         return Failure(rank, Kind.BROKEN, f"could not start: {str(error).strip().splitlines()[-1]}")
-    return Failure(rank, Kind.DIED, "is out of reach" if isinstance(error, ActorUnavailableError) else "died")
+    return Failure(rank, Kind.DIED, "is unreachable" if isinstance(error, ActorUnavailableError) else "died")

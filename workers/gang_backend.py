@@ -19,11 +19,11 @@ from cafe_core.jobs.backend import Condensation, Report, TrialOutcome
 from cafe_core.jobs.jobdir import JobFile
 from cafe_core.spec.resources import ResourcesSpec
 from cafe_core.spec.trials import Trial
-from workers.cluster import capacity, room
-from workers.evaluation import cut
-from workers.gang import Gang, GangFailedError, Reported, Reservation, Returned
+from workers.cluster import capacity, free_capacity
+from workers.evaluation import split_tasks
+from workers.gang import Gang, GangFailedError, Reservation, WorkerReport, WorkerResult
 from workers.interruption import Interruption
-from workers.policy import Failure, GiveUp, decide, decisive, gang_size
+from workers.policy import Failure, GiveUp, cause_known, decide, gang_size
 from workers.shard_worker import Work
 from workers.work import ACCURACY, IMPORTS, CondenseShard, TrainNetworks
 
@@ -55,19 +55,19 @@ class GangBackend:
         self._capacity_at_start = 0
 
     def condense(self, condensation: Condensation, until: int, report: Report) -> None:
-        """Run the condensation on a gang, on every worker its class shard. Raises CafeError."""
+        """Run the condensation on a gang, one class shard per worker. Raises CafeError."""
         work = CondenseShard(condensation, until, self._job.collective_timeout_s)
         self.run(work, condensation.spec.resources, condensation.num_classes, report)
 
     def run(self, work: Work, resources: ResourcesSpec, num_classes: int, report: Report) -> None:
-        """Do `work` on every worker at once; when one is lost, again with a new gang, as often as the job allows."""
+        """Run `work` on every worker at once. If one is lost, repeat it with a new gang, as often as the job allows."""
         while failures := self._run_once(work, resources, num_classes, report):
-            self._recover(failures)
+            self._prepare_restart(failures)
 
     def _run_once(self, work: Work, resources: ResourcesSpec, num_classes: int, report: Report) -> list[Failure]:
-        """What failed of it; nothing when all returned."""
+        """Run `work` once; return the failures, none if all workers returned."""
         if self._gang is not None and len(self._gang.workers) < self._gang.world:
-            self.close()  # a validation went on without those that it lost
+            self.close()  # a validation lost some workers and continued without them
         gang = self._gang or self._new_gang(resources, num_classes, report)
         report("phase", phase="condensing")
         for worker in gang.workers:
@@ -78,12 +78,12 @@ class GangBackend:
         last_look = False
         while working and not last_look:
             self._interruption.check()
-            # A last look even when a cause is known: NCCL ends the process of a rank that waits in vain, and the one
-            # that it waited for is to be named too.
-            last_look = decisive(failures) or (bool(failures) and time.monotonic() - first_failure > CAUSE_WAIT_S)
+            # Watch once more even if the cause is known: NCCL ends the process of a rank that waits in vain, and the rank that
+            # it waited for should be named too.
+            last_look = cause_known(failures) or (bool(failures) and time.monotonic() - first_failure > CAUSE_WAIT_S)
             silence_s = SUSPECT_SILENCE_S if failures else self._job.collective_timeout_s
             for seen in gang.watch(0 if last_look else WATCH_S, silence_s):
-                if isinstance(seen, Reported):
+                if isinstance(seen, WorkerReport):
                     report(seen.type, **seen.data)
                     continue
                 working.discard(seen.rank)
@@ -97,7 +97,7 @@ class GangBackend:
     ) -> Iterator[tuple[EvaluationTask, float]]:
         """Train one network per task: each free worker takes the next chunk. Raises CafeError."""
         num_classes = ClassStore.open(setup.store).info.num_classes
-        waiting = deque(TrainNetworks(chunk, setup) for chunk in cut(tasks, resources))
+        waiting = deque(TrainNetworks(chunk, setup) for chunk in split_tasks(tasks, resources))
         busy: dict[int, TrainNetworks] = {}
         while waiting or busy:
             gang = self._gang
@@ -112,16 +112,16 @@ class GangBackend:
             failures = []
             for seen in gang.watch(WATCH_S, self._job.collective_timeout_s):
                 match seen:
-                    case Reported(rank, type, data) if type == ACCURACY:
+                    case WorkerReport(rank, type, data) if type == ACCURACY:
                         busy[rank] = busy[rank].after([(type, data)])
                         yield data["task"], data["accuracy"]
-                    case Returned(rank):
+                    case WorkerResult(rank):
                         del busy[rank]
                     case Failure(rank):
                         waiting.appendleft(busy.pop(rank))
                         failures.append(seen)
             if failures:
-                self._lose(gang, failures, report)
+                self._continue_without(gang, failures, report)
 
     def run_trials(self, trials: Sequence[Trial], finished: Mapping[int, TrialOutcome], report: Report) -> Iterator[TrialOutcome]:
         """Not supported: a trial is never a sweep itself."""
@@ -137,10 +137,10 @@ class GangBackend:
                 self._reservation.release()
                 self._reservation = None
 
-    def _lose(self, gang: Gang, failures: Sequence[Failure], report: Report) -> None:
-        """Go on evaluating without the workers that failed; without any left, with a new gang."""
+    def _continue_without(self, gang: Gang, failures: Sequence[Failure], report: Report) -> None:
+        """Continue an evaluation without the failed workers, or with a new gang if all failed."""
         if len(failures) == len(gang.workers):
-            self._recover(failures)
+            self._prepare_restart(failures)
             return
         decision = decide(failures, restarts=self._restarts, max_restarts=self._job.max_restarts)
         if isinstance(decision, GiveUp):
@@ -150,23 +150,23 @@ class GangBackend:
         self._restarts += 1
         report("restart", reason=decision.reason, restarts=self._restarts, workers=len(gang.workers))
 
-    def _recover(self, failures: Sequence[Failure]) -> None:
-        """End a failed gang, so that a new one can start; raises the error that the job ends with when none may."""
+    def _prepare_restart(self, failures: Sequence[Failure]) -> None:
+        """End a failed gang, so that a new one can start. Raises the job's error if no restart is left."""
         decision = decide(failures, restarts=self._restarts, max_restarts=self._job.max_restarts)
         self.close()
         if isinstance(decision, GiveUp):
             raise decision.error
-        log.warning("the gang is started again: %s", decision.reason)
+        log.warning("restarting the gang: %s", decision.reason)
         self._restarts += 1
         self._restart_reason = decision.reason
 
     def _new_gang(self, resources: ResourcesSpec, num_classes: int, report: Report) -> Gang:
-        """A gang that stands, after as many tries as the job allows."""
+        """Start a gang, with as many tries as the job allows."""
         while True:
             try:
                 return self._start_gang(resources, num_classes, report)
             except GangFailedError as error:
-                self._recover(error.failures)
+                self._prepare_restart(error.failures)
 
     def _start_gang(self, resources: ResourcesSpec, num_classes: int, report: Report) -> Gang:
         reservation = self._reserve(resources, report)
@@ -182,7 +182,7 @@ class GangBackend:
         return self._gang
 
     def _reserve(self, resources: ResourcesSpec, report: Report) -> Reservation:
-        """Wait for the cluster to have room: the first time as long as it takes, afterwards maybe for fewer workers."""
+        """Wait until the workers fit the cluster. On a restart, accept fewer workers if the cluster has become smaller."""
         report("phase", phase="waiting_for_resources")
         reservation = self._request(resources, resources.workers)
         asked_at = time.monotonic()
@@ -191,7 +191,7 @@ class GangBackend:
             if self._restarts and time.monotonic() - asked_at > SHRINK_AFTER_S:
                 size = gang_size(
                     reservation.workers,
-                    fits_now=room(resources),
+                    fits_now=free_capacity(resources),
                     capacity_now=capacity(resources),
                     capacity_at_start=self._capacity_at_start,
                 )
@@ -202,7 +202,7 @@ class GangBackend:
         return reservation
 
     def _request(self, resources: ResourcesSpec, workers: int) -> Reservation:
-        """Ask for bundles, instead of those asked for before."""
+        """Request bundles, and release those requested before."""
         with self._interruption.shielded():
             if self._reservation is not None:
                 self._reservation.release()

@@ -1,7 +1,7 @@
-"""A driver shows that it lives: a thread of it counts in its attempt's directory, whatever the main thread does.
+"""Send heartbeats from a driver: a thread increments a counter in the attempt's directory, whatever the main thread does.
 
-Of a driver that is frozen, or whose machine hangs, Ray says that it runs, for ever. The server watches whether the count changes
-(:mod:`server.reconciler.driver_watch`).
+Ray reports a driver that is frozen, or whose machine hangs, as running for ever. The server therefore checks whether the counter
+changes (:mod:`server.reconciler.driver_watch`).
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from cafe_core.jobs.jobdir import JobDir
 
 EVERY_S = 2.0
 CLOSE_WITHIN_S = 1.0
-"""A file system that hangs is not to keep the driver from its end."""
+"""How long to wait for the thread at the end. A hanging file system must not keep the driver from exiting."""
 
 
 @contextmanager
-def beating(directory: JobDir, attempt: int) -> Iterator[None]:
-    """Count within. A disk that is full, or a directory that is gone, costs the count, nothing else."""
+def sending_heartbeats(directory: JobDir, attempt: int) -> Iterator[None]:
+    """Send heartbeats inside the `with` block. A full disk or a deleted directory stops the heartbeats, nothing else."""
     over = threading.Event()
-    thread = threading.Thread(target=_count_until, args=(over, directory, attempt), name="heartbeat", daemon=True)
+    thread = threading.Thread(target=_beat_until, args=(over, directory, attempt), name="heartbeat", daemon=True)
     thread.start()
     try:
         yield
@@ -33,19 +33,19 @@ def beating(directory: JobDir, attempt: int) -> Iterator[None]:
         thread.join(CLOSE_WITHIN_S)
 
 
-def _count_until(over: threading.Event, directory: JobDir, attempt: int) -> None:
+def _beat_until(over: threading.Event, directory: JobDir, attempt: int) -> None:
     heartbeat, beats = directory.attempt(attempt).heartbeat_file, 0
-    with suppress(StaleAttemptError):  # nobody watches it
-        while not _made(heartbeat, AttemptFence.of(directory, attempt)):
+    with suppress(StaleAttemptError):  # nobody watches a stale attempt
+        while not _create(heartbeat, AttemptFence.of(directory, attempt)):
             if over.wait(EVERY_S):
                 return
         while not over.wait(EVERY_S if beats else 0):
             beats += 1
-            _note(heartbeat, beats)
+            _write_beat(heartbeat, beats)
 
 
-def _made(heartbeat: Path, fence: AttemptFence) -> bool:
-    """Make the file, empty. Raises StaleAttemptError."""
+def _create(heartbeat: Path, fence: AttemptFence) -> bool:
+    """Create the empty file; return whether that worked. Raises StaleAttemptError."""
     try:
         fence()
         heartbeat.parent.mkdir(parents=True, exist_ok=True)
@@ -55,7 +55,7 @@ def _made(heartbeat: Path, fence: AttemptFence) -> bool:
     return True
 
 
-def _note(heartbeat: Path, beats: int) -> None:
-    """In place: that needs no room on a full disk, and makes nothing where the job was deleted with its directory."""
+def _write_beat(heartbeat: Path, beats: int) -> None:
+    """Overwrite the counter in place: this needs no space on a full disk, and creates no file if the job was deleted."""
     with suppress(OSError), heartbeat.open("r+b", buffering=0) as file:
         file.write(b"%020d" % beats)

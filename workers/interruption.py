@@ -1,4 +1,4 @@
-"""Cancelling: SIGTERM, which is how Ray stops a job, and SIGINT end what the driver does, wherever it is."""
+"""Cancel a driver by SIGTERM, which Ray sends to stop a job, or by SIGINT."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from typing import Any
 
 
 class Interruption:
-    """While entered, the first SIGTERM or SIGINT raises KeyboardInterrupt in the main thread, and later ones nothing.
+    """Raise KeyboardInterrupt in the main thread at the first SIGTERM or SIGINT, and ignore later ones. A context manager.
 
-    KeyboardInterrupt, because it is what Ray's C++ waits let through; any other exception they swallow. Where one was
-    swallowed all the same (a destructor, a callback), the next :meth:`check` raises it. Later signals must not disturb
-    the cleaning up that the first one started.
+    It is KeyboardInterrupt because Ray's C++ waits swallow any other exception. If the exception is swallowed all the same (in a
+    destructor or a callback), the next :meth:`check` raises it again. Later signals must not disturb the clean-up that the first
+    one started.
     """
 
     def __init__(self) -> None:
@@ -31,15 +31,15 @@ class Interruption:
     def __exit__(self, _type: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
-        _forget_that_python_saw_it()
+        _reset_interrupt_flag()
 
     def install(self) -> None:
-        """Take the signals (back: ray.init takes SIGTERM)."""
+        """Install the signal handlers. Call it again after ray.init, which replaces the one for SIGTERM."""
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._handle)
 
     def disarm(self) -> None:
-        """Ignore signals from here on: what they would break off is done."""
+        """Ignore signals from here on, because there is nothing left to cancel."""
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, signal.SIG_IGN)
 
@@ -51,13 +51,13 @@ class Interruption:
             raise KeyboardInterrupt
 
     def check(self) -> None:
-        """Raise KeyboardInterrupt if a signal has come. Not for code that cleans up."""
+        """Raise KeyboardInterrupt if a signal was received. Not for clean-up code."""
         if self.signal is not None:
             raise KeyboardInterrupt
 
     @contextmanager
     def shielded(self) -> Iterator[None]:
-        """A block that no signal breaks off: one that comes meanwhile is raised after it."""
+        """Delay interruption: a signal received inside the `with` block raises at its end."""
         before = self.signal
         self._shields += 1
         try:
@@ -68,11 +68,11 @@ class Interruption:
             self.check()
 
 
-def _forget_that_python_saw_it() -> None:
-    """Make the process end with the exit code it chooses, although a KeyboardInterrupt was raised in it.
+def _reset_interrupt_flag() -> None:
+    """Let the process exit with its own exit code although a KeyboardInterrupt was raised in it.
 
-    CPython notes a KeyboardInterrupt that leaves code given as text to exec (as namedtuple and torch's imports do), and
-    a `python -m` ends by SIGINT for that note alone, even where the exception was caught further up. Evaluating any
-    text takes the note back (run_eval_code_obj in Python/pythonrun.c).
+    CPython sets a flag when a KeyboardInterrupt leaves code that was passed to exec as text (namedtuple and torch's imports do
+    so). `python -m` then ends by SIGINT, even if the exception was caught. Evaluating any text clears the flag
+    (run_eval_code_obj in Python/pythonrun.c).
     """
     eval("None")

@@ -1,7 +1,7 @@
-"""What a driver prints also goes to its attempt's directory, so that it outlives Ray and the node.
+"""Copy a driver's output to its attempt's directory, so that it survives the node and Ray's own logs.
 
-A process of its own copies it, forked before anything else is loaded: it hears also the last words of a driver that crashes or
-is killed, and takes nothing from it. It ends when the driver, and whatever inherited its output, has.
+A separate process does so, forked before anything else is loaded. It receives even the last lines of a driver that crashes or is
+killed. It ends when the driver, and every process that inherited its output, has ended.
 """
 
 from __future__ import annotations
@@ -15,25 +15,26 @@ from collections.abc import Iterator
 from pathlib import Path
 
 LIMIT_BYTES = 8 << 20
-"""Of each of the two files: the newest output is kept."""
-LEFT_OUT = b"[earlier output is left out]\n"
+"""Limit for each of the two files. The newest output is kept."""
+TRUNCATION_NOTE = b"[earlier output is left out]\n"
 CLOSE_WITHIN_S = 2.0
 CHUNK_BYTES = 64 << 10
 STDOUT, STDERR = 1, 2
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-"""By which a driver is stopped, often its whole group."""
+"""Signals that stop a driver, often sent to its whole process group."""
 
 
 @contextlib.contextmanager
-def copied_to(log: Path, older: Path) -> Iterator[None]:
-    """Everything printed within, by C code and child processes as well, also goes to `log`; once that is long, to a new one.
+def copying_output(log: Path, older: Path) -> Iterator[None]:
+    """Copy everything printed inside the `with` block, even by C code and child processes, to `log`.
 
-    To be entered before there are threads: it forks. A disk that fails costs the copy, nothing else.
+    A full `log` is renamed to `older`. Enter this before any thread starts, because it forks. A failing disk affects only the
+    copy.
     """
     sys.stdout.flush()
     sys.stderr.flush()
     reading, writing = os.pipe()
-    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # one that comes now would find the copier unprepared
+    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # until the copier has set its handlers
     copier = os.fork()
     if copier == 0:
         _copy_and_exit(reading, writing, log, older)
@@ -56,14 +57,14 @@ def copied_to(log: Path, older: Path) -> Iterator[None]:
 
 
 def _wait_for(copier: int) -> None:
-    """What was printed has arrived then, unless a process that is left still holds the pipe."""
+    """Wait until all output is written, but not for long, because a left-over process may still hold the pipe."""
     deadline = time.monotonic() + CLOSE_WITHIN_S
     while os.waitpid(copier, os.WNOHANG) == (0, 0) and time.monotonic() < deadline:
         time.sleep(0.005)
 
 
 def _copy_and_exit(reading: int, writing: int, log: Path, older: Path) -> None:
-    """In the copier. Signals that are meant for the driver reach its whole group: it decides when the output ends."""
+    """Run the copier process. It ignores signals to the driver's group, and ends at the end of the output."""
     status = 1
     try:
         for number in SIGNALS:
@@ -72,7 +73,7 @@ def _copy_and_exit(reading: int, writing: int, log: Path, older: Path) -> None:
         os.close(writing)
         copy = _BoundedLog(log, older)
         while chunk := os.read(reading, CHUNK_BYTES):
-            with contextlib.suppress(OSError):  # nobody reads it any more
+            with contextlib.suppress(OSError):  # the reader is gone
                 _write_all(STDOUT, chunk)
             copy.write(chunk)
         status = 0
@@ -87,7 +88,7 @@ def _write_all(descriptor: int, content: bytes) -> None:
 
 
 class _BoundedLog:
-    """A file that is moved aside when it has become long; the one before it is given up then."""
+    """A log file that is renamed when it reaches the limit, replacing the previous older file."""
 
     def __init__(self, path: Path, older: Path) -> None:
         self._path = path
@@ -96,11 +97,11 @@ class _BoundedLog:
         self._lost = 0
 
     def write(self, content: bytes) -> None:
-        """What cannot be written is counted, and the count written when it can."""
+        """Write `content`. If that fails, count the bytes, and write the count once writing works again."""
         try:
             descriptor = self._open()
             if os.fstat(descriptor).st_size + len(content) > LIMIT_BYTES:
-                descriptor = self._move_on(descriptor)
+                descriptor = self._rotate(descriptor)
             if self._lost:
                 _write_all(descriptor, f"\n[{self._lost} bytes of output could not be written here]\n".encode())
                 self._lost = 0
@@ -114,17 +115,17 @@ class _BoundedLog:
             self._descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
         return self._descriptor
 
-    def _move_on(self, full: int) -> int:
-        something_goes = self._older.exists()
+    def _rotate(self, full: int) -> int:
+        drops_output = self._older.exists()
         self._path.replace(self._older)
         os.close(full)
         self._descriptor = None
         descriptor = self._open()
-        if something_goes:
-            self._mark_older()
+        if drops_output:
+            self._mark_truncated()
         return descriptor
 
-    def _mark_older(self) -> None:
-        """Say in front of what is kept that there was more: over its first line, which may be a part of one anyway."""
+    def _mark_truncated(self) -> None:
+        """Overwrite the start of the older file with a note that output is missing. Its first line may be incomplete anyway."""
         with self._older.open("r+b") as file:
-            file.write(LEFT_OUT)
+            file.write(TRUNCATION_NOTE)

@@ -1,12 +1,12 @@
-"""What to do when workers are lost: decisions from facts alone, without Ray.
+"""Decide what to do when workers are lost. Pure functions, without Ray.
 
 ::
 
-    REFUSED      a worker raised a CafeError (NaN, disk full, …): doing it again would end the same → the job fails
-    DIED         the process is gone                                                    ┐
-    HUNG         the process is there but answers nothing                               ├ the gang starts again from
-    PEER_LOST    a collective broke or timed out, so some *other* worker is the cause   ┘ the last checkpoint
-    BROKEN       any other exception: a bug → the job fails as internal
+    REFUSED      a worker raised a CafeError (NaN, disk full, …); a repetition would fail again → the job fails
+    DIED         the process is gone                                                  ┐
+    HUNG         the process exists but does not answer                               ├ restart the gang from
+    PEER_LOST    a collective broke or timed out, so *another* worker is the cause    ┘ the last checkpoint
+    BROKEN       any other exception: a bug → the job fails with the code `internal`
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Kind(Enum):
 
 @dataclass(frozen=True)
 class Failure:
-    """One worker's failure. detail is for people; error is set for REFUSED alone."""
+    """The failure of one worker. `detail` is for people; `error` is set for REFUSED only."""
 
     rank: int
     kind: Kind
@@ -52,19 +52,19 @@ class GiveUp:
     error: CafeError
 
 
-def decisive(failures: Iterable[Failure]) -> bool:
-    """Whether the cause is known; if not, it is worth a moment's wait.
+def cause_known(failures: Iterable[Failure]) -> bool:
+    """Return whether one of the failures is a cause. If not, waiting a moment may reveal it.
 
-    Survivors of a lost worker may report their broken collective before Ray reports the loss.
+    Survivors may report a broken collective before Ray reports the lost worker.
     """
     return any(failure.kind in (Kind.REFUSED, Kind.DIED, Kind.HUNG) for failure in failures)
 
 
 def decide(failures: Sequence[Failure], *, restarts: int, max_restarts: int) -> Restart | GiveUp:
-    """What follows from a gang's failures (at least one), after `restarts` restarts.
+    """Decide what follows from a gang's failures (at least one), after `restarts` restarts.
 
-    A cause outranks its consequences: a CafeError, then a lost worker, then an unexpected exception; a broken
-    collective alone is the consequence of a loss that nobody saw, and is treated as one.
+    Causes have priority over consequences: a CafeError, then a lost worker, then an unexpected exception. A broken collective
+    alone is the consequence of an unnoticed loss, and is treated as one.
     """
     for failure in failures:
         if failure.error is not None:
@@ -75,21 +75,21 @@ def decide(failures: Sequence[Failure], *, restarts: int, max_restarts: int) -> 
         return GiveUp(CafeError("; ".join(f"worker {failure.rank}: {failure.detail}" for failure in broken)))
     reason = "; ".join(f"worker {failure.rank} {failure.detail}" for failure in lost or failures)
     if restarts >= max_restarts:
-        return GiveUp(WorkerLostError(f"{reason} (restarted {restarts} times, which is as often as the job allows)"))
+        return GiveUp(WorkerLostError(f"{reason} (restart limit reached: {restarts} restarts)"))
     return Restart(reason)
 
 
 def workers_that_fit(nodes: Iterable[Mapping[str, float]], bundle: Mapping[str, float]) -> int:
-    """How many bundles the nodes' resources hold. A bundle lies on one node."""
-    # The margin keeps three thirds of a GPU a whole one.
+    """Return how many bundles the nodes' resources hold. Each bundle must fit on one node."""
+    # The margin makes three thirds of a GPU a whole one despite rounding.
     return sum(int(min(node.get(resource, 0.0) / amount for resource, amount in bundle.items()) + 1e-6) for node in nodes)
 
 
 def gang_size(wanted: int, *, fits_now: int, capacity_now: int, capacity_at_start: int) -> int:
-    """Workers of a gang that has waited for `wanted` bundles in vain.
+    """Return the number of workers for a gang that has waited for `wanted` bundles in vain.
 
-    All that fit now if the cluster has become smaller than when the job started; else `wanted` still: a cluster that
-    is merely busy gets free again, so waiting gives the job what it asked for. At least one.
+    If the cluster has become smaller since the job started, it is the number that fits now, at least one. Otherwise it stays
+    `wanted`: a cluster that is merely busy becomes free again.
     """
     if capacity_now < capacity_at_start and 1 <= fits_now < wanted:
         return fits_now

@@ -1,7 +1,7 @@
-"""Ending processes for certain, on any node of the cluster.
+"""End processes for certain, on any node of the cluster.
 
-`ray.kill` asks a process to exit. One that is frozen (SIGSTOP, or stuck in a driver) does not hear it, and Ray 2.60
-itself follows with SIGKILL only after 5 s (measured). A gang must not start while a worker of the last one may still write.
+`ray.kill` asks a process to exit. A frozen process (SIGSTOP, or stuck in a device driver) does not react, and Ray 2.60 sends
+SIGKILL only after 5 s (measured). A gang must not start while a worker of the previous one may still write.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from cafe_core.errors import WorkerLostError
 from workers.cluster import nodes
 
 EXIT_GRACE_S = 1.0
-"""How long a process that was asked to exit may take before SIGKILL."""
+"""Time that a process gets to exit by itself before SIGKILL."""
 KILL_TIMEOUT_S = 30.0
-"""How long SIGKILL may take: the kernel first finishes what the process has asked of a device."""
+"""How long SIGKILL may take, because the kernel first finishes pending device operations."""
 NODE_LOST_WITHIN_S = 90.0
-"""How long Ray may take to give up a node that is frozen as a whole: five health checks of up to 13 s each, as it is set."""
+"""How long Ray may take to declare a frozen node dead: five health checks of up to 13 s each, as configured."""
 
 
 @dataclass(frozen=True)
 class Process:
-    """A process of the cluster: unlike a pid alone, never confused with a later one."""
+    """Identify a process of the cluster. Unlike a pid alone, it is never confused with a later process."""
 
     pid: int
     started: int
@@ -40,28 +40,28 @@ class Process:
 
     @classmethod
     def current(cls) -> Process:
-        """The calling process, inside Ray."""
+        """Return the calling process, which must run inside Ray."""
         started = _start_time(os.getpid())
         assert started is not None
         return cls(os.getpid(), started, ray.get_runtime_context().get_node_id())
 
     def is_alive(self) -> bool:
-        """Whether it still runs on this machine."""
+        """Return whether the process still runs on this machine."""
         return _start_time(self.pid) == self.started
 
 
 def _start_time(pid: int) -> int | None:
-    """Field 22 of /proc/PID/stat; None when there is no such process or only its exit status is left (a zombie)."""
+    """Return field 22 of /proc/PID/stat, or None if there is no such process or only a zombie."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text()
     except (FileNotFoundError, ProcessLookupError):
         return None
-    fields = stat.rpartition(")")[2].split()  # the command's name, in parentheses, may hold anything
+    fields = stat.rpartition(")")[2].split()  # the name in parentheses may contain anything
     return None if fields[0] in "ZX" else int(fields[19])
 
 
 def process_of(pid: int, node_id: str) -> Process | None:
-    """The process that has this number on a node now; None when there is none, or the node is not alive."""
+    """Return the process that now has this pid on a node, or None if there is none or the node is not alive."""
     if node_id == ray.get_runtime_context().get_node_id():
         started = _start_time(pid)
     elif all(node.id != node_id for node in nodes()):
@@ -74,13 +74,13 @@ def process_of(pid: int, node_id: str) -> Process | None:
 
 
 def end_here(processes: list[Process]) -> list[Process]:
-    """Wait for processes of this machine to exit, SIGKILL those that do not, and return those that even so remain."""
+    """Wait for processes of this machine to exit, SIGKILL those that do not, and return those that still remain."""
     remaining = _wait_until_gone(processes, EXIT_GRACE_S)
     for process in remaining:
         try:
             os.kill(process.pid, signal.SIGKILL)
         except ProcessLookupError:
-            continue  # gone in this very moment
+            continue  # it exited just now
     return _wait_until_gone(remaining, KILL_TIMEOUT_S)
 
 
@@ -92,9 +92,9 @@ def _wait_until_gone(processes: list[Process], timeout_s: float) -> list[Process
 
 
 def end_everywhere(processes: Iterable[Process]) -> None:
-    """The same on every node that is alive; the processes of a node that is not are gone with it.
+    """End processes on every node that is alive, as :func:`end_here` does. Processes of a dead node are gone with it.
 
-    Raises WorkerLostError when one cannot be ended.
+    Raises WorkerLostError if a process cannot be ended.
     """
     here = ray.get_runtime_context().get_node_id()
     alive = {node.id for node in nodes()}
@@ -117,7 +117,7 @@ def end_everywhere(processes: Iterable[Process]) -> None:
                 raise
     if remaining:
         named = ", ".join(f"{process.pid} on node {process.node_id}" for process in remaining)
-        raise WorkerLostError(f"SIGKILL does not end process {named}; free or restart that machine, then resume")
+        raise WorkerLostError(f"SIGKILL does not end process {named}; restart that machine, then resume the job")
 
 
 def _node(process: Process) -> str:

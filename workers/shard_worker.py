@@ -1,4 +1,4 @@
-"""The actor that owns a class shard: it runs one piece of work at a time and answers while it does."""
+"""Define the actor that owns a class shard. It runs one piece of work at a time, and answers polls meanwhile."""
 
 from __future__ import annotations
 
@@ -16,38 +16,38 @@ from workers.processes import Process
 
 
 @dataclass(frozen=True)
-class Seat:
-    """A worker's place among those that work together: what it needs to meet the others."""
+class WorkerAssignment:
+    """Tell a worker its rank, its device, and how to reach the other workers."""
 
     rank: int
     world: int
     address: str
     """HOST:PORT of rank 0's key-value store."""
     host: str
-    """This worker's own address."""
+    """The address of this worker."""
     device: str
-    """For torch.device."""
+    """The name for torch.device."""
     threads: int
 
 
 class Work(Protocol):
-    """Something to do on a worker. Pickled on its way there."""
+    """A callable that runs on a worker. Pickled."""
 
-    def __call__(self, seat: Seat, report: Report) -> Any: ...
+    def __call__(self, assignment: WorkerAssignment, report: Report) -> Any: ...
 
 
 @dataclass(frozen=True)
 class Device:
-    """What a worker computes on."""
+    """The device of a worker."""
 
     name: str
-    """For torch.device."""
+    """The name for torch.device."""
     description: str
-    """For people."""
+    """A description for people."""
 
 
 class ShardWorker:
-    """Rank `rank` of a gang. Its methods are called one at a time, by the driver."""
+    """One worker of a gang. The driver calls its methods one at a time."""
 
     def __init__(self, title: str, threads: int, use_gpu: bool) -> None:
         """threads: CPU threads of one operation."""
@@ -60,32 +60,32 @@ class ShardWorker:
         return self._title  # Ray's dashboard and log lines show it
 
     def process(self) -> Process:
-        """This worker's process: asked first of all, so that it can be ended whatever happens next."""
+        """Return this worker's process. Called first, so that it can be ended whatever happens next."""
         return Process.current()
 
     def prepare(self, imports: Sequence[str]) -> Device:
-        """Import what the work will need: seconds, for torch, that no work then waits for."""
+        """Import modules in advance (torch takes seconds), and return the device."""
         for module in imports:
             importlib.import_module(module)
         if not self._use_gpu:
             return Device("cpu", "cpu")
         import torch
 
-        # Ray shows each worker its own GPUs only, so the one it uses is number 0.
+        # Ray shows each worker only its own GPUs, so the one it uses is number 0.
         return Device("cuda:0", f"cuda:{','.join(map(str, ray.get_gpu_ids()))} {torch.cuda.get_device_name(0)}")
 
     def free_port(self, host: str) -> int:
-        """A port that is free on `host`, this worker's address."""
+        """Return a free port on `host`, this worker's address."""
         with socket.socket() as listener:
             listener.bind((host, 0))
             port: int = listener.getsockname()[1]
             return port
 
-    def begin(self, work: Work, seat: Seat) -> Answer:
-        """Start `work` in its own thread; polls tell how it goes, and this, which answers at once, is the first."""
-        self._background.begin(lambda report: work(seat, report))
+    def begin(self, work: Work, assignment: WorkerAssignment) -> Answer:
+        """Start `work` in a thread, and return an empty answer at once, as the first poll."""
+        self._background.begin(lambda report: work(assignment, report))
         return Answer([], None)
 
     def poll(self, wait_s: float) -> Answer:
-        """What happened since the last poll; waits up to wait_s for something to happen."""
+        """Return what happened since the last poll; wait up to wait_s for something to happen."""
         return self._background.poll(wait_s)

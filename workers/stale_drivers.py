@@ -1,7 +1,8 @@
-"""Ends what runs the drivers of a job's earlier attempts, where Ray has not.
+"""End the drivers of a job's previous attempts if Ray has not.
 
-The server asks Ray to, before it submits a new attempt, and Ray asks the job supervisor: its actor that has started the driver.
-One that is frozen, as its driver may be, ends nothing, and the driver's workers hold what the new attempt's wait for.
+Before it submits a new attempt, the server asks Ray to stop the previous one. Ray passes this on to the job supervisor, the actor
+that started the driver. A frozen supervisor ends nothing, and the old driver's workers then hold the resources that the new
+attempt waits for.
 """
 
 from __future__ import annotations
@@ -16,13 +17,13 @@ from workers.client import submission_id
 log = logging.getLogger(__name__)
 
 
-def end_earlier_attempts(job_id: str, attempt: int) -> None:
-    """Kill their supervisors: Ray does so for certain, within seconds; the drivers and their workers go with them."""
+def end_previous_attempts(job_id: str, attempt: int) -> None:
+    """Kill the supervisors of all attempts before `attempt`. Ray ends their drivers and workers with them within seconds."""
     for number in range(1, attempt):
         try:
             name = JOB_ACTOR_NAME_TEMPLATE.format(job_id=submission_id(job_id, number))
             supervisor = ray.get_actor(name, namespace=SUPERVISOR_ACTOR_RAY_NAMESPACE)
         except ValueError:
             continue  # it has ended
-        log.warning("attempt %d is still there, although it was given up: ending it", number)
+        log.warning("attempt %d was given up but still runs; ending it", number)
         ray.kill(supervisor)

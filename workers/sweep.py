@@ -1,4 +1,4 @@
-"""A sweep's trials as Ray Tune's: each is a whole condense job, with a driver and a gang of its own.
+"""Run the trials of a sweep as trials of Ray Tune. Each is a whole condense job with its own driver and gang.
 
 ::
 
@@ -6,8 +6,8 @@
                     ├─ TuneWorker: the driver of trial 1 ── gang …
                     └─ … at most max_concurrent at a time
 
-A trial's driver coordinates only: of the cluster it takes one byte of memory (Tune wants something), and its gang takes the
-rest, when there is room for it. Trials are evaluated on their gangs, so none holds more than `workers` bundles.
+A trial's driver only coordinates, so it requests one byte of memory (Tune requires some resource). Its gang requests the rest
+when it fits the cluster. Trials are evaluated on their gangs, so none holds more than `workers` bundles.
 """
 
 from __future__ import annotations
@@ -34,31 +34,31 @@ from workers.gang_backend import GangBackend
 from workers.interruption import Interruption
 from workers.policy import Failure, Kind
 from workers.processes import end_everywhere, process_of
-from workers.shard_worker import Seat
-from workers.tune_run import Failed, Reported, Returned, Stopped, TuneRun
+from workers.shard_worker import WorkerAssignment
+from workers.tune_run import TrialFailure, TrialReport, TrialResult, TrialStopped, TuneRun
 from workers.tune_worker import METRICS, Records
 
 DRIVER = {"memory": 1.0}
-"""What a trial's driver takes of the cluster, in bytes."""
+"""Ray resources of a trial's driver, in bytes."""
 GANG = "gang"
-"""The type of the reports of the processes of a gang that stands."""
+"""Type of the records that list the processes of a started gang."""
 REDUCTION_FACTOR = 2
-"""ASHA's η: of the trials that come to a rung, those below the better 1/η are stopped. Li et al. take 4; a validation by a few
-networks is noisy, and a sweep has dozens of trials rather than hundreds, so that fewer wrong ones should be stopped."""
+"""ASHA's η: at each rung, only the best 1/η of the trials continue. Li et al. use 4. Here validations by a few networks are
+noisy, and a sweep has dozens of trials rather than hundreds, so a smaller η stops fewer good trials by mistake."""
 
 
 @dataclass(frozen=True)
 class RunTrial:
-    """Drive a trial, in the process of its Tune worker; returns its TrialOutcome."""
+    """Drive a trial in the process of its Tune worker, and return its TrialOutcome."""
 
     trial: Trial
     sweep: JobFile
     directory: JobDir
-    """The trial's."""
+    """The trial's directory."""
     fence: AttemptFence
-    """The sweep's."""
+    """The sweep's fence."""
 
-    def __call__(self, seat: Seat, report: Report) -> TrialOutcome:  # noqa: ARG002
+    def __call__(self, assignment: WorkerAssignment, report: Report) -> TrialOutcome:  # noqa: ARG002
         title = f"{self._prefix}{os.getpid()}"
 
         def make_backend(job: JobFile, _directory: JobDir) -> GangBackend:
@@ -71,7 +71,7 @@ class RunTrial:
                     report(GANG, processes=[process for process in found if process is not None])
                 case "validated":
                     report("validated", iteration=data["iteration"], total=data["total"], mean=data["mean"])
-                    if data["iteration"] < data["total"]:  # the last one has nothing more to save
+                    if data["iteration"] < data["total"]:  # after the last one, stopping early saves nothing
                         report(METRICS, iteration=data["iteration"], accuracy=data["mean"])
                 case "restart":
                     report("restart", **data)
@@ -81,23 +81,23 @@ class RunTrial:
 
     @property
     def _prefix(self) -> str:
-        """With which the names begin of what its drivers hold; one that died a moment ago held the same under another number."""
+        """Return the prefix of the names of everything that this trial's drivers hold, including drivers that died before."""
         return f"{self.sweep.job_id}/trial {self.trial.number}, driver "
 
-    def after(self, told: Records) -> RunTrial:
-        """The same, from the last checkpoint: no worker of the old gang may write any more."""
-        self.release(told)
+    def after(self, reported: Records) -> RunTrial:
+        """End the old gang, so that none of its workers can write; the same work continues from the last checkpoint."""
+        self.release(reported)
         return self
 
-    def release(self, told: Records) -> None:
-        """End its gang. (Ray removes an actor's placement groups with the whole Ray job, not with the actor.)"""
-        gangs = [data["processes"] for type, data in told if type == GANG]
+    def release(self, reported: Records) -> None:
+        """End the trial's gang. (Ray removes an actor's placement groups with the whole Ray job, not with the actor.)"""
+        gangs = [data["processes"] for type, data in reported if type == GANG]
         end_everywhere(gangs[-1] if gangs else [])
         remove_groups(self._prefix)
 
 
 def start(job: JobFile, directory: JobDir, trials: Sequence[Trial], remaining: Sequence[Trial], title: str) -> TuneRun:
-    """Run the remaining ones of a sweep's trials."""
+    """Start the `remaining` trials of a sweep."""
     spec = job.spec
     assert isinstance(spec, SweepSpec)
     fence = AttemptFence.of(directory, job.attempt)
@@ -107,16 +107,16 @@ def start(job: JobFile, directory: JobDir, trials: Sequence[Trial], remaining: S
         concurrency=min(spec.max_concurrent, len(remaining)),
         storage=directory.tune,
         title=f"{title}/sweep",
-        reuse=False,  # each trial starts with a process as it finds one as a job of its own
+        reuse=False,  # each trial starts in a fresh process, like a job
         max_failures=job.max_restarts,
         scheduler=asha(trials, directory) if spec.scheduler == "asha" else None,
     )
 
 
 def asha(trials: Sequence[Trial], directory: JobDir) -> Any:
-    """Asynchronous successive halving (Li et al., MLSys 2020, Algorithm 2, as Tune has it: stopping) over iterations.
+    """Return Tune's asynchronous successive halving (Li et al., MLSys 2020, Algorithm 2, stopping variant) over iterations.
 
-    Rungs are the first validation's iteration times 1, η, η², …. It knows what earlier attempts validated.
+    Rungs are the first validation's iteration times 1, η, η², …. Validations of previous attempts are taken into account.
     """
     every = [trial.spec.validation.every for trial in trials if trial.spec.validation is not None]
     most = max(trial.spec.iterations for trial in trials)
@@ -127,7 +127,7 @@ def asha(trials: Sequence[Trial], directory: JobDir) -> Any:
         grace_period=min([*every, most]),
         max_t=most,
         reduction_factor=REDUCTION_FACTOR,
-        stop_last_trials=False,  # whoever comes to the last iteration is evaluated
+        stop_last_trials=False,  # a trial that reaches its last iteration is evaluated
     )
     for trial in trials:
         past = SimpleNamespace(trial_id=f"earlier {trial.number}")
@@ -139,16 +139,16 @@ def asha(trials: Sequence[Trial], directory: JobDir) -> Any:
 
 
 def validations(directory: JobDir) -> list[dict[str, Any]]:
-    """A trial's validations so far."""
+    """Return a trial's validations so far."""
     found: list[dict[str, Any]] = json.loads(directory.validation_file.read_bytes()) if directory.validation_file.exists() else []
     return found
 
 
 class Progress:
-    """What becomes of a sweep's trials."""
+    """Turn observations of a TuneRun into the outcomes and events of a sweep."""
 
     def __init__(self, run: TuneRun, directory: JobDir, trials: Sequence[Trial]) -> None:
-        """trials: those of the run, in its order."""
+        """trials: the trials of the run, in its order."""
         self._run = run
         self._directory = directory
         self._trials = trials
@@ -156,18 +156,18 @@ class Progress:
         self._restarts = [0] * len(trials)
 
     def watch(self, wait_s: float, silence_s: float, report: Report) -> Iterator[TrialOutcome]:
-        """The outcomes of the trials that end now, waiting up to wait_s for anything to happen; reports what else happens."""
+        """Yield the outcomes of trials that ended, and report other events; wait up to wait_s for something to happen."""
         for seen in self._run.watch(wait_s, silence_s):
             match seen:
-                case Reported(index, type, data):
+                case TrialReport(index, type, data):
                     self._reported(index, type, data, report)
-                case Returned(value=outcome):
+                case TrialResult(value=outcome):
                     yield outcome
-                case Stopped(index):
+                case TrialStopped(index):
                     yield self._stopped(index)
-                case Failed(index, failure, ended=True):
+                case TrialFailure(index, failure, ended=True):
                     yield self._failed(index, failure)
-                case Failed(index, failure):
+                case TrialFailure(index, failure):
                     self._restarts[index] += 1
                     reason = f"trial {self._trials[index].number}: its driver {failure.detail}"
                     report("restart", reason=reason, restarts=self._restarts[index], workers=len(self._run.workers))
@@ -191,7 +191,7 @@ class Progress:
 
     def _failed(self, index: int, failure: Failure) -> TrialOutcome:
         trial = self._trials[index]
-        error: CafeError = WorkerLostError(f"its driver {failure.detail}, after {self._restarts[index]} restarts")
+        error: CafeError = WorkerLostError(f"the trial's driver {failure.detail}, after {self._restarts[index]} restarts")
         if failure.kind is Kind.BROKEN:
             error = CafeError(failure.detail)
         return TrialOutcome(trial.number, "failed", None, None, self._seconds(index), error.as_dict())

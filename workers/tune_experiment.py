@@ -1,11 +1,11 @@
-"""A Ray Tune experiment in a thread of its own, which tells what happens by messages.
+"""Run a Ray Tune experiment in a thread, which sends messages about what happens.
 
-What is not left to Tune 2.60, and why:
+These tasks are not left to Tune 2.60:
 
-* resuming: a snapshot is up to 10 s old, marks all trials of a cancelled run as ended and forgets what the scheduler knows. The
-  job's own files say what is done, and Tune is given the rest, as a new experiment;
-* noticing that a worker is frozen, which it never does, and ending one, for which it asks, and waits up to 15 s: see `tune_run`;
-* which trial gets an actor that is free: see :class:`InOrder`.
+* Resuming. Tune's snapshot is up to 10 s old, marks all trials of a cancelled run as ended, and loses the scheduler's state. The
+  job's own files record what is done, and Tune runs the rest as a new experiment.
+* Noticing a frozen worker, which Tune never does, and ending it, for which Tune waits up to 15 s: see `tune_run`.
+* Choosing the trial for a free actor: see :class:`InOrder`.
 """
 
 from __future__ import annotations
@@ -28,38 +28,38 @@ from ray import tune
 from ray.exceptions import RayActorError
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
-from workers.tune_worker import Records, Told, TrialConfig, TrialWork, TuneWorker
+from workers.tune_worker import Records, TrialConfig, TrialUpdate, TrialWork, TuneWorker
 
 END_S = 2.0
-"""How long Tune may take to notice that it was ended. It holds nothing any more then, and ends with the driver at the latest."""
+"""How long to wait for Tune's thread at the end. It holds no resources any more, and ends with the driver at the latest."""
 
 # Tune reads these when an experiment starts.
 _ENVIRONMENT = {
-    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # no CSV, JSON and TensorBoard files of every answer
-    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # most answers have no metric
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # no CSV, JSON or TensorBoard files for each result
+    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # most results have no metric
     "TUNE_GLOBAL_CHECKPOINT_S": "1e9",  # no snapshots: see above
     "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",  # a lost worker is an event of the job
-    "RAY_AIR_NEW_OUTPUT": "0",  # this one's tables come whatever the verbosity
+    "RAY_AIR_NEW_OUTPUT": "0",  # the new output prints tables at any verbosity
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
 }
 
 
 @dataclass(frozen=True)
 class Message:
-    """From Tune's thread, about a trial."""
+    """A message from Tune's thread about one trial."""
 
     trial: int
     actor: Any = None
-    """Where it was started."""
-    told: Told | None = None
+    """The actor that the trial was started on."""
+    update: TrialUpdate | None = None
     lost: RayActorError | None = None
-    """How its worker ended."""
+    """How the trial's worker was lost."""
     ended: bool = False
-    """Tune is done with it."""
+    """Whether Tune has finished the trial."""
 
 
 class Experiment:
-    """An experiment under way: trial i does works[i]."""
+    """A running experiment, in which trial i runs works[i]."""
 
     def __init__(
         self,
@@ -75,7 +75,7 @@ class Experiment:
     ) -> None:
         """See :class:`workers.tune_run.TuneRun`."""
         self.messages: queue.SimpleQueue[Message | BaseException] = queue.SimpleQueue()
-        """What happens. An exception: the last thing."""
+        """Messages in order. An exception, if any, is the last one."""
         self._storage = storage
         self._names: list[str] = []
         self._stopper = _Stopper()
@@ -89,27 +89,27 @@ class Experiment:
             max_failures=max_failures,
             scheduler=scheduler,
         )
-        logging.getLogger("ray.tune").setLevel(logging.ERROR)  # it misses the files that are not written
+        logging.getLogger("ray.tune").setLevel(logging.ERROR)  # it warns about the files that are not written
         os.environ |= _ENVIRONMENT | {"TUNE_MAX_PENDING_TRIALS_PG": str(concurrency)}
         trials = [TrialConfig(number, work) for number, work in enumerate(works)]
         self._thread = threading.Thread(target=self._fit, args=(trials, title, make), name="tune", daemon=True)
         self._thread.start()
 
     def end(self) -> None:
-        """Start nothing any more."""
+        """Start no more trials."""
         self._stopper.stopped = True
 
     def close(self) -> None:
-        """After the workers were ended: wait for Tune to notice, and remove its files."""
+        """Wait for Tune's thread and remove Tune's files. Call this after the workers were ended."""
         self.end()
         self._thread.join(END_S)
         for directory in {*(self._storage / name for name in self._names), *self._listener.staging}:
             shutil.rmtree(directory, ignore_errors=True)
-            with suppress(OSError):  # another experiment's is in it
+            with suppress(OSError):  # not empty: another experiment uses it
                 directory.parent.rmdir()
 
     def _fit(self, trials: list[TrialConfig], title: str, make: Callable[[list[TrialConfig], str], tune.Tuner]) -> None:
-        """In Tune's thread: until all trials have ended, which is once but for those that Tune has given up."""
+        """Run in Tune's thread until all trials have ended. Trials that Tune gave up run again, in a new experiment."""
         try:
             while trials and not self._stopper.stopped:
                 self._names.append(f"{title.replace('/', '-').replace(' ', '-')}-{uuid4().hex[:8]}")
@@ -153,18 +153,18 @@ class Experiment:
 
 
 class InOrder(FIFOScheduler):
-    """First come, first served.
+    """Schedule trials first come, first served.
 
-    Tune's own FIFO gives a free actor to the first trial that waits for one to *start*, and ends the process that starts. While
-    the others' work is shorter than a start, nothing that starts ever comes to work: a slot once lost stays lost.
+    Tune's own FIFO gives a free actor to the first trial whose own actor is still *starting*, and ends the starting process. If
+    work is shorter than a start, no new process ever gets to work, so a lost slot is never replaced.
     """
 
     def choose_trial_to_run(self, tune_controller: Any) -> None:
-        """None in particular: new trials come before those whose actor starts."""
+        """Choose none, so that new trials come before trials whose actor is starting."""
 
 
 class _Stopper(tune.Stopper):
-    """Ends the experiment when told to."""
+    """Stop the experiment once `stopped` is set."""
 
     def __init__(self) -> None:
         self.stopped = False
@@ -177,28 +177,28 @@ class _Stopper(tune.Stopper):
 
 
 class _Listener(tune.Callback):
-    """Passes on what happens. Its methods are called in Tune's thread, one at a time."""
+    """Turn Tune's callbacks into messages. Tune calls its methods in its thread, one at a time."""
 
     def __init__(self, messages: queue.SimpleQueue[Message | BaseException], *, retries_for_ever: bool) -> None:
         self._messages = messages
         self._retries_for_ever = retries_for_ever
         self.given_up: list[TrialConfig] = []
-        """Trials that are to be tried again all the same."""
-        self._told: dict[int, Records] = {}
+        """Trials that Tune gave up, to be run again."""
+        self._reported: dict[int, Records] = {}
         self.staging: set[Path] = set()
-        """Tune's directories outside of its storage."""
+        """Directories that Tune uses outside of its storage."""
 
     def __getstate__(self) -> dict[str, Any]:
-        return {}  # Tune pickles its configuration, to resume from; we never do
+        return {}  # Tune pickles its configuration to resume from it, which is never done here
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:  # noqa: ARG002
         self.staging.add(Path(trial.local_experiment_path).parent)
         self._messages.put(Message(_trial_of(trial).number, actor=trial.temporary_state.ray_actor))
 
     def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any) -> None:  # noqa: ARG002
-        number, told = _trial_of(trial).number, result["told"]
-        self._told.setdefault(number, []).extend(told.answer.records)
-        self._messages.put(Message(number, told=told))
+        number, update = _trial_of(trial).number, result["update"]
+        self._reported.setdefault(number, []).extend(update.answer.records)
+        self._messages.put(Message(number, update=update))
 
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:  # noqa: ARG002
         rest = self._rest(trial)
@@ -206,16 +206,16 @@ class _Listener(tune.Callback):
         self._messages.put(Message(rest.number, lost=_error_of(trial)))
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:  # noqa: ARG002
-        # A worker that is lost while it takes over a trial counts twice in Tune: the trial is retried, and given up.
+        # Tune counts a worker that is lost while it takes over a trial twice: it retries the trial, and also gives it up.
         if self._retries_for_ever:
             self.given_up.append(self._rest(trial))
         else:
             self._messages.put(Message(_trial_of(trial).number, lost=_error_of(trial), ended=True))
 
     def _rest(self, trial: Any) -> TrialConfig:
-        """What is left to do of a trial whose worker was lost."""
+        """Return the remaining work of a trial whose worker was lost."""
         lost = _trial_of(trial)
-        return TrialConfig(lost.number, lost.work.after(self._told.pop(lost.number, [])))
+        return TrialConfig(lost.number, lost.work.after(self._reported.pop(lost.number, [])))
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:  # noqa: ARG002
         self._messages.put(Message(_trial_of(trial).number, ended=True))
@@ -227,12 +227,12 @@ def _trial_of(trial: Any) -> TrialConfig:
 
 
 def _name_of(trial: Any) -> str:
-    """The default has the configuration in it, or what stands for it."""
+    """Return a short name. Tune's default contains the configuration."""
     return f"trial-{trial.trial_id}"
 
 
 def _error_of(trial: Any) -> RayActorError:
-    """What Tune has noted in a file: how the trial's worker was lost. A worker itself raises nothing."""
+    """Return the error from the file that Tune wrote when the trial's worker was lost. The worker itself raises nothing."""
     error = pickle.loads(Path(trial.pickled_error_file).read_bytes())
     if not isinstance(error, RayActorError):
         raise error

@@ -1,6 +1,6 @@
-"""Work as trials of a Ray Tune experiment: Tune places, starts, reuses and retries; this watches and ends for certain.
+"""Run work as trials of Ray Tune. Tune places, starts, reuses and retries workers; this module watches and ends them.
 
-The experiment runs in a thread (:mod:`workers.tune_experiment`); the main thread, which signals interrupt, listens.
+The experiment runs in a thread (:mod:`workers.tune_experiment`). The main thread, which signals interrupt, reads its messages.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ from workers.cluster import nodes, starting_actors
 from workers.policy import Failure, Kind
 from workers.processes import Process, end_everywhere, process_of
 from workers.tune_experiment import Experiment, Message
-from workers.tune_worker import METRICS, POLL_WAIT_S, Records, Told, TrialWork, TuneWorker
+from workers.tune_worker import METRICS, POLL_WAIT_S, Records, TrialUpdate, TrialWork, TuneWorker
 
 log = logging.getLogger(__name__)
 
 START_TIMEOUT_S = 300.0
-"""How long a worker's process may take to start: minutes on a cold network file system."""
+"""Time limit for the start of a worker's process, which takes minutes on a cold network file system."""
 STARTING_LOOK_S = 5.0
-"""Between looks at the processes that start."""
+"""How often the starting processes are checked."""
 
 
 @dataclass(frozen=True)
-class Reported:
+class TrialReport:
     """A trial's work reported something."""
 
     trial: int
@@ -45,7 +45,7 @@ class Reported:
 
 
 @dataclass(frozen=True)
-class Returned:
+class TrialResult:
     """A trial's work returned."""
 
     trial: int
@@ -53,8 +53,8 @@ class Returned:
 
 
 @dataclass(frozen=True)
-class Failed:
-    """A trial failed: its work raised, or its worker was lost; then it is retried if not `ended`. failure.rank: the worker's."""
+class TrialFailure:
+    """A trial's work raised, or its worker was lost. Tune retries it unless `ended`. `failure.rank` is the worker's rank."""
 
     trial: int
     failure: Failure
@@ -62,7 +62,7 @@ class Failed:
 
 
 @dataclass(frozen=True)
-class Stopped:
+class TrialStopped:
     """The scheduler stopped a trial."""
 
     trial: int
@@ -70,10 +70,10 @@ class Stopped:
 
 @dataclass(frozen=True)
 class WorkersChanged:
-    """A worker came."""
+    """A worker has become ready."""
 
 
-Observation = Reported | Returned | Failed | Stopped | WorkersChanged
+Observation = TrialReport | TrialResult | TrialFailure | TrialStopped | WorkersChanged
 
 
 @dataclass
@@ -81,28 +81,28 @@ class Worker:
     """The driver's side of one actor."""
 
     rank: int
-    """In the order in which the workers came."""
+    """Workers are numbered in the order in which they start."""
     actor: Any
     trial: int | None
     """None between two trials."""
-    heard_at: float
-    """By the run's clock."""
+    answered_at: float
+    """Time of its last answer, by the run's clock."""
     process: Process | None = None
-    """Known from its first answer on."""
+    """Known after its first answer."""
     device: str = ""
-    """For people."""
-    told: Records = field(default_factory=list)
-    """What its trial reported."""
+    """A description for people."""
+    reported: Records = field(default_factory=list)
+    """What its trial has reported."""
     hung: str | None = None
-    """Set when it was ended for its silence."""
+    """The reason, if it was ended because it did not answer."""
 
-    def takes(self, trial: int | None, now: float) -> None:
-        """Begins a trial, or ends one."""
-        self.trial, self.told, self.heard_at = trial, [], now
+    def assign(self, trial: int | None, now: float) -> None:
+        """Note that a trial has started on this worker, or with None that it has ended."""
+        self.trial, self.reported, self.answered_at = trial, [], now
 
 
 class TuneRun:
-    """An experiment under way. Call :meth:`stop`, whatever happens."""
+    """A running experiment. Always call :meth:`stop`."""
 
     def __init__(
         self,
@@ -116,22 +116,22 @@ class TuneRun:
         max_failures: int,
         scheduler: TrialScheduler | None = None,
     ) -> None:
-        """Trial i does works[i].
+        """Start the experiment. Trial i runs works[i].
 
-        bundle: what a trial holds of the cluster; storage: a directory for Tune, removed at the end; reuse: a worker does one
-        trial after the other; max_failures: how often a trial is retried, −1 for ever.
+        bundle: Ray resources of each trial. storage: a directory for Tune, removed at the end. reuse: run several trials in the
+        same worker, one after the other. max_failures: how often a trial is retried; −1 means without limit.
         """
         self.workers: list[Worker] = []
-        """Those that live, as far as is known."""
+        """The workers that are alive, as far as is known."""
         self.over = False
         """Whether every trial has ended."""
         self._works = works
         self._waiting = set(range(len(works)))
         self._reuse = reuse
         self._clock = WatchClock()
-        self._came = 0
+        self._worker_count = 0
         self._starting: dict[str, float] = {}
-        self._looked_at = time.monotonic()
+        self._checked_at = time.monotonic()
         self._experiment = Experiment(
             works,
             bundle=bundle,
@@ -144,7 +144,7 @@ class TuneRun:
         )
 
     def describe(self) -> list[dict[str, Any]]:
-        """The workers as the `workers` event tells of them."""
+        """Return the workers in the format of the `workers` event."""
         hosts = {node.id: node.ip for node in nodes()}
         return [
             {
@@ -160,116 +160,116 @@ class TuneRun:
         ]
 
     def watch(self, wait_s: float, silence_s: float) -> list[Observation]:
-        """What the trials tell, waiting up to wait_s for anything.
+        """Return what happened in the trials; wait up to wait_s for something to happen.
 
-        silence_s: a worker whose answer is overdue for longer is ended, so that Tune retries its trial. Time that nobody watched
-        does not count.
+        silence_s: a worker whose answer is overdue for longer is ended, so that Tune retries its trial. Time between calls, when
+        nobody watched, does not count.
         """
         seen: list[Observation] = []
         with suppress(queue.Empty):
-            seen += self._heard(self._experiment.messages.get(timeout=wait_s))
+            seen += self._handle_message(self._experiment.messages.get(timeout=wait_s))
             while True:
-                seen += self._heard(self._experiment.messages.get_nowait())
-        self._end_the_silent(silence_s)
-        self._end_what_does_not_start()
+                seen += self._handle_message(self._experiment.messages.get_nowait())
+        self._end_hung_workers(silence_s)
+        self._end_stuck_starts()
         self.over = not self._waiting
         return seen
 
-    def _heard(self, message: Message | BaseException) -> list[Observation]:
+    def _handle_message(self, message: Message | BaseException) -> list[Observation]:
         if isinstance(message, BaseException):
             raise message
         if message.actor is not None:
-            self._started(message.trial, message.actor)
-        if message.told is not None:
-            return self._answered(message.trial, message.told)
+            self._handle_start(message.trial, message.actor)
+        if message.update is not None:
+            return self._handle_update(message.trial, message.update)
         if message.lost is not None:
-            return [self._lost(message.trial, message.lost, message.ended)]
-        if message.ended and message.trial in self._waiting:  # and has no outcome
+            return [self._handle_loss(message.trial, message.lost, message.ended)]
+        if message.ended and message.trial in self._waiting:  # without an outcome: the scheduler stopped it
             self._kill([worker for worker in self.workers if worker.trial == message.trial])
             self._end(message.trial)
-            return [Stopped(message.trial)]
+            return [TrialStopped(message.trial)]
         return []
 
-    def _started(self, trial: int, actor: Any) -> None:
+    def _handle_start(self, trial: int, actor: Any) -> None:
         for worker in self.workers:
             if worker.actor == actor:
-                worker.takes(trial, self._clock.look())
+                worker.assign(trial, self._clock.look())
                 return
-        self.workers.append(Worker(self._came, actor, trial, self._clock.look()))
-        self._came += 1
+        self.workers.append(Worker(self._worker_count, actor, trial, self._clock.look()))
+        self._worker_count += 1
 
-    def _answered(self, trial: int, told: Told) -> list[Observation]:
+    def _handle_update(self, trial: int, update: TrialUpdate) -> list[Observation]:
         [worker] = [worker for worker in self.workers if worker.trial == trial]
-        worker.heard_at = self._clock.look()
+        worker.answered_at = self._clock.look()
         seen: list[Observation] = []
         if worker.process is None:
-            worker.process, worker.device = told.process, told.device
+            worker.process, worker.device = update.process, update.device
             seen.append(WorkersChanged())
-        worker.told += told.answer.records
-        seen += [Reported(trial, type, data) for type, data in told.answer.records if type != METRICS]
-        match told.answer.outcome:
+        worker.reported += update.answer.records
+        seen += [TrialReport(trial, type, data) for type, data in update.answer.records if type != METRICS]
+        match update.answer.outcome:
             case None:
                 return seen
             case Done(value):
-                seen.append(Returned(trial, value))
+                seen.append(TrialResult(trial, value))
             case Raised(summary, _, CafeError() as refusal):
-                seen.append(Failed(trial, Failure(worker.rank, Kind.REFUSED, summary, refusal), ended=True))
+                seen.append(TrialFailure(trial, Failure(worker.rank, Kind.REFUSED, summary, refusal), ended=True))
             case Raised(summary, _, None):
-                seen.append(Failed(trial, Failure(worker.rank, Kind.BROKEN, summary), ended=True))
+                seen.append(TrialFailure(trial, Failure(worker.rank, Kind.BROKEN, summary), ended=True))
         self._end(trial)
         return seen
 
-    def _lost(self, trial: int, lost: RayActorError, ended: bool) -> Failed:
-        # Without one that has the trial, it is one that was about to take it over, or one that did not come up.
+    def _handle_loss(self, trial: int, lost: RayActorError, ended: bool) -> TrialFailure:
+        # If no worker has the trial, a worker was lost that was about to take it over, or that did not start.
         worker = next((w for w in self.workers if w.trial == trial), next((w for w in self.workers if w.trial is None), None))
-        rank = self._came if worker is None else worker.rank
+        rank = self._worker_count if worker is None else worker.rank
         log.warning("worker %d: %s", rank, lost)
         if worker is not None:
             self.workers.remove(worker)
-        if ended:  # else Tune retries it, and has released what it held
+        if ended:  # otherwise Tune retries it, and has released what it held
             self._waiting.discard(trial)
-            self._works[trial].release(worker.told if worker is not None else [])
+            self._works[trial].release(worker.reported if worker is not None else [])
         if worker is not None and worker.hung is not None:
-            return Failed(trial, Failure(rank, Kind.HUNG, worker.hung), ended)
+            return TrialFailure(trial, Failure(rank, Kind.HUNG, worker.hung), ended)
         if lost.actor_init_failed:
             reason = f"could not start: {str(lost).strip().splitlines()[-1]}"
-            return Failed(trial, Failure(rank, Kind.BROKEN, reason), ended)
-        return Failed(trial, Failure(rank, Kind.DIED, "died"), ended)
+            return TrialFailure(trial, Failure(rank, Kind.BROKEN, reason), ended)
+        return TrialFailure(trial, Failure(rank, Kind.DIED, "died"), ended)
 
     def _end(self, trial: int) -> None:
         self._waiting.discard(trial)
         for worker in [worker for worker in self.workers if worker.trial == trial]:
-            worker.takes(None, self._clock.look())
+            worker.assign(None, self._clock.look())
             if not self._reuse:
                 self.workers.remove(worker)
 
     def _kill(self, workers: Sequence[Worker]) -> None:
-        """End workers with what they hold, for certain."""
+        """End workers for certain, and release what their trials hold."""
         for worker in workers:
             ray.kill(worker.actor)
         end_everywhere([worker.process for worker in workers if worker.process is not None])
         for worker in workers:
             if worker.trial is not None:
-                self._works[worker.trial].release(worker.told)
+                self._works[worker.trial].release(worker.reported)
 
-    def _end_the_silent(self, silence_s: float) -> None:
-        """Also one between two trials, which is a moment: it may have frozen then."""
+    def _end_hung_workers(self, silence_s: float) -> None:
+        """End workers that do not answer, even between two trials: a worker may freeze there too."""
         now = self._clock.look()
         for worker in self.workers:
-            silent_s = now - worker.heard_at
+            silent_s = now - worker.answered_at
             if worker.hung is None and silent_s > silence_s + POLL_WAIT_S:
                 worker.hung = f"has not answered for {silent_s:.0f} s"
                 self._kill([worker])
 
     def starting(self) -> dict[str, tuple[int, str]]:
-        """Workers that have a process but are not up: see :func:`workers.cluster.starting_actors`."""
+        """Return the workers that have a process but are not ready: see :func:`workers.cluster.starting_actors`."""
         return starting_actors(TuneWorker.__name__)
 
-    def _end_what_does_not_start(self) -> None:
-        """A worker that froze before it could be watched: its process is known to Ray alone."""
-        if time.monotonic() - self._looked_at < STARTING_LOOK_S:
+    def _end_stuck_starts(self) -> None:
+        """End workers that froze while they started. Only Ray knows their processes."""
+        if time.monotonic() - self._checked_at < STARTING_LOOK_S:
             return
-        self._looked_at = now = time.monotonic()
+        self._checked_at = now = time.monotonic()
         starting = self.starting()
         self._starting = {actor: self._starting.get(actor, now) for actor in starting}
         for actor, since in self._starting.items():
@@ -279,17 +279,17 @@ class TuneRun:
                 end_everywhere([process] if process is not None else [])
 
     def stop(self) -> None:
-        """End the experiment and its workers, for certain. Again is harmless."""
+        """End the experiment and its workers for certain. Idempotent."""
         self._experiment.end()
         self._end_workers()
         self._experiment.close()
-        self._end_workers()  # one that came meanwhile
+        self._end_workers()  # workers that started meanwhile
 
     def _end_workers(self) -> None:
         with suppress(queue.Empty):
             while True:
                 message = self._experiment.messages.get_nowait()
                 if isinstance(message, Message) and message.actor is not None:
-                    self._started(message.trial, message.actor)
+                    self._handle_start(message.trial, message.actor)
         self._kill(self.workers)
         self.workers = []

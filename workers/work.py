@@ -1,4 +1,4 @@
-"""What workers are asked to do, by their gang or by Tune. Pickled to the actors; torch is theirs to import."""
+"""Define the work of a gang or of a Tune trial. Pickled to the actors; only they import torch."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ from typing import Any
 from cafe_core.evaluation.tasks import EvaluationSetup, EvaluationTask
 from cafe_core.jobs.backend import Condensation
 from workers.background import Report
-from workers.shard_worker import Seat
+from workers.shard_worker import WorkerAssignment
 
 IMPORTS = ("cafe_core.algorithm.condense",)
-"""What a worker of a gang imports before it says that it is ready: torch alone takes seconds."""
+"""Modules that a gang's worker imports before it is ready. torch alone takes seconds."""
 
 ACCURACY = "accuracy"
-"""The type of the reports of a finished network: task, accuracy in percent."""
+"""Type of the record of a trained network: its task and its accuracy in percent."""
 
 
 @dataclass(frozen=True)
 class CondenseShard:
-    """Condense this rank's class shard, together with the other ranks."""
+    """Condense the class shard of this rank, together with the other ranks."""
 
     condensation: Condensation
     until: int
     timeout_s: float
 
-    def __call__(self, seat: Seat, report: Report) -> None:
+    def __call__(self, assignment: WorkerAssignment, report: Report) -> None:
         import torch
 
         from cafe_core.algorithm.checkpoint import Checkpoints
@@ -36,11 +36,16 @@ class CondenseShard:
         from cafe_core.algorithm.condense import condense
         from cafe_core.data.class_store import ClassStore
 
-        if ip_address(seat.host).is_loopback:
+        if ip_address(assignment.host).is_loopback:
             os.environ["NCCL_SOCKET_IFNAME"] = "lo"
-        device = torch.device(seat.device)
+        device = torch.device(assignment.device)
         comm = Comm.connect(
-            rank=seat.rank, world=seat.world, address=seat.address, device=device, timeout_s=self.timeout_s, host=seat.host
+            rank=assignment.rank,
+            world=assignment.world,
+            address=assignment.address,
+            device=device,
+            timeout_s=self.timeout_s,
+            host=assignment.host,
         )
         condensation = self.condensation
         condense(
@@ -53,29 +58,29 @@ class CondenseShard:
             until=self.until,
             cache=condensation.artifact_cache,
         )
-        # Left open when condense raises: leaving a broken gang may block, and this process is about to be ended.
+        # Not closed if condense raises: leaving a broken gang may block, and this process is about to be ended anyway.
         comm.close()
 
 
 @dataclass(frozen=True)
 class TrainNetworks:
-    """Train and test the networks of a chunk of an evaluation; each one's accuracy is reported when it is known."""
+    """Train and test the networks of a chunk of an evaluation; report each accuracy as soon as it is known."""
 
     chunk: Sequence[EvaluationTask]
     setup: EvaluationSetup
 
-    def __call__(self, seat: Seat, report: Report) -> None:
+    def __call__(self, assignment: WorkerAssignment, report: Report) -> None:
         import torch
 
         from cafe_core.evaluation.run import train_networks
 
-        for task, accuracy in train_networks(self.chunk, self.setup, torch.device(seat.device)):
+        for task, accuracy in train_networks(self.chunk, self.setup, torch.device(assignment.device)):
             report(ACCURACY, task=task, accuracy=accuracy)
 
-    def after(self, told: Sequence[tuple[str, dict[str, Any]]]) -> TrainNetworks:
-        """The networks that are not among those reported."""
-        finished = {data["task"] for type, data in told if type == ACCURACY}
+    def after(self, reported: Sequence[tuple[str, dict[str, Any]]]) -> TrainNetworks:
+        """Return the work without the networks that were reported."""
+        finished = {data["task"] for type, data in reported if type == ACCURACY}
         return replace(self, chunk=[task for task in self.chunk if task not in finished])
 
-    def release(self, told: Sequence[tuple[str, dict[str, Any]]]) -> None:
-        """It holds nothing."""
+    def release(self, reported: Sequence[tuple[str, dict[str, Any]]]) -> None:
+        """Do nothing: there is nothing to release."""

@@ -21,7 +21,7 @@ from cafe_core.spec.network import NetworkSpec
 from cafe_core.spec.resources import ResourcesSpec
 from tests.benchmarks.figures import Figure
 from workers.background import Report
-from workers.shard_worker import Seat
+from workers.shard_worker import WorkerAssignment
 from workers.work import ACCURACY, TrainNetworks
 
 WORKERS = 2
@@ -34,13 +34,13 @@ T = TypeVar("T")
 class TimedNetworks(TrainNetworks):
     """Train networks as TrainNetworks does, and report how long each took."""
 
-    def __call__(self, seat: Seat, report: Report) -> None:
+    def __call__(self, assignment: WorkerAssignment, report: Report) -> None:
         import torch
 
         from cafe_core.evaluation.run import train_networks
 
         began = time.time()
-        for task, accuracy in train_networks(self.chunk, self.setup, torch.device(seat.device)):
+        for task, accuracy in train_networks(self.chunk, self.setup, torch.device(assignment.device)):
             ended = time.time()
             report(ACCURACY, task=task, accuracy=accuracy, began=began, seconds=ended - began)
             began = ended
@@ -86,12 +86,12 @@ def _by_tune(store: Path, directory: Path) -> Times:
     tasks, setup = _evaluation(store)
     requested = time.time()
     from workers.cluster import bundle_of
-    from workers.evaluation import cut
-    from workers.tune_run import Reported, TuneRun
+    from workers.evaluation import split_tasks
+    from workers.tune_run import TrialReport, TuneRun
 
     resources = ResourcesSpec(workers=WORKERS, gpus_per_worker=0)
     run = TuneRun(
-        [TimedNetworks(chunk, setup) for chunk in cut(tasks, resources)],
+        [TimedNetworks(chunk, setup) for chunk in split_tasks(tasks, resources)],
         bundle=bundle_of(resources),
         concurrency=WORKERS,
         storage=directory / "tune",
@@ -101,7 +101,7 @@ def _by_tune(store: Path, directory: Path) -> Times:
     )
     trained = []
     while len(trained) < len(tasks):
-        trained += [seen.data for seen in run.watch(0.5, 60) if isinstance(seen, Reported)]
+        trained += [seen.data for seen in run.watch(0.5, 60) if isinstance(seen, TrialReport)]
     ended = time.time()
     run.stop()
     began = min(data["began"] for data in trained)

@@ -13,7 +13,7 @@ import ray
 
 from cafe_core.errors import NonFiniteLossError
 from workers.background import Report
-from workers.shard_worker import Seat
+from workers.shard_worker import WorkerAssignment
 
 
 @dataclass(frozen=True)
@@ -22,18 +22,18 @@ class Greet:
 
     count: int
 
-    def __call__(self, seat: Seat, report: Report) -> tuple[int, int]:
+    def __call__(self, assignment: WorkerAssignment, report: Report) -> tuple[int, int]:
         for i in range(self.count):
-            report("greeting", rank=seat.rank, i=i)
-        return seat.rank, os.getpid()
+            report("greeting", rank=assignment.rank, i=i)
+        return assignment.rank, os.getpid()
 
 
 @dataclass(frozen=True)
 class Refuse:
     """Rank 1 finds a NaN."""
 
-    def __call__(self, seat: Seat, report: Report) -> None:  # noqa: ARG002
-        if seat.rank == 1:
+    def __call__(self, assignment: WorkerAssignment, report: Report) -> None:  # noqa: ARG002
+        if assignment.rank == 1:
             raise NonFiniteLossError("the loss became nan in iteration 3")
 
 
@@ -41,8 +41,8 @@ class Refuse:
 class Stumble:
     """Rank 0 has a bug."""
 
-    def __call__(self, seat: Seat, report: Report) -> None:  # noqa: ARG002
-        if seat.rank == 0:
+    def __call__(self, assignment: WorkerAssignment, report: Report) -> None:  # noqa: ARG002
+        if assignment.rank == 0:
             raise ValueError("a bug")
 
 
@@ -59,25 +59,25 @@ class SumForever:
     until_alone: bool = False
     """Goes on as long as there is another rank."""
 
-    def __call__(self, seat: Seat, report: Report) -> Any:
+    def __call__(self, assignment: WorkerAssignment, report: Report) -> Any:
         import torch
 
         from cafe_core.algorithm.collectives import Comm
 
         comm = Comm.connect(
-            rank=seat.rank,
-            world=seat.world,
-            address=seat.address,
+            rank=assignment.rank,
+            world=assignment.world,
+            address=assignment.address,
             device=torch.device("cpu"),
             timeout_s=self.timeout_s,
-            host=seat.host,
+            host=assignment.host,
         )
         step = 0
-        while step < self.steps or (self.until_alone and seat.world > 1):
+        while step < self.steps or (self.until_alone and assignment.world > 1):
             comm.all_reduce(torch.ones(3))
-            if seat.rank == 0 and step in (0, 3):
+            if assignment.rank == 0 and step in (0, 3):
                 report("step", step=step)
-            if step == 3 and seat.rank == 1 and self.once is not None and not self.once.exists():
+            if step == 3 and assignment.rank == 1 and self.once is not None and not self.once.exists():
                 self.once.touch()
                 if self.trouble is None:
                     time.sleep(120)
@@ -86,7 +86,7 @@ class SumForever:
             time.sleep(0.01)
             step += 1
         comm.close()
-        return seat.world
+        return assignment.world
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ class Count:
     """A file that remembers the trouble."""
     trouble: signal.Signals = signal.SIGKILL
 
-    def __call__(self, seat: Seat, report: Report) -> tuple[int, int]:
+    def __call__(self, assignment: WorkerAssignment, report: Report) -> tuple[int, int]:
         for i in range(self.start, self.end):
             if i == self.at and (self.once is None or not self.once.exists()):
                 time.sleep(0.2)  # what was reported is on its way
@@ -110,12 +110,12 @@ class Count:
                 os.kill(os.getpid(), self.trouble)
             report("count", i=i)
             time.sleep(self.pause_s)
-        return os.getpid(), seat.threads
+        return os.getpid(), assignment.threads
 
-    def after(self, told: list[tuple[str, dict[str, Any]]]) -> Count:
-        return replace(self, start=1 + max([self.start - 1, *(data["i"] for type, data in told if type == "count")]))
+    def after(self, reported: list[tuple[str, dict[str, Any]]]) -> Count:
+        return replace(self, start=1 + max([self.start - 1, *(data["i"] for type, data in reported if type == "count")]))
 
-    def release(self, told: list[tuple[str, dict[str, Any]]]) -> None:
+    def release(self, reported: list[tuple[str, dict[str, Any]]]) -> None:
         pass
 
 
@@ -123,13 +123,13 @@ class Count:
 class RefuseTrial:
     """A trial that finds a NaN."""
 
-    def __call__(self, seat: Seat, report: Report) -> None:  # noqa: ARG002
+    def __call__(self, assignment: WorkerAssignment, report: Report) -> None:  # noqa: ARG002
         raise NonFiniteLossError("the loss became nan in iteration 3")
 
-    def after(self, told: list[tuple[str, dict[str, Any]]]) -> RefuseTrial:  # noqa: ARG002
+    def after(self, reported: list[tuple[str, dict[str, Any]]]) -> RefuseTrial:  # noqa: ARG002
         return self
 
-    def release(self, told: list[tuple[str, dict[str, Any]]]) -> None:
+    def release(self, reported: list[tuple[str, dict[str, Any]]]) -> None:
         pass
 
 

@@ -14,7 +14,7 @@ from cafe_core.errors import NonFiniteLossError
 from cafe_core.spec.resources import ResourcesSpec
 from tests.workers.conftest import is_running
 from tests.workers.standins import Greet, Refuse, Stumble, SumForever
-from workers.gang import Gang, GangFailedError, Observation, Reported, Reservation, Returned
+from workers.gang import Gang, GangFailedError, Observation, Reservation, WorkerReport, WorkerResult
 from workers.interruption import Interruption
 from workers.policy import Failure, Kind
 from workers.shard_worker import Work
@@ -64,11 +64,11 @@ def test_what_workers_tell_arrives_whole_and_in_order(cluster: str, leaves_nothi
         assert [described["classes"] for described in gang.describe(5)] == [[0, 1], [2, 3, 4]]
         for _ in range(2):  # workers take work again
             begin(gang, Greet(200))
-            seen = watch(gang, lambda seen: sum(isinstance(s, Returned) for s in seen) == 2)
+            seen = watch(gang, lambda seen: sum(isinstance(s, WorkerResult) for s in seen) == 2)
             for rank, described in enumerate(gang.describe(5)):
                 told = [s for s in seen if s.rank == rank]
-                assert [s.data["i"] for s in told if isinstance(s, Reported)] == list(range(200))
-                assert told[-1] == Returned(rank, (rank, described["pid"]))
+                assert [s.data["i"] for s in told if isinstance(s, WorkerReport)] == list(range(200))
+                assert told[-1] == WorkerResult(rank, (rank, described["pid"]))
 
         begin(gang, Refuse())
         refused = failures(watch(gang, lambda seen: len(seen) == 2))[1]
@@ -91,7 +91,7 @@ def test_a_killed_worker_died_and_the_other_lost_its_peer(gang: Gang) -> None:
     gang.dismiss({1})  # and goes on with the other
     begin(gang, Greet(0))
     [returned] = watch(gang, lambda seen: len(seen) == 1)
-    assert isinstance(returned, Returned)
+    assert isinstance(returned, WorkerResult)
     assert returned.rank == 0
 
 

@@ -13,7 +13,7 @@ import pytest
 import workers.heartbeat
 from cafe_core.jobs.jobdir import JobDir
 from tests.cafe_core.jobs.test_disk_full import small_disk
-from workers.heartbeat import beating
+from workers.heartbeat import sending_heartbeats
 
 
 @pytest.fixture(autouse=True)
@@ -49,7 +49,7 @@ def heart() -> threading.Thread | None:
 
 
 def test_it_counts_while_the_main_thread_is_busy(directory: JobDir) -> None:
-    with beating(directory, 1):
+    with sending_heartbeats(directory, 1):
         wait_until(lambda: beats(directory) >= 3)
     assert heart() is None
     at_the_end = beats(directory)
@@ -63,13 +63,13 @@ def test_a_stale_attempt_writes_nothing(directory: JobDir, known: bool) -> None:
         directory.job_file.write_text(json.dumps({"attempt": 2}))
     else:
         shutil.rmtree(directory.path)
-    with beating(directory, 1):
+    with sending_heartbeats(directory, 1):
         wait_until(lambda: heart() is None)
     assert not directory.attempt(1).path.exists()
 
 
 def test_a_directory_that_goes_is_not_made_again(directory: JobDir) -> None:
-    with beating(directory, 1):
+    with sending_heartbeats(directory, 1):
         wait_until(lambda: beats(directory) >= 1)
         directory.path.rename(directory.path.with_name("aside"))
         time.sleep(0.2)
@@ -80,7 +80,7 @@ def test_a_directory_that_goes_is_not_made_again(directory: JobDir) -> None:
 def test_a_full_disk_does_not_make_it_silent(tmp_path: Path) -> None:
     with small_disk(tmp_path / "disk", 128) as disk:
         directory = job_in(disk / "job")
-        with beating(directory, 1):
+        with sending_heartbeats(directory, 1):
             wait_until(lambda: beats(directory) >= 1)
             fill(disk)
             counted = beats(directory)
@@ -91,7 +91,7 @@ def test_a_disk_that_is_full_from_the_start_leaves_it_unknown(tmp_path: Path) ->
     with small_disk(tmp_path / "disk", 128) as disk:
         directory = job_in(disk / "job")
         fill(disk)
-        with beating(directory, 1):
+        with sending_heartbeats(directory, 1):
             time.sleep(0.2)
             assert beats(directory) == 0
             (disk / "ballast").unlink()

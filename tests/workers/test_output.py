@@ -19,7 +19,7 @@ def driver(attempt: AttemptDir, body: str, *, limit: int = 8 << 20) -> subproces
 import os, signal, sys, workers.output
 from pathlib import Path
 workers.output.LIMIT_BYTES = {limit}
-with workers.output.copied_to(Path({str(attempt.log_file)!r}), Path({str(attempt.older_log_file)!r})):
+with workers.output.copying_output(Path({str(attempt.log_file)!r}), Path({str(attempt.older_log_file)!r})):
     {body}
 print("after")
 """

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from cafe_core.errors import CafeError, CheckpointError, NonFiniteLossError, WorkerLostError
-from workers.policy import Failure, GiveUp, Kind, Restart, decide, decisive, gang_size, workers_that_fit
+from workers.policy import Failure, GiveUp, Kind, Restart, cause_known, decide, gang_size, workers_that_fit
 
 DIED = Failure(1, Kind.DIED, "died")
 HUNG = Failure(2, Kind.HUNG, "has not answered for 6 s")
@@ -73,7 +73,7 @@ def test_losses_beyond_the_allowance_end_the_job_retryably() -> None:
     ],
 )
 def test_only_a_cause_is_decisive(failures: list[Failure], expected: bool) -> None:
-    assert decisive(failures) is expected
+    assert cause_known(failures) is expected
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from ray.dashboard.modules.job.common import JOB_ACTOR_NAME_TEMPLATE, SUPERVISOR
 
 from tests.workers.conftest import is_running
 from workers.client import submission_id
-from workers.stale_drivers import end_earlier_attempts
+from workers.stale_drivers import end_previous_attempts
 
 JOB_ID = "job_frozen"
 
@@ -37,11 +37,11 @@ def supervising(attempt: int) -> int:
 def test_a_frozen_supervisor_of_an_earlier_attempt_is_ended_and_no_other() -> None:
     pids = {attempt: supervising(attempt) for attempt in (1, 3, 4)}
     os.kill(pids[1], signal.SIGSTOP)
-    end_earlier_attempts(JOB_ID, 3)
+    end_previous_attempts(JOB_ID, 3)
     deadline = time.monotonic() + 30
     while is_running(pids[1]):
         assert time.monotonic() < deadline
         time.sleep(0.05)
     assert is_running(pids[3])
     assert is_running(pids[4])
-    end_earlier_attempts(JOB_ID, 5)
+    end_previous_attempts(JOB_ID, 5)

@@ -25,7 +25,7 @@ from tests.workers import jobs
 from tests.workers.jobs import driving
 from workers import backend as backend_module
 from workers.backend import RayBackend
-from workers.evaluation import cut
+from workers.evaluation import split_tasks
 from workers.interruption import Interruption
 
 pytestmark = pytest.mark.usefixtures("leaves_nothing")
@@ -237,7 +237,7 @@ def test_a_validation_uses_the_gang_that_goes_on(cluster: str, cache: Path, tmp_
 def test_how_tasks_are_cut() -> None:
     spec = EvaluationSpec(networks=NETWORKS, repeats=40, baselines=["random", "whole"])
     tasks = all_tasks(spec)
-    on_cpus = cut(tasks, workers(2))
+    on_cpus = split_tasks(tasks, workers(2))
     assert sorted(map(str, tasks)) == sorted(str(task) for chunk in on_cpus for task in chunk)
     assert [len(chunk) for chunk in on_cpus[:80]] == [1] * 80
     assert {chunk[0].source for chunk in on_cpus[:80]} == {"whole"}
@@ -250,6 +250,6 @@ def test_how_tasks_are_cut() -> None:
     ]
     assert {len({(t.source, t.network, t.augment) for t in chunk}) for chunk in on_cpus} == {1}
 
-    on_gpus = cut(tasks, ResourcesSpec(workers=2, gpus_per_worker=1))
+    on_gpus = split_tasks(tasks, ResourcesSpec(workers=2, gpus_per_worker=1))
     assert {len(chunk) for chunk in on_gpus} == {20}
-    assert len(cut(tasks[:6], ResourcesSpec(workers=4, gpus_per_worker=1))) >= 4
+    assert len(split_tasks(tasks[:6], ResourcesSpec(workers=4, gpus_per_worker=1))) >= 4

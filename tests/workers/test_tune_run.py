@@ -17,7 +17,7 @@ from tests.workers.conftest import actor_processes, is_running
 from tests.workers.standins import Count, DeadlyToTakeOver, RefuseTrial, Unreadable
 from workers import tune_run
 from workers.policy import Failure, Kind
-from workers.tune_run import Failed, Observation, Reported, Returned, TuneRun
+from workers.tune_run import Observation, TrialFailure, TrialReport, TrialResult, TuneRun
 from workers.tune_worker import TrialWork
 
 pytestmark = pytest.mark.usefixtures("leaves_nothing")
@@ -48,15 +48,15 @@ def to_the_end(run: TuneRun, silence_s: float = 60) -> list[Observation]:
 
 
 def counted(seen: list[Observation], trial: int) -> list[int]:
-    return [s.data["i"] for s in seen if isinstance(s, Reported) and s.trial == trial]
+    return [s.data["i"] for s in seen if isinstance(s, TrialReport) and s.trial == trial]
 
 
 def returned(seen: list[Observation]) -> dict[int, Any]:
-    return {s.trial: s.value for s in seen if isinstance(s, Returned)}
+    return {s.trial: s.value for s in seen if isinstance(s, TrialResult)}
 
 
-def failures(seen: list[Observation]) -> list[Failed]:
-    return [s for s in seen if isinstance(s, Failed)]
+def failures(seen: list[Observation]) -> list[TrialFailure]:
+    return [s for s in seen if isinstance(s, TrialFailure)]
 
 
 def test_what_trials_tell_arrives_whole_and_workers_are_used_again(cluster: str, tmp_path: Path) -> None:  # noqa: ARG001

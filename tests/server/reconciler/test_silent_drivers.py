@@ -33,7 +33,7 @@ from pathlib import Path
 import workers.heartbeat
 from cafe_core.jobs.jobdir import JobDir
 workers.heartbeat.EVERY_S = 0.1
-with workers.heartbeat.beating(JobDir(Path(sys.argv[1])), int(sys.argv[2])):
+with workers.heartbeat.sending_heartbeats(JobDir(Path(sys.argv[1])), int(sys.argv[2])):
     time.sleep(60)
 """
 """A process that looks like a driver from outside: it is busy and sends heartbeats."""

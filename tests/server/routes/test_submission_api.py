@@ -221,8 +221,8 @@ def test_refuses_impossible_evaluation_with_field(
         (sweep({"seed": {"grid": [1]}}, resources={"workers": 5}), "base.resources", "can hold at most 4 of them"),
         (sweep({"seed": {"grid": [1]}}, resources={"workers": 11}), "base.resources.workers", "11 workers for 10 classes"),
         (sweep({"resources.workers": {"grid": [1, 5]}}), "space.resources.workers", "with resources.workers = 5: 5 workers"),
-        (sweep({"seed": {"grid": [1]}}, ipc=9999, network=WIDE), "base.resources", "with seed = 1: a worker would hold"),
-        (sweep({"ipc": {"grid": [1, 9999]}}, network=WIDE), "space", "with ipc = 9999: a worker would hold"),
+        (sweep({"seed": {"grid": [1]}}, ipc=9999, network=WIDE), "base.resources", "with seed = 1: a worker would need"),
+        (sweep({"ipc": {"grid": [1, 9999]}}, network=WIDE), "space", "with ipc = 9999: a worker would need"),
     ],
 )  # fmt: skip
 def test_refuses_impossible_sweep_with_field(api: Api, settings: Settings, spec: dict[str, Any], loc: str, message: str) -> None:
