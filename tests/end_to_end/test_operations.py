@@ -1,4 +1,4 @@
-"""The commands of docs/operations.md, run in their order by a shell, as an operator would; and its worked example."""
+"""Run the commands of docs/operations.md in order in a shell, as an operator would, and check its worked example."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ STOP_WHAT_IS_LEFT = """trap 'kill "$(cat server.pid)" && tail --pid="$(cat serve
 
 
 def commands(*labels: str) -> str:
-    """The document's console blocks with one of these labels, or none, as one script."""
+    """Return the document's console blocks with one of these labels, or none, as one script."""
     blocks = re.findall(r"^```console ?(\w*)\n(.*?)^```$", OPERATIONS, re.M | re.S)
     assert len(blocks) > 10
     return "".join(text for label, text in blocks if label in ("", *labels))

@@ -1,4 +1,4 @@
-"""`cafe reproduce` from end to end: Table 2 and Figure 5 at scale smoke, as a user gets them."""
+"""`cafe reproduce` from end to end: Table 2 and Figure 5 at scale smoke."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from server.cli.main import main
 
 
 def cafe_reproduce(table: str, out: Path) -> Result:
-    """`cafe reproduce TABLE` into a directory that tables share."""
+    """Run `cafe reproduce TABLE` in a directory that the tables share."""
     arguments = ["reproduce", table, "--scale", "smoke", "--out", str(out), "--data-dir", str(out / "data")]
     return CliRunner().invoke(main, arguments, catch_exceptions=False)
 
 
 def means(table: str, out: Path) -> dict[str, float]:
-    """Our numbers, by row."""
+    """Return our numbers by row."""
     content = json.loads((out / f"{table}.json").read_text())
     return {cell["row"]: cell["mean"] for cell in content["cells"]}
 
 
 def assert_drawn(path: Path) -> None:
-    """A picture of a size for people, with many colours."""
+    """Check that a picture is large enough and has many colours."""
     image = Image.open(path)
     assert min(image.size) > 300
     assert len(np.unique(np.asarray(image).reshape(-1, 4), axis=0)) > 20
@@ -34,7 +34,7 @@ def assert_drawn(path: Path) -> None:
 
 @pytest.mark.timeout(1200)
 def test_table2_and_figure5(tmp_path: Path) -> None:
-    """One test, since the figure goes on from the table's jobs."""
+    """A single test, since the figure reuses the table's jobs."""
     out = tmp_path / "out"
     table2 = cafe_reproduce("table2", out)
     assert table2.exit_code == 0, table2.stderr

@@ -1,4 +1,4 @@
-"""A server with API keys."""
+"""Helpers for servers with API keys."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.server.conftest import Api
 
 
 def add_key(settings: Settings, *scopes: Scope, name: str = "test", limits: KeyLimits | None = None) -> str:
-    """Make a key on the server's database, as `cafe keys create` does; returns it."""
+    """Create a key in the server's database, as `cafe keys create` does, and return it."""
     settings.data_dir.mkdir(parents=True, exist_ok=True)
     key = keys.new_key()
     database = Database(settings.database)
@@ -28,7 +28,7 @@ def add_key(settings: Settings, *scopes: Scope, name: str = "test", limits: KeyL
 
 
 def key_id(settings: Settings, key: str) -> str:
-    """The id of a key."""
+    """Return the id of a key."""
     database = Database(settings.database)
     try:
         with database.read() as session:
@@ -40,10 +40,10 @@ def key_id(settings: Settings, key: str) -> str:
 
 
 def client_of(api: httpx.Client, key: str | None) -> Api:
-    """A client of the same server that sends this key, or none. Close it."""
+    """Return a client of the same server that sends this key, or none. The caller closes it."""
     return Api(base_url=api.base_url, timeout=40, headers={"Authorization": f"Bearer {key}"} if key else {})
 
 
 def statuses(responses: Collection[httpx.Response]) -> list[int]:
-    """How each was answered."""
+    """Return the status of each response."""
     return [response.status_code for response in responses]

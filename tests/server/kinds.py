@@ -1,4 +1,4 @@
-"""Specs of evaluate and sweep jobs, and what drivers leave of them."""
+"""Specs of evaluate and sweep jobs, and files that their drivers write."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SWEEP: dict[str, Any] = {
 
 
 def digits_set(level: float = 0.5, shape: tuple[int, int, int] = (1, 8, 8), **fields: Any) -> SyntheticSet:
-    """One image a class of the digits, all of one level."""
+    """Return a set of digits with one constant image per class."""
     parts: dict[str, Any] = {
         "images": np.full((10, *shape), level, np.float32),
         "labels": np.arange(10, dtype=np.int64),
@@ -41,14 +41,14 @@ def digits_set(level: float = 0.5, shape: tuple[int, int, int] = (1, 8, 8), **fi
 
 
 def running_job(api: Api, ray: FakeRay, spec: dict[str, Any]) -> str:
-    """A job that Ray runs."""
+    """Submit a job and wait until Ray runs it."""
     job_id: str = api.submit(spec)["id"]
     api.await_job(job_id, lambda _: (job_id, 1) in ray.submissions)
     return job_id
 
 
 def end_trial(directory: JobDir, outcome: TrialOutcome, level: float = 0.5) -> None:
-    """What a sweep's driver writes when a trial ends: its files, then the line about it."""
+    """Write what a sweep's driver writes when a trial ends: the files, then the trial's line."""
     if outcome.status == "succeeded":
         digits_set(level).save(directory.trial(outcome.number).attempt(1).synthetic_file)
     with directory.trials_file.open("a") as log:
@@ -56,6 +56,6 @@ def end_trial(directory: JobDir, outcome: TrialOutcome, level: float = 0.5) -> N
 
 
 def trained(directory: JobDir, judged: str, task: EvaluationTask, accuracy: float) -> None:
-    """What the driver of an evaluation writes when a network is trained; judged: which set was judged."""
+    """Write what the driver of an evaluation writes after training a network; judged: the set under evaluation."""
     with directory.evaluation_file.open("a") as log:
         log.write(json.dumps({"set": judged, "task": asdict(task), "accuracy": accuracy}) + "\n")

@@ -1,9 +1,8 @@
-"""`python -m tests.server.probed DATA_DIR [FIELD=VALUE…]`: as tests.server.served, and for each line that it reads it prints for
-how many seconds the event loop was held at most since the last one.
+"""`python -m tests.server.probed DATA_DIR [FIELD=VALUE…]`: serve as tests.server.served does, and measure the event loop.
 
-Held means: the loop's thread computed for so long, or nothing ran on the loop for so long while this process computed as much,
-as when a thread keeps the interpreter to itself. Both are measured in the processor's time, so that other work on the machine
-does not count.
+For each line on standard input, print the longest time in seconds for which the loop was blocked since the previous line. Blocked
+means that the loop's thread computed for this long, or that nothing ran on the loop while another thread of this process computed
+(e.g. holding the GIL). Both are CPU time, so that other work on the machine does not count.
 """
 
 from __future__ import annotations
@@ -18,12 +17,12 @@ EVERY_S = 0.01
 
 
 class Lag:
-    """Of the event loop that it is measured on."""
+    """Measure how long the current event loop is blocked."""
 
     longest_s = 0.0
 
     async def measure(self) -> None:
-        """Until cancelled."""
+        """Measure until cancelled."""
         before = (time.monotonic(), time.thread_time(), time.process_time())
         while True:
             await asyncio.sleep(EVERY_S)

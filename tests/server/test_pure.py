@@ -1,4 +1,4 @@
-"""Small pure functions: events, capacity, ranges, settings, words."""
+"""Small pure functions: events, capacity, ranges, settings, formatting."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""API keys: made, listed and revoked by `cafe keys`; asked for by the server; and what it does without any."""
+"""API keys: `cafe keys`, authentication, and a server without keys."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ KEY = re.compile(r"cafe_[A-Za-z0-9_-]{43}")
 
 @pytest.fixture
 def keyed(settings: Settings, ray: FakeRay) -> Iterator[Api]:
-    """A server with a key of scope admin, which the client sends."""
+    """A server with a key of scope admin, and a client that sends it."""
     key = add_key(settings, Scope.ADMIN)
     with running(settings, ray) as api:
         api.headers["Authorization"] = f"Bearer {key}"
@@ -37,7 +37,7 @@ def keyed(settings: Settings, ray: FakeRay) -> Iterator[Api]:
 
 
 def cafe(*arguments: str, code: int = 0) -> str:
-    """What `cafe …` prints on stdout."""
+    """Run `cafe …` and return its standard output."""
     result = CliRunner().invoke(main, arguments)
     assert result.exit_code == code, result.output
     return result.stdout if code == 0 else result.output
@@ -273,7 +273,7 @@ def await_taken(client: httpx.Client) -> None:
 
 
 def await_status(client: httpx.Client, status: int) -> None:
-    """Until requests are answered so: at once, or a little later."""
+    """Wait until requests get this status."""
     deadline = time.monotonic() + 10
     while (response := client.get("/v1/jobs")).status_code != status:
         assert time.monotonic() < deadline, response.text

@@ -1,4 +1,4 @@
-"""What one API key may take: requests a minute, waiting jobs, the size of an upload, bytes in all."""
+"""Limits of an API key: request rate, queued jobs, upload size, stored bytes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.server.keyed import add_key, client_of, statuses
 
 
 def npz(seed: int = 0) -> bytes:
-    """A dataset of two classes; about 10 kB."""
+    """Return a dataset with two classes, about 10 kB."""
     buffer = io.BytesIO()
     images = np.random.default_rng(seed).integers(0, 256, (40, 16, 16), dtype=np.uint8)
     np.savez(buffer, images=images, labels=np.arange(40) % 2)

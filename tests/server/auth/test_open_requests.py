@@ -1,4 +1,4 @@
-"""How many requests a key may have open: event streams and long polls, and besides them the plain ones."""
+"""Limits of a key's open requests: event streams and long polls, and plain requests."""
 
 from __future__ import annotations
 

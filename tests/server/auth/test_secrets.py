@@ -1,4 +1,4 @@
-"""Secrets stay where they are: looked for, letter by letter, wherever the service leaves something, after a job on a real Ray."""
+"""Search for secrets everywhere the service writes something, after a job on a real Ray."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ pytestmark = pytest.mark.timeout(600)
 
 @dataclass
 class Site:
-    """A server with a Ray of its own, on which a job has succeeded."""
+    """A server with its own Ray on which a job has succeeded."""
 
     served: Served
     data_dir: Path
@@ -43,7 +43,7 @@ class Site:
 
     @property
     def secrets(self) -> list[str]:
-        """What nobody is to find."""
+        """Return the secrets to search for."""
         return [self.key, self.ray_token, METRICS, WEBHOOK, CLIENT]
 
 
@@ -70,7 +70,7 @@ def environment(process: psutil.Process) -> dict[str, str]:
 
 
 def _connections(process: psutil.Process) -> list[Any]:
-    """Its TCP sockets; none where it has ended meanwhile."""
+    """Return the TCP sockets of a process; empty if it has ended."""
     try:
         return list(process.net_connections("tcp"))
     except psutil.NoSuchProcess:
@@ -78,7 +78,7 @@ def _connections(process: psutil.Process) -> list[Any]:
 
 
 def holds(content: str | bytes, secrets: list[str]) -> list[str]:
-    """The secrets in there."""
+    """Return the secrets in a text."""
     raw = content.encode() if isinstance(content, str) else content
     return [secret for secret in secrets if secret.encode() in raw]
 
@@ -114,7 +114,7 @@ def test_command_lines_contain_no_secrets(site: Site) -> None:
 
 
 def test_files_contain_no_secrets(site: Site) -> None:
-    """Of the data directory, with its logs and records, and of Ray's sessions, but for the file that the token is in."""
+    """Search the data directory and Ray's sessions, except for the token file."""
     looked = 0
     for root in (site.data_dir, site.ray_dir):
         for directory, _, names in os.walk(root):

@@ -1,4 +1,4 @@
-"""Another key's jobs and datasets are not there, at no endpoint: generated from /openapi.json, so that new ones are covered."""
+"""Jobs and datasets of other keys are not found at any endpoint. Generated from /openapi.json, which covers new endpoints."""
 
 from __future__ import annotations
 
@@ -30,19 +30,19 @@ OF_THE_SERVER = {
 
 @dataclass(frozen=True)
 class Operation:
-    """A method of a path, and the scope that the document says it needs; None: it needs no key."""
+    """A method of a path and its documented scope; None: no key needed."""
 
     method: str
     path: str
     scope: str | None
 
     def of(self, job_id: str, dataset_id: str) -> str:
-        """The path to this job's or dataset's."""
+        """Return the path with the id of a job or dataset filled in."""
         return self.path.format(job_id=job_id, dataset_id=dataset_id, name="synthetic.safetensors")
 
 
 def operations() -> list[Operation]:
-    """Every one that the server documents."""
+    """Return all documented operations."""
     schema = create_app(Settings(), FakeRay()).openapi()
     return [
         Operation(method.upper(), path, _scope(operation))
@@ -65,13 +65,13 @@ OF_A_THING = [each for each in ALL if "{" in each.path]
 
 @dataclass(frozen=True)
 class Site:
-    """A server with two owners of a job and a dataset each, and further keys."""
+    """A server with two owners, each with a job and a dataset, and further keys."""
 
     api: Api
     clients: dict[str, Api]
     job_id: str
     dataset_id: str
-    """Both are ann's."""
+    """A job and a dataset of ann."""
 
 
 @pytest.fixture(scope="module", params=["sqlite", "postgresql"])

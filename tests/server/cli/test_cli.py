@@ -30,7 +30,7 @@ from workers.client import RayJob, RayJobState
 
 
 def cafe(api: Api, *arguments: str) -> Result:
-    """`cafe ARGUMENTS` against the server."""
+    """Run `cafe ARGUMENTS` against the server."""
     return CliRunner(env={"CAFE_URL": str(api.base_url)}).invoke(main, list(arguments), catch_exceptions=False)
 
 
@@ -42,7 +42,7 @@ def spec_file(tmp_path: Path) -> str:
 
 
 def finish(api: Api, ray: FakeRay, settings: Settings, job_id: str) -> None:
-    """What driver and Ray do when a job succeeds."""
+    """Do what driver and Ray do when a job succeeds."""
     api.await_job(job_id, lambda _: (job_id, 1) in ray.submissions)
     directory = attempt_dir(settings, job_id)
     directory.artifacts.mkdir(parents=True)
@@ -202,7 +202,7 @@ def test_refuses_dataset_root_that_overlaps_data_directory(tmp_path: Path) -> No
 
 
 def test_refuses_database_of_newer_version(tmp_path: Path) -> None:
-    """Said before a Ray is started or a port taken: in a process of its own, as an operator sees it."""
+    """Refused before Ray is started or the port is bound. Runs in its own process, as for an operator."""
     settings = Settings(data_dir=tmp_path)
     database = Database(settings.database)
     database.migrate()
@@ -357,7 +357,7 @@ def test_run_without_a_server(tmp_path: Path) -> None:
 def test_failure_of_run_exits_with_1(
     tmp_path: Path, spec_file: str, monkeypatch: pytest.MonkeyPatch, raised: Exception, shown: type[BaseException]
 ) -> None:
-    """A failure amid the job exits with 1; what is no CafeError is a bug, and shows where it was."""
+    """A failure of the job exits with 1; any other exception is a bug and shows a traceback."""
 
     def fail(*_: object) -> None:
         raise raised

@@ -26,7 +26,7 @@ NETWORK = {"name": "convnet", "width": 4, "depth": 1}
 
 
 def tiny(**fields: Any) -> Job:
-    """A job of seconds."""
+    """Return a job that takes seconds."""
     spec = {
         "kind": "condense",
         "dataset": {"name": "digits"},
@@ -41,7 +41,7 @@ def tiny(**fields: Any) -> Job:
 
 
 class WorkingRay(FakeRay):
-    """Runs what is submitted, in threads of the test. `broken` makes attempts fail."""
+    """A Ray that runs submitted jobs in threads of the test. `broken` makes attempts fail."""
 
     broken = False
 
@@ -129,7 +129,7 @@ def test_next_run_resumes_failed_job(tmp_path: Path, client: Client, working: Wo
 
 
 def cafe(*arguments: str, **environ: str) -> Result:
-    """`cafe ARGUMENTS`"""
+    """Run `cafe ARGUMENTS`."""
     return CliRunner(env=environ).invoke(main, list(arguments), catch_exceptions=False)
 
 
@@ -151,7 +151,7 @@ def test_wrong_usage_exits_with_2(arguments: tuple[str, ...], message: str) -> N
 
 
 def test_failed_jobs_exit_with_1_and_are_explained_in_table(tmp_path: Path) -> None:
-    """MNIST is neither there nor to be downloaded."""
+    """MNIST is not there and cannot be downloaded."""
     empty, out = tmp_path / "empty", tmp_path / "out"
     empty.mkdir(mode=0o555)
     roots = ("--data-dir", str(tmp_path), "--torchvision-root", str(empty))

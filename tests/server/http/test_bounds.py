@@ -33,7 +33,7 @@ from tests.server.kinds import SWEEP
 
 
 class Work:
-    """Heavy work that lasts until it may end, and knows how much of it there was at once."""
+    """Work that blocks until `may_end` is set and counts how much of it runs at once."""
 
     def __init__(self) -> None:
         self.may_end = threading.Event()
@@ -60,7 +60,7 @@ async def _until(condition: Callable[[], bool]) -> None:
 
 
 def asked(heavy: HeavyWork, owner: str | None, work: Work, number: int) -> asyncio.Task[int]:
-    """Work to be done in its turn."""
+    """Submit work for an owner."""
     return asyncio.create_task(heavy.run_fair(owner, work, number))
 
 
@@ -193,7 +193,7 @@ def test_many_plans_of_one_key_delay_no_other_key_and_no_upload(
 
 
 def _refusal(spec: dict[str, Any]) -> tuple[str, list[tuple[str, str]]]:
-    """(detail, the fields) of what is answered to a spec."""
+    """Return (detail, [(loc, msg)]) of the refusal of a spec."""
     with pytest.raises(ValidationError) as refused:
         parse_job_spec(spec)
     refusal = spec_refusal(refused.value)
@@ -238,7 +238,7 @@ def test_refuses_body_with_too_many_parts_before_parsing(api: Api, part: str) ->
 
 
 def test_accepts_sweep_with_maximum_number_of_values(api: Api) -> None:
-    """What is beyond that is said of the spec: the body is not too much."""
+    """Larger sweeps are refused by the spec, not by the limit on the body."""
     space = {"method.beta": {"grid": [number / 7 for number in range(10_000)]}, "seed": {"grid": [1, 2]}}
     refused = api.post("/v1/jobs", json=SWEEP | {"space": space})
     assert refused.json()["errors"] == [{"loc": "space", "msg": "20000 trials are more than 10000"}]

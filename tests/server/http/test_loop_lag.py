@@ -1,4 +1,4 @@
-"""No request holds the event loop, and with it all the others: what costs most is asked for, and how long it was held is seen."""
+"""The most expensive requests must not block the event loop: measure for how long they do."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from tests.server.kinds import EVALUATE, SWEEP, digits_set
 from tests.server.probed import Lag
 
 HELD_AT_MOST_S = 1.0
-"""Of the processor's time: two to three times the most that an idle machine of 2 cores needs, a third of what was mended."""
+"""CPU time: two to three times the maximum on an idle machine with 2 cores, a third of the defects that were fixed."""
 MIB = 1 << 20
 
 CONDENSE_JOB, EVALUATE_JOB = "job_condensed", "job_evaluated"
@@ -40,20 +40,20 @@ LARGE_JOBS = 150
 
 @dataclass(frozen=True)
 class Probed:
-    """A server that is a process of its own, and measures itself."""
+    """A server in its own process that measures its event loop."""
 
     url: str
     asked: IO[str]
     answers: IO[str]
 
     def held_s(self) -> float:
-        """How long its event loop was held at most since this was last asked."""
+        """Return the longest time for which the event loop was blocked since the last call."""
         self.asked.write("\n")
         self.asked.flush()
         return float(self.answers.readline())
 
     async def ask(self, requests: list[httpx.Request], *, at_once: int = 2) -> list[httpx.Response]:
-        """The answers, while /healthz is asked all the time. No request is waited for by more than so many others."""
+        """Send the requests, at most `at_once` concurrently, while requesting /healthz all the time; return the responses."""
         room = asyncio.Semaphore(at_once)
         async with httpx.AsyncClient(timeout=120) as client:
 
@@ -113,7 +113,7 @@ def _ended(session: Session, job_id: str, spec: dict[str, Any], **fields: Any) -
 
 
 def _store_large_jobs(session: Session) -> None:
-    """Sweeps whose specs have 330 kB each."""
+    """Store sweeps with specs of 330 kB each."""
     large = SWEEP | {
         "space": {"method.beta": {"choice": [number + 0.123456789 for number in range(10_000)]}, "ipc": {"grid": [1]}}
     }
@@ -123,7 +123,7 @@ def _store_large_jobs(session: Session) -> None:
 
 
 def _store_condense_job(session: Session, directory: JobDir) -> None:
-    """A set of 60 MB and as large an artifact, two files of log, and a page of events."""
+    """Store a job with a set of 60 MB, an artifact of the same size, two log files and a page of events."""
     job = _ended(session, CONDENSE_JOB, SPEC | {"iterations": 10})
     attempt = directory.attempt(1)
     attempt.artifacts.mkdir(parents=True)
@@ -147,7 +147,7 @@ def _store_condense_job(session: Session, directory: JobDir) -> None:
 
 
 def _store_evaluate_job(session: Session, directory: JobDir) -> None:
-    """As many accuracies as a job may have."""
+    """Store an evaluation with the maximum number of accuracies."""
     accuracies = [number / 1007 for number in range(100_000)]
     result = {"networks": [{"name": "mlp", "mean": 50.0, "std": 1.0, "n": len(accuracies), "accuracies": accuracies}]}
     _ended(session, EVALUATE_JOB, EVALUATE | {"repeats": 10_000}, result=result)
@@ -155,7 +155,7 @@ def _store_evaluate_job(session: Session, directory: JobDir) -> None:
 
 
 def _store_datasets(session: Session) -> None:
-    """As many classes as a dataset may have."""
+    """Store datasets with the maximum number of classes."""
     names = [f"class {number}" for number in range(25_000)]
     info = BUILTIN["digits"].model_copy(update={"class_names": names, "class_counts": [1] * len(names)}).model_dump(mode="json")
     for _ in range(40):
@@ -301,7 +301,7 @@ def _compute(seconds: float) -> None:
 
 
 def _keep_the_interpreter(seconds: float) -> None:
-    """In one call that does not let other threads run."""
+    """Hold the GIL in a single call."""
     count, taken = 1_000_000, 0.0
     while taken < seconds:
         count *= 2

@@ -1,4 +1,4 @@
-"""One answer for all who ask within a moment, and /readyz, which anybody may ask."""
+"""Sharing results between requests, and /readyz, which needs no key."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from workers.client import RayCluster
 
 
 class Question:
-    """What is asked; it is answered, by the number of times that it was asked, when `may_answer` is set."""
+    """A function that returns its number of calls once `may_answer` is set."""
 
     def __init__(self) -> None:
         self.asked = 0
@@ -72,7 +72,7 @@ def test_failure_is_shared_by_waiting_callers_and_not_cached() -> None:
 
 
 class CountingRay(FakeRay):
-    """Says how often it was asked whether it is ready, and hangs while `hangs` is set."""
+    """A Ray that counts readiness checks and hangs while `hangs` is set."""
 
     def __init__(self) -> None:
         super().__init__()

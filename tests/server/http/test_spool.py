@@ -1,4 +1,4 @@
-"""Where an upload lies until it is whole."""
+"""The directory of incomplete uploads."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_incomplete_upload_is_on_the_disk_of_the_data_directory(settings: Settin
 
 
 def files_open_in(pid: int) -> set[Path]:
-    """What the descriptors of a process lead to, as Linux names it."""
+    """Return the targets of a process's file descriptors."""
     found = set()
     for descriptor in Path(f"/proc/{pid}/fd").iterdir():
         with contextlib.suppress(FileNotFoundError):  # it has been closed

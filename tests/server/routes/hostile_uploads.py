@@ -1,4 +1,4 @@
-"""Uploads that mean harm: (name, file name, content, status), each made when it is asked for."""
+"""Hostile uploads: (name, file name, factory of the content, status)."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ Upload = tuple[str, str, Make, int]
 
 _GOOD = {f"train/{name}/{i}.png": png(i) for name in ("cat", "dog") for i in range(2)}
 BOMB_BYTES = 600 << 20
-"""More than the server may hold."""
+"""More memory than the server may use."""
 _LABELS = np.array([0, 1, 0, 1])
 _IMAGES = np.zeros((4, 8, 8), dtype=np.uint8)
 
 
 def folder(**more: bytes) -> bytes:
-    """A good folder and more."""
+    """Return a valid folder with additional members."""
     return image_zip(_GOOD | {name.replace("|", "/"): content for name, content in more.items()})
 
 
 def _named(name: str, content: bytes = png(1), **fields: Any) -> bytes:
-    """A good folder and one member more, of which the directory says `fields`."""
+    """Return a valid folder with one more member whose directory entry has `fields`."""
     buffer = io.BytesIO(folder())
     with warnings.catch_warnings(action="ignore"), zipfile.ZipFile(buffer, "a") as archive:  # a name may be there already
         info = zipfile.ZipInfo("placeholder")
@@ -45,7 +45,7 @@ def _named(name: str, content: bytes = png(1), **fields: Any) -> bytes:
 
 
 def _encrypted() -> bytes:
-    """A good folder whose members are said to be encrypted."""
+    """Return a valid folder whose members are marked as encrypted."""
     found = bytearray(folder())
     at = found.find(b"PK\x01\x02")
     while at >= 0:
@@ -55,7 +55,7 @@ def _encrypted() -> bytes:
 
 
 def _lying(archive: bytes, claimed: int) -> bytes:
-    """The archive, whose members are all said to unpack to `claimed` bytes, in both places."""
+    """Change the claimed unpacked size of all members, in both headers."""
     found = bytearray(archive)
     for signature, offset in ((b"PK\x01\x02", 24), (b"PK\x03\x04", 22)):
         at = found.find(signature)
@@ -70,7 +70,7 @@ def _zeros(name: str, size: int, method: int = zipfile.ZIP_DEFLATED) -> dict[str
 
 
 def _archive(members: dict[str, bytes | tuple[int, int]]) -> bytes:
-    """Members given as (size, method) are that many zeros, written in pieces."""
+    """Return an archive; members given as (size, method) are zeros, written in pieces."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:
         for name, content in members.items():
@@ -86,14 +86,14 @@ def _archive(members: dict[str, bytes | tuple[int, int]]) -> bytes:
 
 
 def _raw_directory(entries: int, name_bytes: int = 12) -> bytes:
-    """An archive that is a directory only: of members that are not there."""
+    """Return an archive with a directory of members that do not exist."""
     entry = struct.pack("<4s4B4HL2L5H2L", b"PK\x01\x02", 20, 3, 20, 0, 0, 0, 0, 33, 0, 0, 0, name_bytes, 0, 0, 0, 0, 0, 0)
     directory = b"".join(entry + b"%0*d" % (name_bytes, i) for i in range(entries))
     return directory + struct.pack("<4s4H2LH", b"PK\x05\x06", 0, 0, entries & 0xFFFF, entries & 0xFFFF, len(directory), 0, 0)
 
 
 def _overlapping() -> bytes:
-    """Two members that are one piece of the file."""
+    """Return an archive whose two members overlap."""
     buffer = io.BytesIO(folder())
     with zipfile.ZipFile(buffer, "a") as archive:
         archive.getinfo("train/dog/1.png").header_offset = archive.getinfo("train/cat/0.png").header_offset
@@ -135,7 +135,7 @@ def _webp_header(width: int, height: int) -> bytes:
 
 
 def _first(image: Make) -> Make:
-    """A folder whose first image it is: that one is opened at once."""
+    """Return a folder with this image first, since the first is opened at once."""
     return lambda: folder(**{"train|a|0.png": image()})
 
 
@@ -154,7 +154,7 @@ def _array(shape: str, descr: str = "'|u1'", order: bool = False) -> str:
 
 
 def _lying_npz() -> bytes:
-    """Labels that are said to have 32 bytes and unpack to BOMB_BYTES."""
+    """Return an archive whose labels claim 32 bytes and unpack to BOMB_BYTES."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
         archive.writestr("images.npy", npy(_IMAGES))
@@ -169,7 +169,7 @@ def _lying_npz() -> bytes:
 
 
 def _header_bomb() -> bytes:
-    """A header that says it has two gigabytes, and has BOMB_BYTES."""
+    """Return an array whose header claims two gigabytes and has BOMB_BYTES."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
         with archive.open("images.npy", "w") as member:
@@ -181,7 +181,7 @@ def _header_bomb() -> bytes:
 
 
 def npy(array: np.ndarray) -> bytes:
-    """An .npy file."""
+    """Return an .npy file."""
     buffer = io.BytesIO()
     np.save(buffer, array, allow_pickle=True)
     return buffer.getvalue()

@@ -1,4 +1,4 @@
-"""What /dashboard/ passes on to Ray and back, seen from a stand-in for Ray that writes down what it is asked."""
+"""/dashboard/ in front of a fake Ray that records requests."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ TOKEN = "ray-token-that-stays-here"
 
 
 class StandIn(ThreadingHTTPServer):
-    """Answers every request alike, with headers that are not to be passed on."""
+    """Respond to every request alike, with headers that must not be passed on."""
 
     daemon_threads = True
 
@@ -50,7 +50,7 @@ class _Handler(BaseHTTPRequestHandler):
     do_HEAD = do_POST = do_PUT = do_DELETE = do_GET  # noqa: N815
 
     def log_message(self, *_args: object) -> None:
-        """Nothing."""
+        """Do not log."""
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +66,7 @@ def ray() -> Iterator[StandIn]:
 
 @pytest.fixture(scope="module")
 def keys(tmp_path_factory: pytest.TempPathFactory, ray: StandIn) -> Iterator[dict[str, str]]:
-    """Of scopes admin and write; `url`: the server's."""
+    """Keys of scopes admin and write, and the URL of the server."""
     settings = Settings(data_dir=tmp_path_factory.mktemp("dashboard"))
     made = {scope.value: add_key(settings, scope) for scope in (Scope.ADMIN, Scope.WRITE)}
     with running(settings, RayClient(ray.address, TOKEN)) as api:
@@ -81,7 +81,7 @@ def admin(keys: dict[str, str], ray: StandIn) -> Iterator[Api]:
 
 
 def of_dashboard(ray: StandIn, path: str) -> list[tuple[str, str, dict[str, str]]]:
-    """What was asked of this path: the server itself asks for others."""
+    """Return the recorded requests of a path."""
     return [asked for asked in ray.asked if asked[1] == path]
 
 

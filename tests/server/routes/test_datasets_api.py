@@ -121,7 +121,7 @@ def test_refuses_upload_larger_than_limit(settings: Settings, ray: FakeRay) -> N
 )
 @pytest.mark.parametrize("announced", [True, False])
 def test_refuses_body_by_content_length(settings: Settings, ray: FakeRay, path: str, content_type: str, announced: bool) -> None:
-    """At its Content-Length, or where it has none at the first byte too many: neither body is ever sent to its end."""
+    """By Content-Length, or without one at the first byte beyond the limit: neither body is sent completely."""
     with running(settings.model_copy(update={"max_upload_bytes": 1 << 20}), ray) as api:
         connection = HTTPConnection(api.base_url.host, api.base_url.port, timeout=20)
         connection.putrequest("POST", path)

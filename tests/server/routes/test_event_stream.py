@@ -39,7 +39,7 @@ def ids(source: httpx_sse.EventSource) -> list[int]:
 
 
 def end(api: Api, job_id: str) -> list[int]:
-    """The numbers of all its events."""
+    """Return the numbers of all events of a job."""
     api.post(f"/v1/jobs/{job_id}/cancel")
     api.await_status(job_id, "cancelled")
     return [event["id"] for event in api.get(f"/v1/jobs/{job_id}/events", params={"limit": 1000}).json()["data"]]

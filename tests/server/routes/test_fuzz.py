@@ -1,4 +1,4 @@
-"""The API against its own description: schemathesis makes requests from /openapi.json, alone and along its links."""
+"""Fuzz the API with schemathesis: requests generated from /openapi.json, single and along its links."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ LONGEST_WAIT_S = 0.05
 
 @pytest.fixture
 def schema(tmp_path: Path) -> Iterator[Any]:
-    """Of a server that wants a key, and has given one of scope admin."""
+    """The schema of a server with API keys, and a key of scope admin."""
     key = add_key(Settings(data_dir=tmp_path / "data"), "admin")
     config = SchemathesisConfig.from_dict({**CONFIG, "auth": {"openapi": {"api_key": {"bearer": key}}}})
     with served(tmp_path / "data", requests_per_minute=1_000_000) as server:
@@ -52,7 +52,7 @@ def _settings(examples: int, **more: Any) -> hypothesis_settings:
 
 
 def _shortened(case: Any) -> Any:
-    """With a wait that takes no time, where it is one."""
+    """Set `wait` to 0 in long polls."""
     wait = (case.query or {}).get("wait")
     if isinstance(wait, float | int) and LONGEST_WAIT_S < wait <= 30:
         case.query["wait"] = LONGEST_WAIT_S
@@ -60,7 +60,7 @@ def _shortened(case: Any) -> Any:
 
 
 def _fuzz(schema: Any, examples: int, chains: int, steps: int) -> Counter[str]:
-    """Requests of each operation alone, then chains of them along the links; how many of each, by status."""
+    """Send single requests to each operation, then chains along the links; count them by status."""
     sent: Counter[str] = Counter()
     failures: list[str] = []
 

@@ -1,4 +1,4 @@
-"""What comes from people who mean harm, the status each gets, and what it costs: memory, and nothing on disk."""
+"""Hostile requests: their status, the server's peak memory, and that nothing stays on disk."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ PEAK_BYTES = 500 * 10**6
 
 @dataclass(frozen=True)
 class Served:
-    """A server that is a process of its own."""
+    """A server in its own process."""
 
     api: httpx.Client
     port: int
@@ -34,25 +34,25 @@ class Served:
     data_dir: Path
 
     def peak_bytes(self) -> int:
-        """The most memory that it had resident."""
+        """Return the peak resident memory."""
         status = Path(f"/proc/{self.pid}/status").read_text()
         return int(re.findall(r"VmHWM:\s+(\d+) kB", status)[0]) * 1024
 
     def ask(self, raw: bytes, *, timeout_s: float = 20) -> int:
-        """The status that raw bytes get; 0: the connection was closed without an answer."""
+        """Send raw bytes and return the status; 0 if the connection was closed without a response."""
         with socket.create_connection(("127.0.0.1", self.port), timeout=timeout_s) as connection:
             connection.sendall(raw)
             answer = connection.recv(64)
         return int(answer.split(b" ", 2)[1]) if answer else 0
 
     def kept(self) -> set[str]:
-        """The ids of the uploads that are on disk."""
+        """Return the ids of the uploads on disk."""
         return {path.name for path in (self.data_dir / "uploads").iterdir()}
 
 
 @contextmanager
 def served(data_dir: Path, **fields: object) -> Iterator[Served]:
-    """A server over a FakeRay."""
+    """Run a server over a FakeRay."""
     command = [sys.executable, "-m", "tests.server.served", str(data_dir), *[f"{name}={value}" for name, value in fields.items()]]
     environ = {name: value for name, value in os.environ.items() if not name.startswith("CAFE_")}
     temporary = data_dir.parent / "tmp"
@@ -90,12 +90,12 @@ def _spec(**fields: Any) -> bytes:
 
 
 def _with(text: str) -> bytes:
-    """A spec with a member of its own making, which JSON would not have."""
+    """Return a spec with a member that json.dumps would not write."""
     return json.dumps(SPEC).encode()[:-1] + b", " + text.encode() + b"}"
 
 
 def _requests(job_id: str) -> list[tuple[str, bytes, int]]:
-    """(name, raw bytes, status)."""
+    """Return (name, raw bytes, expected status) of each request."""
     job, jobs = f"/v1/jobs/{job_id}", "/v1/jobs"
     multipart = b'--x\r\nContent-Disposition: form-data; name="%s"%s\r\n\r\n%s\r\n'
     fields = b"".join(multipart % (b"f%d" % i, b"", b"x" * 1000) for i in range(900)) + b"--x--\r\n"
@@ -209,7 +209,7 @@ def test_interrupted_upload_leaves_no_files(tmp_path: Path) -> None:
 
 
 def _open_temporary_files(pid: int, directory: Path) -> list[str]:
-    """Files without a name, which the process still holds."""
+    """Return deleted files that the process still holds open."""
     found = []
     for link in Path(f"/proc/{pid}/fd").iterdir():
         try:

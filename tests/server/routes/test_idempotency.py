@@ -29,7 +29,7 @@ def test_concurrent_posts_with_same_key_create_one_job(settings: Settings, ray: 
 
 
 def post_at_once(servers: list[Api]) -> list[tuple[int, str]]:
-    """(status, job) of each answer."""
+    """Return (status, job) of each response."""
 
     def post(number: int) -> tuple[int, str]:
         url = servers[number % len(servers)].base_url.join(
@@ -75,7 +75,7 @@ def test_nul_character_matches_nothing_or_is_refused(api: Api, path: str) -> Non
     "fields", [{"name": "a\x00b"}, {"labels": {"k": "a\x00b"}}, {"labels": {"a\x00b": "v"}}, {"name": "\ud800"}]
 )
 def test_unusual_texts_are_stored(api: Api, fields: dict[str, object]) -> None:
-    """A NUL is kept by SQLite and refused by PostgreSQL; either way there is an answer, and no half of a job."""
+    """SQLite stores NUL and PostgreSQL refuses it; either way there is a response and no incomplete job."""
     answer = api.post("/v1/jobs", content=json.dumps(SPEC | fields), headers={"Content-Type": "application/json"})
     assert answer.status_code in (201, 422)
     assert len(api.get("/v1/jobs").json()["data"]) == (answer.status_code == 201)

@@ -16,7 +16,7 @@ PROBLEM = "application/problem+json"
 
 
 def refused(response: Any, status: int = 422) -> dict[str, str]:
-    """{loc: msg} of a refusal."""
+    """Return {loc: msg} of a refusal."""
     assert response.status_code == status, response.text
     assert response.headers["content-type"] == PROBLEM
     problem = response.json()

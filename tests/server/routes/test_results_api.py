@@ -22,7 +22,7 @@ from workers.client import RayJob, RayJobState
 
 
 def checkpoint(settings: Settings, job_id: str, iteration: int) -> Path:
-    """What a driver writes at an iteration: ten 8×8 images, whose values say the iteration."""
+    """Write a checkpoint as a driver does: ten 8×8 images whose values are the iteration."""
     directory = settings.job_dir(job_id)
     directory.checkpoints.mkdir(exist_ok=True)
     directory.dataset_file.write_text(BUILTIN["digits"].model_dump_json())
@@ -81,7 +81,7 @@ def test_serves_latest_checkpoint_while_running(api: Api, started: str, settings
 def test_reads_checkpoint_that_is_replaced_meanwhile(
     api: Api, started: str, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As a driver does in between: what was listed is gone when it is opened, and there are newer ones."""
+    """Listed checkpoints are deleted before they are opened, and newer ones exist, as a driver may do."""
     listed = [checkpoint(settings, started, iteration) for iteration in (2, 4)]
 
     def after_rotation(path: Path, info: DatasetInfo, spec: CondenseSpec) -> SyntheticSet:

@@ -1,4 +1,4 @@
-"""Submitting evaluate and sweep jobs: what is taken, what is refused and why, and what is kept with the job."""
+"""Submitting evaluate and sweep jobs: accepted specs, refusals, and files kept with the job."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_accepts_sweep(api: Api) -> None:
 
 
 def test_driver_gets_unresolved_sweep(api: Api, ray: FakeRay, settings: Settings) -> None:
-    """Defaults of one method, written out, would be unknown fields of another."""
+    """Resolved defaults of one method would be unknown fields of another."""
     job_id = running_job(api, ray, sweep({"method.name": {"grid": ["cafe", "dm", "herding"]}}, iterations=0))
     file = JobFile.model_validate_json(settings.job_dir(job_id).job_file.read_bytes())
     assert isinstance(file.spec, SweepSpec)
@@ -316,7 +316,7 @@ def database(settings: Settings) -> Iterator[Database]:
 
 
 def make_kept(database: Database, directory: JobDir) -> None:
-    """Make an evaluate job as a submission does."""
+    """Create an evaluate job as a submission does."""
     with stage_input(database, directory, digits_set()) as keep, database.write() as session:
         assert directory.input_file.exists()
         jobs.create(session, directory.path.name, parse_job_spec(EVALUATE))
@@ -367,7 +367,7 @@ def test_set_is_kept_when_outcome_of_commit_is_unknown(
 
 @pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
 def test_existence_of_job_is_checked_after_its_transaction(settings: Settings, database: Database) -> None:
-    """PostgreSQL may still be at a commit whose client has lost its connection."""
+    """PostgreSQL may still be committing after its client has lost the connection."""
     directory, asked = settings.job_dir("job_a"), ThreadPoolExecutor(1)
     with asked, stage_input(database, directory, digits_set()) as keep:
         with database.write() as session:

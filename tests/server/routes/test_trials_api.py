@@ -1,4 +1,4 @@
-"""What evaluate and sweep jobs show while they run: progress, trials, the synthetic set."""
+"""Evaluate and sweep jobs while they run: progress, trials, synthetic set."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_trials_of_evaluation_are_its_networks(api: Api, ray: FakeRay, settings:
 
 
 def test_measurements_of_other_set_are_ignored(api: Api, ray: FakeRay, settings: Settings) -> None:
-    """An attempt that condensed anew may have come to a set of other bytes."""
+    """An attempt that condenses again may produce a set with different bytes."""
     job_id = running_job(api, ray, EVALUATE)
     for judged, accuracy in (("first", 50.0), ("second", 60.0)):
         trained(settings.job_dir(job_id), judged, EvaluationTask("synthetic", 0, "none", 0), accuracy)

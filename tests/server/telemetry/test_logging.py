@@ -1,4 +1,4 @@
-"""Logs: a line of JSON a record, with the request and the job that it is about, and no secrets. X-Request-ID on every answer."""
+"""Logs: one line of JSON per record, with the ids of request and job and without secrets. X-Request-ID in every response."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ KEY = "cafe_" + "Ab-_9" * 8 + "xyz"
 
 @pytest.fixture
 def written() -> Iterator[io.StringIO]:
-    """What this process logs, as JSON; afterwards logging is as it was."""
+    """Capture the log of this process as JSON, and restore logging afterwards."""
     names = ("", "uvicorn", "uvicorn.error", "uvicorn.access", "httpx", "httpcore", "alembic")
     before = [(each := logging.getLogger(name or None), each.handlers[:], each.level, each.propagate) for name in names]
     stream = io.StringIO()

@@ -1,4 +1,4 @@
-"""/metrics: every metric is documented and right, labels are bounded, a look is cheap whatever the number of jobs."""
+"""/metrics: values, documentation, bounded labels, and cost with many jobs."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ DOCUMENT = Path(__file__).parents[3] / "docs" / "metrics.md"
 
 
 def scrape(api: Api) -> dict[str, Metric]:
-    """The families by name."""
+    """Scrape /metrics and return the families by name."""
     answer = api.get("/metrics")
     assert answer.status_code == 200, answer.text
     return {family.name: family for family in parse_text(answer.text)}
 
 
 def value(api: Api, sample: str, **labels: str) -> float | None:
-    """A sample's value now; None where there is none."""
+    """Return the current value of a sample; None if it is missing."""
     for family in scrape(api).values():
         for each in family.samples:
             if each.name == sample and each.labels == labels:
@@ -49,7 +49,7 @@ def value(api: Api, sample: str, **labels: str) -> float | None:
 
 
 def awaited(api: Api, expected: Callable[[float | None], bool], sample: str, **labels: str) -> None:
-    """Wait until a scrape, which may be FRESH_S old, and the reconciler have caught up."""
+    """Wait until the scrape (up to FRESH_S old) shows an expected value."""
     deadline = time.monotonic() + 15
     while not expected(seen := value(api, sample, **labels)):
         assert time.monotonic() < deadline, f"{sample}{labels} is {seen}"

@@ -1,4 +1,4 @@
-"""Traces: none, and nothing of the SDK, unless the environment asks for them. A process of its own each: it has one provider."""
+"""Traces, each test in its own process since a process has one provider. Without configuration the SDK is not loaded."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ else:
 
 
 def serve(path: Path, *arguments: str, **environment: str) -> tuple[list[dict[str, Any]], str]:
-    """What a process that serves some requests prints, and its standard error."""
+    """Serve some requests in a process; return its standard output and standard error."""
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("OTEL_")}
     done = subprocess.run(
         [sys.executable, "-c", SERVE, str(path), *arguments],
