@@ -6,6 +6,9 @@ PYTHON ?= python3
 export RAY_USAGE_STATS_ENABLED = 0
 export PYTHONPATH = .
 
+# Two processes, whose lanes tests/conftest.py chooses. An empty IN_LANES runs one test after another.
+IN_LANES := --numprocesses 2 --dist loadgroup --no-loadscope-reorder
+
 .PHONY: help setup packages demo test serve lint soak bench clean
 
 help:  ## list the commands
@@ -25,7 +28,7 @@ demo: setup  ## condense the built-in digits, evaluate, show the accuracies side
 	$(BIN)/python -m server.cli.demo
 
 test: setup packages  ## run the test suite
-	$(BIN)/python -m pytest -m 'not soak'
+	$(BIN)/python -m pytest -m 'not soak' $(IN_LANES)
 
 soak: setup packages  ## run the long tests: full kill matrix, load, fuzzing
 	$(BIN)/python -m pytest -m soak --timeout 3600

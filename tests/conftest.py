@@ -1,9 +1,78 @@
-"""Settings of all tests."""
+"""Settings of all tests, and the lanes in which `make test` runs them side by side.
+
+`make test` runs pytest-xdist with `--dist loadgroup`: each lane runs in one process, its tests one after another. All tests
+that start a real Ray form one lane, which is scheduled first because it takes longest; the tests of every other module form a
+lane each, so that module fixtures are set up once.
+"""
 
 from __future__ import annotations
 
-import hypothesis
+from collections.abc import Iterator
+from typing import Any
 
-# A machine that is busy otherwise is slow: what takes long is no failure.
+import hypothesis
+import pytest
+
+from server.ray.embedded import EmbeddedRay
+
+# A busy machine is slow: an example that takes long is no failure.
 hypothesis.settings.register_profile("without deadlines", deadline=None)
 hypothesis.settings.load_profile("without deadlines")
+
+RAY_FIXTURES = {"small_ray", "embedded_ray", "ray_nodes", "containers"}
+"""Fixtures that start a Ray. Tests that start one without them carry the marker `real_ray`."""
+
+NOTES: pytest.StashKey[list[str]] = pytest.StashKey()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[NOTES] = []
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Assign each test to its lane, and put the lane of Ray first."""
+    with_ray = [item for item in items if starts_ray(item)]
+    others = [item for item in items if not starts_ray(item)]
+    for item in with_ray:
+        item.add_marker(pytest.mark.xdist_group("ray"))
+    for item in others:
+        item.add_marker(pytest.mark.xdist_group(f"{item.path.parent.name}.{item.path.stem}"))
+    items[:] = with_ray + others
+
+
+def starts_ray(item: pytest.Item) -> bool:
+    """Return whether a test starts a real Ray or uses one that a fixture starts."""
+    return item.get_closest_marker("real_ray") is not None or not RAY_FIXTURES.isdisjoint(getattr(item, "fixturenames", ()))
+
+
+@pytest.fixture(scope="session")
+def notes(request: pytest.FixtureRequest) -> list[str]:
+    """Collect texts that are printed after the tests."""
+    return request.config.stash[NOTES]
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Send the notes of an xdist worker to the process that prints the summary."""
+    output: dict[str, Any] | None = getattr(session.config, "workeroutput", None)
+    if output is not None:
+        output["notes"] = session.config.stash[NOTES]
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """Receive the notes of an xdist worker that has ended."""
+    node.config.stash[NOTES] += getattr(node, "workeroutput", {}).get("notes", [])
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """Print the notes."""
+    for text in config.stash[NOTES]:
+        terminalreporter.write_line(f"\n{text}\n")
+
+
+@pytest.fixture(scope="session")
+def embedded_ray() -> Iterator[EmbeddedRay]:
+    """Start one Ray of two CPUs, with a dashboard, for all tests that leave it as they find it."""
+    with EmbeddedRay(num_cpus=2) as ray:
+        yield ray

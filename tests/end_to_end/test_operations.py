@@ -40,6 +40,7 @@ def commands(*labels: str) -> str:
     return "".join(text for label, text in blocks if label in ("", *labels))
 
 
+@pytest.mark.real_ray
 @pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
 def test_documented_commands_work(kind: str, tmp_path: Path) -> None:
     (tmp_path / "job.yaml").write_text(yaml.safe_dump(JOB))

@@ -73,10 +73,10 @@ def test_the_steps_of_a_submission_are_in_the_server(name: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Ray, Server, Yield]]:
-    """A Ray of one node, a server, and what the small job yields."""
-    with EmbeddedRay(num_cpus=2) as ray, Server(tmp_path_factory.mktemp("small") / "data", **environ_of(ray)) as server:
-        yield ray, server, undisturbed_yield(Scene(ray, server, SMALL))
+def small(embedded_ray: EmbeddedRay, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Ray, Server, Yield]]:
+    """Return a Ray of one node, a server, and what the small job yields."""
+    with Server(tmp_path_factory.mktemp("small") / "data", **environ_of(embedded_ray)) as server:
+        yield embedded_ray, server, undisturbed_yield(Scene(embedded_ray, server, SMALL))
 
 
 @pytest.mark.parametrize("case", SHORT, ids=lambda case: case.fault)
@@ -86,10 +86,10 @@ def test_a_job_survives(case: Case, small: tuple[Ray, Server, Yield], rows: list
 
 
 @pytest.fixture(scope="module")
-def large(nodes: RayNodes, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[RayNodes, Server, Yield]]:
+def large(ray_nodes: RayNodes, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[RayNodes, Server, Yield]]:
     """A Ray of four nodes, a server, and what the job yields."""
-    with Server(tmp_path_factory.mktemp("large") / "data", **environ_of(nodes)) as server:
-        yield nodes, server, undisturbed_yield(Scene(nodes, server))
+    with Server(tmp_path_factory.mktemp("large") / "data", **environ_of(ray_nodes)) as server:
+        yield ray_nodes, server, undisturbed_yield(Scene(ray_nodes, server))
 
 
 @pytest.mark.soak

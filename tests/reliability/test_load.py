@@ -7,7 +7,7 @@ import random
 import statistics
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -88,12 +88,6 @@ def test_two_hundred_queued_jobs(tmp_path: Path) -> None:
         assert sorted(ray.submissions) == sorted((job_id, 1) for job_id in job_ids[:2])
 
 
-@pytest.fixture(scope="module")
-def ray() -> Iterator[EmbeddedRay]:
-    with EmbeddedRay(num_cpus=2) as embedded:
-        yield embedded
-
-
 def server_on(ray: EmbeddedRay, data_dir: Path, **environ: str) -> Server:
     """A server as a process, with at most two jobs at a time."""
     bounds = {"CAFE_MAX_ACTIVE_JOBS": "2", "CAFE_REQUESTS_PER_MINUTE": "1000000", "CAFE_MAX_QUEUED_JOBS": "2000"}
@@ -101,8 +95,8 @@ def server_on(ray: EmbeddedRay, data_dir: Path, **environ: str) -> Server:
 
 
 @pytest.mark.soak
-def test_a_thousand_queued_jobs(ray: EmbeddedRay, tmp_path: Path, tables: list[str]) -> None:
-    with server_on(ray, tmp_path / "data") as server:
+def test_a_thousand_queued_jobs(embedded_ray: EmbeddedRay, tmp_path: Path, notes: list[str]) -> None:
+    with server_on(embedded_ray, tmp_path / "data") as server:
         api = server.api
         before = server.process.memory_info().rss
         first = api.submit(TINY)["id"]  # loads what a first submission loads
@@ -127,11 +121,11 @@ def test_a_thousand_queued_jobs(ray: EmbeddedRay, tmp_path: Path, tables: list[s
             api.await_status(job_id, *(status.value for status in ENDED), timeout_s=60)
         ended = statuses(api)
         after = server.process.memory_info().rss
-        while left := held(ray.address, ray.token):
+        while left := held(embedded_ray.address, embedded_ray.token):
             assert time.monotonic() - began < 960, left
             time.sleep(0.5)
         request_lines = "\n".join(f"| {name} | {cells} |" for name, cells in lines)
-        tables.append(
+        notes.append(
             f"1,000 jobs, {queued} of them queued, two running:\n\n"
             f"| request | median (ms) | 95 % (ms) | most (ms) |\n|---|---|---|---|\n{request_lines}\n\n"
             f"The server's resident memory: {before / MEBIBYTE:.0f} MiB before, {with_all / MEBIBYTE:.0f} MiB with all jobs, "
@@ -193,9 +187,9 @@ def _drive(log: EventLog, iterations: int) -> None:
 
 
 @pytest.mark.soak
-def test_five_hundred_readers_of_a_job_that_runs(ray: EmbeddedRay, tmp_path: Path, tables: list[str]) -> None:
-    with server_on(ray, tmp_path / "data") as server:
-        scene = Scene(ray, server)
+def test_five_hundred_readers_of_a_job_that_runs(embedded_ray: EmbeddedRay, tmp_path: Path, notes: list[str]) -> None:
+    with server_on(embedded_ray, tmp_path / "data") as server:
+        scene = Scene(embedded_ray, server)
         scene.submit()
         process = server.process
         before, files_before = process.memory_info().rss, process.num_fds()
@@ -216,7 +210,7 @@ def test_five_hundred_readers_of_a_job_that_runs(ray: EmbeddedRay, tmp_path: Pat
         while process.num_fds() > files_before + 20:
             assert time.monotonic() < deadline, process.num_fds()
             time.sleep(0.2)
-        tables.append(
+        notes.append(
             f"500 readers of one job's stream, {len(events)} events each:\n\n| GET /v1/jobs/{{id}} meanwhile | "
             f"median (ms) | 95 % (ms) | most (ms) |\n|---|---|---|---|\n| | {spread(measured['one'])} |\n\n"
             f"The server's resident memory: {before / MEBIBYTE:.0f} MiB before, {measured['rss'] / MEBIBYTE:.0f} MiB at most. "

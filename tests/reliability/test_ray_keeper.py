@@ -6,11 +6,13 @@ import time
 
 import httpx
 import psutil
+import pytest
 
 from server.ray.embedded import EmbeddedRay
 from server.ray.keeper import restarting
 
 
+@pytest.mark.real_ray
 def test_a_local_ray_that_has_ended_is_started_again_at_the_same_address() -> None:
     with EmbeddedRay(num_cpus=1) as ray, restarting(ray):
         assert not ray.has_ended()

@@ -8,7 +8,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -23,15 +22,11 @@ pytestmark = [pytest.mark.soak, pytest.mark.timeout(600)]
 RESTARTS = 5
 
 
-@pytest.fixture(scope="module")
-def ray() -> Iterator[EmbeddedRay]:
-    with EmbeddedRay(num_cpus=2) as embedded:
-        yield embedded
-
-
-def test_restarts_during_a_run_lose_no_event_and_break_no_watch(ray: EmbeddedRay, tmp_path: Path, tables: list[str]) -> None:
-    with Server(tmp_path / "data", CAFE_RAY_ADDRESS=ray.address, CAFE_RAY_TOKEN=ray.token) as server:
-        scene = Scene(ray, server, SPEC | {"iterations": 150})
+def test_restarts_during_a_run_lose_no_event_and_break_no_watch(
+    embedded_ray: EmbeddedRay, tmp_path: Path, notes: list[str]
+) -> None:
+    with Server(tmp_path / "data", CAFE_RAY_ADDRESS=embedded_ray.address, CAFE_RAY_TOKEN=embedded_ray.token) as server:
+        scene = Scene(embedded_ray, server, SPEC | {"iterations": 150})
         scene.submit()
         watch = subprocess.Popen(
             [sys.executable, "-c", "from server.cli.main import main; main()", "watch", scene.job_id],
@@ -55,7 +50,7 @@ def test_restarts_during_a_run_lose_no_event_and_break_no_watch(ray: EmbeddedRay
         following.join(30)
         printed, _ = watch.communicate(timeout=30)
         events = scene.events()
-        tables.append(
+        notes.append(
             f"{RESTARTS} times kill -9 of the server during a run: ready again after "
             f"{', '.join(f'{seconds:.1f}' for seconds in sorted(away))} s (the interpreter's start included); "
             f"{len(events)} events, all of them once in a stream that came back with Last-Event-ID; "

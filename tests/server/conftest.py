@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 import uvicorn
+from sqlalchemy import make_url
 
 from cafe_core.jobs.jobdir import AttemptDir, EventLog
 from server.app import create_app
@@ -138,6 +141,7 @@ class PromptServer(GracefulServer):
 @contextmanager
 def running(settings: Settings, ray: RayApi) -> Iterator[Api]:
     """Run a server on a free port in a thread until the end of the block."""
+    place_database(settings)
     app = create_app(settings, ray)
     config = uvicorn.Config(app, port=0, log_level="warning", access_log=False, timeout_graceful_shutdown=2)
     server = PromptServer(config, on_shutdown=lambda: app.state.services.close())
@@ -155,26 +159,38 @@ def running(settings: Settings, ray: RayApi) -> Iterator[Api]:
         thread.join()
 
 
-ON_BOTH_DATABASES = {
-    "test_idempotency",
-    "test_jobs_api",
-    "test_leadership",
-    "test_limits",
-    "test_migrations",
-    "test_reconciler",
-    "test_removal",
-    "test_stored_bytes",
-}
-"""Modules whose tests `make test` runs on SQLite and PostgreSQL. It runs the others on SQLite; `make soak` adds PostgreSQL."""
-
-
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Run each test that has a server on both databases, unless it names one itself."""
+    """Run each test that has a database on SQLite and on PostgreSQL, unless it names one itself.
+
+    `make test` runs a test on PostgreSQL only where it is marked `both_databases`: because it locks rows, runs transactions
+    beside each other, or exercises SQL that differs. `make soak` runs all of them on PostgreSQL.
+    """
     named = any("database_url" in mark.args[0] for mark in metafunc.definition.iter_markers("parametrize"))
     if "database_url" not in metafunc.fixturenames or named:
         return
-    marks = [] if metafunc.module.__name__.rpartition(".")[2] in ON_BOTH_DATABASES else [pytest.mark.soak]
+    marks = [] if metafunc.definition.get_closest_marker("both_databases") else [pytest.mark.soak]
     metafunc.parametrize("database_url", ["sqlite", pytest.param("postgresql", marks=marks)], indirect=True)
+
+
+@cache
+def migrated_sqlite() -> bytes:
+    """Return a SQLite database with the tables of the newest migration. Copying it is much faster than migrating."""
+    with tempfile.TemporaryDirectory() as directory:
+        path = Path(directory, "cafe.sqlite3")
+        database = Database(f"sqlite:///{path}")
+        database.migrate()
+        database.close()
+        assert [file.name for file in path.parent.iterdir()] == [path.name]  # no write-ahead log is left beside it
+        return path.read_bytes()
+
+
+def place_database(settings: Settings) -> None:
+    """Give a new data directory a migrated SQLite database; do nothing where a database is named or present."""
+    url = make_url(settings.database)
+    if url.get_backend_name() != "sqlite" or url.database is None or Path(url.database).exists():
+        return
+    Path(url.database).parent.mkdir(parents=True, exist_ok=True)
+    Path(url.database).write_bytes(migrated_sqlite())
 
 
 @pytest.fixture(scope="session")

@@ -10,12 +10,13 @@ from server.auth import keys
 from server.auth.keys import KeyLimits, Scope
 from server.settings import Settings
 from server.store.database import Database
-from tests.server.conftest import Api
+from tests.server.conftest import Api, place_database
 
 
 def add_key(settings: Settings, *scopes: Scope, name: str = "test", limits: KeyLimits | None = None) -> str:
     """Create a key in the server's database, as `cafe keys create` does, and return it."""
     settings.data_dir.mkdir(parents=True, exist_ok=True)
+    place_database(settings)
     key = keys.new_key()
     database = Database(settings.database)
     try:

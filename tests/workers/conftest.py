@@ -21,7 +21,6 @@ import psutil  # noqa: E402
 import ray  # noqa: E402
 from ray.util.placement_group import placement_group_table  # noqa: E402
 
-RAY: pytest.StashKey[SmallRay] = pytest.StashKey()
 HOLD_NOTHING = ("ray::IDLE", "ray::DashboardAgent", "ray::RuntimeEnvAgent")
 
 
@@ -30,7 +29,7 @@ class SmallRay:
 
     def __init__(self) -> None:
         self.address = ""
-        self.started_anew = 0
+        self.restarts = 0
 
     def start(self) -> None:
         context = ray.init(
@@ -38,19 +37,21 @@ class SmallRay:
         )
         self.address = context.address_info["gcs_address"]
 
-    def start_anew(self) -> None:
+    def restart(self) -> None:
         ray.shutdown()
         self.start()
-        self.started_anew += 1
+        self.restarts += 1
 
 
 @pytest.fixture(scope="session")
-def small_ray(request: pytest.FixtureRequest) -> Iterator[SmallRay]:
-    """The cluster of all tests."""
-    running = request.config.stash[RAY] = SmallRay()
+def small_ray(notes: list[str]) -> Iterator[SmallRay]:
+    """Start the cluster of all tests."""
+    running = SmallRay()
     running.start()
     yield running
     ray.shutdown()
+    if running.restarts:
+        notes.append(f"Ray miscounted its CPUs and was restarted {running.restarts} times")
 
 
 @pytest.fixture
@@ -72,7 +73,7 @@ def leaves_nothing(small_ray: SmallRay) -> Iterator[None]:
     deadline = time.monotonic() + 20
     while left := [*leftovers(), *cpus_taken()]:
         if time.monotonic() > deadline and left == cpus_taken() and not processes_that_hold_any():
-            small_ray.start_anew()
+            small_ray.restart()
             return
         assert time.monotonic() < deadline, left
         time.sleep(0.1)
@@ -89,7 +90,7 @@ def cpus_taken() -> list[str]:
 
     Ray 2.60 was once seen to miscount, when a placement group was removed a few milliseconds after a worker in it had been
     killed, which Tune does: a CPU was never free again, though no process was left that could hold it. Such a cluster is
-    started anew, and the tests' summary says so.
+    restarted, and the tests' summary says so.
     """
     taken = ray.cluster_resources()["CPU"] - ray.available_resources().get("CPU", 0)
     return [f"{taken} CPUs"] if taken else []
@@ -104,13 +105,6 @@ def processes_that_hold_any() -> list[str]:
             if title.startswith("ray::") and not title.startswith(HOLD_NOTHING):
                 found.append(title)
     return found
-
-
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    """Say how often the cluster was started anew."""
-    running = config.stash.get(RAY, None)
-    if running is not None and running.started_anew:
-        terminalreporter.write_line(f"Ray miscounted its CPUs, and was started anew, {running.started_anew} times")
 
 
 def is_running(pid: int) -> bool:

@@ -87,6 +87,7 @@ def test_client_gives_up_after_its_patience(settings: Settings, ray: FakeRay, mo
             client.jobs(None, None, (), 1)
 
 
+@pytest.mark.both_databases
 def test_concurrent_submissions_respect_queue_limit(settings: Settings, ray: FakeRay) -> None:
     settings = settings.model_copy(update={"max_queued_jobs": 3, "max_active_jobs": 1})
     ray.down = True  # all stay queued, but for the one that is being submitted
@@ -126,6 +127,7 @@ def test_limit_of_key_may_exceed_limit_of_server(settings: Settings, ray: FakeRa
         assert upload(other, content).status_code == 413
 
 
+@pytest.mark.both_databases
 def test_concurrent_uploads_respect_storage_quota(settings: Settings, ray: FakeRay) -> None:
     content = npz()
     key = add_key(settings, Scope.WRITE, limits=KeyLimits(max_stored_bytes=2 * len(content) + 10))
@@ -139,6 +141,7 @@ def test_concurrent_uploads_respect_storage_quota(settings: Settings, ray: FakeR
         assert upload(client, content).status_code == 201
 
 
+@pytest.mark.both_databases
 def test_exhausted_storage_quota_refuses_jobs(settings: Settings, ray: FakeRay) -> None:
     content = npz()
     key = add_key(settings, Scope.WRITE, limits=KeyLimits(max_stored_bytes=len(content)))

@@ -26,7 +26,7 @@ from tests.server.ray.test_embedded_ray import Served, serving, succeeded
 
 METRICS, WEBHOOK, CLIENT = "metrics-secret-6b1f", "webhook-secret-9c2e", "cafe_client-secret-77"
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = [pytest.mark.real_ray, pytest.mark.timeout(600)]
 
 
 @dataclass

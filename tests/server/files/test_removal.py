@@ -57,6 +57,7 @@ def test_failed_cleanup_is_retried_at_the_next_start(tmp_path: Path, caplog: pyt
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.both_databases
 def test_interrupted_deletion_is_finished_or_undone(settings: Settings, ray: FakeRay) -> None:
     with running(settings, ray) as api:
         kept, gone = (cancelled(api, ray) for _ in range(2))
@@ -82,6 +83,7 @@ def cancelled(api: Api, ray: FakeRay) -> str:
     return job_id
 
 
+@pytest.mark.both_databases
 def test_deleting_an_upload_removes_its_class_stores(api: Api, settings: Settings) -> None:
     mine, other = (api.post("/v1/datasets", files={"file": ("a.npz", ARRAYS)}).json()["id"] for _ in range(2))
     roots = settings.roots

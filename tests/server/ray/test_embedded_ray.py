@@ -34,7 +34,8 @@ JOB = {
 ENDLESS = JOB | {"iterations": 1_000_000}
 START_WITHIN_S = 120
 
-pytestmark = pytest.mark.timeout(600)  # two Rays start and stop in one test: a minute, several on a busy machine
+# Two Rays start and stop in one test: a minute, several on a busy machine.
+pytestmark = [pytest.mark.real_ray, pytest.mark.timeout(600)]
 
 
 @dataclass
@@ -85,23 +86,17 @@ def serving(data_dir: Path, *options: str, **environ: str) -> Iterator[Served]:
         process.wait()
 
 
-@pytest.fixture(scope="module")
-def embedded() -> Iterator[EmbeddedRay]:
-    with EmbeddedRay(num_cpus=2) as ray:
-        yield ray
-
-
 @pytest.fixture
-def real(settings: Settings, embedded: EmbeddedRay) -> Iterator[Api]:
-    with running(settings, RayClient(embedded.address, embedded.token)) as api:
+def real(settings: Settings, embedded_ray: EmbeddedRay) -> Iterator[Api]:
+    with running(settings, RayClient(embedded_ray.address, embedded_ray.token)) as api:
         yield api
 
 
 @pytest.fixture(scope="module")
-def undisturbed(embedded: EmbeddedRay, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Api, dict[str, Any]]]:
+def undisturbed(embedded_ray: EmbeddedRay, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Api, dict[str, Any]]]:
     """A job that ran without interruption, and its server."""
     settings = Settings(data_dir=tmp_path_factory.mktemp("undisturbed"))
-    with running(settings, RayClient(embedded.address, embedded.token)) as api:
+    with running(settings, RayClient(embedded_ray.address, embedded_ray.token)) as api:
         job = api.make(**JOB)
         yield api, succeeded(api, job["id"])
 
@@ -138,12 +133,12 @@ def submissions(ray: EmbeddedRay) -> list[str]:
     return [record["submission_id"] for record in records]
 
 
-def of_session(embedded: EmbeddedRay) -> list[psutil.Process]:
+def of_session(embedded_ray: EmbeddedRay) -> list[psutil.Process]:
     """Return the processes of this Ray, by command line or session."""
     found = []
     for process in psutil.process_iter():
         try:
-            if os.getsid(process.pid) == embedded.pid or str(embedded.directory) in " ".join(process.cmdline()):
+            if os.getsid(process.pid) == embedded_ray.pid or str(embedded_ray.directory) in " ".join(process.cmdline()):
                 found.append(process)
         except (psutil.Error, ProcessLookupError):
             continue
@@ -157,14 +152,14 @@ def of_job(job_id: str) -> list[str]:
     ]
 
 
-def test_binds_to_loopback_and_requires_its_token(embedded: EmbeddedRay) -> None:
-    assert httpx.get(f"{embedded.address}/api/jobs/").status_code == 401
-    assert httpx.get(f"{embedded.address}/api/jobs/", headers={"Authorization": "Bearer x"}).status_code == 403
-    assert urlsplit(embedded.address).hostname == "127.0.0.1"
-    assert embedded.token_file.stat().st_mode & 0o777 == 0o600
+def test_binds_to_loopback_and_requires_its_token(embedded_ray: EmbeddedRay) -> None:
+    assert httpx.get(f"{embedded_ray.address}/api/jobs/").status_code == 401
+    assert httpx.get(f"{embedded_ray.address}/api/jobs/", headers={"Authorization": "Bearer x"}).status_code == 403
+    assert urlsplit(embedded_ray.address).hostname == "127.0.0.1"
+    assert embedded_ray.token_file.stat().st_mode & 0o777 == 0o600
     listening = [
         connection.laddr
-        for process in of_session(embedded)
+        for process in of_session(embedded_ray)
         for connection in process.net_connections("tcp")
         if connection.status == psutil.CONN_LISTEN
     ]
@@ -173,7 +168,7 @@ def test_binds_to_loopback_and_requires_its_token(embedded: EmbeddedRay) -> None
 
 
 def test_job_from_post_to_download_without_leaking_the_token(
-    undisturbed: tuple[Api, dict[str, Any]], embedded: EmbeddedRay
+    undisturbed: tuple[Api, dict[str, Any]], embedded_ray: EmbeddedRay
 ) -> None:
     api, job = undisturbed
     cluster = api.get("/v1/cluster").json()
@@ -184,13 +179,13 @@ def test_job_from_post_to_download_without_leaking_the_token(
     assert names == ["preview.png", "result.json", "synthetic.safetensors"]
     assert f"{job['id']} attempt 1: built" in api.get(f"/v1/jobs/{job['id']}/logs").text
 
-    records = httpx.get(f"{embedded.address}/api/jobs/", headers={"Authorization": f"Bearer {embedded.token}"}).text
+    records = httpx.get(f"{embedded_ray.address}/api/jobs/", headers={"Authorization": f"Bearer {embedded_ray.token}"}).text
     assert job["id"] in records
-    assert embedded.token not in records
-    for process in of_session(embedded):
-        assert embedded.token not in " ".join(process.cmdline())
-    for path in embedded.directory.rglob("*.log"):
-        assert embedded.token.encode() not in path.read_bytes()
+    assert embedded_ray.token not in records
+    for process in of_session(embedded_ray):
+        assert embedded_ray.token not in " ".join(process.cmdline())
+    for path in embedded_ray.directory.rglob("*.log"):
+        assert embedded_ray.token.encode() not in path.read_bytes()
 
 
 def test_cancel_leaves_no_process(real: Api) -> None:
@@ -211,9 +206,9 @@ def test_cancel_leaves_no_process(real: Api) -> None:
 
 
 def test_job_continues_while_its_server_restarts(
-    tmp_path: Path, embedded: EmbeddedRay, undisturbed: tuple[Api, dict[str, Any]]
+    tmp_path: Path, embedded_ray: EmbeddedRay, undisturbed: tuple[Api, dict[str, Any]]
 ) -> None:
-    ray = {"CAFE_RAY_ADDRESS": embedded.address, "CAFE_RAY_TOKEN": embedded.token}
+    ray = {"CAFE_RAY_ADDRESS": embedded_ray.address, "CAFE_RAY_TOKEN": embedded_ray.token}
     with serving(tmp_path, **ray) as server:
         job_id = server.api.make(**JOB)["id"]
         before = await_iterations(server.api, job_id)
@@ -224,9 +219,9 @@ def test_job_continues_while_its_server_restarts(
         assert job["attempt"] == 1
         assert iterations_of(server.api, job_id, 1) == list(range(1, JOB["iterations"] + 1))
         assert synthetic_file(server.api, job_id) == synthetic_file(undisturbed[0], undisturbed[1]["id"])
-        assert [each for each in submissions(embedded) if each.startswith(job_id)] == [submission_id(job_id, 1)]
+        assert [each for each in submissions(embedded_ray) if each.startswith(job_id)] == [submission_id(job_id, 1)]
         server.ended_by(signal.SIGTERM)
-    assert submissions(embedded) != []  # the server does not stop an external Ray
+    assert submissions(embedded_ray) != []  # the server does not stop an external Ray
 
 
 def test_job_continues_after_server_and_embedded_ray_are_killed(tmp_path: Path, undisturbed: tuple[Api, dict[str, Any]]) -> None:

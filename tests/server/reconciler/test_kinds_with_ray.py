@@ -32,9 +32,10 @@ def succeeded(api: Api, spec: dict[str, Any]) -> dict[str, Any]:
     return job
 
 
-def test_sweep_and_evaluation_of_its_best_set(tmp_path: Path) -> None:
+def test_sweep_and_evaluation_of_its_best_set(tmp_path: Path, embedded_ray: EmbeddedRay) -> None:
+    ray = embedded_ray
     settings = Settings(data_dir=tmp_path / "data")
-    with EmbeddedRay(num_cpus=2) as ray, running(settings, RayClient(ray.address, ray.token)) as api:
+    with running(settings, RayClient(ray.address, ray.token)) as api:
         sweep = succeeded(api, SWEEP)
         rows = api.get(f"/v1/jobs/{sweep['id']}/trials").json()["data"]
         assert [(row["status"], row["iterations"]) for row in rows] == [("succeeded", 2)] * 2
@@ -58,17 +59,18 @@ def test_sweep_and_evaluation_of_its_best_set(tmp_path: Path) -> None:
         kept = json.loads(attempt_dir(settings, evaluation["id"]).result_file.read_bytes())
         assert kept == evaluation["result"]
 
-        named = actor_names(ray)
+        named = actor_names(ray, sweep["id"], evaluation["id"])
         assert named["TuneWorker"] == {f"{sweep['id']}/attempt 1/sweep", f"{evaluation['id']}/attempt 1/evaluation"}
         gangs = {re.sub(r"driver \d+", "driver N", name) for name in named["ShardWorker"]}
         assert gangs == {f"{sweep['id']}/trial {trial}, driver N/shard 0 of 1" for trial in (0, 1)}
 
 
-def actor_names(ray: EmbeddedRay) -> dict[str, set[str]]:
-    """Return the names of all actors, by class, from Ray's dashboard."""
+def actor_names(ray: EmbeddedRay, *job_ids: str) -> dict[str, set[str]]:
+    """Return the names of these jobs' actors, by class, from Ray's dashboard."""
     headers = {"Authorization": f"Bearer {ray.token}"}
     answer = httpx.get(f"{ray.address}/api/v0/actors", params={"detail": 1}, headers=headers, trust_env=False, timeout=60)
     named: dict[str, set[str]] = {}
     for actor in answer.raise_for_status().json()["data"]["result"]["result"]:
-        named.setdefault(actor["class_name"], set()).add(actor["repr_name"])
+        if actor["repr_name"].startswith(job_ids):
+            named.setdefault(actor["class_name"], set()).add(actor["repr_name"])
     return named

@@ -26,6 +26,8 @@ from pathlib import Path
 from server.store.database import Database
 from server.reconciler.leader_election import Leader
 
+pytestmark = pytest.mark.both_databases
+
 async def duty():
     print("leads", flush=True)
     try:

@@ -46,6 +46,7 @@ def publish(settings: Settings, job_id: str, attempt: int = 1) -> None:
     write_manifest(directory)
 
 
+@pytest.mark.both_databases
 def test_job_from_submission_to_success(api: Api, ray: FakeRay, settings: Settings) -> None:
     job_id = submitted(api, ray)
     file = JobFile.model_validate_json(settings.job_dir(job_id).job_file.read_bytes())
@@ -121,6 +122,7 @@ def test_failed_job_has_the_reason_and_can_be_resumed(
     assert api.await_status(job_id, "succeeded")["attempt"] == 2
 
 
+@pytest.mark.both_databases
 def test_restarted_server_continues(settings: Settings, ray: FakeRay) -> None:
     with running(settings, ray) as api:
         job_id = submitted(api, ray)
@@ -139,6 +141,7 @@ def test_restarted_server_continues(settings: Settings, ray: FakeRay) -> None:
     assert ray.submissions == [(job_id, 1)]
 
 
+@pytest.mark.both_databases
 def test_submission_with_lost_answer_is_adopted(settings: Settings, ray: FakeRay, monkeypatch: pytest.MonkeyPatch) -> None:
     """The server dies after Ray accepted a job and before recording that; the next one does not submit it twice."""
     with monkeypatch.context() as patched, running(settings, ray) as api:
@@ -155,6 +158,7 @@ def test_submission_with_lost_answer_is_adopted(settings: Settings, ray: FakeRay
     assert ray.submissions == [(job_id, 1), (job_id, 2)]
 
 
+@pytest.mark.both_databases
 def test_next_server_completes_a_cancellation(settings: Settings, ray: FakeRay) -> None:
     ray.stops_at_once = False
     with running(settings, ray) as api:
@@ -352,6 +356,7 @@ def test_lingering_driver_is_stopped(api: Api, ray: FakeRay, settings: Settings,
     assert ray.stops == [(job_id, 1)]
 
 
+@pytest.mark.both_databases
 def test_active_jobs_are_limited(settings: Settings, ray: FakeRay) -> None:
     with running(settings.model_copy(update={"max_active_jobs": 2}), ray) as api:
         made = [api.make()["id"] for _ in range(4)]
@@ -393,6 +398,7 @@ def rename_table(settings: Settings, old: str, new: str) -> None:
     database.close()
 
 
+@pytest.mark.both_databases
 def test_failing_database_makes_the_server_unready(
     api: Api, ray: FakeRay, settings: Settings, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

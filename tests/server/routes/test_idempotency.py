@@ -11,6 +11,8 @@ from server.settings import Settings
 from tests.server.conftest import SPEC, Api, FakeRay, running
 from tests.server.routes.test_datasets_api import LABELS, npz
 
+pytestmark = pytest.mark.both_databases
+
 TIMES = 200
 
 

@@ -98,6 +98,7 @@ def test_dry_run_resolves_and_stores_nothing(api: Api) -> None:
     assert api.get("/v1/jobs").json()["data"] == []
 
 
+@pytest.mark.both_databases
 def test_idempotency_key_creates_one_job(api: Api) -> None:
     headers = {"Idempotency-Key": "k1"}
     with ThreadPoolExecutor(8) as pool:
@@ -115,6 +116,7 @@ def test_idempotency_key_of_refused_spec_can_be_reused(api: Api) -> None:
     assert api.post("/v1/jobs", json=SPEC, headers={"Idempotency-Key": "k"}).status_code == 201
 
 
+@pytest.mark.both_databases
 def test_list_is_paged_newest_first_and_filtered(api: Api, ray: FakeRay) -> None:
     ray.down = True  # nothing moves on
     ray.cpus = 4
@@ -152,6 +154,7 @@ def test_bad_filters_are_refused(api: Api, params: dict[str, Any]) -> None:
     assert set(refused(api.get("/v1/jobs", params=params))) == set(params)
 
 
+@pytest.mark.both_databases
 def test_etag(api: Api, ray: FakeRay, settings: Settings) -> None:
     job_id = api.make()["id"]
     api.await_job(job_id, lambda job: job["status"] == "starting" and ray.submissions != [])
@@ -167,6 +170,7 @@ def test_etag(api: Api, ray: FakeRay, settings: Settings) -> None:
     assert api.get(f"/v1/jobs/{job_id}", headers={"If-None-Match": etag}).status_code == 200
 
 
+@pytest.mark.both_databases
 def test_long_poll_returns_on_change_and_blocks_no_other(api: Api, ray: FakeRay, settings: Settings) -> None:
     job_id = api.make()["id"]
     api.await_job(job_id, lambda _: ray.submissions != [])
@@ -204,6 +208,7 @@ def test_wait_times_out_with_the_job_or_304(api: Api, ray: FakeRay) -> None:
     assert "wait" in refused(api.get(f"/v1/jobs/{job_id}", params={"wait": 31}))
 
 
+@pytest.mark.both_databases
 def test_cancel_resume_delete(api: Api, ray: FakeRay, settings: Settings) -> None:
     job_id = api.make()["id"]
     api.await_job(job_id, lambda _: ray.submissions != [])
@@ -231,6 +236,7 @@ def test_cancel_resume_delete(api: Api, ray: FakeRay, settings: Settings) -> Non
     assert ray.jobs == {}
 
 
+@pytest.mark.both_databases
 def test_cancels_queued_job_at_once(settings: Settings, ray: FakeRay) -> None:
     with running(settings.model_copy(update={"max_active_jobs": 1}), ray) as api:
         first, second = api.make()["id"], api.make()["id"]
@@ -240,6 +246,7 @@ def test_cancels_queued_job_at_once(settings: Settings, ray: FakeRay) -> None:
         assert ray.submissions == [(first, 1)]
 
 
+@pytest.mark.both_databases
 def test_events_are_numbered_and_paged(api: Api, ray: FakeRay, settings: Settings) -> None:
     job_id = api.make()["id"]
     with driver_of(settings, job_id) as report:
@@ -349,6 +356,7 @@ def test_openapi_documents_every_status_and_has_valid_references(api: Api) -> No
     assert {"200", "201", "413", "422", "503"} <= set(schema["paths"]["/v1/jobs"]["post"]["responses"])
 
 
+@pytest.mark.both_databases
 def test_concurrent_changes_of_one_job_are_all_kept(api: Api, ray: FakeRay) -> None:
     job_id = api.make()["id"]
     api.await_job(job_id, lambda _: ray.submissions != [])

@@ -21,6 +21,8 @@ from server.store.migrating import MIGRATIONS
 from server.store.models import ApiKey, Artifact, Attempt, Base, Dataset, Delivery, Event, IdempotencyKey, Job, JobLabel
 from server.store.revisions import NEWEST, NewerDatabaseError, UnknownRevisionError
 
+pytestmark = pytest.mark.both_databases
+
 FIRST_TABLES = ("jobs", "job_labels", "attempts", "events", "idempotency", "datasets")
 """The tables at revision 0001."""
 

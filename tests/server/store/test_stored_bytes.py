@@ -21,6 +21,8 @@ from tests.server.keyed import add_key, client_of, key_id, statuses
 from tests.server.kinds import EVALUATE, SWEEP, digits_set, running_job
 from workers.client import RayJob, RayJobState
 
+pytestmark = pytest.mark.both_databases
+
 
 def cancelled_job(client: Api, settings: Settings, ray: FakeRay, size: int) -> str:
     """Create a job that was cancelled while running, with a checkpoint of `size` bytes."""
