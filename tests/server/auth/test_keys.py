@@ -98,9 +98,9 @@ def test_key_can_be_read_from_a_file(tmp_path: Path) -> None:
     assert cafe(*create) == first  # it is there: nothing happens
     assert len(cafe("keys", "list", *data).splitlines()) == 1
     cafe("keys", "revoke", first.strip(), *data)
-    assert "was revoked" in cafe(*create, code=1)
+    assert "is revoked" in cafe(*create, code=1)
     file.write_text("cafe_short")
-    assert "holds no key" in cafe(*create, code=2)
+    assert "contains no key" in cafe(*create, code=2)
 
 
 @pytest.mark.parametrize(
