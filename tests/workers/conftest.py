@@ -1,4 +1,4 @@
-"""One small Ray cluster for all tests of the workers: 4 logical CPUs, bound to loopback, in this process's care."""
+"""Start one small Ray cluster for all tests of the workers: 4 logical CPUs, bound to loopback."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-# Ray reads these when it is imported. The second keeps it from looking for the machine's outward address to bind to:
-# what Ray does on a laptop's operating system, and the only way to have all its ports on loopback.
+# Ray reads these when it is imported. The second stops it from binding to the machine's external address, and is the only way to
+# have all its ports on loopback.
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
 os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
@@ -25,7 +25,7 @@ HOLD_NOTHING = ("ray::IDLE", "ray::DashboardAgent", "ray::RuntimeEnvAgent")
 
 
 class SmallRay:
-    """A running cluster, which this process is connected to."""
+    """A running cluster that this process is connected to."""
 
     def __init__(self) -> None:
         self.address = ""
@@ -56,19 +56,19 @@ def small_ray(notes: list[str]) -> Iterator[SmallRay]:
 
 @pytest.fixture
 def cluster(small_ray: SmallRay) -> str:
-    """Its address."""
+    """The cluster's address."""
     return small_ray.address
 
 
 @pytest.fixture(scope="session")
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where all jobs keep their class stores."""
+    """The directory in which all jobs keep their class stores."""
     return tmp_path_factory.mktemp("cache")
 
 
 @pytest.fixture
 def leaves_nothing(small_ray: SmallRay) -> Iterator[None]:
-    """Checks that, soon after the test, all CPUs are free again, with no placement group and no worker left."""
+    """Check that soon after the test all CPUs are free, and no placement group or worker is left."""
     yield
     deadline = time.monotonic() + 20
     while left := [*leftovers(), *cpus_taken()]:
@@ -80,24 +80,24 @@ def leaves_nothing(small_ray: SmallRay) -> Iterator[None]:
 
 
 def leftovers() -> list[str]:
-    """What jobs hold of the cluster now: placement groups, processes of actors."""
+    """Return what jobs still hold: placement groups and processes of actors."""
     groups = [f"placement group {g['name']}" for g in placement_group_table().values() if g["state"] != "REMOVED"]
     return groups + [f"process {name}" for name in actor_processes()]
 
 
 def cpus_taken() -> list[str]:
-    """CPUs that are not free, as Ray counts them.
+    """Return the CPUs that Ray counts as taken.
 
-    Ray 2.60 was once seen to miscount, when a placement group was removed a few milliseconds after a worker in it had been
-    killed, which Tune does: a CPU was never free again, though no process was left that could hold it. Such a cluster is
-    restarted, and the tests' summary says so.
+    Ray 2.60 was once seen to miscount when a placement group was removed a few milliseconds after a worker in it had been killed,
+    which Tune does: a CPU never became free, although no process held it. Such a cluster is restarted, and the tests' summary
+    says so.
     """
     taken = ray.cluster_resources()["CPU"] - ray.available_resources().get("CPU", 0)
     return [f"{taken} CPUs"] if taken else []
 
 
 def processes_that_hold_any() -> list[str]:
-    """Of this cluster's: those that run an actor or a task. Ray titles its processes after what they do."""
+    """Return the cluster's processes that run an actor or a task. Ray puts this into their titles."""
     found = []
     for process in psutil.Process().children(recursive=True):
         with contextlib.suppress(psutil.NoSuchProcess, psutil.ZombieProcess):
@@ -108,7 +108,7 @@ def processes_that_hold_any() -> list[str]:
 
 
 def is_running(pid: int) -> bool:
-    """Whether the process can still do anything: one that has died and waits to be reaped cannot."""
+    """Return whether the process is alive. A zombie is not."""
     try:
         return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
@@ -116,7 +116,7 @@ def is_running(pid: int) -> bool:
 
 
 def actor_processes() -> list[str]:
-    """Processes of workers in this cluster, which are all descendants of this process: Ray titles them after the actor."""
+    """Return the workers' processes. They are descendants of this process, and Ray names them after the actor."""
     found = []
     for process in psutil.Process().children(recursive=True):
         try:

@@ -1,4 +1,4 @@
-"""Small jobs for the driver, and the driver as Ray runs it: a process of its own."""
+"""Create small jobs, and run the driver in a separate process, as Ray does."""
 
 from __future__ import annotations
 
@@ -38,12 +38,12 @@ def spec(**changes: Any) -> dict[str, Any]:
 
 
 def create(path: Path, cache: Path, *, timeout_s: float = 60, max_restarts: int = 3, **changes: Any) -> JobDir:
-    """The directory of such a job, as the server makes it."""
+    """Create the directory of such a job, as the server does."""
     return create_job(path, cache, spec(**changes), timeout_s=timeout_s, max_restarts=max_restarts)
 
 
 def create_job(path: Path, cache: Path, sent: dict[str, Any], *, timeout_s: float = 60, max_restarts: int = 3) -> JobDir:
-    """The same of a job of any kind."""
+    """Create the directory of a job of any kind."""
     roots = DataRoots(datasets=path / "datasets", uploads=path / "uploads", downloads=path / "downloads", cache=cache)
     parsed = parse_job_spec(sent)
     datasets = DatasetFacts.gather(datasets_needed(parsed, None), lambda dataset: sources.open_store(dataset, roots).info)
@@ -55,7 +55,7 @@ def create_job(path: Path, cache: Path, sent: dict[str, Any], *, timeout_s: floa
 
 @dataclass
 class Driver:
-    """A driver that runs."""
+    """A running driver."""
 
     process: subprocess.Popen[bytes]
     directory: JobDir
@@ -63,7 +63,7 @@ class Driver:
     log: Path
 
     def events(self, type: str | None = None) -> list[dict[str, Any]]:
-        """Its events so far."""
+        """Return its events so far."""
         path = self.directory.attempt(self.attempt).events_file
         lines = path.read_text().splitlines(keepends=True) if path.exists() else []
         events = [json.loads(line) for line in lines if line.endswith("\n")]
@@ -73,7 +73,7 @@ class Driver:
         return [event["phase"] for event in self.events("phase")]
 
     def pids(self) -> list[int]:
-        """Of the gang that started last."""
+        """Return the pids of the newest gang."""
         return [worker["pid"] for worker in self.events("workers")[-1]["workers"]]
 
     def wait_for(self, condition: Callable[[], Any], within_s: float = 180) -> None:
@@ -87,12 +87,12 @@ class Driver:
         self.wait_for(lambda: len(self.events("iteration")) >= count)
 
     def ends_with(self, exit_code: int, within_s: float = 240) -> dict[str, Any]:
-        """Its last event."""
+        """Wait for the exit code; return the last event."""
         assert self.process.wait(within_s) == exit_code, self.log.read_text()[-4000:]
         return self.events()[-1]
 
     def succeeds(self) -> bytes:
-        """The synthetic file's bytes."""
+        """Wait until the job succeeds; return the bytes of its synthetic file."""
         assert self.ends_with(0)["type"] == "finished"
         assert self.directory.attempt(self.attempt).manifest_file.exists()
         return self.directory.attempt(self.attempt).synthetic_file.read_bytes()
@@ -100,7 +100,7 @@ class Driver:
 
 @contextmanager
 def driving(directory: JobDir, cluster: str, attempt: int = 1) -> Iterator[Driver]:
-    """`python -m workers run` on `cluster`, ended for certain. A later attempt is the one that may write from here on."""
+    """Run `python -m workers run` on `cluster`, and kill it at the end. Attempts after the first take over the job."""
     if attempt > 1:
         hand_over(directory, attempt)
     log = directory.path / f"driver-{attempt}.log"
@@ -118,13 +118,13 @@ def driving(directory: JobDir, cluster: str, attempt: int = 1) -> Iterator[Drive
 
 
 def hand_over(directory: JobDir, attempt: int) -> None:
-    """Give all earlier attempts of a job up for this one, as the server does."""
+    """Let only this attempt write from now on, as the server does."""
     job = JobFile.model_validate_json(directory.job_file.read_bytes()).model_copy(update={"attempt": attempt})
     write_atomically(directory.job_file, job.model_dump_json(exclude_none=True).encode())
 
 
 def forget_stores(directory: JobDir) -> None:
-    """Give a job a cache of its own that is still empty."""
+    """Give a job its own empty cache."""
     job = JobFile.model_validate_json(directory.job_file.read_bytes())
     job = job.model_copy(update={"roots": job.roots.model_copy(update={"cache": directory.path / "cache"})})
     write_atomically(directory.job_file, job.model_dump_json(exclude_none=True).encode())

@@ -1,4 +1,4 @@
-"""Work that stands in for a condensation where a test is about the gang. Imported by the workers too."""
+"""Define stand-ins for the work of a condensation or a trial. The workers import this too."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from workers.shard_worker import WorkerAssignment
 
 @dataclass(frozen=True)
 class Greet:
-    """Reports and returns."""
+    """Report a few records and return."""
 
     count: int
 
@@ -30,7 +30,7 @@ class Greet:
 
 @dataclass(frozen=True)
 class Refuse:
-    """Rank 1 finds a NaN."""
+    """Raise NonFiniteLossError on rank 1."""
 
     def __call__(self, assignment: WorkerAssignment, report: Report) -> None:  # noqa: ARG002
         if assignment.rank == 1:
@@ -39,7 +39,7 @@ class Refuse:
 
 @dataclass(frozen=True)
 class Stumble:
-    """Rank 0 has a bug."""
+    """Raise an unexpected exception on rank 0."""
 
     def __call__(self, assignment: WorkerAssignment, report: Report) -> None:  # noqa: ARG002
         if assignment.rank == 0:
@@ -48,16 +48,16 @@ class Stumble:
 
 @dataclass(frozen=True)
 class SumForever:
-    """All ranks meet in `steps` collectives; at the fourth, rank 1 of the first gang gets into trouble."""
+    """Run `steps` collectives on all ranks. Before the fifth, rank 1 of the first gang fails once."""
 
     timeout_s: float
     steps: int = 1_000_000
     once: Path | None = None
-    """A file that remembers the trouble: it comes once."""
+    """A file that records the failure, so that it happens once."""
     trouble: signal.Signals | None = None
-    """What rank 1 does to its process. Without, and with `once`: it stays away from the collective."""
+    """The signal that rank 1 sends to itself. If None and `once` is set, it stays away from the collective instead."""
     until_alone: bool = False
-    """Goes on as long as there is another rank."""
+    """Continue as long as there is another rank."""
 
     def __call__(self, assignment: WorkerAssignment, report: Report) -> Any:
         import torch
@@ -91,20 +91,20 @@ class SumForever:
 
 @dataclass(frozen=True)
 class Count:
-    """A trial that reports the numbers from `start` up to `end`, and gets into trouble before `at`."""
+    """A trial that reports the numbers from `start` up to `end`, and sends itself a signal before `at`."""
 
     end: int
     start: int = 0
     pause_s: float = 0.0
     at: int | None = None
     once: Path | None = None
-    """A file that remembers the trouble."""
+    """A file that records the failure, so that it happens once."""
     trouble: signal.Signals = signal.SIGKILL
 
     def __call__(self, assignment: WorkerAssignment, report: Report) -> tuple[int, int]:
         for i in range(self.start, self.end):
             if i == self.at and (self.once is None or not self.once.exists()):
-                time.sleep(0.2)  # what was reported is on its way
+                time.sleep(0.2)  # let the reports arrive
                 if self.once is not None:
                     self.once.touch()
                 os.kill(os.getpid(), self.trouble)
@@ -121,7 +121,7 @@ class Count:
 
 @dataclass(frozen=True)
 class RefuseTrial:
-    """A trial that finds a NaN."""
+    """A trial that raises NonFiniteLossError."""
 
     def __call__(self, assignment: WorkerAssignment, report: Report) -> None:  # noqa: ARG002
         raise NonFiniteLossError("the loss became nan in iteration 3")

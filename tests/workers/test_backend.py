@@ -1,4 +1,4 @@
-"""What the backend does about lost workers, with work that stands in for a condensation."""
+"""Test how the gang backend recovers from lost workers, with stand-ins for a condensation."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ pytestmark = pytest.mark.usefixtures("leaves_nothing")
 
 
 class Events(list[tuple[str, dict[str, Any]]]):
-    """A report that remembers."""
+    """A report function that stores its events."""
 
     def __call__(self, type: str, **data: Any) -> None:
         self.append((type, data))
@@ -50,7 +50,7 @@ CLASSES = 3
     ("trouble", "reason"),
     [(signal.SIGKILL, "worker 1 died"), pytest.param(signal.SIGSTOP, "worker 1 has not answered", marks=pytest.mark.soak)],
 )
-def test_a_gang_that_lost_a_worker_starts_again(
+def test_restarts_gang_after_losing_a_worker(
     trouble: signal.Signals,
     reason: str,
     cache: Path,
@@ -67,7 +67,7 @@ def test_a_gang_that_lost_a_worker_starts_again(
     assert len(events.of("workers")) == 2
 
 
-def test_a_worker_that_answers_but_does_not_come_to_the_collective_is_a_loss_too(
+def test_restarts_gang_when_a_worker_stays_away_from_a_collective(
     cache: Path,
     tmp_path: Path,
 ) -> None:
@@ -81,7 +81,7 @@ def test_a_worker_that_answers_but_does_not_come_to_the_collective_is_a_loss_too
 
 @contextmanager
 def second_node(cluster: str, cpus: int) -> Iterator[Node]:
-    """Another node of the cluster, on this machine."""
+    """Run a second node of the cluster on this machine."""
     facts = RayParams(
         gcs_address=cluster,
         num_cpus=cpus,
@@ -107,7 +107,7 @@ def wait_for(condition: Callable[[], bool]) -> None:
         time.sleep(0.1)
 
 
-def test_a_gang_starts_again_with_fewer_workers_when_a_node_is_gone(
+def test_restarts_gang_with_fewer_workers_after_losing_a_node(
     cluster: str, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(gang_backend, "SHRINK_AFTER_S", 1.0)

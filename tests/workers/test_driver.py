@@ -1,4 +1,4 @@
-"""The driver as Ray runs it, on a real cluster: what a job survives, and that nothing of it remains."""
+"""Test the driver as Ray runs it, on a real cluster: recovery from faults, and clean-up."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ CONDENSE: dict[str, Any] = {"evaluation": None}
 
 @pytest.fixture(scope="module")
 def undisturbed(small_ray: SmallRay, cache: Path, tmp_path_factory: pytest.TempPathFactory) -> JobDir:
-    """A job of two workers that nothing happened to, with an evaluation."""
+    """A job of two workers that runs undisturbed, with an evaluation."""
     directory = jobs.create(tmp_path_factory.mktemp("jobs") / "job_undisturbed", cache)
     with driving(directory, small_ray.address) as driver:
         driver.succeeds()
@@ -33,7 +33,7 @@ def undisturbed(small_ray: SmallRay, cache: Path, tmp_path_factory: pytest.TempP
 
 @pytest.fixture(scope="module")
 def same_bytes(small_ray: SmallRay, cache: Path, tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    """Of a job of two workers that nothing happened to, without an evaluation."""
+    """The synthetic file of a job of two workers that runs undisturbed, without an evaluation."""
     with driving(jobs.create(tmp_path_factory.mktemp("jobs") / "job_alone", cache, **CONDENSE), small_ray.address) as driver:
         return driver.succeeds()
 
@@ -44,7 +44,7 @@ def accuracies(directory: JobDir) -> list[float]:
     return found
 
 
-def test_an_undisturbed_job_tells_its_way(undisturbed: JobDir) -> None:
+def test_undisturbed_job_reports_phases_and_progress(undisturbed: JobDir) -> None:
     events = [json.loads(line) for line in undisturbed.attempt(1).events_file.read_text().splitlines()]
     phases = ["preparing", "waiting_for_resources", "starting_workers", "condensing", "evaluating", "publishing"]
     assert [event["phase"] for event in events if event["type"] == "phase"] == phases
@@ -62,7 +62,9 @@ def test_an_undisturbed_job_tells_its_way(undisturbed: JobDir) -> None:
 
 
 @pytest.mark.parametrize("rank", [pytest.param(0, marks=pytest.mark.soak), 1])
-def test_a_killed_worker_changes_nothing(rank: int, cluster: str, cache: Path, tmp_path: Path, same_bytes: bytes) -> None:
+def test_killed_worker_does_not_change_the_result(
+    rank: int, cluster: str, cache: Path, tmp_path: Path, same_bytes: bytes
+) -> None:
     with driving(jobs.create(tmp_path / "job_killed", cache, **CONDENSE), cluster) as driver:
         driver.wait_for_iterations(5)
         before = driver.pids()
@@ -72,12 +74,14 @@ def test_a_killed_worker_changes_nothing(rank: int, cluster: str, cache: Path, t
         assert (restart["reason"], restart["restarts"], restart["workers"]) == (f"worker {rank} died", 1, 2)
         assert not set(before) & set(driver.pids())
         iterations = [event["iteration"] for event in driver.events("iteration")]
-        # From the last checkpoint, which is one of every three iterations, not from the start.
+        # It restarts from the last checkpoint (there is one every three iterations), not from the start.
         assert set(iterations) == set(range(1, 13))
         assert iterations.count(1) == 1
 
 
-def test_a_frozen_worker_is_noticed_and_changes_nothing(cluster: str, cache: Path, tmp_path: Path, same_bytes: bytes) -> None:
+def test_frozen_worker_is_detected_and_does_not_change_the_result(
+    cluster: str, cache: Path, tmp_path: Path, same_bytes: bytes
+) -> None:
     timeout_s = 5.0
     with driving(jobs.create(tmp_path / "job_frozen", cache, timeout_s=timeout_s, **CONDENSE), cluster) as driver:
         driver.wait_for_iterations(5)
@@ -87,12 +91,12 @@ def test_a_frozen_worker_is_noticed_and_changes_nothing(cluster: str, cache: Pat
         assert driver.succeeds() == same_bytes
         [restart] = driver.events("restart")
         assert restart["reason"].startswith("worker 1 has not answered")
-        # The collective's timeout, the moment in which its cause is looked for, and the end of the old gang.
+        # The collective's timeout, the wait for its cause, and the end of the old gang.
         assert datetime.fromisoformat(restart["time"]).timestamp() - frozen_at < timeout_s + 5
         assert not is_running(frozen)
 
 
-def test_a_driver_that_was_frozen_takes_nobody_for_silent(cluster: str, cache: Path, tmp_path: Path, same_bytes: bytes) -> None:
+def test_frozen_driver_does_not_declare_its_workers_hung(cluster: str, cache: Path, tmp_path: Path, same_bytes: bytes) -> None:
     timeout_s = 3.0
     with driving(jobs.create(tmp_path / "job_frozen", cache, timeout_s=timeout_s, **CONDENSE), cluster) as driver:
         driver.wait_for_iterations(1)
@@ -104,7 +108,7 @@ def test_a_driver_that_was_frozen_takes_nobody_for_silent(cluster: str, cache: P
 
 
 @pytest.mark.parametrize("frozen", [pytest.param(False, marks=pytest.mark.soak), True])
-def test_a_killed_driver_leaves_nothing_and_the_next_attempt_changes_nothing(
+def test_killed_driver_leaves_no_processes_and_next_attempt_gives_the_same_result(
     frozen: bool, cluster: str, cache: Path, tmp_path: Path, same_bytes: bytes
 ) -> None:
     directory = jobs.create(tmp_path / "job_driver", cache, **CONDENSE)
@@ -122,13 +126,13 @@ def test_a_killed_driver_leaves_nothing_and_the_next_attempt_changes_nothing(
     with driving(directory, cluster, attempt=2) as second:
         assert second.succeeds() == same_bytes
         first_iteration = second.events("iteration")[0]["iteration"]
-        assert 1 < first_iteration <= done + 4  # the workers may have come to another checkpoint before Ray ended them
+        assert 1 < first_iteration <= done + 4  # the workers may have written another checkpoint before Ray ended them
         assert not second.events("restart")
 
 
 @pytest.mark.parametrize("phase", ["preparing", "waiting_for_resources", "starting_workers", "condensing", "evaluating"])
 @pytest.mark.parametrize("number", [signal.SIGTERM])
-def test_cancelling_in_any_phase_leaves_nothing(
+def test_cancelling_in_any_phase_leaves_no_processes(
     phase: str, number: signal.Signals, cluster: str, cache: Path, tmp_path: Path
 ) -> None:
     resources = {"workers": 2, "gpus_per_worker": 0, "cpus_per_worker": 99 if phase == "waiting_for_resources" else 1}
@@ -146,7 +150,7 @@ def test_cancelling_in_any_phase_leaves_nothing(
         assert driver.ends_with(128 + number)["type"] == "cancelled"
         assert time.monotonic() - signalled_at < 10  # about 1 s; Ray kills after 3 s, and a busy test machine is slow
         assert driver.phases()[-1] == phase
-        # A process that had not yet said who it is ends with the driver, a moment later.
+        # A worker that had not yet reported its process ends a moment after the driver.
         assert phase == "starting_workers" or not actor_processes()
     assert not directory.attempt(1).manifest_file.exists()
 
@@ -160,7 +164,7 @@ def test_cancelling_while_publishing_finishes_or_cancels(cluster: str, cache: Pa
         assert exit_code == 143 or driver.directory.attempt(1).manifest_file.exists()
 
 
-def test_a_loss_that_is_not_finite_fails_the_job_at_once(cluster: str, cache: Path, tmp_path: Path) -> None:
+def test_non_finite_loss_fails_the_job_without_restart(cluster: str, cache: Path, tmp_path: Path) -> None:
     directory = jobs.create(tmp_path / "job_nan", cache, **CONDENSE, method=jobs.spec()["method"] | {"image_lr": 1e30})
     with driving(directory, cluster) as driver:
         failed = driver.ends_with(1)
@@ -171,7 +175,7 @@ def test_a_loss_that_is_not_finite_fails_the_job_at_once(cluster: str, cache: Pa
     assert list(directory.checkpoints.glob("*.safetensors"))
 
 
-def test_workers_lost_too_often_fail_the_job_retryably(cluster: str, cache: Path, tmp_path: Path) -> None:
+def test_exceeding_the_restart_limit_fails_the_job_as_retryable(cluster: str, cache: Path, tmp_path: Path) -> None:
     directory = jobs.create(tmp_path / "job_lost", cache, max_restarts=1, iterations=10_000, **CONDENSE)
     with driving(directory, cluster) as driver:
         for gang in (1, 2):
@@ -183,7 +187,7 @@ def test_workers_lost_too_often_fail_the_job_retryably(cluster: str, cache: Path
 
 
 @pytest.mark.soak
-def test_a_worker_killed_while_evaluating_changes_no_accuracy(
+def test_worker_killed_while_evaluating_does_not_change_accuracies(
     cluster: str, cache: Path, tmp_path: Path, undisturbed: JobDir
 ) -> None:
     directory = jobs.create(tmp_path / "job_evaluating", cache)
@@ -196,7 +200,7 @@ def test_a_worker_killed_while_evaluating_changes_no_accuracy(
     assert accuracies(directory) == accuracies(undisturbed)
 
 
-def test_a_job_file_that_cannot_be_read_is_a_failed_attempt(cluster: str, tmp_path: Path) -> None:
+def test_unreadable_job_file_fails_the_attempt(cluster: str, tmp_path: Path) -> None:
     directory = JobDir(tmp_path / "job_broken")
     directory.path.mkdir()
     directory.job_file.write_text('{"job_id": "job_broken"}')

@@ -1,4 +1,4 @@
-"""A driver that wakes up after its attempt was given up: it ends by itself, publishes nothing and harms nothing."""
+"""Test that a stale driver, which wakes up after its attempt was given up, ends and changes nothing."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def undisturbed(small_ray: SmallRay, cache: Path, tmp_path_factory: pytest.TempP
 
 @contextmanager
 def frozen(driver: Driver, *, with_workers: bool) -> Iterator[None]:
-    """The driver, and its workers too if wanted, as on a machine that is cut off; they go on after the block."""
+    """Freeze the driver, and optionally its workers, inside the `with` block."""
     pids = [driver.process.pid, *(driver.pids() if with_workers else [])]
     for pid in pids:
         os.kill(pid, signal.SIGSTOP)
@@ -52,7 +52,7 @@ def frozen(driver: Driver, *, with_workers: bool) -> Iterator[None]:
         pytest.param("evaluating", True, marks=pytest.mark.soak),
     ],
 )
-def test_a_driver_that_wakes_up_amid_the_next_attempt(
+def test_stale_driver_that_wakes_up_during_the_next_attempt_changes_nothing(
     phase: str, with_workers: bool, cluster: str, cache: Path, tmp_path: Path, undisturbed: JobDir
 ) -> None:
     directory = jobs.create(tmp_path / "job_frozen", cache, **SPEC)
@@ -71,15 +71,15 @@ def test_a_driver_that_wakes_up_amid_the_next_attempt(
         assert "was given up" in stale.log.read_text()
     assert not directory.attempt(1).manifest_file.exists()
     assert measured(directory) == measured(undisturbed)
-    assert len(read_lines(directory.evaluation_file)) == len(measured(undisturbed))  # none of them twice
+    assert len(read_lines(directory.evaluation_file)) == len(measured(undisturbed))  # no network twice
 
 
 def measured(directory: JobDir) -> dict[tuple[object, ...], float]:
-    """Every network of the job's evaluation with its accuracy."""
+    """Return the accuracy of every network of the job's evaluation."""
     return {tuple(line["task"].values()): line["accuracy"] for line in read_lines(directory.evaluation_file)}
 
 
-def test_a_driver_that_starts_after_it_was_given_up_does_nothing(cluster: str, cache: Path, tmp_path: Path) -> None:
+def test_stale_driver_that_starts_late_does_nothing(cluster: str, cache: Path, tmp_path: Path) -> None:
     directory = jobs.create(tmp_path / "job_late", cache)
     jobs.hand_over(directory, 2)
     with driving(directory, cluster) as late:

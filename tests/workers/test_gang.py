@@ -1,4 +1,4 @@
-"""The gang on a real cluster: what it sees of its workers, and that it ends them for certain."""
+"""Test the gang on a real cluster: its observations, and that it ends its workers."""
 
 from __future__ import annotations
 
@@ -59,10 +59,10 @@ def failures(seen: list[Observation]) -> dict[int, Failure]:
     return {s.rank: s for s in seen if isinstance(s, Failure)}
 
 
-def test_what_workers_tell_arrives_whole_and_in_order(cluster: str, leaves_nothing: None) -> None:  # noqa: ARG001
+def test_reports_of_workers_arrive_complete_and_in_order(cluster: str, leaves_nothing: None) -> None:  # noqa: ARG001
     with standing_gang() as gang:
         assert [described["classes"] for described in gang.describe(5)] == [[0, 1], [2, 3, 4]]
-        for _ in range(2):  # workers take work again
+        for _ in range(2):  # workers can run work repeatedly
             begin(gang, Greet(200))
             seen = watch(gang, lambda seen: sum(isinstance(s, WorkerResult) for s in seen) == 2)
             for rank, described in enumerate(gang.describe(5)):
@@ -80,7 +80,7 @@ def test_what_workers_tell_arrives_whole_and_in_order(cluster: str, leaves_nothi
         assert failures(watch(gang, lambda seen: len(seen) == 2)) == {0: Failure(0, Kind.BROKEN, "ValueError: a bug")}
 
 
-def test_a_killed_worker_died_and_the_other_lost_its_peer(gang: Gang) -> None:
+def test_killed_worker_is_reported_dead_and_the_other_reports_peer_loss(gang: Gang) -> None:
     begin(gang, SumForever(timeout_s=60))
     watch(gang, lambda seen: len(seen) >= 2)
     os.kill(gang.describe(2)[1]["pid"], signal.SIGKILL)
@@ -88,14 +88,14 @@ def test_a_killed_worker_died_and_the_other_lost_its_peer(gang: Gang) -> None:
     assert found[1] == Failure(1, Kind.DIED, "died")
     assert found[0].kind is Kind.PEER_LOST
 
-    gang.dismiss({1})  # and goes on with the other
+    gang.dismiss({1})  # the gang continues with the other worker
     begin(gang, Greet(0))
     [returned] = watch(gang, lambda seen: len(seen) == 1)
     assert isinstance(returned, WorkerResult)
     assert returned.rank == 0
 
 
-def test_a_frozen_worker_is_hung_and_can_be_ended(gang: Gang) -> None:
+def test_frozen_worker_is_reported_hung_and_can_be_ended(gang: Gang) -> None:
     begin(gang, SumForever(timeout_s=2))
     watch(gang, lambda seen: len(seen) >= 2)
     pids = [described["pid"] for described in gang.describe(2)]
@@ -108,7 +108,7 @@ def test_a_frozen_worker_is_hung_and_can_be_ended(gang: Gang) -> None:
     assert not any(is_running(pid) for pid in pids)  # when stop returns: Ray itself would end the frozen one 5 s later
 
 
-def test_a_worker_that_cannot_import_says_so(cluster: str, leaves_nothing: None) -> None:  # noqa: ARG001
+def test_failed_import_in_a_worker_is_reported(cluster: str, leaves_nothing: None) -> None:  # noqa: ARG001
     with pytest.raises(GangFailedError, match="No module named 'no_such_module'") as raised, standing_gang("no_such_module"):
         pass
     assert raised.value.failures[0].kind is Kind.BROKEN

@@ -48,7 +48,7 @@ def heart() -> threading.Thread | None:
     return next((thread for thread in threading.enumerate() if thread.name == "heartbeat"), None)
 
 
-def test_it_counts_while_the_main_thread_is_busy(directory: JobDir) -> None:
+def test_heartbeats_continue_while_the_main_thread_is_busy(directory: JobDir) -> None:
     with sending_heartbeats(directory, 1):
         wait_until(lambda: beats(directory) >= 3)
     assert heart() is None
@@ -58,7 +58,7 @@ def test_it_counts_while_the_main_thread_is_busy(directory: JobDir) -> None:
 
 
 @pytest.mark.parametrize("known", [True, False])
-def test_a_stale_attempt_writes_nothing(directory: JobDir, known: bool) -> None:
+def test_stale_attempt_writes_no_heartbeat(directory: JobDir, known: bool) -> None:
     if known:
         directory.job_file.write_text(json.dumps({"attempt": 2}))
     else:
@@ -68,7 +68,7 @@ def test_a_stale_attempt_writes_nothing(directory: JobDir, known: bool) -> None:
     assert not directory.attempt(1).path.exists()
 
 
-def test_a_directory_that_goes_is_not_made_again(directory: JobDir) -> None:
+def test_deleted_directory_is_not_recreated(directory: JobDir) -> None:
     with sending_heartbeats(directory, 1):
         wait_until(lambda: beats(directory) >= 1)
         directory.path.rename(directory.path.with_name("aside"))
@@ -77,7 +77,7 @@ def test_a_directory_that_goes_is_not_made_again(directory: JobDir) -> None:
     assert not directory.path.exists()
 
 
-def test_a_full_disk_does_not_make_it_silent(tmp_path: Path) -> None:
+def test_heartbeats_continue_on_a_full_disk(tmp_path: Path) -> None:
     with small_disk(tmp_path / "disk", 128) as disk:
         directory = job_in(disk / "job")
         with sending_heartbeats(directory, 1):
@@ -87,7 +87,7 @@ def test_a_full_disk_does_not_make_it_silent(tmp_path: Path) -> None:
             wait_until(lambda: beats(directory) > counted + 2)
 
 
-def test_a_disk_that_is_full_from_the_start_leaves_it_unknown(tmp_path: Path) -> None:
+def test_no_heartbeat_file_if_the_disk_is_full_from_the_start(tmp_path: Path) -> None:
     with small_disk(tmp_path / "disk", 128) as disk:
         directory = job_in(disk / "job")
         fill(disk)

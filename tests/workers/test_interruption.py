@@ -1,4 +1,4 @@
-"""Signals become one KeyboardInterrupt, at a moment of the code's choosing."""
+"""Test that signals raise one KeyboardInterrupt, and when."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from workers.interruption import Interruption
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_interrupts_once(number: signal.Signals) -> None:
+def test_signal_interrupts_once(number: signal.Signals) -> None:
     with Interruption() as interruption:
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(number)
-        signal.raise_signal(number)  # does not disturb the cleaning up
+        signal.raise_signal(number)  # does not disturb the clean-up
         assert interruption.signal == number
         with pytest.raises(KeyboardInterrupt):
             interruption.check()
 
 
-def test_a_shield_holds_a_signal_back_until_its_end() -> None:
+def test_shield_delays_a_signal_until_its_end() -> None:
     steps = []
 
     def shielded(interruption: Interruption) -> None:
@@ -39,30 +39,30 @@ def test_a_shield_holds_a_signal_back_until_its_end() -> None:
             shielded(interruption)
         assert steps == ["inside the outer shield"]
         with interruption.shielded():
-            pass  # what was interrupted already is not interrupted again
+            pass  # code that was interrupted is not interrupted again
 
 
-def test_a_shield_lets_an_error_through() -> None:
+def test_shield_lets_exceptions_through() -> None:
     with Interruption() as interruption, pytest.raises(ValueError, match="inside"), interruption.shielded():
         raise ValueError("inside")
 
 
-def test_nothing_interrupts_what_is_disarmed() -> None:
+def test_disarmed_interruption_ignores_signals() -> None:
     with Interruption() as interruption:
         interruption.disarm()
         signal.raise_signal(signal.SIGTERM)
         assert interruption.signal is None
 
 
-def test_signals_are_given_back() -> None:
+def test_signal_handlers_are_restored() -> None:
     before = signal.getsignal(signal.SIGTERM)
     with Interruption():
         assert signal.getsignal(signal.SIGTERM) != before
     assert signal.getsignal(signal.SIGTERM) == before
 
 
-def test_a_signal_caught_within_executed_text_leaves_the_exit_code_alone(tmp_path: Path) -> None:
-    # CPython ends `python -m` by SIGINT otherwise; an import of torch executes text all the time.
+def test_signal_caught_inside_exec_keeps_the_exit_code(tmp_path: Path) -> None:
+    # Otherwise CPython ends `python -m` by SIGINT. Importing torch executes text very often.
     (tmp_path / "interrupted.py").write_text(
         "import signal, sys\n"
         "from workers.interruption import Interruption\n"

@@ -29,7 +29,7 @@ print("after")
 
 
 def printed(attempt: AttemptDir, tail: int | None = None) -> str | None:
-    """What is read of the attempt's log, as one text."""
+    """Return the attempt's log as the server reads it, as one text."""
     pieces = read_log(attempt, tail)
     return None if pieces is None else "".join(pieces)
 
@@ -41,7 +41,7 @@ def await_log(attempt: AttemptDir, wanted: str) -> None:
         time.sleep(0.02)
 
 
-def test_all_output_goes_both_ways(tmp_path: Path) -> None:
+def test_output_goes_to_stdout_and_to_the_log(tmp_path: Path) -> None:
     attempt = AttemptDir(tmp_path / "attempts" / "1")
     body = "print('one', flush=True); os.write(2, b'two\\n'); os.system('echo three')"
     done = driver(attempt, body)
@@ -49,14 +49,14 @@ def test_all_output_goes_both_ways(tmp_path: Path) -> None:
     assert printed(attempt) == "one\ntwo\nthree\n"
 
 
-def test_the_last_words_of_a_driver_that_is_killed_are_kept(tmp_path: Path) -> None:
+def test_last_output_of_a_killed_driver_is_kept(tmp_path: Path) -> None:
     attempt = AttemptDir(tmp_path / "1")
     done = driver(attempt, "print('alive', flush=True); os.kill(os.getpid(), signal.SIGKILL)")
     assert done.returncode == -signal.SIGKILL
     await_log(attempt, "alive\n")
 
 
-def test_a_signal_to_the_group_leaves_the_copy_its_time(tmp_path: Path) -> None:
+def test_signal_to_the_process_group_does_not_stop_the_copier(tmp_path: Path) -> None:
     attempt = AttemptDir(tmp_path / "1")
     body = "signal.signal(15, lambda *_: None); print('on', flush=True); os.killpg(0, 15); print('cancelled', flush=True)"
     done = driver(attempt, body)
@@ -64,7 +64,7 @@ def test_a_signal_to_the_group_leaves_the_copy_its_time(tmp_path: Path) -> None:
     assert printed(attempt) == "on\ncancelled\n"
 
 
-def test_a_long_log_keeps_its_newest_part(tmp_path: Path) -> None:
+def test_long_log_keeps_the_newest_output(tmp_path: Path) -> None:
     attempt = AttemptDir(tmp_path / "1")
     limit = 1 << 20
     done = driver(attempt, "[print(f'line {i:6}', flush=i % 100 == 0) for i in range(300_000)]", limit=limit)
@@ -77,14 +77,14 @@ def test_a_long_log_keeps_its_newest_part(tmp_path: Path) -> None:
     assert printed(attempt, 100_000) == "".join(f"line {i:6}\n" for i in range(200_000, 300_000))
 
 
-def test_a_disk_that_fails_costs_the_copy_only(tmp_path: Path) -> None:
+def test_failing_disk_affects_only_the_copy(tmp_path: Path) -> None:
     attempt = AttemptDir(tmp_path / "file" / "1")
     (tmp_path / "file").write_text("where a directory should be")
     done = driver(attempt, "print('x' * 100_000)")
     assert (done.returncode, len(done.stdout)) == (0, 100_001 + len("after\n"))
 
 
-def test_a_full_disk_costs_the_copy_only(tmp_path: Path) -> None:
+def test_full_disk_affects_only_the_copy(tmp_path: Path) -> None:
     attempt = AttemptDir(tmp_path / "1")
     attempt.path.mkdir()
     attempt.log_file.symlink_to("/dev/full")
@@ -92,7 +92,7 @@ def test_a_full_disk_costs_the_copy_only(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("tail", [None, 1, 2, 5, 1000])
-def test_the_tail_is_read_from_the_end(tmp_path: Path, tail: int | None) -> None:
+def test_tail_is_read_from_the_end(tmp_path: Path, tail: int | None) -> None:
     attempt = AttemptDir(tmp_path)
     older = [f"{i} {'x' * (i % 3 * BLOCK_BYTES // 2)}\n" for i in range(20)]
     newer = ["a\n", "\n", "é without an end"]
@@ -102,5 +102,5 @@ def test_the_tail_is_read_from_the_end(tmp_path: Path, tail: int | None) -> None
     assert printed(attempt, tail) == "".join(everything if tail is None else everything[-tail:])
 
 
-def test_there_may_be_no_log(tmp_path: Path) -> None:
+def test_missing_log_reads_as_none(tmp_path: Path) -> None:
     assert read_log(AttemptDir(tmp_path / "none"), 5) is None

@@ -1,4 +1,4 @@
-"""What follows from lost workers: decisions, without a cluster."""
+"""Test the decisions about lost workers, without a cluster."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ DISK = Failure(0, Kind.REFUSED, "disk full", CheckpointError("disk full"))
         ([PEER, HUNG], "worker 2 has not answered for 6 s"),
         ([DIED, HUNG], "worker 1 died; worker 2 has not answered for 6 s"),
         ([PEER], "worker 0 RuntimeError: Connection closed by peer"),
-        ([BROKEN, DIED], "worker 1 died"),  # an exception of unknown wording is a loss's consequence where there is a loss
+        ([BROKEN, DIED], "worker 1 died"),  # an unexpected exception is taken for a consequence of the loss
     ],
 )
-def test_a_lost_worker_restarts_the_gang_and_is_named(failures: list[Failure], reason: str) -> None:
+def test_lost_worker_restarts_the_gang_and_is_named(failures: list[Failure], reason: str) -> None:
     assert decide(failures, restarts=0, max_restarts=1) == Restart(reason)
 
 
@@ -39,18 +39,18 @@ def test_a_lost_worker_restarts_the_gang_and_is_named(failures: list[Failure], r
         ([NAN, BROKEN], NAN.error),
     ],
 )
-def test_a_cafe_error_ends_the_job_without_restart(failures: list[Failure], error: CafeError) -> None:
+def test_cafe_error_ends_the_job_without_restart(failures: list[Failure], error: CafeError) -> None:
     assert decide(failures, restarts=0, max_restarts=3) == GiveUp(error)
 
 
 @pytest.mark.parametrize("failures", [[BROKEN], [PEER, BROKEN], [BROKEN, PEER]])
-def test_a_bug_ends_the_job_as_internal(failures: list[Failure]) -> None:
+def test_unexpected_exception_ends_the_job_as_internal(failures: list[Failure]) -> None:
     decision = decide(failures, restarts=0, max_restarts=3)
     assert isinstance(decision, GiveUp)
     assert decision.error.as_dict() == {"code": "internal", "message": "worker 0: ValueError: a bug", "retryable": False}
 
 
-def test_losses_beyond_the_allowance_end_the_job_retryably() -> None:
+def test_exceeding_the_restart_limit_is_retryable() -> None:
     assert isinstance(decide([DIED], restarts=2, max_restarts=3), Restart)
     decision = decide([DIED], restarts=3, max_restarts=3)
     assert isinstance(decision, GiveUp)
@@ -72,7 +72,7 @@ def test_losses_beyond_the_allowance_end_the_job_retryably() -> None:
         ([NAN], True),
     ],
 )
-def test_only_a_cause_is_decisive(failures: list[Failure], expected: bool) -> None:
+def test_cause_known_ignores_consequences(failures: list[Failure], expected: bool) -> None:
     assert cause_known(failures) is expected
 
 
@@ -88,14 +88,14 @@ def test_only_a_cause_is_decisive(failures: list[Failure], expected: bool) -> No
         ([], {"CPU": 1.0}, 0),
     ],
 )
-def test_bundles_lie_on_one_node_each(nodes: list[dict[str, float]], bundle: dict[str, float], expected: int) -> None:
+def test_each_bundle_must_fit_on_one_node(nodes: list[dict[str, float]], bundle: dict[str, float], expected: int) -> None:
     assert workers_that_fit(nodes, bundle) == expected
 
 
 @pytest.mark.parametrize(
     ("fits_now", "capacity_now", "expected"),
     [
-        (2, 2, 2),  # half the cluster is gone: go on with what there is
+        (2, 2, 2),  # half the cluster is gone: continue with the rest
         (0, 2, 4),  # gone, and the rest is busy: wait
         (1, 2, 1),
         (2, 4, 4),  # as large as before, but busy: wait for all
@@ -103,5 +103,5 @@ def test_bundles_lie_on_one_node_each(nodes: list[dict[str, float]], bundle: dic
         (4, 3, 4),
     ],
 )
-def test_a_gang_shrinks_only_with_the_cluster(fits_now: int, capacity_now: int, expected: int) -> None:
+def test_gang_shrinks_only_if_the_cluster_shrank(fits_now: int, capacity_now: int, expected: int) -> None:
     assert gang_size(4, fits_now=fits_now, capacity_now=capacity_now, capacity_at_start=4) == expected

@@ -1,4 +1,4 @@
-"""Faults at random moments, many of them: what `make soak` runs."""
+"""Test many faults at random moments (`make soak`)."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ LONG = {"iterations": 60, "checkpoint_every": 4, "evaluation": None}
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_workers_lost_at_random_moments_change_nothing(seed: int, cluster: str, cache: Path, tmp_path: Path) -> None:
+def test_workers_lost_at_random_moments_do_not_change_the_result(seed: int, cluster: str, cache: Path, tmp_path: Path) -> None:
     with driving(jobs.create(tmp_path / "job_undisturbed", cache, **LONG), cluster) as driver:
         same_bytes = driver.succeeds()
     dice = random.Random(seed)
@@ -50,7 +50,7 @@ def test_workers_lost_at_random_moments_change_nothing(seed: int, cluster: str, 
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_a_driver_stopped_at_a_random_moment_leaves_nothing_and_can_be_resumed(
+def test_driver_stopped_at_a_random_moment_leaves_no_processes_and_resumes(
     seed: int, cluster: str, cache: Path, tmp_path: Path
 ) -> None:
     dice = random.Random(seed)
@@ -69,7 +69,7 @@ def test_a_driver_stopped_at_a_random_moment_leaves_nothing_and_can_be_resumed(
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_evaluating_workers_lost_at_random_moments_change_nothing(
+def test_evaluating_workers_lost_at_random_moments_do_not_change_accuracies(
     seed: int,
     cluster: str,  # noqa: ARG001
     tmp_path: Path,
@@ -108,7 +108,7 @@ def test_evaluating_workers_lost_at_random_moments_change_nothing(
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_a_sweep_that_loses_processes_at_random_moments_comes_to_the_same(
+def test_sweep_that_loses_processes_at_random_moments_gives_the_same_result(
     seed: int, cluster: str, cache: Path, tmp_path: Path
 ) -> None:
     spec = sweep([0.1, 0.5, 1.0], base={"iterations": 40})

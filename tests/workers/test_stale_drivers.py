@@ -1,4 +1,4 @@
-"""That a frozen supervisor of an earlier attempt is ended: on a real cluster, by an actor that has its name."""
+"""Test, on a real cluster, that frozen supervisors of previous attempts are ended. An actor with the same name stands in."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ JOB_ID = "job_frozen"
 
 
 class Supervisor:
-    """In the place of Ray's."""
+    """Stands in for Ray's supervisor."""
 
     def pid(self) -> int:
         return os.getpid()
 
 
 def supervising(attempt: int) -> int:
-    """The process of an actor named as the supervisor of an attempt is."""
+    """Start an actor with the name of an attempt's supervisor; return its pid."""
     name = JOB_ACTOR_NAME_TEMPLATE.format(job_id=submission_id(JOB_ID, attempt))
     options = {"name": name, "namespace": SUPERVISOR_ACTOR_RAY_NAMESPACE, "lifetime": "detached", "num_cpus": 0}
     actor = ray.remote(Supervisor).options(**options).remote()
@@ -34,7 +34,7 @@ def supervising(attempt: int) -> int:
 
 
 @pytest.mark.usefixtures("cluster")
-def test_a_frozen_supervisor_of_an_earlier_attempt_is_ended_and_no_other() -> None:
+def test_ends_frozen_supervisors_of_previous_attempts_only() -> None:
     pids = {attempt: supervising(attempt) for attempt in (1, 3, 4)}
     os.kill(pids[1], signal.SIGSTOP)
     end_previous_attempts(JOB_ID, 3)

@@ -1,4 +1,4 @@
-"""Evaluations that Ray Tune fans out: the same numbers whatever happens, and each network once."""
+"""Test evaluations by Ray Tune: the same accuracies whatever happens, and each network once."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ pytestmark = pytest.mark.usefixtures("leaves_nothing")
 
 NETWORKS = [NetworkSpec(width=4, depth=1).resolved(), NetworkSpec(name="mlp", width=4).resolved()]
 LONG = 60
-"""Epochs of trainings that last long enough to be disturbed: seconds for all of them."""
+"""Epochs of trainings that last long enough to be disturbed: a few seconds in total."""
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +41,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def an_evaluation(store: Path, *, epochs: int = 3) -> tuple[list[EvaluationTask], EvaluationSetup]:
-    """Twelve networks on random real images, and on all of them."""
+    """Twelve networks, trained on random real images and on all of them."""
     spec = EvaluationSpec(networks=NETWORKS, repeats=3, epochs=epochs, whole_epochs=epochs, baselines=["whole"])
     return all_tasks(spec, "random"), EvaluationSetup(spec, seed=5, store=store, synthetic=None, ipc=2)
 
@@ -51,14 +51,14 @@ def workers(count: int) -> ResourcesSpec:
 
 
 def backend(tmp_path: Path, *, timeout_s: float = 60, max_restarts: int = 3) -> RayBackend:
-    """Of a job of which nothing but these two numbers matters here."""
+    """A backend of a job of which only these two numbers matter."""
     directory = jobs.create(tmp_path / "job", tmp_path / "cache", timeout_s=timeout_s, max_restarts=max_restarts)
     job = JobFile.model_validate_json(directory.job_file.read_bytes())
     return RayBackend(job, directory, "job/attempt 1", Interruption())
 
 
 class Saboteur(list[tuple[str, dict[str, Any]]]):
-    """A report that remembers, and does something to the workers that come from number `first` up to `last`."""
+    """A report function that stores events, and sends a signal to workers number `first` to `last` as they start."""
 
     def __init__(self, trouble: signal.Signals, first: int, last: int) -> None:
         super().__init__()
@@ -83,7 +83,7 @@ def undisturbed() -> Saboteur:
 
 @pytest.fixture(scope="module")
 def in_process(store: Path) -> dict[int, dict[EvaluationTask, float]]:
-    """The accuracies by epochs, measured without Ray."""
+    """The accuracies by number of epochs, measured without Ray."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     measured = {}
@@ -95,7 +95,7 @@ def in_process(store: Path) -> dict[int, dict[EvaluationTask, float]]:
 
 
 @pytest.mark.parametrize("count", [1, 4])
-def test_any_fan_out_gives_the_same_numbers(
+def test_any_number_of_workers_gives_the_same_accuracies(
     count: int,
     cluster: str,  # noqa: ARG001
     store: Path,
@@ -116,7 +116,7 @@ def test_any_fan_out_gives_the_same_numbers(
     ("trouble", "reason"),
     [(signal.SIGKILL, "died"), pytest.param(signal.SIGSTOP, "has not answered for", marks=pytest.mark.soak)],
 )
-def test_a_lost_worker_changes_nothing(
+def test_lost_worker_does_not_change_accuracies(
     trouble: signal.Signals,
     reason: str,
     cluster: str,  # noqa: ARG001
@@ -128,7 +128,7 @@ def test_a_lost_worker_changes_nothing(
     events = Saboteur(trouble, first=1, last=1)
     with closing(backend(tmp_path, timeout_s=2)) as held:
         measured = list(held.evaluate(tasks, setup, workers(2), events))
-    assert len(measured) == len(tasks)  # none twice
+    assert len(measured) == len(tasks)  # no network twice
     assert dict(measured) == in_process[LONG]
     [restart] = events.of("restart")
     assert restart["reason"].startswith(f"worker 1 {reason}")
@@ -136,7 +136,7 @@ def test_a_lost_worker_changes_nothing(
 
 
 @pytest.mark.soak
-def test_workers_lost_too_often_end_the_job(cluster: str, store: Path, tmp_path: Path) -> None:  # noqa: ARG001
+def test_exceeding_the_restart_limit_ends_the_job(cluster: str, store: Path, tmp_path: Path) -> None:  # noqa: ARG001
     tasks, setup = an_evaluation(store, epochs=LONG)
     events = Saboteur(signal.SIGKILL, first=0, last=99)
     with closing(backend(tmp_path, max_restarts=2)) as held, pytest.raises(WorkerLostError, match="restarted 2 times"):
@@ -144,7 +144,7 @@ def test_workers_lost_too_often_end_the_job(cluster: str, store: Path, tmp_path:
     assert len(events.of("restart")) == 2
 
 
-def test_a_set_that_cannot_be_used_ends_the_job(cluster: str, store: Path, tmp_path: Path) -> None:  # noqa: ARG001
+def test_unusable_synthetic_set_ends_the_job(cluster: str, store: Path, tmp_path: Path) -> None:  # noqa: ARG001
     (tmp_path / "set.safetensors").write_bytes(b"no set")
     spec = EvaluationSpec(networks=NETWORKS, repeats=3, epochs=1)
     setup = EvaluationSetup(spec, seed=5, store=store, synthetic=tmp_path / "set.safetensors", ipc=None)
@@ -154,7 +154,7 @@ def test_a_set_that_cannot_be_used_ends_the_job(cluster: str, store: Path, tmp_p
     assert not events.of("restart")
 
 
-def test_an_evaluation_that_must_wait_says_so(
+def test_evaluation_reports_that_it_waits_for_resources(
     cluster: str,  # noqa: ARG001
     store: Path,
     tmp_path: Path,
@@ -177,7 +177,7 @@ def test_an_evaluation_that_must_wait_says_so(
     assert phases == ["waiting_for_resources", "evaluating"]
 
 
-def test_nothing_to_do_takes_nothing(store: Path, tmp_path: Path) -> None:
+def test_evaluation_without_tasks_starts_no_workers(store: Path, tmp_path: Path) -> None:
     _, setup = an_evaluation(store)
     with closing(backend(tmp_path)) as held:
         assert list(held.evaluate([], setup, workers(2), undisturbed())) == []
@@ -197,9 +197,7 @@ EVALUATE = {
 }
 
 
-def test_a_killed_driver_leaves_nothing_and_the_next_attempt_repeats_no_network(
-    cluster: str, cache: Path, tmp_path: Path
-) -> None:
+def test_killed_driver_leaves_no_processes_and_next_attempt_repeats_no_network(cluster: str, cache: Path, tmp_path: Path) -> None:
     directory = jobs.create_job(tmp_path / "job_evaluate", cache, EVALUATE)
     with driving(directory, cluster) as driver:
         driver.wait_for(lambda: len(driver.events("evaluated")) >= 3)
@@ -215,7 +213,7 @@ def test_a_killed_driver_leaves_nothing_and_the_next_attempt_repeats_no_network(
     assert sorted(record["task"]["repeat"] for record in after) == list(range(12))
 
 
-def test_a_validation_uses_the_gang_that_goes_on(cluster: str, cache: Path, tmp_path: Path) -> None:
+def test_validation_uses_the_gang(cluster: str, cache: Path, tmp_path: Path) -> None:
     validation = {"every": 4, "network": {"width": 8, "depth": 2}, "repeats": 3, "epochs": 5}
     directory = jobs.create(tmp_path / "job_validation", cache, validation=validation, evaluation=None)
     with driving(directory, cluster) as driver:
@@ -234,7 +232,7 @@ def test_a_validation_uses_the_gang_that_goes_on(cluster: str, cache: Path, tmp_
     assert directory.validation_file.read_bytes() == validations
 
 
-def test_how_tasks_are_cut() -> None:
+def test_split_tasks() -> None:
     spec = EvaluationSpec(networks=NETWORKS, repeats=40, baselines=["random", "whole"])
     tasks = all_tasks(spec)
     on_cpus = split_tasks(tasks, workers(2))

@@ -1,4 +1,4 @@
-"""Work as trials of Ray Tune on a real cluster: what comes back, and what is lost when workers are."""
+"""Test TuneRun on a real cluster: its observations, and recovery from lost workers."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def failures(seen: list[Observation]) -> list[TrialFailure]:
     return [s for s in seen if isinstance(s, TrialFailure)]
 
 
-def test_what_trials_tell_arrives_whole_and_workers_are_used_again(cluster: str, tmp_path: Path) -> None:  # noqa: ARG001
+def test_reports_of_trials_arrive_complete_and_workers_are_reused(cluster: str, tmp_path: Path) -> None:  # noqa: ARG001
     with running([Count(20, pause_s=0.05) for _ in range(12)], tmp_path) as run:
         seen = to_the_end(run)
         assert [worker["rank"] for worker in run.describe()] == [0, 1]
@@ -71,7 +71,7 @@ def test_what_trials_tell_arrives_whole_and_workers_are_used_again(cluster: str,
 
 
 @pytest.mark.parametrize(("trouble", "kind"), [(signal.SIGKILL, Kind.DIED), (signal.SIGSTOP, Kind.HUNG)])
-def test_a_lost_worker_costs_what_it_had_not_told(
+def test_lost_worker_repeats_only_unreported_work(
     trouble: signal.Signals,
     kind: Kind,
     cluster: str,  # noqa: ARG001
@@ -86,8 +86,8 @@ def test_a_lost_worker_costs_what_it_had_not_told(
     assert returned(seen).keys() == {0, 1}
 
 
-def test_a_place_that_was_lost_is_taken_again_while_others_work(cluster: str, tmp_path: Path) -> None:  # noqa: ARG001
-    """Tune alone gives the trial to the worker that is free next, and ends the process that starts for it, again and again."""
+def test_lost_worker_is_replaced_while_others_work(cluster: str, tmp_path: Path) -> None:  # noqa: ARG001
+    """Tune's own scheduler would give the trial to the next free worker, and end the process that starts for it."""
     works = [Count(3, at=2, once=tmp_path / "once"), *(Count(3, pause_s=0.1) for _ in range(60))]
     with running(works, tmp_path) as run:
         to_the_end(run)
@@ -95,8 +95,8 @@ def test_a_place_that_was_lost_is_taken_again_while_others_work(cluster: str, tm
         assert run.workers[1].rank == 2
 
 
-def test_a_worker_lost_while_it_takes_over_a_trial_costs_nothing_else(cluster: str, tmp_path: Path) -> None:  # noqa: ARG001
-    """Tune alone gives such a trial up, however often it may retry it."""
+def test_worker_lost_while_taking_over_a_trial_affects_only_that_trial(cluster: str, tmp_path: Path) -> None:  # noqa: ARG001
+    """Tune alone gives up such a trial, whatever its retry limit."""
     with running([DeadlyToTakeOver(3, once=tmp_path / "once") for _ in range(6)], tmp_path, concurrency=1) as run:
         seen = to_the_end(run)
     [failed] = failures(seen)
@@ -114,7 +114,7 @@ def test_a_trial_fails_alone(cluster: str, tmp_path: Path) -> None:  # noqa: ARG
     assert returned(seen).keys() == {0, 2}
 
 
-def test_a_worker_lost_too_often_ends_its_trial(cluster: str, tmp_path: Path) -> None:  # noqa: ARG001
+def test_trial_fails_after_too_many_lost_workers(cluster: str, tmp_path: Path) -> None:  # noqa: ARG001
     works = [Count(1), Count(1, at=0)]
     with running(works, tmp_path, max_failures=1, reuse=False) as run:
         seen = to_the_end(run)
@@ -122,14 +122,14 @@ def test_a_worker_lost_too_often_ends_its_trial(cluster: str, tmp_path: Path) ->
     assert returned(seen).keys() == {0}
 
 
-def test_a_worker_that_cannot_start_says_why(cluster: str, tmp_path: Path) -> None:  # noqa: ARG001
+def test_worker_that_cannot_start_reports_the_reason(cluster: str, tmp_path: Path) -> None:  # noqa: ARG001
     with running([Unreadable()], tmp_path) as run:
         failed = failures(watch(run, lambda seen: bool(failures(seen))))[0]
     assert failed.failure.kind is Kind.BROKEN
     assert "No module named 'no_such_module'" in failed.failure.detail
 
 
-def test_a_worker_that_freezes_while_it_starts_is_replaced(
+def test_worker_that_freezes_while_starting_is_replaced(
     cluster: str,  # noqa: ARG001
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -150,7 +150,7 @@ def test_a_worker_that_freezes_while_it_starts_is_replaced(
 
 
 @pytest.mark.parametrize("frozen", [False, True])
-def test_stopping_ends_what_runs(frozen: bool, cluster: str, tmp_path: Path) -> None:  # noqa: ARG001
+def test_stop_ends_running_trials(frozen: bool, cluster: str, tmp_path: Path) -> None:  # noqa: ARG001
     with running([Count(1_000_000, pause_s=0.01) for _ in range(50)], tmp_path, concurrency=4) as run:
         watch(run, lambda _: len(run.describe()) == 4)
         if frozen:
@@ -161,7 +161,7 @@ def test_stopping_ends_what_runs(frozen: bool, cluster: str, tmp_path: Path) -> 
         assert not actor_processes()
 
 
-def test_a_lost_worker_is_named_by_its_rank(cluster: str, tmp_path: Path) -> None:  # noqa: ARG001
+def test_lost_worker_is_named_by_its_rank(cluster: str, tmp_path: Path) -> None:  # noqa: ARG001
     with running([Count(1_000_000, pause_s=0.01) for _ in range(2)], tmp_path) as run:
         watch(run, lambda _: len(run.describe()) == 2)
         os.kill(run.describe()[1]["pid"], signal.SIGKILL)

@@ -1,4 +1,4 @@
-"""Sweeps whose trials Ray Tune runs, each a job with a gang of its own: what they survive, and that nothing of them remains."""
+"""Test sweeps whose trials Ray Tune runs as separate jobs with their own gangs: recovery from faults, and clean-up."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from tests.workers.jobs import Driver, driving
 
 VALIDATION = {"every": 3, "network": {"width": 8, "depth": 2}, "repeats": 1, "epochs": 1}
 ITERATIONS = 40
-"""Enough that a trial which has been seen to work is still at it when a signal comes."""
+"""Enough that a trial which has started is still running when a signal arrives."""
 EVALUATION = {"networks": [{"width": 8, "depth": 2}], "repeats": 2, "epochs": 2}
 
 
 def sweep(values: list[float], *, space: str = "method.image_lr", **changes: Any) -> dict[str, Any]:
-    """Two trials at a time, each by two workers: all of the cluster."""
+    """A sweep of two concurrent trials with two workers each, which fill the cluster."""
     base = {"evaluation": EVALUATION, "iterations": ITERATIONS} | changes.pop("base", {})
     return {"kind": "sweep", "base": jobs.spec(**base), "space": {space: {"grid": values}}, "max_concurrent": 2} | changes
 
@@ -53,7 +53,7 @@ def synthetic(directory: JobDir, number: int) -> bytes:
 
 
 def gang(directory: JobDir, number: int) -> list[int]:
-    """The processes of the gang that a trial started last."""
+    """Return the pids of a trial's newest gang."""
     events = trial_events(directory, number, "workers")
     return [worker["pid"] for worker in events[-1]["workers"]] if events else []
 
@@ -64,7 +64,7 @@ def trial_drivers() -> list[int]:
 
 @pytest.fixture(scope="module")
 def undisturbed(small_ray: SmallRay, cache: Path, tmp_path_factory: pytest.TempPathFactory) -> JobDir:
-    """Three trials, of which number 1 fails."""
+    """A sweep of three trials, of which number 1 fails."""
     directory = jobs.create_job(tmp_path_factory.mktemp("sweeps") / "job_undisturbed", cache, sweep([0.1, 1e30, 1.0]))
     with driving(directory, small_ray.address) as driver:
         assert driver.ends_with(0)["type"] == "finished"
@@ -72,7 +72,7 @@ def undisturbed(small_ray: SmallRay, cache: Path, tmp_path_factory: pytest.TempP
 
 
 @pytest.mark.usefixtures("leaves_nothing")
-def test_trials_are_jobs_of_their_own_and_fail_alone(undisturbed: JobDir, cluster: str, cache: Path, tmp_path: Path) -> None:
+def test_trials_are_separate_jobs_and_fail_separately(undisturbed: JobDir, cluster: str, cache: Path, tmp_path: Path) -> None:
     found = outcomes(undisturbed)
     assert {number: outcome["status"] for number, outcome in found.items()} == {0: "succeeded", 1: "failed", 2: "succeeded"}
     assert found[1]["error"]["code"] == "non_finite_loss"
@@ -93,7 +93,7 @@ def test_trials_are_jobs_of_their_own_and_fail_alone(undisturbed: JobDir, cluste
 
 
 @pytest.mark.usefixtures("leaves_nothing")
-def test_a_lost_trial_driver_and_a_lost_worker_change_nothing(
+def test_lost_trial_driver_and_lost_worker_do_not_change_the_result(
     undisturbed: JobDir, cluster: str, cache: Path, tmp_path: Path
 ) -> None:
     directory = jobs.create_job(tmp_path / "job_lost", cache, sweep([0.1, 1.0]), timeout_s=10)
@@ -112,14 +112,14 @@ def test_a_lost_trial_driver_and_a_lost_worker_change_nothing(
 
 
 def driver_of(worker: int) -> int:
-    """The process of the trial's driver that a gang's worker belongs to: its name says it."""
+    """Return the pid of the trial's driver from the name of one of its workers."""
     [name] = [actor["Name"] for actor in actors().values() if actor["Pid"] == worker]
     return int(name.partition("driver ")[2].partition("/")[0])
 
 
 @pytest.mark.soak
 @pytest.mark.usefixtures("leaves_nothing")
-def test_a_frozen_trial_driver_is_replaced(undisturbed: JobDir, cluster: str, cache: Path, tmp_path: Path) -> None:
+def test_frozen_trial_driver_is_replaced(undisturbed: JobDir, cluster: str, cache: Path, tmp_path: Path) -> None:
     directory = jobs.create_job(tmp_path / "job_frozen", cache, sweep([0.1]), timeout_s=4)
     with driving(directory, cluster) as driver:
         driver.wait_for(lambda: len(iterations(directory, 0)) >= 5)
@@ -132,7 +132,7 @@ def test_a_frozen_trial_driver_is_replaced(undisturbed: JobDir, cluster: str, ca
 
 
 @pytest.mark.usefixtures("leaves_nothing")
-def test_a_killed_sweep_leaves_nothing_and_the_next_attempt_repeats_no_finished_trial(
+def test_killed_sweep_leaves_no_processes_and_next_attempt_repeats_no_finished_trial(
     undisturbed: JobDir, cluster: str, cache: Path, tmp_path: Path
 ) -> None:
     directory = jobs.create_job(tmp_path / "job_killed", cache, sweep([0.1, 1e30, 1.0], max_concurrent=1))
@@ -156,7 +156,7 @@ def test_a_killed_sweep_leaves_nothing_and_the_next_attempt_repeats_no_finished_
 
 
 @pytest.mark.usefixtures("leaves_nothing")
-def test_cancelling_a_sweep_leaves_nothing_even_with_a_frozen_worker(cluster: str, cache: Path, tmp_path: Path) -> None:
+def test_cancelling_a_sweep_with_a_frozen_worker_leaves_no_processes(cluster: str, cache: Path, tmp_path: Path) -> None:
     base = {"iterations": 10_000}
     directory = jobs.create_job(tmp_path / "job_cancelled", cache, sweep([0.1, 0.2, 0.3], base=base))
     with driving(directory, cluster) as driver:
@@ -171,8 +171,8 @@ def test_cancelling_a_sweep_leaves_nothing_even_with_a_frozen_worker(cluster: st
 
 
 @pytest.mark.usefixtures("leaves_nothing")
-def test_asha_stops_a_trial_and_its_gang(cluster: str, cache: Path, tmp_path: Path) -> None:
-    """The second to come to a rung is stopped where it is worse: one real image per class teaches less than twenty."""
+def test_asha_stops_trial_and_its_gang(cluster: str, cache: Path, tmp_path: Path) -> None:
+    """The second trial to reach a rung is worse, so it is stopped: one real image per class teaches less than twenty."""
     method = jobs.spec()["method"] | {"init": "real", "image_lr": 1e-6}
     base = {"iterations": 6, "validation": VALIDATION | {"epochs": 60, "every": 2}, "method": method}
     directory = jobs.create_job(
@@ -188,7 +188,7 @@ def test_asha_stops_a_trial_and_its_gang(cluster: str, cache: Path, tmp_path: Pa
     assert not trial_events(directory, 1, "finished")
 
 
-def test_asha_knows_what_earlier_attempts_validated(tmp_path: Path, cache: Path) -> None:
+def test_asha_uses_validations_of_previous_attempts(tmp_path: Path, cache: Path) -> None:
     from workers.sweep import asha
 
     base = {"iterations": 12, "validation": VALIDATION}
@@ -215,7 +215,7 @@ def test_asha_knows_what_earlier_attempts_validated(tmp_path: Path, cache: Path)
     assert decision(12, 71.0) == "CONTINUE"
 
 
-def test_what_is_told_of_a_sweep(undisturbed: JobDir) -> None:
+def test_events_of_a_sweep(undisturbed: JobDir) -> None:
     driver = Driver(process=None, directory=undisturbed, attempt=1, log=Path())  # type: ignore[arg-type]
     assert driver.phases() == ["preparing", "sweeping", "publishing"]
     assert {event["number"] for event in driver.events("trial_started")} == {0, 1, 2}

@@ -1,4 +1,4 @@
-"""A full disk while checkpointing, on a real small file system."""
+"""Test a full disk on a real, small file system."""
 
 from __future__ import annotations
 
@@ -24,21 +24,21 @@ from tests.cafe_core.made_data import make_spec, make_store
 
 @contextmanager
 def small_disk(path: Path, kibibytes: int) -> Iterator[Path]:
-    """A file system of its own at `path`."""
+    """Mount a small file system at `path`."""
     if os.geteuid() != 0:
         pytest.skip("only root can mount a file system")
     path.mkdir()
     command = ["mount", "-t", "tmpfs", "-o", f"size={kibibytes}k", "none", path]
     mounted = subprocess.run(command, capture_output=True, text=True, check=False)
     if mounted.returncode:
-        pytest.skip(f"this machine mounts nothing: {mounted.stderr.strip()}")
+        pytest.skip(f"this machine cannot mount a file system: {mounted.stderr.strip()}")
     try:
         yield path
     finally:
         subprocess.run(["umount", path], check=True)
 
 
-def test_a_full_disk_is_named_and_leaves_the_last_checkpoint_whole(tmp_path: Path) -> None:
+def test_full_disk_raises_disk_full_and_keeps_the_last_checkpoint(tmp_path: Path) -> None:
     with small_disk(tmp_path / "disk", 256) as disk:
         fill_with_checkpoints(disk, tmp_path)
 
@@ -61,11 +61,11 @@ def fill_with_checkpoints(disk: Path, tmp_path: Path) -> None:
     assert sorted(path.name for path in disk.iterdir()) == sorted(path.name for path in checkpoint_files(disk))
 
     checkpoint_files(disk)[-1].unlink()
-    save(3)  # with room again it goes on
+    save(3)  # works once there is space again
     assert Checkpoints(disk).latest(spec).iteration == 3  # type: ignore[union-attr]
 
 
-def test_a_job_fails_with_that_reason_and_goes_on_when_there_is_room(tmp_path: Path) -> None:
+def test_job_fails_on_a_full_disk_and_resumes_once_there_is_space(tmp_path: Path) -> None:
     roots = DataRoots(datasets=tmp_path, uploads=tmp_path, downloads=tmp_path, cache=tmp_path / "cache")
     spec = {
         "dataset": {"name": "digits"},
@@ -95,7 +95,7 @@ def test_a_job_fails_with_that_reason_and_goes_on_when_there_is_room(tmp_path: P
         assert files[0] == files[1]
 
 
-def test_the_event_that_says_so_finds_room(tmp_path: Path) -> None:
+def test_event_about_the_full_disk_fits_into_the_reserve(tmp_path: Path) -> None:
     with small_disk(tmp_path / "disk", 64) as disk, closing(EventLog(disk / "events.jsonl")) as events:
         events("phase", phase="condensing")
         (disk / "everything else").write_bytes(bytes(40 << 10))
@@ -112,7 +112,7 @@ def test_the_event_that_says_so_finds_room(tmp_path: Path) -> None:
         assert all(line.endswith("}") for line in lines)
 
 
-def test_a_log_on_a_full_disk_keeps_whole_records_and_says_so(tmp_path: Path) -> None:
+def test_log_on_a_full_disk_keeps_complete_records_only(tmp_path: Path) -> None:
     with small_disk(tmp_path / "disk", 64) as disk, closing(LineLog(disk / "log.jsonl")) as log:
 
         def fill_up() -> None:

@@ -1,4 +1,4 @@
-"""An attempt that was given up, at any event of it, changes nothing any more."""
+"""Test that an attempt that was given up, at any of its events, changes no more files."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ SWEEP = {"kind": "sweep", "base": SPEC, "space": {"seed": {"grid": [0, 1]}}}
 
 
 def files_of(directory: JobDir) -> dict[Path, bytes]:
-    """All files but the event logs, which belong to attempts."""
+    """Return all files except the event logs, which belong to an attempt."""
     found = [path for path in directory.path.rglob("*") if path.is_file() and path.name != "events.jsonl"]
     return {path: path.read_bytes() for path in found}
 
@@ -58,7 +58,7 @@ def give_up(directory: JobDir) -> None:
         (SWEEP, {"type": "trial", "number": 0}),
     ],
 )
-def test_an_attempt_that_was_given_up_changes_nothing(
+def test_stale_attempt_changes_no_file(
     spec: dict[str, Any],
     moment: dict[str, Any],
     tmp_path: Path,
@@ -79,14 +79,14 @@ def test_an_attempt_that_was_given_up_changes_nothing(
     assert files_of(directory) == left
 
 
-def test_a_deleted_job_is_not_made_again(tmp_path: Path) -> None:
+def test_fence_does_not_recreate_a_deleted_job(tmp_path: Path) -> None:
     fence = AttemptFence.of(JobDir(tmp_path / "job"), 1)
     with pytest.raises(StaleAttemptError, match="deleted"):
         write_atomically(tmp_path / "job" / "checkpoints" / "file", b"", fence=fence)
     assert not (tmp_path / "job").exists()
 
 
-def test_a_fence_crosses_processes_and_lets_its_attempt_write(tmp_path: Path) -> None:
+def test_pickled_fence_lets_only_its_attempt_write(tmp_path: Path) -> None:
     directory = JobDir(tmp_path)
     write_atomically(directory.job_file, b'{"job_id": "before there were fences"}')
     fence = pickle.loads(pickle.dumps(AttemptFence.of(directory, 1)))
@@ -97,15 +97,14 @@ def test_a_fence_crosses_processes_and_lets_its_attempt_write(tmp_path: Path) ->
         with pytest.raises(StaleAttemptError):
             log.append({"a": 2})
     with (tmp_path / "log").open("ab") as half:
-        half.write(b'{"a"')  # the next attempt's, under way
+        half.write(b'{"a"')  # the next attempt is writing this line
     with pytest.raises(StaleAttemptError):
         LineLog(tmp_path / "log", fence=fence)
     assert (tmp_path / "log").read_bytes().endswith(b'{"a"')
     assert read_lines(tmp_path / "log") == [{"a": 1}]
 
 
-def test_given_up_between_writing_and_moving(tmp_path: Path) -> None:
-    """The fence is asked right before the move."""
+def test_fence_is_checked_right_before_the_rename(tmp_path: Path) -> None:
     directory = JobDir(tmp_path)
     write_atomically(directory.job_file, b'{"attempt": 1}')
     asked = []

@@ -1,4 +1,4 @@
-"""Jobs of the three kinds in one process: validations that keep the best set, evaluations, sweeps; broken off and gone on."""
+"""Test the three kinds of jobs in one process, with and without interruptions."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from cafe_core.jobs.jobdir import JobDir
 from cafe_core.spec.dataset import DatasetSpec
 from cafe_core.synthetic_set import synthetic_set
 from cafe_core.synthetic_set.synthetic_set import SyntheticSet
-from tests.cafe_core.jobs.test_local import BrokenOffError, save_images, silent
+from tests.cafe_core.jobs.test_local import InterruptedJobError, save_images, silent
 
 CONDENSE: dict[str, Any] = {
     "dataset": {"path": "own.npz"},
@@ -53,11 +53,11 @@ def roots(tmp_path: Path) -> DataRoots:
     return DataRoots(datasets=tmp_path / "datasets", uploads=tmp_path / "u", downloads=tmp_path / "d", cache=tmp_path / "c")
 
 
-def breaking_off_at(event: str, count: int, seen: list[str]) -> Callable[..., None]:
+def interrupt_at(event: str, count: int, seen: list[str]) -> Callable[..., None]:
     def report(type: str, **_: Any) -> None:
         seen.append(type)
         if seen.count(event) == count:
-            raise BrokenOffError
+            raise InterruptedJobError
 
     return report
 
@@ -65,7 +65,7 @@ def breaking_off_at(event: str, count: int, seen: list[str]) -> Callable[..., No
 # -- validation
 
 
-def test_the_set_that_validates_best_is_the_result(tmp_path: Path, roots: DataRoots) -> None:
+def test_best_validated_set_is_the_result(tmp_path: Path, roots: DataRoots) -> None:
     spec = {**CONDENSE, "validation": VALIDATION}
     phases: list[str] = []
     result = local.prepare(spec, tmp_path / "out", roots).run(lambda type, **data: phases.append(data.get("phase", type)))
@@ -84,7 +84,7 @@ def test_the_set_that_validates_best_is_the_result(tmp_path: Path, roots: DataRo
 
 
 def test_held_out_images_are_not_condensed(tmp_path: Path, roots: DataRoots) -> None:
-    """Another image in the held-out part changes nothing; one in the other part does."""
+    """Changing a held-out image does not change the result; changing another image does."""
     spec = {**CONDENSE, "validation": {**VALIDATION, "every": 100}, "method": {"batch_real": 100, "max_outer": 1}}
     local.prepare(spec, tmp_path / "before", roots).run(silent)
     before = SyntheticSet.load(JobDir(tmp_path / "before").best_file).images
@@ -107,12 +107,12 @@ def test_held_out_images_are_not_condensed(tmp_path: Path, roots: DataRoots) -> 
 
 
 @pytest.mark.parametrize(("event", "count"), [("iteration", 2), ("validated", 2), ("evaluated", 1), ("phase", 4)])
-def test_a_validated_job_that_is_broken_off_goes_on(tmp_path: Path, roots: DataRoots, event: str, count: int) -> None:
+def test_interrupted_job_with_validations_resumes(tmp_path: Path, roots: DataRoots, event: str, count: int) -> None:
     spec = {**CONDENSE, "validation": VALIDATION}
     undisturbed = local.prepare(spec, tmp_path / "undisturbed", roots).run(silent)
     seen: list[str] = []
-    with pytest.raises(BrokenOffError):
-        local.prepare(spec, tmp_path / "out", roots).run(breaking_off_at(event, count, seen))
+    with pytest.raises(InterruptedJobError):
+        local.prepare(spec, tmp_path / "out", roots).run(interrupt_at(event, count, seen))
     validated = seen.count("validated")
     seen.clear()
     resumed = local.prepare(spec, tmp_path / "out", roots).run(lambda type, **_: seen.append(type))
@@ -123,17 +123,17 @@ def test_a_validated_job_that_is_broken_off_goes_on(tmp_path: Path, roots: DataR
     assert files[0] == files[1]
 
 
-def test_a_validation_that_is_repeated_and_comes_out_lower_leaves_the_best_set(
+def test_repeated_validation_with_a_lower_result_keeps_the_best_set(
     tmp_path: Path, roots: DataRoots, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As on a GPU. Whatever a crash cuts short, the set that is kept is the one that the log calls best."""
+    """On a GPU a repeated validation may differ. After a crash at any point, the kept set is the best one of the log."""
     spec = {**CONDENSE, "iterations": 2, "validation": VALIDATION}
     means = iter([50.0, 60.0, 40.0])
     monkeypatch.setattr(condense_job, "_validate", lambda *_: [next(means)])
 
     def crash(path: Path, content: bytes, **options: Any) -> None:
         if path == crash_at:
-            raise BrokenOffError
+            raise InterruptedJobError
         write_atomically(path, content, **options)
 
     for module in (condense_job, synthetic_set):
@@ -142,13 +142,13 @@ def test_a_validation_that_is_repeated_and_comes_out_lower_leaves_the_best_set(
         if crash_at is None:
             result = local.prepare(spec, tmp_path / "out", roots).run(silent)
         else:
-            with pytest.raises(BrokenOffError):
+            with pytest.raises(InterruptedJobError):
                 local.prepare(spec, tmp_path / "out", roots).run(silent)
     assert [validation["mean"] for validation in result["validations"]] == [60.0, 40.0]
     assert result["best_iteration"] == 1
 
 
-def test_a_validation_and_the_evaluation_train_different_networks() -> None:
+def test_validation_and_evaluation_train_different_networks() -> None:
     seeds = {network_seed(3, 0, repeat, validation=validation) for repeat in range(20) for validation in (False, True)}
     assert len(seeds) == 40
 
@@ -156,7 +156,7 @@ def test_a_validation_and_the_evaluation_train_different_networks() -> None:
 # -- evaluate
 
 
-def test_an_evaluation_of_a_set_gives_what_the_job_that_made_it_measured(tmp_path: Path, roots: DataRoots) -> None:
+def test_evaluate_job_gives_the_accuracies_of_the_condense_job(tmp_path: Path, roots: DataRoots) -> None:
     made = {**CONDENSE, "seed": 3, "evaluation": {key: EVALUATE[key] for key in ("networks", "repeats", "epochs")}}
     expected = local.prepare(made, tmp_path / "made", roots).run(silent)["evaluation"]
     set_file = JobDir(tmp_path / "made").attempt(1).synthetic_file
@@ -178,7 +178,7 @@ def test_an_evaluation_of_a_set_gives_what_the_job_that_made_it_measured(tmp_pat
     assert names == ["accuracies.csv", "evaluation.json", "result.json"]
 
 
-def test_real_images_are_judged_like_a_set(tmp_path: Path, roots: DataRoots) -> None:
+def test_real_images_are_evaluated_like_a_synthetic_set(tmp_path: Path, roots: DataRoots) -> None:
     def judged(name: str, **synthetic: Any) -> dict[str, Any]:
         spec = {
             **EVALUATE,
@@ -201,12 +201,12 @@ def test_real_images_are_judged_like_a_set(tmp_path: Path, roots: DataRoots) -> 
     assert {(image, int(label)) for image, label in zip(pixels, chosen.labels, strict=True)} <= real
 
 
-def test_an_evaluation_that_is_broken_off_trains_no_network_twice(tmp_path: Path, roots: DataRoots) -> None:
+def test_interrupted_evaluation_trains_no_network_twice(tmp_path: Path, roots: DataRoots) -> None:
     spec = {**EVALUATE, "baselines": ["random"], "synthetic": {"dataset": {"path": "own.npz"}, "selection": "k_center", "ipc": 2}}
     undisturbed = local.prepare(spec, tmp_path / "undisturbed", roots).run(silent)
     seen: list[str] = []
-    with pytest.raises(BrokenOffError):
-        local.prepare(spec, tmp_path / "out", roots).run(breaking_off_at("evaluated", 3, seen))
+    with pytest.raises(InterruptedJobError):
+        local.prepare(spec, tmp_path / "out", roots).run(interrupt_at("evaluated", 3, seen))
     seen.clear()
     resumed = local.prepare(spec, tmp_path / "out", roots).run(lambda type, **_: seen.append(type))
     assert seen.count("evaluated") == 8 - 3
@@ -217,7 +217,7 @@ def test_an_evaluation_that_is_broken_off_trains_no_network_twice(tmp_path: Path
 # -- sweep
 
 
-def test_a_sweep_keeps_the_best_trials_set(tmp_path: Path, roots: DataRoots) -> None:
+def test_sweep_publishes_the_best_trials_set(tmp_path: Path, roots: DataRoots) -> None:
     result = local.prepare(SWEEP, tmp_path / "out", roots).run(silent)
     directory = JobDir(tmp_path / "out")
     files = directory.attempt(1)
@@ -251,11 +251,11 @@ def test_a_trial_fails_alone(tmp_path: Path, roots: DataRoots) -> None:
 
 
 @pytest.mark.parametrize(("event", "count"), [("trial", 1), ("trial", 3), ("trial_started", 2)])
-def test_a_sweep_that_is_broken_off_repeats_no_finished_trial(tmp_path: Path, roots: DataRoots, event: str, count: int) -> None:
+def test_interrupted_sweep_repeats_no_finished_trial(tmp_path: Path, roots: DataRoots, event: str, count: int) -> None:
     undisturbed = local.prepare(SWEEP, tmp_path / "undisturbed", roots).run(silent)
     seen: list[str] = []
-    with pytest.raises(BrokenOffError):
-        local.prepare(SWEEP, tmp_path / "out", roots).run(breaking_off_at(event, count, seen))
+    with pytest.raises(InterruptedJobError):
+        local.prepare(SWEEP, tmp_path / "out", roots).run(interrupt_at(event, count, seen))
     ended = seen.count("trial")
     seen.clear()
     resumed = local.prepare(SWEEP, tmp_path / "out", roots).run(lambda type, **_: seen.append(type))
@@ -264,7 +264,7 @@ def test_a_sweep_that_is_broken_off_repeats_no_finished_trial(tmp_path: Path, ro
     assert resumed["best"]["metric"] == undisturbed["best"]["metric"]
 
 
-def test_a_sweep_that_is_resumed_tries_again_what_failed_for_a_passing_reason(
+def test_resumed_sweep_repeats_trials_with_retryable_errors(
     tmp_path: Path, roots: DataRoots, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spec = {**SWEEP, "space": {"method.image_lr": {"grid": [1e30, 0.1, 0.2]}}}
@@ -281,18 +281,18 @@ def test_a_sweep_that_is_resumed_tries_again_what_failed_for_a_passing_reason(
     assert result["trials"] == {"succeeded": 2, "stopped": 0, "failed": 1, "total": 3}
     started: list[bool] = []
     local.prepare(spec, tmp_path / "out", roots).run(lambda type, **_: started.append(type == "trial_started"))
-    assert not any(started)  # neither those that succeeded nor the one that would fail again
+    assert not any(started)  # neither the succeeded trials nor the one that would fail again
 
 
-def test_a_sweep_whose_data_changed_is_refused(tmp_path: Path, roots: DataRoots) -> None:
-    with pytest.raises(BrokenOffError):
-        local.prepare(SWEEP, tmp_path / "out", roots).run(breaking_off_at("trial", 1, []))
+def test_refuses_resuming_a_sweep_on_changed_data(tmp_path: Path, roots: DataRoots) -> None:
+    with pytest.raises(InterruptedJobError):
+        local.prepare(SWEEP, tmp_path / "out", roots).run(interrupt_at("trial", 1, []))
     save_images(roots.datasets / "own.npz", seed=1)
     with pytest.raises(DatasetError, match="has changed since the job's first attempt"):
         local.prepare(SWEEP, tmp_path / "out", roots).run(silent)
 
 
-def test_the_metric_is_what_the_trials_were_compared_by(tmp_path: Path, roots: DataRoots) -> None:
+def test_sweep_result_names_the_metric(tmp_path: Path, roots: DataRoots) -> None:
     spec = {**SWEEP, "space": {"validation": {"grid": [VALIDATION]}}}
     result = local.prepare(spec, tmp_path / "out", roots).run(silent)
     assert result["metric"] == "validation"

@@ -1,4 +1,4 @@
-"""A whole job in one process: what it leaves, and going on after it was broken off in any phase."""
+"""Test a whole job in one process, and resuming it after an interruption in any phase."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ SPEC = {
 }
 
 
-class BrokenOffError(Exception):
+class InterruptedJobError(Exception):
     pass
 
 
@@ -56,7 +56,7 @@ def silent(type: str, **data: Any) -> None:
     pass
 
 
-def test_what_a_job_leaves(tmp_path: Path, roots: DataRoots) -> None:
+def test_files_and_events_of_a_job(tmp_path: Path, roots: DataRoots) -> None:
     events: list[str] = []
     result = local.prepare(SPEC, tmp_path / "out", roots).run(lambda type, **data: events.append(data.get("phase", type)))
     assert [e for e in events if e in ("preparing", "condensing", "evaluating", "publishing")] == [
@@ -86,17 +86,17 @@ def test_what_a_job_leaves(tmp_path: Path, roots: DataRoots) -> None:
 @pytest.mark.parametrize(
     ("event", "count"), [("iteration", 1), ("iteration", 3), ("checkpoint", 2), ("evaluated", 1), ("evaluated", 7)]
 )
-def test_a_job_that_is_broken_off_goes_on(tmp_path: Path, roots: DataRoots, event: str, count: int) -> None:
+def test_interrupted_job_resumes(tmp_path: Path, roots: DataRoots, event: str, count: int) -> None:
     undisturbed = local.prepare(SPEC, tmp_path / "undisturbed", roots).run(silent)
     seen: list[str] = []
 
-    def break_off(type: str, **_: Any) -> None:
+    def interrupt(type: str, **_: Any) -> None:
         seen.append(type)
         if seen.count(event) == count:
-            raise BrokenOffError
+            raise InterruptedJobError
 
-    with pytest.raises(BrokenOffError):
-        local.prepare(SPEC, tmp_path / "out", roots).run(break_off)
+    with pytest.raises(InterruptedJobError):
+        local.prepare(SPEC, tmp_path / "out", roots).run(interrupt)
     before = seen.count("evaluated")
     with (tmp_path / "out" / "evaluation.jsonl").open("a") as log:
         log.write('{"set": "torn by a cra')  # as a killed process leaves it
@@ -108,7 +108,7 @@ def test_a_job_that_is_broken_off_goes_on(tmp_path: Path, roots: DataRoots, even
     assert files[0] == files[1]
 
 
-def test_data_that_changed_between_attempts_is_refused(tmp_path: Path, roots: DataRoots) -> None:
+def test_refuses_resuming_on_changed_data(tmp_path: Path, roots: DataRoots) -> None:
     local.prepare(SPEC, tmp_path / "out", roots).run(silent)
     save_images(roots.datasets / "own.npz", seed=1)
     with pytest.raises(DatasetError, match="has changed since the job's first attempt"):
@@ -123,7 +123,7 @@ def test_data_that_changed_between_attempts_is_refused(tmp_path: Path, roots: Da
         ({"dataset": {"path": "../own.npz"}}, "dataset root"),
     ],
 )
-def test_what_is_refused_leaves_nothing(tmp_path: Path, roots: DataRoots, fields: dict[str, Any], message: str) -> None:
+def test_refused_spec_leaves_no_files(tmp_path: Path, roots: DataRoots, fields: dict[str, Any], message: str) -> None:
     with pytest.raises((ValueError, CafeError), match=message):
         local.prepare({**SPEC, **fields}, tmp_path / "out", roots).run(silent)
     assert not (tmp_path / "out").exists()

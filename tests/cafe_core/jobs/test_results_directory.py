@@ -1,4 +1,4 @@
-"""`cafe run` into a directory that holds a job's files: the same job goes on, another is refused."""
+"""Test `cafe run` into a directory with a job's files: the same job resumes, another is refused."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def roots(tmp_path: Path) -> DataRoots:
         (CONDENSE, {"seed": 1}, "seed"),
     ],
 )
-def test_the_results_of_another_job_do_not_pass_for_this_ones(
+def test_refuses_directory_of_another_job(
     tmp_path: Path, roots: DataRoots, first: dict[str, Any], then: dict[str, Any], differs: str
 ) -> None:
     judged = {"synthetic": {"dataset": {"path": "own.npz"}, "selection": "random", "ipc": 2}}
@@ -40,10 +40,10 @@ def test_the_results_of_another_job_do_not_pass_for_this_ones(
     local.prepare(first, tmp_path / "out", roots).run(silent)
     with pytest.raises(SpecError, match=f"holds the files of a job that differs in {differs}; choose another directory"):
         local.prepare(first | then, tmp_path / "out", roots)
-    local.prepare(first | {"name": "the same by another name"}, tmp_path / "out", roots)
+    local.prepare(first | {"name": "same job, other name"}, tmp_path / "out", roots)
 
 
-def test_a_condensation_goes_on_to_more_iterations_and_is_evaluated_otherwise(tmp_path: Path, roots: DataRoots) -> None:
+def test_condensation_continues_to_more_iterations_with_another_evaluation(tmp_path: Path, roots: DataRoots) -> None:
     local.prepare({**CONDENSE, "iterations": 2}, tmp_path / "out", roots).run(silent)
     evaluation = {"networks": [{"name": "lenet"}], "repeats": 3, "epochs": 2}
     iterations: list[int] = []
@@ -56,9 +56,9 @@ def test_a_condensation_goes_on_to_more_iterations_and_is_evaluated_otherwise(tm
     assert [(row["name"], row["n"]) for row in result["evaluation"]["networks"]] == [("lenet", 3)]
 
 
-def test_a_job_file_that_cannot_be_read_is_not_written_over(tmp_path: Path, roots: DataRoots) -> None:
+def test_unreadable_job_file_is_not_overwritten(tmp_path: Path, roots: DataRoots) -> None:
     file = JobDir(tmp_path).job_file
-    file.write_text('{"job_id": "of a version to come"}')
+    file.write_text('{"job_id": "of a future version"}')
     with pytest.raises(SpecError, match="cannot be read; choose another directory"):
         local.prepare(CONDENSE, tmp_path, roots)
-    assert file.read_text() == '{"job_id": "of a version to come"}'
+    assert file.read_text() == '{"job_id": "of a future version"}'

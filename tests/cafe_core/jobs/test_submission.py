@@ -1,4 +1,4 @@
-"""What is accepted as a job, and what is refused at submission."""
+"""Test which specs are accepted as jobs, and which are refused at submission."""
 
 from __future__ import annotations
 
@@ -63,14 +63,14 @@ def submit(roots: DataRoots) -> Submit:
     return submit
 
 
-def test_a_job_without_a_kind_is_a_condensation(submit: Submit) -> None:
+def test_kind_defaults_to_condense(submit: Submit) -> None:
     accepted = submit({"dataset": {"name": "digits"}, "ipc": 1})
     assert isinstance(accepted.spec, CondenseSpec)
     assert accepted.spec.iterations == 2000
     assert accepted.condensations == [accepted.spec]
 
 
-def test_another_jobs_set_is_tested_on_the_dataset_that_it_was_made_from(submit: Submit) -> None:
+def test_set_of_another_job_is_tested_on_its_own_dataset(submit: Submit) -> None:
     accepted = submit({"kind": "evaluate", "synthetic": {"job_id": "job_known"}, "baselines": ["random"]})
     assert isinstance(accepted.spec, EvaluateSpec)
     assert accepted.spec.dataset is not None
@@ -82,7 +82,7 @@ def test_another_jobs_set_is_tested_on_the_dataset_that_it_was_made_from(submit:
     assert accepted.condensations == []
 
 
-def test_a_file_under_the_dataset_root_can_be_judged(submit: Submit, roots: DataRoots) -> None:
+def test_accepts_synthetic_set_under_the_dataset_root(submit: Submit, roots: DataRoots) -> None:
     synthetic_set(dataset={"name": "digits"}).save(roots.datasets / "set.safetensors")
     (roots.datasets / "set.npz").write_bytes(synthetic_set(dataset={"name": "digits"}).to_npz_bytes())
     for name in ("set.safetensors", "set.npz"):
@@ -91,7 +91,7 @@ def test_a_file_under_the_dataset_root_can_be_judged(submit: Submit, roots: Data
         assert accepted.judged.ipc == 2
 
 
-def test_a_coreset_is_a_condensation_of_its_own(submit: Submit) -> None:
+def test_coreset_of_an_evaluation_is_condensed_first(submit: Submit) -> None:
     chosen = {"dataset": {"name": "digits"}, "selection": "herding", "ipc": 3}
     accepted = submit({"kind": "evaluate", "synthetic": chosen, "seed": 5, "resources": {"workers": 20}})
     (condensation,) = accepted.condensations
@@ -102,7 +102,7 @@ def test_a_coreset_is_a_condensation_of_its_own(submit: Submit) -> None:
         assert submit({"kind": "evaluate", "synthetic": judged}).condensations == []
 
 
-def test_networks_may_share_gpus_where_shards_may_not(submit: Submit) -> None:
+def test_evaluation_may_share_gpus_but_condensation_may_not(submit: Submit) -> None:
     shared = {"workers": 4, "gpus_per_worker": 0.5}
     chosen = {"dataset": {"name": "digits"}, "selection": "k_center", "ipc": 3}
     accepted = submit({"kind": "evaluate", "synthetic": chosen, "resources": shared})
@@ -113,7 +113,7 @@ def test_networks_may_share_gpus_where_shards_may_not(submit: Submit) -> None:
         submit({"dataset": {"name": "digits"}, "ipc": 1, "resources": shared})
 
 
-def test_a_sweep_is_its_trials(submit: Submit) -> None:
+def test_accepted_sweep_lists_its_trials(submit: Submit) -> None:
     base = {"dataset": {"name": "digits"}, "ipc": 1, "evaluation": {}, "resources": {"workers": 2}}
     accepted = submit({"kind": "sweep", "base": base, "space": {"method.beta": {"grid": [0.5, 1.0, 2.0]}}})
     assert isinstance(accepted.spec, SweepSpec)
@@ -140,7 +140,7 @@ def test_a_sweep_is_its_trials(submit: Submit) -> None:
         ),
     ],
 )
-def test_a_set_that_does_not_fit_the_test_images_is_refused(
+def test_refuses_set_that_does_not_fit_the_test_images(
     submit: Submit, roots: DataRoots, made: dict[str, Any], fields: dict[str, Any], message: str
 ) -> None:
     synthetic_set(**made, dataset={"name": "digits"}).save(roots.datasets / "set.safetensors")
@@ -159,7 +159,7 @@ def test_a_set_that_does_not_fit_the_test_images_is_refused(
         ({"path": "nameless.safetensors"}, "dataset"),
     ],
 )
-def test_a_set_that_cannot_be_read_is_refused(submit: Submit, roots: DataRoots, synthetic: dict[str, Any], loc: str) -> None:
+def test_refuses_unreadable_set(submit: Submit, roots: DataRoots, synthetic: dict[str, Any], loc: str) -> None:
     (roots.datasets / "damaged.safetensors").write_bytes(b"\x08\0\0\0\0\0\0\0{}      ")
     (roots.datasets / "picture.png").write_bytes(b"")
     synthetic_set().save(roots.datasets / "nameless.safetensors")
@@ -178,13 +178,13 @@ def test_a_set_that_cannot_be_read_is_refused(submit: Submit, roots: DataRoots, 
         ),
     ],
 )
-def test_an_evaluation_of_real_images_that_means_nothing_is_refused(submit: Submit, sent: dict[str, Any], message: str) -> None:
+def test_refuses_contradictory_evaluation_of_real_images(submit: Submit, sent: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         submit({"kind": "evaluate", **sent})
 
 
 @pytest.mark.parametrize("name", ["random", "herding"])
-def test_methods_that_choose_real_images_have_no_iterations_and_no_validation(submit: Submit, name: str) -> None:
+def test_coreset_methods_refuse_iterations_and_validation(submit: Submit, name: str) -> None:
     job = {"dataset": {"name": "digits"}, "ipc": 1, "method": {"name": name}}
     assert submit(job).condensations[0].iterations == 0
     with pytest.raises(ValueError, match="iterations: "):
@@ -214,12 +214,12 @@ def test_methods_that_choose_real_images_have_no_iterations_and_no_validation(su
         ),
     ],
 )
-def test_more_networks_than_a_result_can_hold_are_refused(submit: Submit, sent: dict[str, Any], message: str) -> None:
+def test_refuses_more_networks_than_the_limit(submit: Submit, sent: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=re.escape(message)):
         submit(sent)
 
 
-def test_as_many_networks_as_a_result_can_hold_are_taken(submit: Submit) -> None:
+def test_accepts_as_many_networks_as_the_limit(submit: Submit) -> None:
     chosen = {"dataset": {"name": "digits"}, "selection": "random", "ipc": 1}
     sent = {"kind": "evaluate", "synthetic": chosen, "repeats": 10_000, "networks": [{}] * 10, "baselines": ["random"]}
-    assert isinstance(submit(sent).spec, EvaluateSpec)  # random is judged: as a baseline it is nothing more
+    assert isinstance(submit(sent).spec, EvaluateSpec)  # random is judged, so it adds nothing as a baseline

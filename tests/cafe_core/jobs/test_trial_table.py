@@ -1,4 +1,4 @@
-"""What is read of the logs of trials, while they are written and after a crash."""
+"""Test reading the logs of trials while they are written and after a crash."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from cafe_core.jobs.trial_table import best_outcome, network_rows, networks_csv,
 from cafe_core.spec.network import NetworkSpec
 
 
-def test_a_line_that_is_not_whole_is_left_out_and_left_there(tmp_path: Path) -> None:
+def test_incomplete_line_is_ignored_but_kept_in_the_file(tmp_path: Path) -> None:
     log = tmp_path / "trials.jsonl"
     assert read_outcomes(log) == {}
     ended = TrialOutcome(4, "succeeded", 70.0, 10, 1.0)
@@ -24,7 +24,7 @@ def test_a_line_that_is_not_whole_is_left_out_and_left_there(tmp_path: Path) -> 
     assert network_rows(log, [NetworkSpec()]) == []
 
 
-def test_networks_of_the_same_name_are_told_apart(tmp_path: Path) -> None:
+def test_networks_of_the_same_name_have_different_indices(tmp_path: Path) -> None:
     log = tmp_path / "evaluation.jsonl"
     tasks = [EvaluationTask("synthetic", index, "none", 0) for index in (0, 1)]
     log.write_text("".join(json.dumps({"set": "a", "task": asdict(task), "accuracy": 50.0}) + "\n" for task in tasks))
@@ -32,7 +32,7 @@ def test_networks_of_the_same_name_are_told_apart(tmp_path: Path) -> None:
     assert [(row["network"], row["index"]) for row in rows] == [("convnet", 0), ("convnet", 1)]
 
 
-def test_a_network_that_was_trained_twice_is_one_row(tmp_path: Path) -> None:
+def test_network_that_was_trained_twice_is_one_row(tmp_path: Path) -> None:
     log = tmp_path / "evaluation.jsonl"
     tasks = [EvaluationTask("synthetic", 0, "none", repeat) for repeat in (0, 1, 0)]
     lines = [json.dumps({"set": "a", "task": asdict(task), "accuracy": 50.0 + n}) for n, task in enumerate(tasks)]
@@ -40,7 +40,7 @@ def test_a_network_that_was_trained_twice_is_one_row(tmp_path: Path) -> None:
     assert [(row["repeat"], row["accuracy"]) for row in network_rows(log, [NetworkSpec()])] == [(0, 52.0), (1, 51.0)]
 
 
-def test_the_best_trial_has_come_to_its_end_and_of_equals_is_the_first() -> None:
+def test_best_trial_is_the_first_of_the_best_succeeded_ones() -> None:
     outcomes = [
         TrialOutcome(3, "succeeded", 80.0, 10, 1.0),
         TrialOutcome(1, "succeeded", 80.0, 10, 1.0),
@@ -54,7 +54,7 @@ def test_the_best_trial_has_come_to_its_end_and_of_equals_is_the_first() -> None
     assert best_outcome([]) is None
 
 
-def test_tables() -> None:
+def test_csv_tables() -> None:
     error = {"code": "non_finite_loss", "message": "the loss, alas, is NaN", "retryable": False}
     row = trial_row(
         {"method.init": "real", "compile": True, "method.layers": [0, 1]}, TrialOutcome(7, "failed", None, None, 1.5, error)

@@ -7,7 +7,7 @@ import pytest
 from cafe_core.jobs.watch_clock import GAP_S, WatchClock
 
 
-def test_it_counts_what_is_watched_and_stands_still_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_clock_stops_while_nobody_watches(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 100.0
     monkeypatch.setattr(time, "monotonic", lambda: now)
     clock = WatchClock()

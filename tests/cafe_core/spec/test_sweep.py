@@ -1,4 +1,4 @@
-"""A sweep's trials: which they are, and which spaces are refused."""
+"""Test the trials of a sweep, and which spaces are refused."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def planned(spec: SweepSpec) -> list[Trial]:
     return trials(spec, DatasetFacts.gather(datasets_of(spec), describe))
 
 
-def test_datasets_to_describe_are_the_bases_and_those_that_the_space_sets() -> None:
+def test_datasets_to_describe() -> None:
     swept = sweep({"dataset": {"grid": [{"name": "digits"}, {"name": "mnist"}, {}]}, "dataset.image_size": {"grid": [8, 16]}})
     found = {(dataset.name, dataset.image_size) for dataset in datasets_of(swept)}
     assert found == {("digits", None), *((name, size) for name in ("digits", "mnist") for size in (8, 16))}
@@ -55,7 +55,7 @@ def test_each_trial_is_resolved_against_its_own_dataset() -> None:
     assert (digits.spec.dataset.name, mnist.spec.dataset.name) == ("digits", "mnist")
 
 
-def test_a_grid_is_every_combination_the_first_field_changing_slowest() -> None:
+def test_grid_is_every_combination_with_the_first_field_slowest() -> None:
     found = made({"method.beta": {"grid": [0.1, 1.0]}, "ipc": {"grid": [1, 10]}})
     assert [trial.overrides for trial in found] == [
         {"method.beta": 0.1, "ipc": 1},
@@ -66,14 +66,14 @@ def test_a_grid_is_every_combination_the_first_field_changing_slowest() -> None:
     assert [trial.number for trial in found] == [0, 1, 2, 3]
 
 
-def test_each_trial_has_the_defaults_of_its_own_settings() -> None:
+def test_each_trial_has_the_defaults_of_its_own_overrides() -> None:
     one, ten = made({"ipc": {"grid": [1, 10]}})
     assert (one.spec.method.max_outer, ten.spec.method.max_outer) == (1, 10)  # type: ignore[union-attr]
     cafe, dm = made({"method": {"grid": [{"name": "cafe"}, {"name": "dm"}]}})
     assert (cafe.spec.method.image_lr, dm.spec.method.image_lr) == (0.1, 1.0)  # type: ignore[union-attr]
 
 
-def test_a_part_of_a_field_that_is_swept_too_is_set_after_it() -> None:
+def test_nested_field_is_set_after_its_parent() -> None:
     space = {"method.beta": {"grid": [0.5]}, "method": {"grid": [{"name": "cafe", "gamma": 7}]}}
     (trial,) = made(space)
     assert (trial.spec.method.beta, trial.spec.method.gamma) == (0.5, 7)  # type: ignore[union-attr]
@@ -82,7 +82,7 @@ def test_a_part_of_a_field_that_is_swept_too_is_set_after_it() -> None:
     assert trial.spec.validation.every == 3
 
 
-def test_resources_that_are_replaced_whole_keep_the_gpus_of_the_base() -> None:
+def test_replaced_resources_keep_the_bases_gpus() -> None:
     space = {"resources": {"grid": [{"workers": 2}, {"cpus_per_worker": 2, "gpus_per_worker": 0}]}}
     spec = resolve_sweep(SweepSpec.model_validate({"kind": "sweep", "base": BASE, "space": space}), concurrent=1, cluster_gpus=4)
     assert [trial.spec.resources.gpus_per_worker for trial in planned(spec)] == [1, 0]
@@ -98,16 +98,14 @@ def test_resources_that_are_replaced_whole_keep_the_gpus_of_the_base() -> None:
         ({"validation": {"grid": [None]}}, {"scheduler": "asha"}, "space.validation", "null: asha stops trials"),
     ],
 )
-def test_trials_that_cannot_be_compared_are_refused(
-    space: dict[str, Any], fields: dict[str, Any], loc: str, message: str
-) -> None:
+def test_refuses_trials_that_cannot_be_compared(space: dict[str, Any], fields: dict[str, Any], loc: str, message: str) -> None:
     with pytest.raises(SpecError) as refused:
         made(space, **fields)
     assert refused.value.loc == loc
     assert message in refused.value.message
 
 
-def test_samples_draw_the_random_fields_anew_at_each_point_of_the_grid() -> None:
+def test_samples_draw_new_values_at_each_point_of_the_grid() -> None:
     space = {
         "ipc": {"grid": [1, 2]},
         "method.beta": {"uniform": [0.5, 2.0]},
@@ -130,14 +128,14 @@ def test_samples_draw_the_random_fields_anew_at_each_point_of_the_grid() -> None
     assert made(space, samples=30, seed=1) != found
 
 
-def test_adding_a_field_leaves_the_draws_of_the_others() -> None:
+def test_adding_a_field_does_not_change_other_draws() -> None:
     alone = made({"method.beta": {"uniform": [0.0, 1.0]}}, samples=3)
     both = made({"method.lambda_1": {"uniform": [0.0, 1.0]}, "method.beta": {"uniform": [0.0, 1.0]}}, samples=3)
     assert [t.overrides["method.beta"] for t in alone] == [t.overrides["method.beta"] for t in both]
     assert all(t.overrides["method.beta"] != t.overrides["method.lambda_1"] for t in both)
 
 
-def test_a_stored_sweep_means_the_same_trials() -> None:
+def test_stored_sweep_has_the_same_trials() -> None:
     spec = sweep({"method.beta": {"uniform": [0.5, 2.0]}}, samples=3)
     stored = SweepSpec.model_validate(json.loads(spec.model_dump_json(exclude_none=True)))
     assert planned(stored) == planned(spec)
@@ -179,7 +177,7 @@ def test_fields_inside_lists_and_of_the_evaluation_can_be_swept() -> None:
         ({"evaluation.networks.1.width": {"grid": [8]}}, "space.evaluation.networks.1.width", "has no item 1"),
     ],
 )
-def test_a_space_that_violates_the_spec_is_refused_with_the_value(space: dict[str, Any], loc: str, message: str) -> None:
+def test_refuses_invalid_value_of_the_space(space: dict[str, Any], loc: str, message: str) -> None:
     base = {**BASE, "evaluation": {"networks": [{}]}}
     spec = SweepSpec.model_validate({"kind": "sweep", "base": base, "space": space})
     with pytest.raises(SpecError) as refused:
@@ -188,7 +186,7 @@ def test_a_space_that_violates_the_spec_is_refused_with_the_value(space: dict[st
     assert message in refused.value.message
 
 
-def test_settings_that_only_together_violate_the_spec_are_all_named() -> None:
+def test_refusal_names_all_overrides_that_conflict() -> None:
     with pytest.raises(SpecError) as refused:
         made({"network.depth": {"grid": [3, 1]}, "method.layers": {"grid": [[0], [3]]}})
     assert refused.value.loc == "space.method.layers"
@@ -213,20 +211,20 @@ def test_settings_that_only_together_violate_the_spec_are_all_named() -> None:
         ({"space": {"ipc": {"grid": [1]}}, "base": {"dataset": {"name": "digits"}, "ipc": 1}}, ""),
     ],
 )
-def test_a_sweep_that_is_none_is_refused(fields: dict[str, Any], loc: str) -> None:
+def test_refuses_invalid_sweep(fields: dict[str, Any], loc: str) -> None:
     with pytest.raises(ValidationError) as refused:
         SweepSpec.model_validate({"kind": "sweep", "base": BASE, **fields})
     assert field_path(refused.value.errors()[0]["loc"]) == loc
 
 
-def test_concurrency_is_bounded_by_what_fits_and_by_the_trials() -> None:
+def test_concurrency_is_limited_by_cluster_and_trials() -> None:
     assert sweep({"ipc": {"grid": [1]}}).max_concurrent == 1
     assert sweep({"ipc": {"grid": [1, 2, 3]}}).max_concurrent == 2
     assert sweep({"ipc": {"grid": [1, 2, 3]}}, max_concurrent=1).max_concurrent == 1
     assert sweep({"ipc": {"grid": [1, 2, 3]}}, max_concurrent=9).max_concurrent == 2
 
 
-def test_asha_brings_a_validation() -> None:
+def test_asha_adds_a_validation() -> None:
     spec = sweep({"ipc": {"grid": [1, 2]}}, scheduler="asha")
     assert spec.base.validation is not None
     assert spec.base.validation.every == 1

@@ -1,4 +1,4 @@
-"""Which queued jobs may start: bounded in all and per key, and fair among keys."""
+"""Test which queued jobs may start: limits in total and per key, and fairness among keys."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def database(tmp_path: Path) -> Database:
 
 
 def queue(database: Database, owners: str, *, bounds: dict[str, int] | None = None) -> None:
-    """Queue job_0, job_1, …: one for each letter, which is its owner; `-` is nobody."""
+    """Queue job_0, job_1, …, one per letter of `owners`, which names its owner; `-` is no owner."""
     spec = parse_job_spec(SPEC)
     with database.write() as session:
         for owner in sorted(set(owners) - {"-"}):
@@ -37,7 +37,7 @@ def queue(database: Database, owners: str, *, bounds: dict[str, int] | None = No
 
 
 def chosen(database: Database, admitted: str = "", *, max_active: int, max_per_owner: int | None = None) -> str:
-    """The numbers of the jobs to look after, of fewer than ten."""
+    """Return the numbers of the jobs to reconcile, as digits."""
     before = {f"job_{number}" for number in admitted}
     with database.read() as session:
         named = jobs_to_reconcile(session, before, max_active=max_active, max_per_owner=max_per_owner)
@@ -50,7 +50,7 @@ def start(database: Database, numbers: str) -> None:
             jobs.transition(session, jobs.get(session, f"job_{number}"), Status.STARTING)
 
 
-def test_owners_take_turns_and_the_oldest_goes_first(database: Database) -> None:
+def test_owners_take_turns_and_the_oldest_job_is_first(database: Database) -> None:
     queue(database, "aaaabb-c")
     assert chosen(database, max_active=4) == "0467"
     assert chosen(database, max_active=6) == "046715"
@@ -59,10 +59,10 @@ def test_owners_take_turns_and_the_oldest_goes_first(database: Database) -> None
     start(database, "467")
     assert chosen(database, max_active=6) == "046715"
     assert chosen(database, max_active=4) == "0467"
-    assert chosen(database, max_active=2) == "0467"  # those that have a driver are looked after, whatever the bound is now
+    assert chosen(database, max_active=2) == "0467"  # jobs that have a driver are reconciled whatever the limit
 
 
-def test_a_key_has_a_bound_and_its_own_wins(database: Database) -> None:
+def test_limit_of_a_key_overrides_the_default(database: Database) -> None:
     queue(database, "aaabbb--", bounds={"b": 2})
     assert chosen(database, max_active=9, max_per_owner=1) == "03647"  # a's first, b's two, nobody's
     assert chosen(database, max_active=9) == "0361472"
@@ -70,14 +70,14 @@ def test_a_key_has_a_bound_and_its_own_wins(database: Database) -> None:
     assert chosen(database, max_active=9, max_per_owner=1) == "03647"
 
 
-def test_those_about_to_start_count(database: Database) -> None:
+def test_admitted_jobs_count_towards_the_limit(database: Database) -> None:
     queue(database, "aab")
     assert chosen(database, max_active=1) == "0"
-    assert chosen(database, "1", max_active=1) == "1"  # named before: it has its place
+    assert chosen(database, "1", max_active=1) == "1"  # already admitted
     assert chosen(database, "1", max_active=2) == "12"
 
 
-def test_thousands_of_queued_jobs_are_chosen_from_quickly(database: Database) -> None:
+def test_choosing_among_thousands_of_queued_jobs_is_fast(database: Database) -> None:
     queue(database, "-" * 3000 + "a" * 1000 + "b" * 1000)
     with database.read() as session:
         started = time.monotonic()
@@ -88,7 +88,7 @@ def test_thousands_of_queued_jobs_are_chosen_from_quickly(database: Database) ->
     assert seconds < 1  # 10 ms on an idle machine
 
 
-def test_a_job_that_waits_for_its_key_starts_when_another_ends(settings: Settings, ray: FakeRay) -> None:
+def test_queued_job_starts_when_another_ends(settings: Settings, ray: FakeRay) -> None:
     with running(settings.model_copy(update={"max_active_jobs": 1}), ray) as api:
         first, second = (api.make()["id"] for _ in range(2))
         api.await_status(first, "starting")
