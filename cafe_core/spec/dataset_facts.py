@@ -1,4 +1,4 @@
-"""What is known about the datasets that a spec names. Gathered once, then passed on as data. No torch here."""
+"""Hold facts about the datasets that a spec names, gathered once and passed on as data. No torch here."""
 
 from __future__ import annotations
 
