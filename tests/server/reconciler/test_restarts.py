@@ -124,6 +124,10 @@ def test_client_follows_a_job_across_restarts(settings: Settings) -> None:
 
         watching = threading.Thread(target=watch)
         watching.start()
+        deadline = time.monotonic() + 60
+        while not seen and not failed:  # the first request is not retried, so the first restart waits for it
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
         with driver_of(settings, job_id) as report:
             report("phase", phase="condensing")
             for i in range(1, count + 1):
