@@ -9,7 +9,7 @@ export PYTHONPATH = .
 # Two processes, whose lanes tests/conftest.py chooses. An empty IN_LANES runs one test after another.
 IN_LANES := --numprocesses 2 --dist loadgroup --no-loadscope-reorder
 
-.PHONY: help setup packages demo test serve lint soak bench clean
+.PHONY: help setup packages demo test coverage serve lint soak bench clean
 
 help:  ## list the commands
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 12
@@ -30,6 +30,14 @@ demo: setup  ## condense the built-in digits, evaluate, show the accuracies side
 test: setup packages  ## run the test suite
 	$(BIN)/python -m pytest -m 'not soak' $(IN_LANES)
 
+coverage: export COVERAGE_PROCESS_START := $(CURDIR)/pyproject.toml
+coverage: export COVERAGE_DIR := $(CURDIR)/.coverage-data
+coverage: setup packages  ## run the test suite and report line and branch coverage, subprocesses included
+	rm -rf $(COVERAGE_DIR) && mkdir $(COVERAGE_DIR)
+	$(BIN)/python -m pytest -m 'not soak' $(IN_LANES) $(TESTS)
+	$(BIN)/coverage combine --quiet
+	$(BIN)/coverage report
+
 soak: setup packages  ## run the long tests: full kill matrix, load, fuzzing
 	$(BIN)/python -m pytest -m soak --timeout 3600
 
@@ -46,4 +54,4 @@ lint: setup  ## check format, style, types and import contracts
 	$(BIN)/lint-imports
 
 clean:  ## remove what the other commands created
-	rm -rf $(VENV) demo-output bench-output.json .pytest_cache .mypy_cache .ruff_cache .import_linter_cache *.egg-info
+	rm -rf $(VENV) demo-output bench-output.json .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .coverage-data *.egg-info
