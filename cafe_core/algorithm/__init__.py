@@ -1,1 +1,1 @@
-"""Algorithm 1 and its parts. Nothing here knows about jobs, Ray or the web."""
+"""Implement Algorithm 1 and its parts, independently of jobs, Ray and the web."""

@@ -1,9 +1,9 @@
-"""Differentiable augmentation whose random draws are values, so that images can share them.
+"""Augment images differentiably, with random draws as values that images can share.
 
 A draw is one row of :class:`Draws`. Siamese augmentation (DSA, Zhao & Bilen, ICML 2021, section 3.2) draws one row per class
-and gives it to all real and synthetic images of the class; training draws a row per image.
+and applies it to all real and synthetic images of the class; training draws one row per image.
 
-A row carries out *one* operation, picked evenly from its strategy's:
+A row applies *one* operation, chosen uniformly from those of its strategy:
 
 ====================  ==========================================================================================
 ``dsa``               color · crop · cutout · flip (not for digits) · scale · rotate, with the DSA paper's settings
@@ -11,7 +11,7 @@ A row carries out *one* operation, picked evenly from its strategy's:
                       follows, trains on MNIST: ±4 of 32 pixels, ±20 % per axis, ±45°
 ====================  ==========================================================================================
 
-What comes into the image from outside is 0: in normalised images, the dataset's mean.
+Pixels from outside the image are 0, which is the dataset's mean in normalised images.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ Shape = tuple[int, int, int]
 
 @dataclass(frozen=True)
 class _Strategy:
-    """What a strategy picks from, and how far it goes. Ratios are of the image's side."""
+    """A strategy's operations and their strengths. Ratios are relative to the image's side."""
 
     operations: tuple[str, ...]
     zoom: tuple[float, float]
-    """Per axis, what the sampling grid is stretched by: above 1 the image becomes smaller."""
+    """Range of the sampling grid's stretch per axis: above 1 the image becomes smaller."""
     zoom_is_inverse: bool
-    """Whether the inverse of the stretch is what is uniform within `zoom`, that is, the image's magnification."""
+    """Whether `zoom` is the range of the image's magnification, the inverse of the stretch."""
     degrees: float
     crop_ratio: float = 0.125
     cutout_ratio: float = 0.5
@@ -56,24 +56,24 @@ _STRATEGIES: dict[str, _Strategy] = {
 
 @dataclass(frozen=True)
 class Draws:
-    """n drawn transformations. A part that the strategy never changes is None."""
+    """n random transformations. A part that the strategy never changes is None."""
 
     affine: Tensor
     """(n, 2, 3): maps a pixel of the result to the source, both in [−1, 1] (`torch.nn.functional.affine_grid`)."""
     colour: Tensor | None
     """(n, 3): added brightness, factor of saturation, factor of contrast."""
     cutout: Tensor | None
-    """(n, 4): top, bottom, left, right of the box that becomes 0, ends excluded, in pixels; empty where bottom ≤ top."""
+    """(n, 4): top, bottom, left, right in pixels, ends excluded, of the box that is set to 0; empty if bottom ≤ top."""
 
     def __len__(self) -> int:
         return len(self.affine)
 
     def __getitem__(self, rows: Tensor) -> Draws:
-        """The rows at the indices `rows`, each as often as it is named: `draws[labels]` gives a class's row to its images."""
+        """Return the rows at the indices `rows`, which may repeat: `draws[labels]` gives each image the row of its class."""
         return Draws(*(None if part is None else part[rows] for part in self._parts()))  # type: ignore[arg-type]
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> Draws:
-        """The same draws on `device`, in `dtype`."""
+        """Return the same draws on `device`, in `dtype`."""
         return Draws(*(None if part is None else part.to(device, dtype) for part in self._parts()))  # type: ignore[arg-type]
 
     def _parts(self) -> tuple[Tensor, Tensor | None, Tensor | None]:
@@ -81,22 +81,22 @@ class Draws:
 
 
 UNIFORMS = 4
-"""Numbers in [0, 1) that a draw is made of: the operation, then its up to three parameters."""
+"""Uniform numbers per draw: the operation, then up to three parameters."""
 
 
 def draw(strategy: Augmentation, count: int, shape: Shape, is_digits: bool, generator: torch.Generator) -> Draws:
-    """`count` independent draws of `strategy` for images of `shape` (C, H, W), as float64 on the CPU.
+    """Return `count` independent draws of `strategy` for images of `shape` (C, H, W), as float64 on the CPU.
 
-    Row i is the same whatever `count` is. Raises ValueError for a strategy that draws nothing ("none").
+    Row i does not depend on `count`. Raises ValueError for a strategy that has no draws ("none").
     """
     u = torch.rand(count, UNIFORMS, dtype=torch.float64, generator=generator)
     return from_uniforms(strategy, u, shape, is_digits)
 
 
 def from_uniforms(strategy: Augmentation, u: Tensor, shape: Shape, is_digits: bool) -> Draws:
-    """The draws that are made of `u`: (n, UNIFORMS) float64, uniform in [0, 1), on the CPU. Raises ValueError as `draw`."""
+    """Return the draws given by `u`: (n, UNIFORMS) float64, uniform in [0, 1), on the CPU. Raises ValueError as :func:`draw`."""
     if strategy not in _STRATEGIES:
-        raise ValueError(f"augment: {strategy!r} is none of {', '.join(_STRATEGIES)}")
+        raise ValueError(f"augment must be one of {', '.join(_STRATEGIES)}; got {strategy!r}")
     settings = _STRATEGIES[strategy]
     operations = [name for name in settings.operations if not (name == "flip" and is_digits)]
     picked = (u[:, 0] * len(operations)).long()
@@ -109,7 +109,7 @@ def from_uniforms(strategy: Augmentation, u: Tensor, shape: Shape, is_digits: bo
 
 
 def _draw_affine(settings: _Strategy, rows: dict[str, Tensor], u: Tensor, shape: Shape) -> Tensor:
-    """(n, 2, 3): crop, flip, scale or rotation in the rows that picked it, the identity in the others."""
+    """Return (n, 2, 3): crop, flip, scale or rotation in the rows that chose it, the identity in the others."""
     _, height, width = shape
     affine = torch.eye(2, 3, dtype=u.dtype).repeat(len(u), 1, 1)
     for axis, side in ((0, width), (1, height)):
@@ -123,14 +123,14 @@ def _draw_affine(settings: _Strategy, rows: dict[str, Tensor], u: Tensor, shape:
     if "flip" in rows:
         affine[:, 0, 0] = torch.where(rows["flip"] & (u[:, 0] < settings.flip_probability), -1.0, affine[:, 0, 0])
     angle = torch.where(rows["rotate"], (2 * u[:, 0] - 1) * math.radians(settings.degrees), 0.0)
-    # A rotation of pixels: in units of half sides, the off-diagonal takes the ratio of the sides.
+    # A rotation in pixels: in units of half sides, the off-diagonal is multiplied by the ratio of the sides.
     rotation = torch.stack([angle.cos(), -angle.sin() * height / width, angle.sin() * width / height, angle.cos()], dim=1)
     affine[:, :, :2] = torch.where(rows["rotate"][:, None], rotation, affine[:, :, :2].reshape(-1, 4)).view(-1, 2, 2)
     return affine
 
 
 def _draw_colour(settings: _Strategy, row: Tensor, u: Tensor) -> Tensor:
-    """(n, 3): brightness within ±½, saturation within 0–2, contrast within ½–1½ in the rows that picked colour."""
+    """Return (n, 3): brightness within ±½, saturation within 0–2, contrast within ½–1½ in the rows that chose colour."""
     drawn = torch.stack(
         [(u[:, 0] - 0.5) * settings.brightness, u[:, 1] * settings.saturation, u[:, 2] + settings.contrast], dim=1
     )
@@ -138,7 +138,7 @@ def _draw_colour(settings: _Strategy, row: Tensor, u: Tensor) -> Tensor:
 
 
 def _draw_cutout(settings: _Strategy, row: Tensor, u: Tensor, shape: Shape) -> Tensor:
-    """(n, 4): a box of half the sides, whose centre is anywhere in the image; what reaches beyond the image is lost."""
+    """Return (n, 4): a box of half the sides centred anywhere in the image, and clipped to it."""
     box = []
     for axis, side in enumerate(shape[1:]):
         size = int(side * settings.cutout_ratio + 0.5)
@@ -148,9 +148,9 @@ def _draw_cutout(settings: _Strategy, row: Tensor, u: Tensor, shape: Shape) -> T
 
 
 def apply(images: Tensor, draws: Draws) -> Tensor:
-    """Row i of `draws` applied to image i: (n, C, H, W) → (n, C, H, W), differentiable in `images`.
+    """Apply row i of `draws` to image i: (n, C, H, W) → (n, C, H, W), differentiable in `images`.
 
-    `images` are normalised floats; each result depends on its own image and row alone.
+    `images` are normalised floats. Each result depends only on its own image and row.
     """
     assert len(draws) == len(images), f"{len(draws)} draws for {len(images)} images"
     draws = draws.to(images.device, images.dtype)
@@ -164,7 +164,7 @@ def apply(images: Tensor, draws: Draws) -> Tensor:
 
 
 def _colour(images: Tensor, colour: Tensor) -> Tensor:
-    """Brightness, then saturation (distance from the pixel's grey), then contrast (distance from the image's mean)."""
+    """Apply brightness, then saturation (distance from the pixel's grey), then contrast (distance from the image's mean)."""
     brightness, saturation, contrast = (part.view(-1, 1, 1, 1) for part in colour.unbind(1))
     images = images + brightness
     images = torch.lerp(images.mean(1, keepdim=True), images, saturation)
@@ -172,7 +172,7 @@ def _colour(images: Tensor, colour: Tensor) -> Tensor:
 
 
 def cut_out(images: Tensor, box: Tensor) -> Tensor:
-    """`images` (n, C, H, W), 0 within each one's box: (n, 4) as in `Draws.cutout`."""
+    """Set images (n, C, H, W) to 0 within each one's box, (n, 4) as in `Draws.cutout`."""
     top, bottom, left, right = (edge.view(-1, 1) for edge in box.unbind(1))
     y = torch.arange(images.shape[2], device=images.device)
     x = torch.arange(images.shape[3], device=images.device)

@@ -1,7 +1,7 @@
-"""Dynamic bi-level optimisation (Section 3.4, Algorithm 1): when each loop ends.
+"""Decide when each loop of the dynamic bi-level optimisation ends (Section 3.4, Algorithm 1).
 
-The printed algorithm pops its queue on every step that does not break, so the queue would never fill; what is
-meant is a window over the last γ query accuracies:
+The printed algorithm pops its queue on every step that does not break, so the queue would never fill. The intended rule
+uses a window over the last γ query accuracies:
 
 * outer loop: the network has *converged* once the window's span (max − min) is below λ1;
 * inner loop: the network has *moved enough* once the span is above λ2.
@@ -21,16 +21,16 @@ StopReason = Literal["converged", "moved", "bound"]
 
 @dataclass
 class Loop:
-    """One loop's bound and stop rule. Call :meth:`ends_after` once per step; a new loop is a new object."""
+    """The bound and stop rule of one loop. Call :meth:`ends_after` once per step; create a new object for each loop."""
 
     bound: int
-    """Most steps the loop takes."""
+    """Maximum number of steps."""
     window: int
-    """γ. Zero or less: the loop only ends at its bound (`bilevel: fixed`)."""
+    """γ. At zero or less the loop ends only at its bound (`bilevel: fixed`)."""
     threshold: float
     """λ1 or λ2."""
     reason: StopReason
-    """What it means when the rule fires: the span is below λ1 (`converged`) or above λ2 (`moved`)."""
+    """The rule: `converged` ends the loop at a span below λ1, `moved` at a span above λ2."""
     steps: int = 0
     """Steps recorded so far."""
     stop: StopReason | None = None
@@ -46,7 +46,7 @@ class Loop:
                 return
 
     def ends_after(self, accuracy: float | None) -> StopReason | None:
-        """Record one step and its query accuracy (None where :func:`needed_queries` says so); why the loop ends, or None."""
+        """Record one step and its query accuracy (None if :func:`needed_queries` omits it); return why the loop ends, or None."""
         self.steps += 1
         if accuracy is not None and self.window > 0:
             self._accuracies.append(accuracy)
@@ -62,10 +62,10 @@ class Loop:
 
 
 def needed_queries(max_outer: int, max_inner: int, window: int, carry: bool) -> tuple[bool, bool]:
-    """Whether the outer and the inner loop's query checks can change a run; the others need not be made.
+    """Return whether the query checks of the outer and of the inner loop can change a run; others can be omitted.
 
-    A rule can only end a loop before its bound does where the window fills earlier. With `carry` (see QueryAverage)
-    each check enters into all later ones, of either loop.
+    A rule can end a loop early only if the window fills before the bound is reached. With `carry` (see QueryAverage)
+    each check affects all later ones in both loops.
     """
     outer = 0 < window < max_outer
     inner = 0 < window < max_inner and max_outer > 1  # after the last outer step there is no inner loop
@@ -76,8 +76,8 @@ def needed_queries(max_outer: int, max_inner: int, window: int, carry: bool) -> 
 class QueryAverage:
     """The accuracy that enters the queues.
 
-    The reference's code never resets its running accuracy: a_t = mean_t + a_{t−1}/K. With `carry` false, a_t = mean_t.
-    It starts anew with each iteration, so that a run's state at an iteration boundary needs no history.
+    The reference code never resets its running accuracy: a_t = mean_t + a_{t−1}/K. Without `carry`, a_t = mean_t.
+    Each iteration uses a new object, so the state at an iteration boundary has no history.
     """
 
     num_classes: int
@@ -85,6 +85,6 @@ class QueryAverage:
     _value: float = 0.0
 
     def update(self, mean: float) -> float:
-        """Take in the accuracy of one check (0 … 1)."""
+        """Add the accuracy of one check (0 … 1); return the updated value."""
         self._value = mean + self._value / self.num_classes if self.carry else mean
         return self._value

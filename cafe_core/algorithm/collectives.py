@@ -1,7 +1,7 @@
-"""The collectives of one gang of workers.
+"""Provide the collectives of a gang of workers.
 
-Three operations carry the whole sharded method; each counts the numbers it puts on the wire, so that what a
-step communicates is measured, not assumed. A gang of one makes the same calls, which then move nothing.
+The sharded method needs three operations. Each counts the numbers that it sends, so that communication per step can be
+measured. A gang of one makes the same calls, which then send nothing.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor
 
 
 class Comm:
-    """Rank `rank` of a gang of `world` workers."""
+    """The communicator of rank `rank` in a gang of `world` workers."""
 
     def __init__(self, rank: int, world: int, group: Any = None) -> None:
         self.rank = rank
@@ -27,7 +27,7 @@ class Comm:
 
     @classmethod
     def single(cls) -> Comm:
-        """A gang of one."""
+        """Return the communicator of a gang of one."""
         return cls(0, 1)
 
     @classmethod
@@ -36,9 +36,9 @@ class Comm:
     ) -> Comm:
         """Join a gang: NCCL between GPUs, Gloo between CPUs.
 
-        address: HOST:PORT where rank 0's key-value store listens. host: the address of this worker's own network
-        interface, which Gloo listens on (default: what the host's name resolves to). timeout_s bounds the rendezvous
-        and every later collective; what exceeds it raises RuntimeError on the ranks that wait.
+        address: HOST:PORT where rank 0's key-value store listens. host: address of this worker's network interface for Gloo
+        (default: what the host's name resolves to). timeout_s: limit of the rendezvous and of every collective; exceeding it
+        raises RuntimeError on the waiting ranks.
         """
         if world == 1:
             return cls.single()
@@ -51,7 +51,7 @@ class Comm:
             world,
             is_master=rank == 0,
             timeout=timeout,
-            # A socket of ours: left to itself the store listens on all of the machine's interfaces.
+            # Pass a socket, because by default the store listens on all interfaces.
             master_listen_fd=listener.detach() if listener is not None else None,
         )
         return cls(rank, world, _process_group(store, rank, world, device, timeout, host))
@@ -64,17 +64,17 @@ class Comm:
         return tensor
 
     def gather_rows(self, rows: Tensor, start: int, total: int) -> Tensor:
-        """All ranks' rows, on every rank: rows (n, D), this rank's, become rows [start, start + n) of (total, D).
+        """Gather all ranks' rows on every rank: this rank's rows (n, D) become rows [start, start + n) of (total, D).
 
-        Shards differ in size, so this is a sum of buffers that are zero outside one's own rows: exact (x + 0 = x),
-        and `total`·D numbers without padding.
+        Shards differ in size, so this sums buffers that are zero outside each rank's own rows. The sum is exact (x + 0 = x)
+        and sends `total`·D numbers without padding.
         """
         gathered = rows.new_zeros(total, *rows.shape[1:])
         gathered[start : start + len(rows)] = rows
         return self.all_reduce(gathered)
 
     def gather_to_root(self, rows: Tensor, counts: list[int]) -> Tensor | None:
-        """All ranks' rows, concatenated in rank order, on rank 0 only (None elsewhere). counts: rows of each rank."""
+        """Concatenate all ranks' rows in rank order on rank 0; return None on other ranks. counts: rows of each rank."""
         self.numbers += rows.numel() if self.rank else 0
         if self._group is None:
             return rows
@@ -96,8 +96,8 @@ class Comm:
 
 
 def _process_group(store: Any, rank: int, world: int, device: torch.device, timeout: timedelta, host: str | None) -> Any:
-    # The process groups are made directly rather than by init_process_group, which keeps one global group per
-    # process: this way a test can be a whole gang in one process, and a worker can say which interface it listens on.
+    # Create process groups directly, because init_process_group keeps one global group per process. This lets a test run
+    # a whole gang in one process, and lets a worker choose the interface it listens on.
     if device.type == "cuda":
         nccl = dist.ProcessGroupNCCL.Options()
         nccl._timeout = timeout

@@ -1,10 +1,10 @@
-"""Coreset selection: which real images stand for a class. Pure functions on the features, or the training record, of one class.
+"""Select coresets: real images that represent a class, from the features or the training record of that class.
 
-    n   images of the class     D   width of the features     m   images to choose, at most n
+    n   images of the class     D   width of the features     m   images to choose
 
-Each function returns the positions of min(m, n) distinct images, int64 (min(m, n),), in the order of their choice. Of images
-that are equally good the first one is taken; two squared distances count as equal within a billionth, because some ties are
-exact (two images and their mean) and rounding must not decide them. Distances are Euclidean. No n×n matrix is ever made.
+Each function returns the positions of min(m, n) distinct images, int64 (min(m, n),), in the order of choice. Among equally
+good images the first is chosen; squared distances within a relative 1e-9 count as equal, because some ties are exact (two
+images and their mean) and rounding must not decide them. Distances are Euclidean. No n×n matrix is built.
 """
 
 from __future__ import annotations
@@ -16,21 +16,21 @@ from sklearn.cluster import KMeans
 from torch import Tensor
 
 _BLOCK = 1 << 17
-"""Numbers whose differences to a point are held at once: few enough to stay in a core's cache."""
+"""Numbers per block of differences to a point, small enough for a core's cache."""
 
 _TIE = 1e-9
-"""Squared distances that differ by less, relative to their size, are equal."""
+"""Relative difference below which squared distances count as equal."""
 
 
 def herding(features: Tensor, m: int) -> Tensor:
-    """Greedily: the image that brings the mean of all chosen so far closest to the class mean μ.
+    """Choose greedily the image that brings the mean of all chosen images closest to the class mean μ.
 
     features: (n, D). Source: Welling, Herding Dynamical Weights to Learn, ICML 2009, as iCaRL selects exemplars
     (Rebuffi et al., CVPR 2017, Algorithm 4, https://arxiv.org/abs/1611.07725).
     """
     mean = features.mean(0)
     chosen = _Chosen(features)
-    total = torch.zeros_like(mean)  # Σ of the chosen features
+    total = torch.zeros_like(mean)  # sum of the chosen features
     for t in range(1, min(m, len(features)) + 1):
         # argmin ‖μ − (total + x_i)/t‖ = argmin ‖x_i − (t·μ − total)‖
         nearest = chosen.nearest(t * mean - total)
@@ -39,7 +39,7 @@ def herding(features: Tensor, m: int) -> Tensor:
 
 
 def k_center(features: Tensor, m: int) -> Tensor:
-    """Greedily: the image farthest from its nearest centre becomes a centre. The first is the image nearest to the class mean.
+    """Choose greedily the image farthest from its nearest centre; the first centre is the image nearest to the class mean.
 
     features: (n, D). Source: Sener & Savarese, Active Learning for Convolutional Neural Networks: A Core-Set Approach,
     ICLR 2018, Algorithm 1, https://arxiv.org/abs/1708.00489. The largest distance to a centre is at most twice the best possible.
@@ -55,10 +55,10 @@ def k_center(features: Tensor, m: int) -> Tensor:
 
 
 def kmeans(features: Tensor, m: int, *, seed: int) -> Tensor:
-    """The images nearest to the centres of m clusters; centre after centre, and never an image twice. In increasing order.
+    """Choose the image nearest to each of m cluster centres, never twice the same; return positions in increasing order.
 
-    features: (n, D). seed: below 2^32, of k-means++ (scikit-learn, one start). Where a class has fewer than m distinct images,
-    it has as many clusters, and each centre gives several images.
+    features: (n, D). seed: of k-means++ (scikit-learn, one start), below 2^32. A class of fewer than m distinct images has
+    that many clusters, and several images are chosen per centre.
     Source: a baseline of DC-BENCH (Cui et al., NeurIPS 2022), https://arxiv.org/abs/2207.09639.
     """
     if m >= len(features):
@@ -73,7 +73,7 @@ def kmeans(features: Tensor, m: int, *, seed: int) -> Tensor:
 
 
 class ForgettingCounts:
-    """How often training forgot each image: it was classified correctly at one presentation and wrongly at the next.
+    """Count how often training forgot each image: classified correctly at one presentation and wrongly at the next.
 
     Source: Toneva et al., An Empirical Study of Example Forgetting during Deep Neural Network Learning, ICLR 2019,
     https://arxiv.org/abs/1812.05159. An image that was never classified correctly counts as forgotten infinitely often.
@@ -85,23 +85,23 @@ class ForgettingCounts:
         self._events = torch.zeros(n, dtype=torch.float64)
 
     def update(self, correct: Tensor) -> None:
-        """Take in one presentation of each image. correct: (n,) bool, whether it was classified correctly."""
+        """Record one presentation of each image. correct: (n,) bool, whether it was classified correctly."""
         self._events += self._was_correct & ~correct
         self._learnt |= correct
         self._was_correct = correct.clone()
 
     def counts(self) -> Tensor:
-        """Forgetting events so far: (n,) float64, ∞ where the image was never learnt."""
+        """Return the number of forgetting events, (n,) float64; ∞ for an image that was never learnt."""
         return self._events.masked_fill(~self._learnt, torch.inf)
 
 
 def most_forgotten(counts: Tensor, m: int) -> Tensor:
-    """The images with the most forgetting events. counts: (n,), see :meth:`ForgettingCounts.counts`."""
+    """Choose the images with the most forgetting events. counts: (n,), see :meth:`ForgettingCounts.counts`."""
     return counts.argsort(descending=True, stable=True)[:m]
 
 
 class _Chosen:
-    """The images of a class that have been chosen, in order."""
+    """The chosen images of a class, in order."""
 
     def __init__(self, features: Tensor) -> None:
         self._features = features
@@ -109,7 +109,7 @@ class _Chosen:
         self.mask = torch.zeros(len(features), dtype=torch.bool, device=features.device)
 
     def nearest(self, point: Tensor) -> Tensor:
-        """Choose the image nearest to `point` (D,) that has not been chosen; its position, a scalar."""
+        """Choose the nearest image to `point` (D,) among those not chosen yet; return its position, a scalar."""
         candidates = _squared_distances(self._features, point).masked_fill(self.mask, torch.inf)
         return self.add(_first(candidates <= candidates.min() * (1 + _TIE)))
 
@@ -124,21 +124,21 @@ class _Chosen:
 
 
 def _first(is_best: Tensor) -> Tensor:
-    """The first position that is true: a scalar. (argmax gives the first of equal ones.)"""
+    """Return the first true position, a scalar (argmax returns the first of equal values)."""
     return is_best.int().argmax()
 
 
 def _squared_distances(features: Tensor, point: Tensor) -> Tensor:
-    """‖x_i − point‖² of all rows: (n,).
+    """Return ‖x_i − point‖² for all rows, (n,).
 
-    From the differences, not as ‖x‖² − 2x·p + ‖p‖², whose terms cancel where images are close.
+    Computed from differences, because the terms of ‖x‖² − 2x·p + ‖p‖² cancel for close images.
     """
     rows_per_block = max(1, _BLOCK // features.shape[1])
     return torch.cat([(rows - point).square_().sum(1) for rows in torch.split(features, rows_per_block)])
 
 
 def _count_distinct(points: NDArray[np.floating], limit: int) -> int:
-    """How many different rows (n, D) has; `limit` where it has as many or more."""
+    """Return the number of distinct rows of (n, D), at most `limit`."""
     seen: set[bytes] = set()
     for row in points:
         seen.add(row.tobytes())

@@ -1,4 +1,4 @@
-"""Which real training images a validation holds out: what it tests on, and what the method never sees."""
+"""Split real training images into those for the method and those held out for validation."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from cafe_core.algorithm.sampling import generator
 
 
 def split(seed: int, k: int, count: int, fraction: float) -> tuple[Tensor, Tensor]:
-    """Class k's `count` images cut in two: (kept, held), int64 positions within the class, each in increasing order.
+    """Split class k's `count` images into (kept, held): int64 positions within the class, each in increasing order.
 
-    Held are `fraction` of them, rounded, but at least one; kept is at least one. Which ones depends on `seed` and k alone,
-    so whoever owns a class finds the same. Raises ValueError for a class of fewer than two images.
+    `fraction` of them are held out, rounded; both parts have at least one image. The split depends only on `seed` and k, so
+    it is the same on every worker. Raises ValueError for a class of fewer than two images.
     """
     if count < 2:
-        raise ValueError(f"validation: class {k} has {count} training image; at least 2 are needed to hold one out")
+        raise ValueError(f"validation: class {k} has {count} training image(s); at least 2 are needed to hold one out")
     held_count = min(max(round(fraction * count), 1), count - 1)
     order = torch.randperm(count, generator=generator(seed, "held out", k))
     return order[held_count:].sort().values, order[:held_count].sort().values

@@ -1,7 +1,7 @@
-"""The inner loop's pieces: one epoch of training the network on S, and its accuracy on a query set.
+"""Train the network on S for one epoch, and measure its accuracy on a query set: the steps of the inner loop.
 
-Data-parallel over class shards: S never moves. All ranks walk through one global permutation of S; of each
-minibatch a rank takes the images it owns. The reduced gradient is the same everywhere, so θ stays equal everywhere.
+Training is data-parallel over class shards; S is never moved. All ranks iterate over one global permutation of S, and each
+rank processes the images of a minibatch that it owns. The reduced gradient, and so θ, is the same on all ranks.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from cafe_core.algorithm.synthetic_shard import SyntheticShard
 def train_epoch(
     network: Model, shard: SyntheticShard, comm: Comm, permutation: Tensor, *, batch: int, lr: float, draws: Draws | None
 ) -> None:
-    """One epoch of plain SGD on S with cross-entropy; updates the network's parameters in place.
+    """Train for one epoch with plain SGD and cross-entropy on S; update the network's parameters in place.
 
     permutation: (K·ipc,) of all synthetic images, the same on every rank. draws: one augmentation per image of S,
     in the order of the permutation, or None.
@@ -47,11 +47,11 @@ def train_epoch(
 
 @torch.no_grad()
 def query_accuracy(network: Model, real: RealImages, comm: Comm, rows: BatchIndices, images_per_chunk: int) -> float:
-    """Accuracy (0 … 1) on the query images of all ranks: each counts hits on its own classes, two integers are summed."""
+    """Return the accuracy (0 … 1) on the query images of all ranks; only the sums of two integers are communicated."""
     hits = torch.zeros(2, dtype=torch.int64, device=real.device)
     for chunk in real.chunks(rows, images_per_chunk):
         labels = chunk.labels()
         hits[0] += (network(chunk.images).argmax(1) == labels).sum()
         hits[1] += len(labels)
-    correct, asked = comm.all_reduce(hits).tolist()
-    return float(correct / asked)
+    correct, total = comm.all_reduce(hits).tolist()
+    return float(correct / total)

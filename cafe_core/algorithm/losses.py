@@ -1,4 +1,4 @@
-"""CAFE's losses (Section 3, Eq. 1–4) and DC's, as pure functions of tensors.
+"""Compute the losses of CAFE (Section 3, Eq. 1–4) and DC as pure functions of tensors.
 
 Legend::
 
@@ -20,7 +20,7 @@ from torch import Tensor
 
 
 def feature_alignment(synthetic_means: Sequence[Tensor], real_means: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
-    """L_f = Σ_k Σ_l w_l ‖f̄ˢ_{k,l} − f̄ᵀ_{k,l}‖² (Eq. 1): squared norms, summed over C·H·W, not averaged.
+    """Return L_f = Σ_k Σ_l w_l ‖f̄ˢ_{k,l} − f̄ᵀ_{k,l}‖² (Eq. 1): squared norms, summed over C·H·W, not averaged.
 
     synthetic_means, real_means: for each map l a tensor (k, C, H, W). Returns a scalar.
     """
@@ -31,14 +31,14 @@ def feature_alignment(synthetic_means: Sequence[Tensor], real_means: Sequence[Te
 
 
 def discrimination(features: Tensor, labels: Tensor, centres: Tensor, total: int) -> tuple[Tensor, Tensor]:
-    """This batch's share of L_d (Eq. 2–3) and its gradient in the centres.
+    """Return this batch's share of L_d (Eq. 2–3) and of its gradient in the centres.
 
     The real images are classified by inner product with the class centres, o_i = F_i Cᵀ; L_d is the mean
     cross-entropy over all N' real images. Both results are sums over the batch divided by N', so the shares
     of chunks and of workers add up to L_d and to G = ∂L_d/∂C.
 
     With p_i = softmax(o_i):  ∂CE_i/∂C = (p_i − onehot(y_i)) ⊗ F_i,  hence  G = (P − Y)ᵀ F / N'.
-    The closed form spares a graph through the real features, which need none.
+    The closed form avoids a graph through the real features.
 
     features: (n, D) real, no graph. labels: (n,). centres: (K, D), no graph. total: N'.
     Returns (loss (), G (K, D)).
@@ -51,10 +51,10 @@ def discrimination(features: Tensor, labels: Tensor, centres: Tensor, total: int
 
 
 def centre_surrogate(centres: Tensor, centre_gradient: Tensor) -> Tensor:
-    """Σ_k ⟨G_k, c_k⟩: a scalar whose gradient in the synthetic images is that of L_d.
+    """Return Σ_k ⟨G_k, c_k⟩, a scalar whose gradient in the synthetic images is that of L_d.
 
-    G is a constant here. By the chain rule ∂L_d/∂S = Σ_k (∂c_k/∂S)ᵀ G_k, and c_k depends on class k's images
-    only: so each worker needs nothing but the rows of G of its own classes.
+    G is a constant here. By the chain rule ∂L_d/∂S = Σ_k (∂c_k/∂S)ᵀ G_k, and c_k depends only on class k's images, so a
+    worker needs only the rows of G of its own classes.
 
     centres: (k, D) with graph. centre_gradient: (k, D).
     """
@@ -62,18 +62,18 @@ def centre_surrogate(centres: Tensor, centre_gradient: Tensor) -> Tensor:
 
 
 MIN_NORM_PRODUCT = 1e-6
-"""What DC's released code adds to ‖a‖·‖b‖ of each cosine: gradients are small, so it counts; and rows may be zero."""
+"""Added to ‖a‖·‖b‖ of each cosine, as in DC's released code. Gradients are small, so it matters; rows may be zero."""
 
 
 def gradient_distance(synthetic: Sequence[Tensor], real: Sequence[Tensor]) -> Tensor:
-    """D = Σ_layers Σ_i (1 − ⟨a_i, b_i⟩ / (‖a_i‖·‖b_i‖)): a layer's gradients, compared output node by output node.
+    """Return D = Σ_layers Σ_i (1 − ⟨a_i, b_i⟩ / (‖a_i‖·‖b_i‖)), which compares a layer's gradients per output node.
 
     a_i, b_i are row i of a weight's two gradients, flattened: out × in of a linear layer, out × (in·h·w) of a convolution
-    (the gradient matching loss of Zhao et al., ICLR 2021, https://arxiv.org/abs/2006.05929), C × (H·W) of layer norm. What has
-    one dimension (biases, the affine parameters of instance and group norm) is left to the caller to leave out, as the
-    authors' released code does (github.com/VICO-UoE/DatasetCondensation, `distance_wb`).
+    (the gradient matching loss of Zhao et al., ICLR 2021, https://arxiv.org/abs/2006.05929), C × (H·W) of layer norm. The
+    caller omits one-dimensional parameters (biases, the affine parameters of instance and group norm), as the authors'
+    released code does (github.com/VICO-UoE/DatasetCondensation, `distance_wb`).
 
-    synthetic, real: one tensor a weight, of two dimensions or more. Returns a scalar.
+    synthetic, real: one tensor per weight, with two or more dimensions. Returns a scalar.
     """
     terms = []
     for g_s, g_t in zip(synthetic, real, strict=True):

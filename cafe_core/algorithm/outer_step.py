@@ -1,10 +1,10 @@
-"""The gradient of L = L_f + β L_d in this shard's synthetic images: what an outer step of CAFE, and with L_f alone of DM, takes.
+"""Compute the gradient of L = L_f + β L_d in this shard's synthetic images, for an outer step of CAFE (or DM, with L_f alone).
 
 The sharded form is exact. L_f is a sum over classes, so it is local. L_d couples all classes, but only through the
-centres C: ∂L_d/∂S_k = (∂c_k/∂S_k)ᵀ G_k with G = ∂L_d/∂C = Σ_r G_r, and G_r needs rank r's real images only. So a step
-communicates C and G, K·D numbers each, whatever N, ipc and the image size are (and two more for the loss).
+centres C: ∂L_d/∂S_k = (∂c_k/∂S_k)ᵀ G_k with G = ∂L_d/∂C = Σ_r G_r, and G_r needs only rank r's real images. So a step
+communicates C and G, K·D numbers each (and two for the losses), independently of N, ipc and the image size.
 
-No graph is ever made through the real images, and none reaches the network's weights.
+No graph is built through the real images or to the network's weights.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ FeatureMaps = Callable[[Tensor], Iterable[Tensor]]
 
 @dataclass(frozen=True)
 class StepLosses:
-    """Losses of one outer step over all classes, before the update. Each a scalar on the device."""
+    """The losses of one outer step over all classes before the update, as scalars on the device."""
 
     feature: Tensor
     discrimination: Tensor
@@ -37,10 +37,10 @@ class StepLosses:
 
 @dataclass(frozen=True)
 class OuterStep:
-    """What stays the same over the outer steps of a run.
+    """The gradient computation of an outer step, with everything that is constant during a run.
 
-    images_per_chunk bounds the real images in flight, classes_per_chunk the classes whose synthetic images go through the
-    network at once, and keep_graph says whether the graphs of all these chunks may be held.
+    images_per_chunk: real images per forward pass. classes_per_chunk: classes whose synthetic images form one forward pass.
+    keep_graph: whether there is memory for the graphs of all these chunks.
     """
 
     features: FeatureMaps
@@ -57,7 +57,7 @@ class OuterStep:
 
     @classmethod
     def of(cls, context: ShardContext, layers: Sequence[int], weights: Sequence[float], beta: float | None) -> OuterStep:
-        """The step of a rank. layers: the maps that are aligned."""
+        """Return the step of a rank. layers: indices of the aligned maps."""
         model, ipc = context.model, context.spec.ipc
         last = len(model.network.map_shapes) - 1
         maps = [*layers, last] if beta is not None and last not in layers else list(layers)  # the last one, for the centres
@@ -74,39 +74,39 @@ class OuterStep:
         )
 
     def gradient(self, shard: SyntheticShard, rows: BatchIndices, total: int, draws: Draws | None) -> tuple[Tensor, StepLosses]:
-        """∂L/∂S for this shard: (k·ipc, C, H, W), and the losses over all shards.
+        """Return ∂L/∂S of this shard, (k·ipc, C, H, W), and the losses over all shards.
 
         rows: the real images T_k of the shard's classes. total: N', real images of all classes and ranks (for L_d).
         draws: one augmentation per class of the shard, shared by its real and synthetic images.
 
-        Where the shard's synthetic graphs exceed their budget, each is made anew when it is needed instead of being kept:
-        the same numbers for more work and less memory.
+        If the shard's synthetic graphs exceed the memory budget, each is recomputed when needed instead of being kept.
+        The result is the same.
         """
         comm, ipc = self.comm, shard.ipc
         images = shard.images.detach().requires_grad_()
         classes, size = len(shard.classes), self.classes_per_chunk
         chunks = [range(first, min(first + size, classes)) for first in range(0, classes, size)]
 
-        def make_means(chunk: range) -> list[Tensor]:  # f̄ˢ: a (k, C, H, W) per map
+        def make_means(chunk: range) -> list[Tensor]:  # f̄ˢ: (k, C, H, W) per map
             mine = images[chunk.start * ipc : chunk.stop * ipc]
             if draws is not None:
                 mine = apply(mine, draws[torch.arange(chunk.start, chunk.stop).repeat_interleave(ipc)])
             return [_segment_sums(m, [ipc] * len(chunk), images.dtype) / ipc for m in self.features(mine)]
 
-        # Without discrimination each chunk is needed once only: made, walked back and let go.
+        # Without discrimination each chunk is needed only once: its graph is freed after the backward pass.
         kept = {chunk: make_means(chunk) for chunk in chunks} if self.keep_graph and self.beta is not None else {}
 
         def synthetic_means(chunk: range) -> list[Tensor]:
             return kept[chunk] if chunk in kept else make_means(chunk)
 
-        # 1. The class centres, from all ranks.
+        # 1. Gather the class centres of all ranks.
         centres = None
         if self.beta is not None:
             with torch.no_grad():
                 own = torch.cat([synthetic_means(chunk)[-1].flatten(1) for chunk in chunks])
             centres = comm.gather_rows(own.detach(), shard.classes.start, self.num_classes)  # C: (K, D)
 
-        # 2. Real statistics, and what is local: L_f and this rank's share of L_d and of G = ∂L_d/∂C.
+        # 2. Compute the real statistics and the local terms: L_f, and this rank's share of L_d and of G = ∂L_d/∂C.
         feature_loss = images.new_zeros(())
         discrimination_loss = images.new_zeros(())
         G = None if centres is None else torch.zeros_like(centres)
@@ -117,7 +117,7 @@ class OuterStep:
             means = synthetic_means(chunk)
             alignment = losses.feature_alignment(means[: len(self.weights)], real_means, self.weights)
             if chunk in kept:
-                alignments[chunk] = alignment  # one walk back through the kept graph, with both terms
+                alignments[chunk] = alignment  # one backward pass through the kept graph, with both terms
             else:
                 torch.autograd.backward(alignment)
             feature_loss += alignment.detach()
@@ -125,9 +125,9 @@ class OuterStep:
             if G is not None and share is not None:
                 G += share
 
-        # 3. The aggregated gradient of the shared statistics, and back into the images.
+        # 3. Reduce the gradient of the centres and backpropagate it into the images.
         if G is not None and self.beta is not None:
-            own_G = comm.all_reduce(G)[shard.classes.start : shard.classes.stop]  # Σ_r G_r, own rows: (k, D)
+            own_G = comm.all_reduce(G)[shard.classes.start : shard.classes.stop]  # own rows of Σ_r G_r: (k, D)
             for chunk in chunks:
                 c = synthetic_means(chunk)[-1].flatten(1)
                 surrogate = self.beta * losses.centre_surrogate(c, own_G[chunk.start : chunk.stop])
@@ -142,9 +142,9 @@ class OuterStep:
     def _real_statistics(
         self, rows: BatchIndices, first: int, centres: Tensor | None, total: int, draws: Draws | None
     ) -> tuple[list[Tensor], Tensor, Tensor | None]:
-        """f̄ᵀ of each aligned map, (k, C, H, W), and this batch's share of L_d and of G; in chunks, without a graph.
+        """Return f̄ᵀ of each aligned map, (k, C, H, W), and this batch's share of L_d and of G; in chunks, without a graph.
 
-        first: position in the shard of the first class of `rows`.
+        first: position in the shard of the first class in `rows`.
         """
         position = {k: j for j, k in enumerate(rows.classes)}
         counts = [len(indices) for indices in rows.indices]
@@ -161,7 +161,7 @@ class OuterStep:
             last = images
             for layer, last in enumerate(self.features(images)):
                 if layer == len(self.weights):
-                    break  # not aligned: it only gives the centres
+                    break  # not aligned, needed only for the centres
                 if layer == len(sums):
                     sums.append(torch.zeros(len(counts), *last.shape[1:], dtype=self.real.dtype, device=last.device))
                 sums[layer][places] += _segment_sums(last, sizes, self.real.dtype)
@@ -174,14 +174,14 @@ class OuterStep:
 
 
 def _segment_sums(m: Tensor, sizes: Sequence[int], dtype: torch.dtype) -> Tensor:
-    """Sums over consecutive images: (n, C, H, W) → (len(sizes), C, H, W).
+    """Sum consecutive images: (n, C, H, W) → (len(sizes), C, H, W).
 
-    In the memory order of a channels-last map: on CPUs a sum over its first dimension as it stands is ten times slower.
+    Sums follow the memory order of a channels-last map; on CPUs, summing over its first dimension directly is ten times slower.
     """
     rows = m.permute(0, 2, 3, 1)
     return torch.stack([segment.sum(0, dtype=dtype) for segment in rows.split_with_sizes(list(sizes))]).permute(0, 3, 1, 2)
 
 
 def _column(counts: Sequence[int], like: Tensor) -> Tensor:
-    """Counts (k,) shaped to divide a (k, C, H, W) tensor, of its type and on its device."""
+    """Shape counts (k,) to divide a (k, C, H, W) tensor, with its dtype and device."""
     return torch.tensor(counts, dtype=like.dtype, device=like.device).view(-1, *[1] * (like.dim() - 1))

@@ -1,4 +1,4 @@
-"""The real images of one class shard, as batches ready for a network."""
+"""Load batches of a class shard's real images for a network."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from cafe_core.data.class_store import ClassStore
 
 @dataclass(frozen=True)
 class BatchIndices:
-    """Images of consecutive classes: which image, of which class, ordered by class."""
+    """The images of a batch, grouped into one segment per class."""
 
     classes: list[int]
     """The class of each segment."""
@@ -25,20 +25,20 @@ class BatchIndices:
 
 @dataclass(frozen=True)
 class Chunk:
-    """A piece of a batch, small enough for the byte budget. images: (n, C, H, W), normalised."""
+    """A part of a batch that fits the memory budget. images: (n, C, H, W), normalised."""
 
     images: Tensor
     segments: list[tuple[int, int]]
     """(class, number of images), in order."""
 
     def labels(self) -> Tensor:
-        """The class of each image: (n,) int64, on the images' device."""
+        """Return the class of each image: (n,) int64, on the images' device."""
         classes, sizes = zip(*self.segments, strict=True)
         return torch.tensor(classes).repeat_interleave(torch.tensor(sizes)).to(self.images.device)
 
 
 class RealImages:
-    """uint8 images of the classes a worker owns, sampled, sent to the device and normalised there."""
+    """The uint8 images of a worker's classes, transferred to the device and normalised there."""
 
     def __init__(
         self,
@@ -48,7 +48,7 @@ class RealImages:
         dtype: torch.dtype,
         kept: Mapping[int, Tensor] | None = None,
     ) -> None:
-        """kept: positions in the store of the only images of each class that there are to be, (n,) int64. Default: all."""
+        """kept: for each class, the positions (n,) int64 of the images to use. Default: all images."""
         self._arrays = {k: store.images(k) for k in classes}
         self._kept = kept
         self.device = device
@@ -59,15 +59,15 @@ class RealImages:
         self._mean_255 = self._mean * 255
 
     def count(self, k: int) -> int:
-        """How many images class k has."""
+        """Return the number of images of class k."""
         return len(self._arrays[k] if self._kept is None else self._kept[k])
 
     def batch(self, k: int, indices: Tensor) -> Tensor:
-        """Images `indices` (n,) of class k, normalised: (n, C, H, W) on the device."""
+        """Return images `indices` (n,) of class k, normalised: (n, C, H, W) on the device."""
         return self._normalised(self._pixels(k, indices))
 
     def chunks(self, rows: BatchIndices, images_per_chunk: int) -> Iterator[Chunk]:
-        """`rows` in order, at most `images_per_chunk` at a time; a class may span several chunks."""
+        """Yield the images of `rows` in order, at most `images_per_chunk` per chunk; a class may span several chunks."""
         parts: list[NDArray[np.uint8]] = []
         segments: list[tuple[int, int]] = []
         room = images_per_chunk
@@ -83,20 +83,20 @@ class RealImages:
             yield Chunk(self._normalised(np.concatenate(parts)), segments)
 
     def _pixels(self, k: int, indices: Tensor) -> NDArray[np.uint8]:
-        """Images `indices` of class k as they are stored: (n, C, H, W)."""
+        """Return images `indices` of class k as stored: (n, C, H, W)."""
         if self._kept is not None:
             indices = self._kept[k][indices]
         pixels: NDArray[np.uint8] = self._arrays[k][indices.numpy()]
         return pixels
 
     def _normalised(self, pixels: NDArray[np.uint8]) -> Tensor:
-        """One transfer to the device, of however many classes the images are."""
+        """Normalise images on the device after a single transfer."""
         raw = torch.from_numpy(np.ascontiguousarray(pixels))
         return (raw.to(self.device).to(self.dtype) - self._mean_255) * self._scale
 
 
 def _pieces(indices: Tensor, *, first: int, rest: int) -> Iterator[Tensor]:
-    """`indices` cut into pieces of `first`, `rest`, `rest`, …"""
+    """Split `indices` into pieces of `first`, `rest`, `rest`, …"""
     start, size = 0, first
     while start < len(indices):
         yield indices[start : start + size]

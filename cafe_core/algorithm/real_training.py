@@ -1,8 +1,8 @@
-"""Training a network on all real images, data-parallel over class shards.
+"""Train a network on all real images, data-parallel over class shards.
 
-Each rank holds the real images of its own classes, as uint8, and they never move. An epoch is one global permutation of all
-ranks' images; of each minibatch a rank takes the members it owns. The reduced gradient is the same everywhere, so θ stays equal
-everywhere; and it is the θ of the unsharded training, up to the order of sums.
+Each rank holds the real images of its own classes as uint8; they are never moved. An epoch is one global permutation of all
+ranks' images, and each rank processes the images of a minibatch that it owns. The reduced gradient, and so θ, is the same on
+all ranks, and equal to that of unsharded training up to the order of sums.
 
     K   classes     n_k   real images of class k     n = Σ_k n_k     B   images of a minibatch     θ   network
 """
@@ -24,7 +24,7 @@ from cafe_core.algorithm.sampling import generator
 from cafe_core.algorithm.shared_gradient import shared_gradient
 from cafe_core.errors import NonFiniteLossError
 
-# The evaluation's (method.md, "Evaluation").
+# As in evaluations.
 _MOMENTUM = 0.9
 _WEIGHT_DECAY = 5e-4
 
@@ -33,29 +33,29 @@ class Classifier(Protocol):
     """A network in training, e.g. a :class:`cafe_core.algorithm.model.Model`."""
 
     def __call__(self, images: Tensor) -> Tensor:
-        """Logits (n, K) of normalised images (n, C, H, W), with a graph to the parameters."""
+        """Return logits (n, K) of normalised images (n, C, H, W), with a graph to the parameters."""
 
     def parameters(self) -> Iterator[nn.Parameter]:
-        """θ, the same on all ranks."""
+        """Return the parameters θ, the same on all ranks."""
 
 
 @dataclass(frozen=True)
 class SgdRecipe:
-    """SGD with momentum 0.9 and weight decay 5e-4; after half the epochs a tenth of the learning rate, as in evaluations."""
+    """SGD with momentum 0.9 and weight decay 5e-4; the learning rate is divided by 10 after half the epochs."""
 
     epochs: int
     batch: int
     """B, over all classes."""
     lr: float
     seed: int
-    """Of the permutations."""
+    """Seed of the permutations."""
     images_per_chunk: int
-    """Images that go through the network at once; the gradients of a minibatch's pieces add up. Bounds memory, not the result."""
+    """Images per forward pass. Gradients of a minibatch's parts add up, so this affects memory, not the result."""
 
 
 @dataclass(frozen=True)
 class Epoch:
-    """What one epoch did. Every image is judged once, just before θ learns from the minibatch that it is in."""
+    """The statistics of one epoch. Each image is classified once, just before θ is updated with its minibatch."""
 
     number: int
     """1-based."""
@@ -64,16 +64,16 @@ class Epoch:
     accuracy: float
     """0 … 1, over the images of all ranks."""
     correct: list[Tensor]
-    """For each own class: (n_k,) bool on the CPU, which of its images were classified as labelled."""
+    """For each own class, which images were classified correctly: (n_k,) bool on the CPU."""
 
 
 def train(
     network: Classifier, real: RealImages, classes: range, num_classes: int, comm: Comm, recipe: SgdRecipe
 ) -> Iterator[Epoch]:
-    """Train `network` in place on the real images of all ranks; an epoch each time the iterator is asked for one.
+    """Train `network` in place on the real images of all ranks; yield after each epoch.
 
-    classes: those that this rank owns, of `num_classes`. Nothing is saved on the way: a training that is broken off starts again.
-    Raises NonFiniteLossError, on every rank, after an epoch whose loss was not finite.
+    classes: those of this rank, of `num_classes`. Nothing is checkpointed: interrupted training starts again. Raises
+    NonFiniteLossError, on every rank, after an epoch with a non-finite loss.
     """
     parameters = list(network.parameters())
     gradient = shared_gradient(parameters)
@@ -82,7 +82,7 @@ def train(
     schedule = torch.optim.lr_scheduler.StepLR(optimizer, step_size=(recipe.epochs + 1) // 2, gamma=0.1)
     mine = _OwnImages.of(real, classes, num_classes, comm)
     for number in range(1, recipe.epochs + 1):
-        sums = torch.zeros(2, dtype=torch.float64, device=real.device)  # of cross-entropies and of hits: read once an epoch
+        sums = torch.zeros(2, dtype=torch.float64, device=real.device)  # of cross-entropies and hits, read once per epoch
         correct = torch.zeros(mine.count, dtype=torch.bool, device=real.device)
         permutation = torch.randperm(mine.total, generator=generator(recipe.seed, "real epoch", number))
         for batch in torch.split(permutation, recipe.batch):
@@ -115,22 +115,22 @@ def train(
 
 @dataclass(frozen=True)
 class _OwnImages:
-    """Where a rank's images lie among all ranks' images, which are numbered class after class.
+    """The positions of a rank's images in the numbering of all ranks' images, which goes class by class.
 
-    Within the rank they are numbered from 0, in the same order.
+    Within the rank, images are numbered from 0 in the same order.
     """
 
     classes: range
     class_counts: list[int]
     """n_k of each own class."""
     start: int
-    """Number of the first own image among all."""
+    """Global number of the first own image."""
     total: int
     """n."""
 
     @classmethod
     def of(cls, real: RealImages, classes: range, num_classes: int, comm: Comm) -> _OwnImages:
-        """Asks all ranks how many images each class has."""
+        """Gather the number of images of every class from all ranks."""
         own = torch.tensor([real.count(k) for k in classes], device=real.device)
         counts = comm.gather_rows(own, classes.start, num_classes).tolist()
         return cls(classes, own.tolist(), sum(counts[: classes.start]), sum(counts))
@@ -140,12 +140,12 @@ class _OwnImages:
         return sum(self.class_counts)
 
     def among(self, images: Tensor) -> Tensor:
-        """The own ones among `images`, numbers among all: their own numbers, in increasing order."""
+        """Return the own images among `images` (global numbers) by their numbers within the rank, in increasing order."""
         own = images - self.start
         return own[(own >= 0) & (own < self.count)].sort().values
 
     def rows(self, members: Tensor) -> BatchIndices:
-        """Own images, by their own numbers in increasing order, as rows of their classes."""
+        """Convert increasing numbers within the rank to positions within classes."""
         ends = torch.tensor(self.class_counts).cumsum(0)
         k = torch.searchsorted(ends, members, right=True)
         within = members - (ends - torch.tensor(self.class_counts))[k]

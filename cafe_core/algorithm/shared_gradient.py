@@ -1,4 +1,4 @@
-"""The gradient of a network that all ranks train together, as one buffer."""
+"""Hold the gradient of a network that all ranks train together in one buffer."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from torch import Tensor, nn
 
 
 def shared_gradient(parameters: Sequence[nn.Parameter]) -> Tensor:
-    """A flat buffer of zeros, of which every parameter's gradient is made a view.
+    """Return a flat buffer of zeros and make every parameter's gradient a view of it.
 
-    What backward adds up is then reduced by one collective, and an optimizer steps on what came back. Of a minibatch of B images
-    ∇J = (1/B) Σ_{i∈batch} ∇CE_i = Σ_r (1/B) Σ_{i∈batch∩r} ∇CE_i: each rank adds up its own images, divided by the *global* B; one
-    that owns none of them contributes zeros.
+    Backward passes accumulate in the buffer, one collective reduces it, and the optimizer uses the result. For a minibatch of B
+    images ∇J = (1/B) Σ_{i∈batch} ∇CE_i = Σ_r (1/B) Σ_{i∈batch∩r} ∇CE_i: each rank sums over its own images and divides by the
+    *global* B; a rank without images in the batch contributes zeros.
     """
     flat = torch.zeros(sum(p.numel() for p in parameters), dtype=parameters[0].dtype, device=parameters[0].device)
     for parameter, part in zip(parameters, flat.split_with_sizes([p.numel() for p in parameters]), strict=True):

@@ -1,4 +1,4 @@
-"""The synthetic images of the classes that one worker owns, and their SGD step."""
+"""Hold the synthetic images of one worker's classes and update them by SGD."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 @dataclass
 class SyntheticShard:
-    """images, momentum: (k·ipc, C, H, W), ordered by class."""
+    """The synthetic images of a class shard. images, momentum: (k·ipc, C, H, W), ordered by class."""
 
     classes: range
     ipc: int
@@ -17,6 +17,6 @@ class SyntheticShard:
     momentum: Tensor
 
     def step(self, gradient: Tensor, *, lr: float, momentum: float) -> None:
-        """SGD with momentum: v ← m·v + g, S ← S − lr·v."""
+        """Take a step of SGD with momentum: v ← m·v + g, S ← S − lr·v."""
         self.momentum.mul_(momentum).add_(gradient)
         self.images.sub_(self.momentum, alpha=lr)

@@ -1,2 +1,2 @@
-"""Real images: where they come from (`readers`, `torchvision_source`), what is known of them beforehand
-(`builtin`, `catalog`), the form every worker reads (`class_store`), and the way from one to the other (`sources`)."""
+"""Read real images (`readers`, `torchvision_source`), describe them without decoding (`builtin`, `catalog`), and build the
+class stores that every worker reads (`sources`, `class_store`)."""

@@ -1,7 +1,7 @@
-"""The built-in datasets' facts. No numpy here: a server that starts takes its time to import it when it needs it.
+"""Describe the built-in datasets. No numpy import here, which keeps the server's start fast.
 
-Mean and std are those that the dataset-condensation papers use (method.md, "Data facts"), of images scaled to [0, 1]; those
-of `digits` are measured over the training split of `cafe_core.data.digits`.
+Mean and std are those that the dataset-condensation papers use, for images scaled to [0, 1]; those of `digits` are
+measured over the training split of `cafe_core.data.digits`.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def _facts(
     )  # fmt: skip
 
 
-#: The built-in datasets as they are, without image_size or channels. SVHN's training images are its `train` split.
+#: The built-in datasets without image_size or channels applied. SVHN's training images are its `train` split.
 BUILTIN: dict[DatasetName, DatasetInfo] = {
     "digits": _facts(
         "digits", _DIGIT_NAMES, [142, 146, 141, 147, 144, 146, 145, 143, 139, 144], 360, (1, 8, 8),
@@ -60,5 +60,5 @@ BUILTIN: dict[DatasetName, DatasetInfo] = {
 
 
 def list_builtin() -> list[DatasetInfo]:
-    """The built-in datasets, for `GET /v1/datasets`."""
+    """Return the built-in datasets, for `GET /v1/datasets`."""
     return list(BUILTIN.values())

@@ -1,4 +1,4 @@
-"""What is known about a dataset without decoding it: `describe`, for the API."""
+"""Describe a dataset without decoding its images, for the API."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ _PLACEHOLDER_MEAN, _PLACEHOLDER_STD = 0.5, 0.25
 
 
 def describe(spec: DatasetSpec, roots: DataRoots) -> DatasetInfo:
-    """The facts about the dataset behind `spec`, quickly: for the API when a job is posted.
+    """Describe the dataset of `spec` quickly, when a job is posted.
 
-    Where the class store is built already, they are the store's. Else they come from the catalogue, or from the
-    files' names and the first image, or from an .npz's headers and labels; then `mean` and `std` of own data are
-    placeholders and those of a converted built-in dataset estimates: the store that the driver prepares has the
-    true ones. Raises SpecError and DatasetError for everything that shows without decoding all images.
+    If the class store exists, return its description. Otherwise use the catalogue, or file names and the first image, or
+    an .npz file's headers and labels. In that case `mean` and `std` are placeholders for own data and estimates for a
+    converted built-in dataset; the store that the driver builds has the measured ones. Raises SpecError and DatasetError
+    for every error that can be found without decoding all images.
     """
     info_file = store_path(spec, roots) / "info.json"
     if info_file.exists():
@@ -33,7 +33,7 @@ def describe(spec: DatasetSpec, roots: DataRoots) -> DatasetInfo:
 
 
 def is_native(spec: DatasetSpec) -> bool:
-    """Whether the spec takes a built-in dataset as it is: no other size, no other channels."""
+    """Return whether the spec uses a built-in dataset without changing its image size or channels."""
     if spec.name is None:
         return False
     shape = BUILTIN[spec.name].shape
@@ -41,25 +41,25 @@ def is_native(spec: DatasetSpec) -> bool:
 
 
 def check_counts(name: DatasetName, source: ImageSource) -> None:
-    """Raises DatasetError where a built-in dataset, as found, has not the images that it is known to have."""
+    """Raise DatasetError if a built-in dataset's files do not hold the expected images."""
     known = BUILTIN[name]
     if (source.class_counts, source.test_count, source.shape) != (known.class_counts, known.test_count, known.shape):
         raise DatasetError(
             f"dataset {name}: found {sum(source.class_counts)} training and {source.test_count} test images of "
-            f"{source.shape} (C, H, W) where {sum(known.class_counts)}, {known.test_count} and {known.shape} are known, "
-            "or the classes differ: its files are damaged or changed; put the original ones there"
+            f"{source.shape} (C, H, W), expected {sum(known.class_counts)}, {known.test_count} and {known.shape}, or the "
+            "classes differ; the files are damaged or changed: replace them with the original ones"
         )
 
 
 def _converted(info: DatasetInfo, spec: DatasetSpec) -> DatasetInfo:
-    """The facts after the spec's image_size and channels."""
+    """Return the description after applying the spec's image_size and channels."""
     channels, height, width = fitted_shape(info.shape, spec.image_size, spec.channels)
     mean, std = info.mean, info.std
     if channels > info.channels:
         mean, std = mean * channels, std * channels
     elif channels < info.channels:
         mean = [sum(w * m for w, m in zip(_GREY_WEIGHTS, mean, strict=True))]
-        std = [sum(w * s for w, s in zip(_GREY_WEIGHTS, std, strict=True))]  # exact where the colours rise and fall together
+        std = [sum(w * s for w, s in zip(_GREY_WEIGHTS, std, strict=True))]  # exact if the colours are fully correlated
     return info.model_copy(update={"channels": channels, "height": height, "width": width, "mean": mean, "std": std})
 
 

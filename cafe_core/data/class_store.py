@@ -1,4 +1,4 @@
-"""The form in which every worker reads the real images: uint8, sorted by class, memory-mapped.
+"""Store real images by class as uint8; workers memory-map them.
 
 ::
 
@@ -6,10 +6,10 @@
         train-images.u8     (N, C, H, W) uint8, class 0's images first; class k starts at sum(class_counts[:k])
         test-images.u8      (M, C, H, W) uint8, in the source's order
         test-labels.i64     (M,) little-endian int64
-        info.json           DatasetInfo; written last, so a store without it is not one
+        info.json           DatasetInfo; written last: a directory without it is not a store
 
-A worker that touches only its own classes pages in only those. No torch here: the API reads `info`.
-The files are written with plain writes, not through a memory map: a full disk is then an OSError, not a SIGBUS.
+A worker that reads only its own classes pages in only those. No torch import here, because the API reads `info`.
+Files are written with plain writes rather than through a memory map, so a full disk raises OSError instead of SIGBUS.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from cafe_core.errors import DatasetError, DiskFullError
 from cafe_core.files import write_atomically
 from cafe_core.spec.dataset import DatasetInfo
 
-#: Part of every store's cache key: raise it when the files' meaning changes.
+#: Part of every store's cache key: increase it when the file format changes.
 FORMAT_VERSION = 1
 
 Images = NDArray[np.uint8]
@@ -38,12 +38,12 @@ Labels = NDArray[np.int64]
 
 _TRAIN_IMAGES, _TEST_IMAGES, _TEST_LABELS, _INFO = "train-images.u8", "test-images.u8", "test-labels.i64", "info.json"
 _CHUNK_BYTES = 16 * 2**20
-#: A channel that is the same everywhere would be divided by zero; one grey level is the least a channel can vary by.
+#: Lower bound of a channel's std, one grey level: a constant channel would otherwise be divided by zero.
 _MIN_STD = 1 / 255
 
 
 class ImageSource(Protocol):
-    """Labelled images that a store can be built from, read in chunks so that they need not fit in memory."""
+    """Labelled images to build a store from, read in chunks so that they need not fit in memory."""
 
     @property
     def name(self) -> str:
@@ -59,7 +59,7 @@ class ImageSource(Protocol):
 
     @property
     def test_count(self) -> int:
-        """M, 0 where there is no test set."""
+        """M; 0 without a test set."""
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -70,17 +70,17 @@ class ImageSource(Protocol):
         """As in `DatasetInfo.is_digits`."""
 
     def train(self, k: int) -> Iterator[Images]:
-        """Class k's training images in chunks (n, C, H, W), in a fixed order."""
+        """Yield class k's training images in chunks (n, C, H, W), in a fixed order."""
 
     def test(self) -> Iterator[tuple[Images, Labels]]:
-        """The test images and labels in chunks (n, C, H, W), (n,), in a fixed order."""
+        """Yield the test images and labels in chunks (n, C, H, W), (n,), in a fixed order."""
 
 
 @dataclass(frozen=True)
 class ArraySource:
-    """Images that are already arrays, in memory or memory-mapped.
+    """Arrays of images, in memory or memory-mapped.
 
-    `images` is (N, C, H, W) uint8 and may be any view (channels last transposed, say); `labels` (N,) in 0..K-1.
+    `images` is (N, C, H, W) uint8 and may be any view, for example a transposed channels-last array; `labels` (N,) in 0..K-1.
     """
 
     name: str
@@ -106,26 +106,26 @@ class ArraySource:
         return c, h, w
 
     def train(self, k: int) -> Iterator[Images]:
-        """Class k's images, in the array's order."""
+        """Yield class k's images in the array's order."""
         rows = np.flatnonzero(self.labels == k)
         step = chunk_length(self.shape)
         for start in range(0, len(rows), step):
             yield self.images[rows[start : start + step]]
 
     def test(self) -> Iterator[tuple[Images, Labels]]:
-        """The test images, in the array's order."""
+        """Yield the test images in the array's order."""
         step = chunk_length(self.shape)
         for start in range(0, len(self.test_images), step):
             yield self.test_images[start : start + step], self.test_labels[start : start + step]
 
 
 def chunk_length(shape: tuple[int, int, int]) -> int:
-    """Images of `shape` that make a chunk of about 16 MiB; at least 1."""
+    """Return how many images of `shape` make a chunk of about 16 MiB; at least 1."""
     return max(1, _CHUNK_BYTES // int(np.prod(shape)))
 
 
 class ClassStore:
-    """A built store. Arrays are read-only memory maps: index them with a list of rows to get a copy to work on."""
+    """A built store. Its arrays are read-only memory maps; index them with a list to get a writable copy."""
 
     def __init__(self, path: Path, info: DatasetInfo) -> None:
         self.path = path
@@ -138,34 +138,35 @@ class ClassStore:
         self.test_labels: Labels = np.fromfile(path / _TEST_LABELS, dtype="<i8").astype(np.int64)
         """(M,) int64."""
         if len(self.test_labels) != info.test_count:
-            raise DatasetError(f"class store {path}: {_TEST_LABELS} is damaged; delete the store and it is built again")
+            raise DatasetError(f"class store {path}: {_TEST_LABELS} is damaged; delete the store to rebuild it")
 
     @classmethod
     def open(cls, path: Path) -> ClassStore:
-        """The store at `path`. Raises DatasetError when there is none or when its files do not fit its info.json."""
+        """Open the store at `path`. Raises DatasetError if there is none or its files do not match its info.json."""
         try:
             info = DatasetInfo.model_validate_json((path / _INFO).read_bytes())
             return cls(path, info)
         except FileNotFoundError as error:
             raise DatasetError(
-                f"class store {path}: {Path(error.filename).name} is absent; it was not built to the end"
+                f"class store {path}: {Path(error.filename).name} is missing: the build was not completed"
             ) from error
         except ValidationError as error:
-            raise DatasetError(f"class store {path}: info.json is damaged; delete the store and it is built again") from error
+            raise DatasetError(f"class store {path}: info.json is damaged; delete the store to rebuild it") from error
 
     def images(self, k: int) -> Images:
-        """Class k's training images: (n_k, C, H, W) uint8, a view of the memory map."""
+        """Return class k's training images, (n_k, C, H, W) uint8, as a view of the memory map."""
         if not 0 <= k < self.info.num_classes:
             raise IndexError(f"class {k} of {self.info.num_classes}")
         return self.train_images[self._offsets[k] : self._offsets[k + 1]]
 
 
 def _map_images(path: Path, count: int, shape: tuple[int, int, int]) -> Images:
-    """The file as (count, *shape), after a check of its size: a memory map past a file's end would be a SIGBUS."""
+    """Map a file as (count, *shape) after checking its size, because reading past its end would raise SIGBUS."""
     expected = count * int(np.prod(shape))
     if path.stat().st_size != expected:
         raise DatasetError(
-            f"class store {path.parent}: {path.name} has {path.stat().st_size} bytes, not {expected}; delete the store"
+            f"class store {path.parent}: {path.name} has {path.stat().st_size} bytes, expected {expected}; "
+            "delete the store to rebuild it"
         )
     if count == 0:  # an empty file cannot be mapped
         return np.empty((0, *shape), dtype=np.uint8)
@@ -173,11 +174,10 @@ def _map_images(path: Path, count: int, shape: tuple[int, int, int]) -> Images:
 
 
 def build(path: Path, source: ImageSource, *, mean_std: tuple[Sequence[float], Sequence[float]] | None = None) -> ClassStore:
-    """Build the store of `source` at `path`, chunk by chunk, in a directory beside that is renamed into place.
+    """Build the store of `source` at `path`, chunk by chunk, in a temporary directory that is renamed into place.
 
-    mean_std: per channel, of images scaled to [0, 1]; measured over the training images where it is not given
-    (std at least 1/255). Raises DiskFullError, and whatever `source` raises; nothing
-    is left behind then.
+    mean_std: per channel, for images scaled to [0, 1]; measured over the training images if not given (std at least
+    1/255). Raises DiskFullError and the errors of `source`, and leaves nothing behind then.
     """
     beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     shutil.rmtree(beside, ignore_errors=True)
@@ -204,9 +204,7 @@ def build(path: Path, source: ImageSource, *, mean_std: tuple[Sequence[float], S
         beside.rename(path)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise DiskFullError(
-                f"dataset {source.name}: its class store {path} could not be written: {error.strerror}"
-            ) from error
+            raise DiskFullError(f"dataset {source.name}: cannot write the class store {path}: {error.strerror}") from error
         raise
     finally:
         shutil.rmtree(beside, ignore_errors=True)
@@ -218,13 +216,13 @@ def _check_space(directory: Path, source: ImageSource) -> None:
     free = shutil.disk_usage(directory).free
     if needed > free:
         raise DiskFullError(
-            f"dataset {source.name}: its class store needs {needed / 2**20:.0f} MiB, and {directory.parent} has "
+            f"dataset {source.name}: the class store needs {needed / 2**20:.0f} MiB, but {directory.parent} has "
             f"{free / 2**20:.0f} MiB free; free some space or set a smaller dataset.image_size"
         )
 
 
 def _write_train(path: Path, source: ImageSource) -> tuple[list[float], list[float]]:
-    """Write the classes one after the other; the channels' mean and std, exact whatever the chunks: from histograms."""
+    """Write the classes in order; return the channels' mean and std, from histograms so that chunking does not matter."""
     channels = source.shape[0]
     histogram = np.zeros((channels, 256), dtype=np.int64)
     with path.open("wb") as file:
@@ -243,7 +241,7 @@ def _write_train(path: Path, source: ImageSource) -> tuple[list[float], list[flo
 
 
 def _mean_std(histogram: NDArray[np.int64]) -> tuple[list[float], list[float]]:
-    """histogram: (C, 256) counts of grey levels; mean and std per channel of the levels scaled to [0, 1]."""
+    """Return mean and std per channel, scaled to [0, 1], from a histogram (C, 256) of grey levels."""
     levels = np.arange(256) / 255
     share = histogram / histogram.sum(axis=1, keepdims=True)
     mean = share @ levels
@@ -266,7 +264,7 @@ def _write_test(directory: Path, source: ImageSource) -> None:
 
 
 def _flush(file: Any) -> None:
-    """To the disk, before info.json says that the store is whole."""
+    """Flush to disk before info.json marks the store as complete."""
     file.flush()
     os.fsync(file.fileno())
 
@@ -282,9 +280,9 @@ def build_from_arrays(
     class_names: list[str] | None = None,
     is_digits: bool = False,
 ) -> ClassStore:
-    """A store of arrays that are known to be good: images (N, C, H, W) uint8, labels (N,) in 0..K-1, K = max + 1."""
+    """Build a store from valid arrays: images (N, C, H, W) uint8, labels (N,) in 0..K-1, K = max + 1."""
     if (test_images is None) != (test_labels is None):
-        raise ValueError("test_images and test_labels go together")
+        raise ValueError("give both test_images and test_labels, or neither")
     source = ArraySource(
         name=name,
         class_names=class_names if class_names is not None else [str(k) for k in range(int(labels.max()) + 1)],

@@ -1,8 +1,8 @@
-"""scikit-learn's real handwritten digits: 1797 grey images of 8×8, the embedded default (no download).
+"""Load scikit-learn's handwritten digits: 1797 grey images of 8×8, which need no download.
 
 `UCI optdigits <https://archive.ics.uci.edu/dataset/80>`_, its 13 test writers. There is no official split of these
-1797, so one is fixed here: sorted by class (stable), every fifth image, beginning with the first, is a test image.
-That gives 1437 training and 360 test images, the classes in equal shares but for rounding, on every machine.
+1797 images, so one is fixed here: after a stable sort by class, every fifth image, starting with the first, is a test image.
+That gives 1437 training and 360 test images, stratified by class.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from cafe_core.data.class_store import ArraySource
 
 
 def digits_source() -> ArraySource:
-    """The digits as uint8: the levels 0..16 scaled to 0..255."""
+    """Return the digits as uint8, with the levels 0..16 scaled to 0..255."""
     levels, labels = load_digits(return_X_y=True)
     images = np.rint(levels * (255 / 16)).astype(np.uint8).reshape(-1, 1, 8, 8)
     by_class = np.argsort(labels, kind="stable")

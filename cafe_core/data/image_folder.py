@@ -1,7 +1,7 @@
-"""Reads an image folder, or a .zip of one: `train/CLASS/*.png`, optional `test/CLASS/*.png`.
+"""Read an image folder, or a .zip of one: `train/CLASS/*.png`, optional `test/CLASS/*.png`.
 
-The files' names alone decide the layout (:class:`ImageFolderSource` checks it on construction and opens the first
-image only); pixels are decoded when the store is built. Nothing of a .zip is extracted to disk.
+:class:`ImageFolderSource` checks the layout by file names on construction and opens only the first image; the others are
+decoded when the store is built. A .zip is never extracted to disk.
 """
 
 from __future__ import annotations
@@ -24,36 +24,36 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
 _OTHER_IMAGES = (".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".jp2", ".heic", ".avif", ".jfif", ".npy")
 _EXPECTED = "expected train/CLASS/*.png (or .jpg, .jpeg, .bmp, .webp) and, optionally, test/CLASS/*"
 _MAX_FILES = 20_000_000
-#: Read into memory, by the API too: of 45 million pixels, losslessly compressed.
+#: A file is read into memory, also by the API. A losslessly compressed image of 45 million pixels fits.
 _MAX_FILE_BYTES = 64 * 2**20
-#: What a GPU's last layer and a page of JSON still hold; ImageNet-21k has 21,841.
+#: A classifier and a JSON response of this many classes are still practical; ImageNet-21k has 21,841.
 MAX_CLASSES = 25_000
-#: Deflate reaches about 1030 to 1; images are compressed already.
+#: Limits against decompression bombs: deflate reaches about 1030 to 1, but images are compressed already.
 _MAX_RATIO, _RATIO_FROM_BYTES = 200, 16 * 2**20
 
 
 class ImageFiles(Protocol):
-    """A tree of files, wherever it lies."""
+    """A tree of files in a directory or an archive."""
 
     label: str
-    """How errors name the tree."""
+    """Name of the tree in error messages."""
 
     def names(self) -> Iterator[str]:
-        """Every file's path in the tree with `/` between its parts; directories end with `/`."""
+        """Yield every path in the tree with `/` as separator; directories end with `/`."""
 
     def read(self, name: str) -> bytes:
-        """One file's content."""
+        """Return a file's content."""
 
 
 class DirectoryFiles:
-    """Files of a directory. Links may not lead out of `root`."""
+    """Files of a directory. Links must not lead out of `root`."""
 
     def __init__(self, path: Path, label: str, root: Path) -> None:
         self.label = label
         self._path, self._root = path, root.resolve()
 
     def names(self) -> Iterator[str]:
-        """Raises SpecError at a link that leads out of the root, DatasetError at what cannot be listed."""
+        """Yield paths in sorted order. Raises SpecError for a link out of the root, DatasetError if a folder cannot be listed."""
         yield from self._walk(self._path, "", frozenset({self._path.resolve()}))
 
     def _walk(self, directory: Path, prefix: str, above: frozenset[Path]) -> Iterator[str]:
@@ -66,9 +66,12 @@ class DirectoryFiles:
             if entry.is_symlink():
                 target = Path(entry.path).resolve()
                 if not target.is_relative_to(self._root):
-                    raise SpecError(f"{self.label}: {name} is a link that leads out of the dataset root", loc="dataset.path")
+                    raise SpecError(
+                        f"{self.label}: {name} is a link that leads out of the dataset root; copy the files instead",
+                        loc="dataset.path",
+                    )
                 if target in above:
-                    raise DatasetError(f"{self.label}: {name} is a link to a folder that it lies in; remove it")
+                    raise DatasetError(f"{self.label}: {name} is a link to a folder that contains it; remove it")
                 inner = above | {target}
             if entry.is_dir():
                 yield f"{name}/"
@@ -79,19 +82,19 @@ class DirectoryFiles:
                 raise DatasetError(f"{self.label}: {name} is neither a file nor a folder (a dangling link?); remove it")
 
     def read(self, name: str) -> bytes:
-        """Raises DatasetError when the file is gone, unreadable or absurdly large."""
+        """Return the content. Raises DatasetError if the file is missing, unreadable or too large."""
         path = self._path / name
         try:
             size = path.stat().st_size
             if size > _MAX_FILE_BYTES:
-                raise DatasetError(f"{self.label}: {name} has {size} bytes; an image file may have {_MAX_FILE_BYTES}")
+                raise DatasetError(f"{self.label}: {name} has {size} bytes; the limit for an image file is {_MAX_FILE_BYTES}")
             return path.read_bytes()
         except OSError as error:
             raise DatasetError(f"{self.label}: {name} cannot be read ({error.strerror})") from error
 
 
 class ZipFiles:
-    """Files of a .zip archive, without the one folder on top that they may all lie in."""
+    """Files of a .zip archive. A single top-level folder that contains all files is skipped."""
 
     def __init__(self, path: Path, label: str) -> None:
         self.label = label
@@ -110,7 +113,7 @@ class ZipFiles:
         where, name = f"{self.label}: {info.filename!r}", info.filename
         parts = name.removesuffix("/").split("/")
         if name.startswith("/") or "\\" in name or ":" in parts[0] or any(part in ("", ".", "..") for part in parts):
-            raise DatasetError(f"{where} is no plain path inside an archive; zip the folder again")
+            raise DatasetError(f"{where} is not a valid path in an archive; zip the folder again")
         if name in self._members:
             raise DatasetError(f"{where} is in the archive twice; zip the folder again")
         if stat.S_ISLNK(info.external_attr >> 16):
@@ -120,19 +123,19 @@ class ZipFiles:
         bomb = info.file_size > _RATIO_FROM_BYTES and info.file_size > _MAX_RATIO * max(1, info.compress_size)
         if info.file_size > _MAX_FILE_BYTES or bomb:
             raise DatasetError(
-                f"{where} unpacks from {info.compress_size} to {info.file_size} bytes, which no image file does; "
-                f"a file may have {_MAX_FILE_BYTES} bytes"
+                f"{where} unpacks from {info.compress_size} to {info.file_size} bytes, which is not plausible for an image; "
+                f"the limit for a file is {_MAX_FILE_BYTES} bytes"
             )
 
     def names(self) -> Iterator[str]:
-        """In the archive's order."""
+        """Yield paths in the archive's order."""
         for name in self._members:
             inner = name.removeprefix(self._top)
             if inner:
                 yield inner
 
     def read(self, name: str) -> bytes:
-        """Raises DatasetError when the member is damaged."""
+        """Return the content. Raises DatasetError if the member is damaged."""
         try:
             return content(self._zip, self._members[self._top + name])
         except READING_ERRORS as error:
@@ -140,12 +143,12 @@ class ZipFiles:
 
 
 def is_ignored(name: str) -> bool:
-    """Whether the path holds a dotfile or what macOS adds to archives."""
+    """Return whether the path is a dotfile or metadata that macOS adds to archives."""
     return any((part.startswith(".") and part != "..") or part == "__MACOSX" for part in name.split("/"))
 
 
 def _single_top_folder(names: Iterable[str]) -> str:
-    """`FOLDER/` when all names lie in that one folder and it is not itself a split, else the empty string."""
+    """Return `FOLDER/` if all names are in that one folder and it is not itself a split, else the empty string."""
     tops = {name.split("/", 1)[0] + "/" for name in names if "/" in name}
     if len(tops) != 1 or tops & {"train/", "test/"}:
         return ""
@@ -153,13 +156,13 @@ def _single_top_folder(names: Iterable[str]) -> str:
 
 
 class ImageFolderSource:
-    """An image folder as a source of a class store (`class_store.ImageSource`).
+    """Provide an image folder to a class store (implements `class_store.ImageSource`).
 
     Classes are the folders in train/, sorted by name; images within a class are sorted by name too.
-    Raises DatasetError on construction for everything that the names and the first image show.
+    The constructor raises DatasetError for every error that the names and the first image reveal.
     """
 
-    is_digits = False  # nothing says that own images are: they are mirrored by augmentation
+    is_digits = False  # own images are never treated as digits, so augmentation may flip them
 
     def __init__(self, files: ImageFiles, *, image_size: int | None, channels: Literal[1, 3] | None) -> None:
         self._files, self._image_size, self._channels = files, image_size, channels
@@ -177,13 +180,13 @@ class ImageFolderSource:
         )
 
     def train(self, k: int) -> Iterator[Images]:
-        """Raises DatasetError at the first image that cannot be decoded or does not match the others."""
+        """Yield class k's images. Raises DatasetError at the first that cannot be decoded or does not match the others."""
         step = chunk_length(self.shape)
         for start in range(0, len(self._train[k]), step):
             yield np.stack([self._checked(name) for name in self._train[k][start : start + step]])
 
     def test(self) -> Iterator[tuple[Images, Labels]]:
-        """Raises DatasetError as :meth:`train` does."""
+        """Yield the test images and labels. Raises DatasetError as :meth:`train` does."""
         step = chunk_length(self.shape)
         for start in range(0, len(self._test), step):
             part = self._test[start : start + step]
@@ -194,7 +197,7 @@ class ImageFolderSource:
         return decode(self._files.read(name), where, image_size=self._image_size, channels=self._channels)
 
     def _checked(self, name: str) -> Images:
-        """The image, of the same shape as the first one."""
+        """Decode an image and check that its shape matches the first one."""
         image = self._decode(name)
         if image.shape == self.shape:
             return image
@@ -204,9 +207,9 @@ class ImageFolderSource:
 
 
 def _split(files: ImageFiles) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
-    """The images of train/ and of test/, by class: {class: [file...]}. Raises DatasetError for other layouts."""
+    """Return the images of train/ and of test/ by class, {class: [file...]}. Raises DatasetError for other layouts."""
     splits: dict[str, dict[str, list[str]]] = {}
-    strangers: list[str] = []
+    outside: list[str] = []
     count = 0
     for name in files.names():
         if is_ignored(name):
@@ -215,11 +218,11 @@ def _split(files: ImageFiles) -> tuple[dict[str, list[str]], dict[str, list[str]
         if count > _MAX_FILES:
             raise DatasetError(f"{files.label} has more than {_MAX_FILES} files")
         parts = name.removesuffix("/").split("/")
-        suffix = parts[-1][parts[-1].rfind(".") :].lower()  # quicker than Path.suffix, and there may be millions
+        suffix = parts[-1][parts[-1].rfind(".") :].lower()  # faster than Path.suffix for millions of files
         is_image = suffix in SUFFIXES and not name.endswith("/")
         if parts[0] not in ("train", "test"):
             if is_image:
-                strangers.append(name)
+                outside.append(name)
             continue
         split = splits.setdefault(parts[0], {})
         if len(parts) >= 3 or (len(parts) == 2 and name.endswith("/")):
@@ -229,12 +232,12 @@ def _split(files: ImageFiles) -> tuple[dict[str, list[str]], dict[str, list[str]
                 raise DatasetError(f"{files.label}: {name} is not directly in a class's folder; {_EXPECTED}")
             split[parts[1]].append(name)
         elif suffix in _OTHER_IMAGES:
-            raise DatasetError(f"{files.label}: {name} is of a kind that is not read; convert it to one of {', '.join(SUFFIXES)}")
+            raise DatasetError(f"{files.label}: {name} has an unsupported format; convert it to one of {', '.join(SUFFIXES)}")
     if "train" not in splits:
-        found = f"; found {strangers[0]}" if strangers else "; it holds no images" if not splits else ""
+        found = f"; found {outside[0]}" if outside else "; it holds no images" if not splits else ""
         raise DatasetError(f"{files.label} has no train/ folder{found}; {_EXPECTED}")
-    if strangers:
-        raise DatasetError(f"{files.label}: {strangers[0]} is neither in train/ nor in test/; move or remove it")
+    if outside:
+        raise DatasetError(f"{files.label}: {outside[0]} is neither in train/ nor in test/; move or remove it")
     if "test" in splits and not any(splits["test"].values()):
         raise DatasetError(f"{files.label}: test/ holds no images; fill it or remove it")
     return splits["train"], splits.get("test", {})
@@ -244,14 +247,14 @@ def _check_classes(label: str, names: list[str], train: dict[str, list[str]], te
     if not names:
         raise DatasetError(f"{label}: train/ holds no class folders; {_EXPECTED}")
     if len(names) > MAX_CLASSES:
-        raise DatasetError(f"{label} has {len(names)} classes; at most {MAX_CLASSES} are taken")
+        raise DatasetError(f"{label} has {len(names)} classes; the limit is {MAX_CLASSES}")
     for name in names:
         if not name.isprintable():
             raise DatasetError(f"{label}: the class folder {name!r} has a name that cannot be printed; rename it")
         if not train[name]:
             raise DatasetError(f"{label}: class {name!r} has no images in train/; add some ({', '.join(SUFFIXES)}) or remove it")
     if len(names) == 1:
-        raise DatasetError(f"{label} has one class only ({names[0]!r}); at least 2 are needed")
+        raise DatasetError(f"{label} has only one class ({names[0]!r}); at least 2 are needed")
     for name in sorted(test):
         if name not in train:
             raise DatasetError(f"{label}: class {name!r} is in test/ and not in train/; the classes of test/ must be in train/")

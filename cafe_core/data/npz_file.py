@@ -1,8 +1,8 @@
-"""Reads an .npz dataset: `images` uint8 (N, H, W) or (N, H, W, C), `labels` integers (N,) from 0 to K-1; optional
-`test_images` and `test_labels` alike. Written by `numpy.savez` or `savez_compressed`.
+"""Read an .npz dataset: `images` uint8 (N, H, W) or (N, H, W, C), `labels` integers (N,) from 0 to K-1; optional
+`test_images` and `test_labels` of the same kind. Write it with `numpy.savez` or `savez_compressed`.
 
-The arrays' headers and the labels are read and checked on construction; the images are unpacked, when the store is
-built, to a scratch file on disk and mapped from there, so that they need not fit in memory. Pickles are never read.
+The arrays' headers and the labels are checked on construction. When the store is built, images are unpacked to a scratch
+file on disk and memory-mapped, so that they need not fit in memory. Pickles are never read.
 Format: https://numpy.org/doc/stable/reference/generated/numpy.lib.format.html
 """
 
@@ -29,15 +29,15 @@ from cafe_core.data.pixels import check_side
 from cafe_core.errors import DatasetError
 
 _ARRAYS = ("images", "labels", "test_images", "test_labels")
-#: Labels are read into memory, by the API too: 8 million, whatever their width.
+#: Labels are read into memory, also by the API.
 _MAX_LABELS = 8 * 2**20
-#: An array's header has some hundred bytes. What it says to be longer is not read.
+#: An array's header has about a hundred bytes; a longer one is refused.
 _MAX_HEADER_BYTES = 1 << 16
 
 
 @dataclass(frozen=True)
 class Header:
-    """What an array's header says."""
+    """The content of an array's header."""
 
     shape: tuple[int, ...]
     fortran_order: bool
@@ -45,7 +45,7 @@ class Header:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the array itself."""
+        """Return the size of the array in bytes."""
         count = 1
         for side in self.shape:  # Python integers do not overflow, whatever the header claims
             count *= side
@@ -53,13 +53,13 @@ class Header:
 
 
 class NpzSource:
-    """An .npz as a source of a class store (`class_store.ImageSource`); classes are named "0", "1", ….
+    """Provide an .npz file to a class store (implements `class_store.ImageSource`); classes are named "0", "1", ….
 
-    label: how errors name the file. scratch: a directory with room for the unpacked images. Raises DatasetError on
-    construction for everything but damage within the images' bytes.
+    label: name of the file in error messages. scratch: a directory with room for the unpacked images. The constructor
+    raises DatasetError for every error except damage in the images' bytes.
     """
 
-    is_digits = False  # nothing says that own images are: they are mirrored by augmentation
+    is_digits = False  # own images are never treated as digits, so augmentation may flip them
 
     def __init__(self, path: Path, label: str, scratch: Path) -> None:
         self.name = label
@@ -83,12 +83,12 @@ class NpzSource:
         names = [info.filename.removesuffix(".npy") for info in self._zip.infolist()]
         for name in names:
             if name not in _ARRAYS:
-                raise self._error(f"array {name!r} is not known; an .npz dataset has {', '.join(_ARRAYS)}")
+                raise self._error(f"unknown array {name!r}; an .npz dataset has {', '.join(_ARRAYS)}")
         for name in _ARRAYS[:2]:
             if name not in names:
-                raise self._error(f"array {name!r} is absent; an .npz dataset has images and labels")
+                raise self._error(f"array {name!r} is missing; an .npz dataset has images and labels")
         if ("test_images" in names) != ("test_labels" in names):
-            raise self._error("test_images and test_labels go together; one of them is absent")
+            raise self._error("test_images and test_labels go together; one of them is missing")
         if len(set(names)) != len(names):
             raise self._error("an array is in the file twice; write it again with numpy.savez")
         return names
@@ -105,11 +105,11 @@ class NpzSource:
         if header.dtype.hasobject:
             raise self._error(f"array {name!r} holds pickled Python objects, which are never read; save it with a numeric dtype")
         if header.nbytes != data_bytes:
-            raise self._error(f"array {name!r} has {data_bytes} bytes where its shape {header.shape} needs {header.nbytes}")
+            raise self._error(f"array {name!r} has {data_bytes} bytes, but its shape {header.shape} needs {header.nbytes}")
         return header
 
     def _image_shape(self, name: str) -> tuple[int, int, int]:
-        """(C, H, W) of the array's images."""
+        """Return (C, H, W) of the array's images."""
         header = self._headers[name]
         if header.dtype != np.uint8:
             raise self._error(
@@ -123,23 +123,23 @@ class NpzSource:
             raise self._error(f"{name} is empty")
         if channels not in (1, 3):
             hint = "; move the channels to the end" if height in (1, 3) else ""
-            raise self._error(f"{name} has {channels} channels (its last axis); 1 or 3 are taken{hint}")
+            raise self._error(f"{name} has {channels} channels (its last axis); it must have 1 or 3{hint}")
         check_side(f"{self.name}: {name}", height, width)
         return channels, height, width
 
     # -- labels
 
     def _read_labels(self, name: str, *, of: str) -> Labels:
-        """(n,) int64, not negative, one for each image of the array `of`."""
+        """Return non-negative labels (n,) int64, one per image of the array `of`."""
         header = self._headers[name]
         if header.dtype.kind not in "iu":
             raise self._error(f"{name} is {header.dtype}; it must hold integers, 0 to K-1")
         if header.shape != self._headers[of].shape[:1]:
             raise self._error(f"{name} has shape {header.shape}; {of} needs ({self._headers[of].shape[0]},)")
         if header.shape[0] > _MAX_LABELS:
-            raise self._error(f"{name} has {header.shape[0]} labels; at most {_MAX_LABELS} are read")
+            raise self._error(f"{name} has {header.shape[0]} labels; the limit is {_MAX_LABELS}")
         with self._unpacking(name) as member:
-            raw = member.read(header.nbytes)  # read() would unpack all there is before it cuts to what the archive claims
+            raw = member.read(header.nbytes)  # read() without a size would unpack everything first
             if len(raw) != header.nbytes:
                 raise EOFError(f"it ends after {len(raw)} of {header.nbytes} bytes")
         labels = np.frombuffer(raw, dtype=header.dtype)
@@ -157,15 +157,15 @@ class NpzSource:
     def _counts(self) -> list[int]:
         classes = int(self._labels.max()) + 1
         if classes > MAX_CLASSES:
-            raise self._error(f"labels go up to {classes - 1}; at most {MAX_CLASSES} classes are taken")
+            raise self._error(f"labels go up to {classes - 1}; the limit is {MAX_CLASSES} classes")
         counts: list[int] = np.bincount(self._labels).tolist()
         for k, count in enumerate(counts):
             if count == 0:
                 raise self._error(
-                    f"class {k} has no images, though labels go up to {len(counts) - 1}; number the classes without gaps"
+                    f"class {k} has no images, but labels go up to {len(counts) - 1}; number the classes without gaps"
                 )
         if len(counts) == 1:
-            raise self._error("labels holds one class only (0); at least 2 are needed")
+            raise self._error("labels has only one class (0); at least 2 are needed")
         return counts
 
     def _read_test_labels(self) -> Labels:
@@ -173,17 +173,17 @@ class NpzSource:
             return np.zeros(0, dtype=np.int64)
         shape = self._image_shape("test_images")
         if shape != self.shape:
-            raise self._error(f"test_images are {shape} (C, H, W), images are {self.shape}; they must be alike")
+            raise self._error(f"test_images are {shape} (C, H, W), images are {self.shape}; they must have the same shape")
         return self._read_labels("test_labels", of="test_images")
 
     # -- images
 
     def train(self, k: int) -> Iterator[Images]:
-        """Raises DatasetError where the file's bytes are damaged."""
+        """Yield class k's images. Raises DatasetError if the file's bytes are damaged."""
         return self._arrays.train(k)
 
     def test(self) -> Iterator[tuple[Images, Labels]]:
-        """Raises DatasetError where the file's bytes are damaged."""
+        """Yield the test images and labels. Raises DatasetError if the file's bytes are damaged."""
         return self._arrays.test()
 
     @cached_property
@@ -193,11 +193,11 @@ class NpzSource:
         return ArraySource(self.name, self.class_names, images, self._labels, test_images, self._test_labels)
 
     def _map(self, name: str) -> Images:
-        """The array unpacked to a scratch file, as (N, C, H, W). The file has no name and goes with the mapping."""
+        """Unpack an array to an unnamed scratch file and map it as (N, C, H, W); the file is deleted with the mapping."""
         header = self._headers[name]
         free = shutil.disk_usage(self._scratch).free
         if header.nbytes > free:
-            raise self._error(f"{name} unpacks to {header.nbytes} bytes, and {self._scratch} has {free} free")
+            raise self._error(f"{name} unpacks to {header.nbytes} bytes, but {self._scratch} has {free} free")
         with tempfile.TemporaryFile(dir=self._scratch) as scratch:
             with self._unpacking(name) as member:
                 shutil.copyfileobj(member, scratch, 2**20)
@@ -209,7 +209,7 @@ class NpzSource:
 
     @contextmanager
     def _unpacking(self, name: str) -> Iterator[IO[bytes]]:
-        """The array's bytes, past its header; zipfile checks their CRC at the end."""
+        """Open the array's bytes after its header; zipfile checks the CRC at their end."""
         try:
             with self._zip.open(f"{name}.npy") as member:
                 read_header(member)
@@ -219,7 +219,7 @@ class NpzSource:
 
 
 def read_header(member: IO[bytes]) -> Header:
-    """Raises ValueError where it is not one of a plain array, RecursionError or MemoryError where it is nested absurdly."""
+    """Read an array's header. Raises ValueError if it is invalid, RecursionError or MemoryError if it is nested too deeply."""
     bounded = _HeaderBounded(member)
     version = npy_format.read_magic(bounded)
     read = {(1, 0): npy_format.read_array_header_1_0, (2, 0): npy_format.read_array_header_2_0}.get(version)
@@ -227,17 +227,17 @@ def read_header(member: IO[bytes]) -> Header:
         raise ValueError(f"format version {version}")
     try:
         return Header(*read(bounded))
-    except (TypeError, SyntaxError, TokenError) as error:  # numpy lets through what its parsers raise at odd texts
-        raise ValueError(f"its header is no description of an array ({error})") from error
+    except (TypeError, SyntaxError, TokenError) as error:  # numpy does not catch these errors of its parsers
+        raise ValueError(f"its header does not describe an array ({error})") from error
 
 
 class _HeaderBounded:
-    """What reads a header: numpy allocates what the header says is its length before it looks at that."""
+    """A reader that limits a header's claimed length, because numpy allocates that many bytes before checking it."""
 
     def __init__(self, member: IO[bytes]) -> None:
         self._member = member
 
     def read(self, size: int = -1, /) -> bytes:
         if not 0 <= size <= _MAX_HEADER_BYTES:
-            raise ValueError(f"its header has {size} bytes; at most {_MAX_HEADER_BYTES} are read")
+            raise ValueError(f"its header has {size} bytes; the limit is {_MAX_HEADER_BYTES}")
         return self._member.read(size)

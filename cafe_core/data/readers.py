@@ -1,6 +1,6 @@
-"""Own data: from a spec's `path` or `id` to the files, and from the files to a source of a class store.
+"""Find the files of own data (a spec's `path` or `id`) and open them as a source for a class store.
 
-A path is relative to the server's dataset root (or absolute within it) and may not leave it, by `..` or by links.
+A path is relative to the server's dataset root (or absolute within it) and must not leave it by `..` or links.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from cafe_core.spec.dataset import DatasetSpec
 
 
 def absent(dataset_id: str) -> str:
-    """What is said of an uploaded dataset that is not there, or not for who asks."""
-    return f"dataset {dataset_id} is not here: it was never uploaded to this server, or was deleted"
+    """Return the message for an uploaded dataset that does not exist or that the caller may not see."""
+    return f"dataset {dataset_id} does not exist: it was never uploaded to this server, or it was deleted"
 
 
 def locate(spec: DatasetSpec, roots: DataRoots) -> Path:
-    """The resolved file or folder of a spec with `path` or `id`.
+    """Return the resolved file or folder of a spec with `path` or `id`.
 
-    Raises SpecError (loc `dataset.path`) for a path outside the dataset root, DatasetError where there is nothing.
+    Raises SpecError (loc `dataset.path`) for a path outside the dataset root, DatasetError if nothing is there.
     """
     if spec.id is not None:
         for name in ("data.zip", "data.npz"):
@@ -40,7 +40,7 @@ def locate(spec: DatasetSpec, roots: DataRoots) -> Path:
 
 
 def within_root(text: str, roots: DataRoots, *, loc: str) -> Path | None:
-    """The resolved file or folder under the dataset root that `text`, the value of the field `loc`, names; None: there is none.
+    """Resolve `text`, the value of field `loc`, under the dataset root; return None if it does not exist.
 
     Raises SpecError for a path outside the root.
     """
@@ -48,15 +48,15 @@ def within_root(text: str, roots: DataRoots, *, loc: str) -> Path | None:
     try:
         root = roots.datasets.resolve()
         path = (root / text).resolve()
-        if not path.is_relative_to(root):  # before asking whether it exists: outside the root that is nobody's business
+        if not path.is_relative_to(root):  # before exists(), so that paths outside the root cannot be probed
             raise outside
         return path if path.exists() else None
-    except (OSError, RuntimeError, ValueError) as error:  # a name too long, a loop of links, unpaired surrogates
+    except (OSError, RuntimeError, ValueError) as error:  # e.g. a name too long, a symlink loop, unpaired surrogates
         raise outside from error
 
 
 def read(spec: DatasetSpec, roots: DataRoots) -> ImageSource:
-    """The source behind a spec with `path` or `id`, its layout and labels checked, its pixels not yet read.
+    """Open the source of a spec with `path` or `id`; check its layout and labels without reading pixels.
 
     Raises SpecError and DatasetError as the readers do.
     """
@@ -64,18 +64,18 @@ def read(spec: DatasetSpec, roots: DataRoots) -> ImageSource:
     if path.is_dir():
         files = DirectoryFiles(path, label, roots.datasets)
         return ImageFolderSource(files, image_size=spec.image_size, channels=spec.channels)
-    if not path.is_file():  # opening a pipe or a device may never end
+    if not path.is_file():  # opening a pipe or a device could block forever
         raise DatasetError(f"{label} is neither a file nor a folder")
     if path.suffix.lower() == ".zip":
         return ImageFolderSource(ZipFiles(path, label), image_size=spec.image_size, channels=spec.channels)
     if path.suffix.lower() == ".npz":
         roots.cache.mkdir(parents=True, exist_ok=True)
         return fitted(NpzSource(path, label, scratch=roots.cache), spec)
-    raise DatasetError(f"{label} is neither an image folder nor a .zip nor an .npz file")
+    raise DatasetError(f"{label} is not an image folder, a .zip or an .npz file")
 
 
 def identity(spec: DatasetSpec, roots: DataRoots) -> list[tuple[str, int, int]]:
-    """(path, size, mtime in ns) of every file behind the spec: it changes when the data do."""
+    """Return (path, size, mtime in ns) of every file of the spec, which changes when the data change."""
     path = locate(spec, roots)
     if path.is_dir():
         names = [name for name in DirectoryFiles(path, str(spec.path), roots.datasets).names() if not name.endswith("/")]
@@ -90,7 +90,7 @@ def identity(spec: DatasetSpec, roots: DataRoots) -> list[tuple[str, int, int]]:
 
 
 class _Fitted:
-    """A source of arrays with its images resized and converted as the spec asks."""
+    """A source whose images are resized and converted as the spec requires."""
 
     def __init__(self, source: ImageSource, image_size: int | None, channels: int | None) -> None:
         self._source, self._image_size, self._channels = source, image_size, channels
@@ -108,7 +108,7 @@ class _Fitted:
 
 
 def fitted(source: ImageSource, spec: DatasetSpec) -> ImageSource:
-    """`source` with the spec's image_size and channels applied (fit_batch), or itself where they change nothing."""
+    """Apply the spec's image_size and channels to a source; return the source itself if they change nothing."""
     if fitted_shape(source.shape, spec.image_size, spec.channels) == source.shape:
         return source
     return _Fitted(source, spec.image_size, spec.channels)

@@ -1,4 +1,4 @@
-"""From a dataset spec to its class store: built once per machine, whoever asks first."""
+"""Build the class store of a dataset spec, once per machine."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ log = logging.getLogger(__name__)
 
 
 def prepare(spec: DatasetSpec, roots: DataRoots) -> Path:
-    """The class store of `spec`, built under `roots.cache` if it is not there yet.
+    """Return the path of the class store of `spec`; build it under `roots.cache` if it does not exist.
 
-    Two processes that want the same store wait for one another; a builder that is killed leaves nothing that
-    looks complete. Every image is decoded here, so every damaged one is found here. Raises SpecError for a path
-    outside the dataset root and DatasetError for data that cannot be used.
+    A lock makes concurrent callers wait for one build; a killed build leaves nothing that looks complete. Every image is
+    decoded here, so every damaged one is found here. Raises SpecError for a path outside the dataset root and
+    DatasetError for data that cannot be used.
     """
     store = store_path(spec, roots)
     with _locked(store.with_name(f"{store.name}.lock")):
         if not store.exists():
-            for stale in roots.cache.glob(f".{store.name}.*.tmp"):  # of a killed builder: nobody else builds under this lock
+            for stale in roots.cache.glob(f".{store.name}.*.tmp"):  # left by a killed build; the lock excludes live ones
                 shutil.rmtree(stale)
             started = time.monotonic()
             source = _source(spec, roots)
@@ -40,17 +40,17 @@ def prepare(spec: DatasetSpec, roots: DataRoots) -> Path:
             log.info("built %s from %s in %.1f s", store, source.name, time.monotonic() - started)
             if store_path(spec, roots) != store:
                 shutil.rmtree(store)
-                raise DatasetError(f"{source.name} was changed while it was read; submit again when it is complete")
+                raise DatasetError(f"{source.name} was changed while it was read; submit the job again when the data is complete")
     return store
 
 
 def open_store(spec: DatasetSpec, roots: DataRoots) -> ClassStore:
-    """:func:`prepare`, then open."""
+    """Build the store with :func:`prepare` if needed, and open it."""
     return ClassStore.open(prepare(spec, roots))
 
 
 def _source(spec: DatasetSpec, roots: DataRoots) -> ImageSource:
-    """Imports what it needs only: scikit-learn takes a second, torch two."""
+    """Open the source of `spec`. Imports are local because scikit-learn takes a second to import, torch two."""
     if spec.name is None:
         return read(spec, roots)
     if spec.name == "digits":
@@ -64,7 +64,7 @@ def _source(spec: DatasetSpec, roots: DataRoots) -> ImageSource:
 
 
 def _known_mean_std(spec: DatasetSpec) -> tuple[Sequence[float], Sequence[float]] | None:
-    """The published constants for a built-in dataset as it is; None, so that they are measured, for all else."""
+    """Return the published constants of an unconverted built-in dataset; None, so that they are measured, otherwise."""
     if spec.name is None or not is_native(spec):
         return None
     return BUILTIN[spec.name].mean, BUILTIN[spec.name].std
@@ -72,7 +72,7 @@ def _known_mean_std(spec: DatasetSpec) -> tuple[Sequence[float], Sequence[float]
 
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    """Hold an exclusive lock on the file `path`; the kernel lets go of it when its holder dies."""
+    """Hold an exclusive lock on the file `path`; the kernel releases it if the process dies."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)

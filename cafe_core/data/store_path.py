@@ -1,4 +1,4 @@
-"""Where the class store of a dataset lies: under the cache, named after what it was made from."""
+"""Name class stores in the cache after the data they are built from."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from cafe_core.spec.dataset import DatasetSpec
 
 
 def store_path(spec: DatasetSpec, roots: DataRoots) -> Path:
-    """The store's directory, whether or not it is built.
+    """Return the store's directory, whether or not it exists.
 
     Its name ends in a hash of the source (a built-in dataset's name, or the path, size and modification time of
     every file), of image_size and channels, and of the store's format. Raises as `readers.locate` does.

@@ -1,8 +1,8 @@
-"""MNIST, FashionMNIST, SVHN, CIFAR10 and CIFAR100 as torchvision reads them, from `roots.downloads`.
+"""Read MNIST, FashionMNIST, SVHN, CIFAR10 and CIFAR100 with torchvision from `roots.downloads`.
 
-Files that are there already are read as they are, also from a root that cannot be written to; absent ones are
-downloaded where there is a network. SVHN is its `train` and `test` splits, without `extra`. CIFAR's original files
-are Python pickles: torchvision compares their MD5 sums with the published ones before it opens them.
+Existing files are used, also in a read-only root; missing ones are downloaded if there is a network. SVHN has its `train`
+and `test` splits, without `extra`. CIFAR's original files are Python pickles: torchvision compares their MD5 sums with the
+published ones before it opens them.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _MNIST_FILES = [f"{part}-{kind}" for part in ("train", "t10k") for kind in ("ima
 
 @dataclass(frozen=True)
 class _Torchvision:
-    """How one dataset is opened, and what a person needs to fetch it by hand."""
+    """How to open a dataset, and where to get it by hand."""
 
     open: Callable[[Path, bool, bool], Any]
     """(root, train, download) -> torchvision's dataset object."""
@@ -70,9 +70,9 @@ _KNOWN: dict[DatasetName, _Torchvision] = {
 
 
 def torchvision_source(name: DatasetName, root: Path) -> ArraySource:
-    """The dataset's images as arrays (memory: what the dataset has, at most 240 MB).
+    """Read the dataset's images as arrays in memory (at most 240 MB).
 
-    Raises DatasetError where files are absent and cannot be downloaded, or are not what was published.
+    Raises DatasetError if files are missing and cannot be downloaded, or differ from the published ones.
     """
     known = _KNOWN[name]
     absent = [file for file in known.files if not (root / file).is_file()]
@@ -94,7 +94,7 @@ def torchvision_source(name: DatasetName, root: Path) -> ArraySource:
 def _download(name: DatasetName, known: _Torchvision, root: Path, absent: list[str]) -> None:
     try:
         root.mkdir(parents=True, exist_ok=True)
-        if not root.stat().st_mode & 0o222:  # root, whom no mode stops (containers), is to respect it too
+        if not root.stat().st_mode & 0o222:  # the root user, as in containers, is not stopped by the mode itself
             raise PermissionError(f"{root} is read-only")
         with _connect_timeout():
             known.open(root, True, True)
@@ -102,14 +102,14 @@ def _download(name: DatasetName, known: _Torchvision, root: Path, absent: list[s
     except (RuntimeError, OSError, http.client.HTTPException, EOFError, zipfile.BadZipFile) as error:
         reason = " ".join(str(error).split())
         raise DatasetError(
-            f"dataset {name}: looked for {', '.join(absent)} under {root}, not found, and not to be downloaded ({reason}); "
+            f"dataset {name}: {', '.join(absent)} not found under {root} and could not be downloaded ({reason}); "
             f"get them from {known.page} and put them at {root / absent[0]} and so on, or use a machine with a network"
         ) from error
 
 
 @contextmanager
 def _connect_timeout() -> Iterator[None]:
-    """torchvision downloads without a timeout: a network that drops packets would hold the job for many minutes."""
+    """Set a socket timeout: torchvision downloads without one, and a network that drops packets would block for minutes."""
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(_CONNECT_TIMEOUT_S)
     try:
@@ -119,7 +119,7 @@ def _connect_timeout() -> Iterator[None]:
 
 
 def _arrays(dataset: Any) -> tuple[Images, Labels]:
-    """Images (N, C, H, W), a view of torchvision's array, and labels (N,)."""
+    """Return images (N, C, H, W), a view of torchvision's array, and labels (N,)."""
     images = np.asarray(dataset.data)
     labels = np.asarray(dataset.labels if hasattr(dataset, "labels") else dataset.targets, dtype=np.int64)
     if images.ndim == 3:  # (M)NIST: (N, H, W)

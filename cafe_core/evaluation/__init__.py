@@ -1,1 +1,1 @@
-"""What a set of images is worth: the accuracy, on real test images, of fresh networks trained on nothing but it."""
+"""Evaluate a set of images by the test accuracy of new networks trained only on it."""

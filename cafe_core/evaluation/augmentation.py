@@ -1,4 +1,4 @@
-"""One interface for all augmentations of an evaluation, and the addresses of their draws."""
+"""Provide one interface for all augmentations of an evaluation, and address their random draws."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from cafe_core.evaluation.images import Images
 from cafe_core.spec.evaluation import Augmentation
 
 Batch = Callable[[Tensor, Tensor], Tensor]
-"""batch(rows, drawn): images `rows` (r,), each augmented by the epoch's draw number `drawn` (r,): (r, C, H, W), normalised."""
+"""batch(rows, drawn) returns images `rows` (r,), each augmented by the epoch's draw `drawn` (r,): (r, C, H, W), normalised."""
 
 
 def augmented_epoch(
     augment: Augmentation, images: Images, seeds: Sequence[int], epoch: int, count: int, is_digits: bool
 ) -> Batch:
-    """What the minibatches of `epoch` are taken with, for networks of `seeds` that see `count` images each.
+    """Return the function that loads minibatches in `epoch`, for the networks of `seeds` with `count` images each.
 
-    The draw for image i of network m has number m·count + i, and follows from (seeds[m], epoch, i) alone.
+    The draw for image i of network m has number m·count + i and depends only on (seeds[m], epoch, i).
     """
     if augment == "none":
         return lambda rows, _: images.normalised(rows)
@@ -39,7 +39,7 @@ def augmented_epoch(
 
         return batch
 
-    from cafe_core.evaluation import pixel_augment  # loads torchvision, a second
+    from cafe_core.evaluation import pixel_augment  # importing torchvision takes a second
 
     u = uniforms(pixel_augment.UNIFORMS)
     return lambda rows, drawn: pixel_augment.augmented(augment, images, rows, u[drawn], is_digits)

@@ -1,26 +1,24 @@
-"""M networks of one kind as a single network of M groups, so that a GPU trains them all at once.
+"""Combine M networks of one kind into a single network of M groups, which a GPU trains at once.
 
     M   networks     b   images of a minibatch     C, H, W   of a map     D   width of a dense layer     K   classes
 
-Small networks on a few images leave a GPU idle: launching their kernels takes longer than running them. Side by side, one
-kernel does the work of M. Maps are (b, M·C, H, W), network m in channels m·C … (m+1)·C, and every layer keeps the groups apart:
+Small networks on a few images leave a GPU idle, because launching their kernels takes longer than running them. In an ensemble
+one kernel does the work of M. Maps are (b, M·C, H, W) with network m in channels m·C … (m+1)·C, and no layer mixes the groups:
 
-* convolutions are grouped ones, instance, group and batch norm are per channel or per group of channels anyway, pooling and
-  activations are per channel: each is torch's own layer, with the M networks' parameters one after the other;
+* convolutions are grouped; instance, group and batch norm, pooling and activations work per channel or group of channels. Each
+  is torch's own layer with the concatenated parameters of the M networks;
 * layer norm is over the (C, H, W) of one network; dense layers are one batched matrix product.
 
-So ∂(Σ_m L_m)/∂θ_m = ∂L_m/∂θ_m, and SGD with momentum and weight decay, which is elementwise, treats each network as if it
-were alone; a network that diverges leaves the others as they are.
+So ∂(Σ_m L_m)/∂θ_m = ∂L_m/∂θ_m, and SGD with momentum and weight decay, which is elementwise, updates each network as if it were
+alone. A network that diverges does not affect the others.
 
-Why not `torch.func.vmap` over `functional_call`: its rule for convolutions is the same grouped convolution, but it moves the
-networks' axis before and after each operation, which copies every map, and dispatches each operation through several layers of
-function transforms. Why grouped convolutions and not unfolding into one batched product: they write no unfolded copies, nine
-times the size of a map, and cuDNN may use TF32 for them, as it does for a network alone. Where a network's own minibatch fills
-the GPU there is nothing to gain, and grouped convolutions can be slower than separate ones
-(github.com/pytorch/pytorch/issues/73764): `run.py` bounds what is trained at once.
+`torch.func.vmap` over `functional_call` uses the same grouped convolution, but moves the networks' axis before and after each
+operation, which copies every map, and dispatches each operation through several function transforms. Unfolding into one batched
+product would write copies nine times the size of a map. If one network's minibatch fills the GPU there is nothing to gain, and
+grouped convolutions can be slower than separate ones (github.com/pytorch/pytorch/issues/73764), so `run.py` limits the size.
 
-On a CPU an ensemble is slower than its networks one after the other. What it gains on a GPU has not been measured yet:
-`tests/benchmarks/ensemble.py` measures it, and vmap, where there is one.
+On a CPU an ensemble is slower than training one network after the other. The gain on a GPU has not been measured yet;
+`tests/benchmarks/ensemble.py` measures it, and vmap, if there is one.
 """
 
 from __future__ import annotations
@@ -37,17 +35,17 @@ from cafe_core.networks.layers import InstanceNorm
 
 
 class Ensemble(nn.Module):
-    """Networks of one kind, trained or tested together. Of a single one, it is that network itself."""
+    """Networks of one kind that are trained or tested together. An ensemble of one uses that network unchanged."""
 
     def __init__(self, networks: Sequence[FeatureNetwork]) -> None:
-        """The networks differ in the values of their parameters only, and are in one mode (training or evaluation)."""
+        """The networks must have the same architecture and be in the same mode (training or evaluation)."""
         super().__init__()
         self.size = len(networks)
         """M"""
         self.grouped: nn.Module = networks[0] if self.size == 1 else _grouped(networks)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Each network's logits on its own images: (M, b, C, H, W) → (M, b, K)."""
+        """Return each network's logits on its own images: (M, b, C, H, W) → (M, b, K)."""
         if self.size == 1:
             logits: Tensor = self.grouped(images[0])[None]
             return logits
@@ -57,7 +55,7 @@ class Ensemble(nn.Module):
 
 
 def _grouped(modules: Sequence[nn.Module]) -> nn.Module:
-    """The module that does to M groups of channels what `modules` do to their own maps."""
+    """Return a module that applies each of the M `modules` to its own group of channels."""
     first, M = modules[0], len(modules)
     grouped: nn.Module
     match first:
@@ -90,10 +88,10 @@ def _grouped(modules: Sequence[nn.Module]) -> nn.Module:
 
 
 def _container(modules: Sequence[nn.Module]) -> nn.Module:
-    """A module that has no parameters of its own: the same with its parts grouped."""
+    """Copy a module without parameters of its own, with its children grouped."""
     first = modules[0]
     own = [name for name, _ in (*first.named_parameters(recurse=False), *first.named_buffers(recurse=False))]
-    assert not own, f"{type(first).__name__} has {own}, and no rule says how to group it"
+    assert not own, f"{type(first).__name__} has {own}, but there is no rule to group it"
     grouped = copy.copy(first)
     grouped._modules = {}
     for name, _ in first.named_children():
@@ -102,18 +100,18 @@ def _container(modules: Sequence[nn.Module]) -> nn.Module:
 
 
 def _with_state(grouped: nn.Module, modules: Sequence[nn.Module]) -> nn.Module:
-    """`grouped` with the parameters and buffers of the M `modules`, one after the other, and in their mode."""
+    """Copy the concatenated parameters and buffers of the M `modules`, and their mode, to `grouped`."""
     first = modules[0]
     grouped.to(next(first.parameters()))
     states = [module.state_dict() for module in modules]
     for name, value in grouped.state_dict().items():
-        if value.ndim > 0:  # not batch norm's count of batches, which all share
+        if value.ndim > 0:  # skip batch norm's count of batches, which is shared
             value.copy_(torch.cat([state[name] for state in states]).view_as(value))
     return grouped.train(first.training)
 
 
 class _GroupedLayerNorm(nn.Module):
-    """nn.LayerNorm((C, H, W)) of each of M groups of channels."""
+    """Apply nn.LayerNorm((C, H, W)) to each of M groups of channels."""
 
     def __init__(self, size: int, alone: nn.LayerNorm) -> None:
         super().__init__()
@@ -128,7 +126,7 @@ class _GroupedLayerNorm(nn.Module):
 
 
 class _GroupedLinear(nn.Module):
-    """nn.Linear of each of M groups of features."""
+    """Apply nn.Linear to each of M groups of features."""
 
     def __init__(self, size: int, alone: nn.Linear) -> None:
         super().__init__()

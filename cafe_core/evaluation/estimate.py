@@ -1,4 +1,4 @@
-"""What the workers of an evaluate job will hold, computed before anything is started. No torch here."""
+"""Estimate the memory of an evaluate job's workers before it starts. No torch import here."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from cafe_core.spec.estimate import RUNTIME_BYTES, Estimate, evaluation_bytes
 from cafe_core.spec.evaluate import EvaluateSpec
 
 _HELD_BYTES = 4 + 1
-"""Of each number of an image that is held: as a float32, and as a level for augmentations of pixels."""
+"""Bytes per number of a held image: a float32, and a uint8 level for augmentations of pixels."""
 
 
 def estimate_evaluation(spec: EvaluateSpec, info: DatasetInfo, ipc: int | None) -> Estimate:
-    """`spec` resolved; ipc: of the judged set, None where that is all training images, which are read in batches."""
+    """Estimate a resolved spec. ipc: of the evaluated set; None if it is all training images, which are read in batches."""
     images = info.num_classes * (ipc or 0)
     held = images * prod(info.shape) * _HELD_BYTES * (2 if "random" in spec.baselines else 1)
     network = evaluation_bytes(spec, info, sum(info.class_counts) if ipc is None else images)

@@ -1,4 +1,4 @@
-"""Images that networks are trained and tested on, as batches on the device."""
+"""Load images for training and testing networks, as batches on the device."""
 
 from __future__ import annotations
 
@@ -14,51 +14,51 @@ from torch import Tensor
 
 
 class Normalisation:
-    """Between grey levels (n, C, H, W) uint8 and floats that have mean 0 and standard deviation 1 per channel."""
+    """Convert between levels (n, C, H, W) uint8 and floats normalised to mean 0 and standard deviation 1 per channel."""
 
     def __init__(
         self, mean: Sequence[float], std: Sequence[float], device: torch.device, dtype: torch.dtype = torch.float32
     ) -> None:
-        """mean, std: per channel, of images scaled to [0, 1]."""
+        """mean, std: per channel, for images scaled to [0, 1]."""
         self.device = device
         self.dtype = dtype
         self._mean, self._std = (torch.tensor(list(values), dtype=dtype, device=device).view(-1, 1, 1) for values in (mean, std))
 
     def floats(self, levels: Tensor) -> Tensor:
-        """Normalised, on the device."""
+        """Normalise levels on the device."""
         return (levels.to(self.device, non_blocking=True).to(self.dtype) / 255 - self._mean) / self._std
 
     def levels(self, floats: Tensor) -> Tensor:
-        """Denormalised, clipped to [0, 1] and rounded to levels 0..255, on the device of `floats`."""
+        """Denormalise floats, clip to [0, 1] and round to levels 0..255, on the device of `floats`."""
         return (floats * self._std + self._mean).clip(0, 1).mul(255).round().to(torch.uint8)
 
 
 class Images(Protocol):
-    """R labelled images; `rows` (r,) int64 on the CPU picks some of them, each as often as it is named."""
+    """R labelled images. `rows` (r,) int64 on the CPU selects some of them, with repetition."""
 
     @property
     def normalisation(self) -> Normalisation:
-        """What the images were normalised by."""
+        """Return the normalisation of the images."""
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """(C, H, W) of each."""
+        """Return (C, H, W) of each image."""
 
     def __len__(self) -> int:
-        """R"""
+        """Return R."""
 
     def labels(self, rows: Tensor) -> Tensor:
-        """(r,) int64 on the device."""
+        """Return labels (r,) int64 on the device."""
 
     def normalised(self, rows: Tensor) -> Tensor:
-        """(r, C, H, W) on the device."""
+        """Return normalised images (r, C, H, W) on the device."""
 
     def levels(self, rows: Tensor) -> Tensor:
-        """(r, C, H, W) uint8 on the device: what an augmentation of pixels works on."""
+        """Return levels (r, C, H, W) uint8 on the device, for augmentations of pixels."""
 
 
 class HeldImages:
-    """Images that lie on the device as normalised floats: a synthetic set, a few real images."""
+    """Images kept on the device as normalised floats, for example a synthetic set."""
 
     def __init__(self, images: Tensor, labels: Tensor, normalisation: Normalisation) -> None:
         """images: (R, C, H, W), normalised; labels: (R,) int64."""
@@ -97,7 +97,7 @@ class HeldImages:
 
 @dataclass(frozen=True)
 class StoredImages:
-    """Images that stay where they are, memory-mapped say, and are sent to the device and normalised batch by batch."""
+    """Images that are transferred to the device and normalised batch by batch, for example from a memory map."""
 
     pixels: NDArray[np.uint8]
     """(R, C, H, W)"""

@@ -1,16 +1,16 @@
-"""Augmentations of grey levels, as they are usual for training on real images: each image has its own draw.
+"""Augment uint8 levels as is usual for training on real images, with one draw per image.
 
 ======================  ========================================================================================
-``autoaugment``         AutoAugment (Cubuk et al., CVPR 2019): one of 25 pairs of operations. The policy found on SVHN
-                        for digits, that of CIFAR10 for other images up to 32 pixels, that of ImageNet above
+``autoaugment``         AutoAugment (Cubuk et al., CVPR 2019): one of 25 pairs of operations. Uses the SVHN policy for
+                        digits, the CIFAR10 policy for other images up to 32 pixels, and the ImageNet policy above
 ``randaugment``         RandAugment (Cubuk et al., CVPRW 2020): one of 14 operations, magnitude 9 of 31
 ``crop_flip_cutout``    crop from a black border of 4 of 32 pixels, flip (not for digits), then cutout (DeVries & Taylor
                         2017) of half the side, which leaves the dataset's mean
 ======================  ========================================================================================
 
-They are DC-BENCH's (Cui et al., NeurIPS 2022, arXiv 2207.09639), whose settings they have: one operation for RandAugment.
-DC-BENCH draws once for a minibatch. Here, as in the papers of the augmentations, every image has a draw of its own; images
-whose operation happens to be the same go through torchvision together.
+They have the settings of DC-BENCH (Cui et al., NeurIPS 2022, arXiv 2207.09639), including one operation for RandAugment.
+DC-BENCH draws once per minibatch. Here, as in the papers of the augmentations, every image has its own draw; images with the
+same operation are processed together.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ _RANDAUGMENT_BINS = 31
 _AUTOAUGMENT_BINS = 10
 
 UNIFORMS = 5
-"""Numbers in [0, 1) that an image's draw is made of."""
+"""Uniform numbers per draw."""
 
 
 def augmented(name: str, images: Images, rows: Tensor, u: Tensor, is_digits: bool) -> Tensor:
-    """Images `rows` (r,), augmented by the draws `u` (r, UNIFORMS) on the CPU: (r, C, H, W), normalised, on their device."""
+    """Return images `rows` (r,) augmented by draws `u` (r, UNIFORMS), on the CPU: (r, C, H, W), normalised, on the device."""
     levels = images.levels(rows)
     if name == "crop_flip_cutout":
         moved = _crop_and_flip(levels, u, is_digits)
@@ -47,25 +47,25 @@ def augmented(name: str, images: Images, rows: Tensor, u: Tensor, is_digits: boo
     return images.normalisation.floats(_by_policy(_policy(name, height, width, is_digits), levels, u))
 
 
-# -- policies: lists of pairs of operations (of single ones for RandAugment)
+# -- policies: lists of pairs of operations (single operations for RandAugment)
 
 
 @dataclass(frozen=True)
 class _Policy:
-    """P sub-policies of at most A operations, one after the other; each is carried out with its probability."""
+    """P sub-policies of up to A consecutive operations, each applied with its own probability."""
 
     operations: list[tuple[str, float]]
-    """torchvision's name and the magnitude with its sign; number 0 is the identity."""
+    """torchvision's name and the signed magnitude; number 0 is the identity."""
     chosen: Tensor
-    """(P, A, 2): the operation's number, with the magnitude's sign + and −."""
+    """(P, A, 2): the operation's number for the signs + and −."""
     probability: Tensor
     """(P, A)"""
-    carry_out: Callable[[Tensor, tuple[str, float]], Tensor]
+    apply: Callable[[Tensor, tuple[str, float]], Tensor]
 
 
 @cache
 def _policy(name: str, height: int, width: int, is_digits: bool) -> _Policy:
-    """The policy for images of that size; names and magnitudes are torchvision's own."""
+    """Return the policy for images of that size, with torchvision's names and magnitudes."""
     if name == "autoaugment":
         found_on = "svhn" if is_digits else "cifar10" if max(height, width) <= 32 else "imagenet"
         transform = v2.AutoAugment(v2.AutoAugmentPolicy(found_on))
@@ -85,17 +85,17 @@ def _policy(name: str, height: int, width: int, is_digits: bool) -> _Policy:
     chosen = [[[number(operation, level, sign) for sign in (1, -1)] for operation, _, level in pair] for pair in sub_policies]
     probability = [[chance for _, chance, _ in pair] for pair in sub_policies]
 
-    def carry_out(images: Tensor, operation: tuple[str, float]) -> Tensor:
+    def apply(images: Tensor, operation: tuple[str, float]) -> Tensor:
         changed: Tensor = transform._apply_image_or_video_transform(
             images, *operation, interpolation=transform.interpolation, fill=transform._fill
         )
         return changed
 
-    return _Policy(list(numbers), torch.tensor(chosen), torch.tensor(probability, dtype=torch.float64), carry_out)
+    return _Policy(list(numbers), torch.tensor(chosen), torch.tensor(probability, dtype=torch.float64), apply)
 
 
 def _by_policy(policy: _Policy, levels: Tensor, u: Tensor) -> Tensor:
-    """levels: (n, C, H, W) uint8. u: sub-policy, then for each of its operations whether it is done, and its sign."""
+    """Augment levels (n, C, H, W) uint8. u: sub-policy, then for each of its operations whether to apply it, and its sign."""
     sub_policies, stages, _ = policy.chosen.shape
     picked = (u[:, 0] * sub_policies).long()
     for stage in range(stages):
@@ -106,12 +106,12 @@ def _by_policy(policy: _Policy, levels: Tensor, u: Tensor) -> Tensor:
 
 
 def _each(policy: _Policy, levels: Tensor, numbers: Tensor) -> Tensor:
-    """Operation `numbers`[i] done to image i. Equal operations are done at once: images are sorted by them, and back."""
+    """Apply operation `numbers`[i] to image i. Images are sorted by operation and back, to apply each operation once."""
     order = numbers.argsort(stable=True)
     counts = torch.bincount(numbers, minlength=len(policy.operations)).tolist()
     groups = torch.split(levels[order.to(levels.device)], counts)
     changed = [
-        group if number == 0 else policy.carry_out(group, policy.operations[number])
+        group if number == 0 else policy.apply(group, policy.operations[number])
         for number, group in enumerate(groups)
         if len(group)
     ]
@@ -122,7 +122,7 @@ def _each(policy: _Policy, levels: Tensor, numbers: Tensor) -> Tensor:
 
 
 def _crop_and_flip(levels: Tensor, u: Tensor, is_digits: bool) -> Tensor:
-    """(n, C, H, W) uint8 → the same, shifted by up to an eighth of the sides; black comes in."""
+    """Shift images (n, C, H, W) uint8 by up to an eighth of the sides, filling with black, and flip them."""
     n, channels, height, width = levels.shape
     reach_y, reach_x = (int(side * _CROP_RATIO + 0.5) for side in (height, width))
     y = torch.arange(height) + (u[:, 0, None] * (2 * reach_y + 1)).long()  # (n, H): rows of the padded image
@@ -137,7 +137,7 @@ def _crop_and_flip(levels: Tensor, u: Tensor, is_digits: bool) -> Tensor:
 
 
 def _cutout_box(u: Tensor, shape: tuple[int, int, int]) -> Tensor:
-    """(n, 4) as in `cafe_core.algorithm.augment.Draws.cutout`: around any pixel; what reaches beyond the image is lost."""
+    """Return (n, 4) as in `cafe_core.algorithm.augment.Draws.cutout`: a box around any pixel, clipped to the image."""
     box = []
     for axis, side in enumerate(shape[1:]):
         size = int(side * _CUTOUT_RATIO + 0.5)

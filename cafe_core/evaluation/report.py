@@ -1,10 +1,10 @@
-"""The result of an evaluation, from its tasks' accuracies. No torch here.
+"""Compute the result of an evaluation from its tasks' accuracies. No torch import here.
 
 ::
 
-    {"networks":      [{"name", "mean", "std", "n", "accuracies"}, …],          a row for each kind of network
-     "baselines":     {"random": {"networks": […]}, "whole": …},                those that were asked for
-     "augmentations": {AUGMENTATION: {"networks": […], "baselines": {…}}, …},   where there are several
+    {"networks":      [{"name", "mean", "std", "n", "accuracies"}, …],          one row per kind of network
+     "baselines":     {"random": {"networks": […]}, "whole": …},                the requested ones
+     "augmentations": {AUGMENTATION: {"networks": […], "baselines": {…}}, …},   if there are several
      "scores":        {…}}                                                      see `_scores`
 
 Accuracies are in percent. `networks` and `baselines` are those of the first augmentation.
@@ -24,9 +24,9 @@ from cafe_core.spec.evaluation_sources import Source
 
 
 def evaluation_result(spec: EvaluationSpec, judged: Source, accuracies: Mapping[EvaluationTask, float]) -> dict[str, Any]:
-    """judged: the source whose worth was asked for; accuracies: in percent, of all the evaluation's tasks.
+    """Return the result. judged: the evaluated source; accuracies: in percent, of all the evaluation's tasks.
 
-    A score whose inputs were not asked for is absent.
+    Scores whose inputs were not measured are omitted.
     """
     measured = _Measured(spec, accuracies, judged)
     by_augmentation = {augment: _of_augmentation(measured, augment) for augment in spec.augmentations}
@@ -40,7 +40,7 @@ def evaluation_result(spec: EvaluationSpec, judged: Source, accuracies: Mapping[
 
 @dataclass(frozen=True)
 class _Measured:
-    """The accuracies, by what they are of."""
+    """The accuracies of an evaluation, by source, augmentation and network."""
 
     spec: EvaluationSpec
     accuracies: Mapping[EvaluationTask, float]
@@ -48,19 +48,19 @@ class _Measured:
 
     @property
     def baselines(self) -> list[Source]:
-        """What the judged source is compared with."""
+        """Return the sources to compare with."""
         return [source for source in self.spec.baselines if source != self.judged]
 
     def has(self, source: Source) -> bool:
-        """Whether networks were trained on it."""
+        """Return whether networks were trained on `source`."""
         return source == self.judged or source in self.spec.baselines
 
     def of(self, source: Source, augment: Augmentation, network: int) -> list[float]:
-        """In percent, in the order of the repeats."""
+        """Return accuracies in percent, in the order of the repeats."""
         return [self.accuracies[EvaluationTask(source, network, augment, repeat)] for repeat in range(self.spec.repeats)]
 
     def mean(self, source: Source, augment: Augmentation, network: int) -> float:
-        """0 … 1"""
+        """Return the mean accuracy, 0 … 1."""
         return fmean(self.of(source, augment, network)) / 100
 
 
@@ -72,7 +72,7 @@ def _of_augmentation(measured: _Measured, augment: Augmentation) -> dict[str, An
 
 
 def _rows(measured: _Measured, source: Source, augment: Augmentation) -> list[dict[str, Any]]:
-    """Per kind of network: mean, standard deviation (of the sample, 0 for one network), n and every accuracy, in percent."""
+    """Return mean, sample standard deviation (0 for one network), n and all accuracies in percent, per kind of network."""
     rows = []
     for index, network in enumerate(measured.spec.networks):
         values = measured.of(source, augment, index)
@@ -82,12 +82,12 @@ def _rows(measured: _Measured, source: Source, augment: Augmentation) -> list[di
 
 
 def _scores(measured: _Measured) -> dict[str, Any]:
-    """Those of the first kind of network, and `networks`, a row for each kind where there are several.
+    """Return the scores of the first kind of network, and `networks`, one row per kind if there are several.
 
     `lrs`: DD-Ranking's label robustness with the first augmentation; needs the random and the whole baseline.
     `ars`: its augmentation robustness, for each augmentation; needs `none` among them, and the random baseline.
     `best`, `best_augmentation`, `average`: DC-BENCH's, in percent; need several augmentations.
-    `average_transfer`: mean accuracy in percent, with the first augmentation, over the kinds of network but the first.
+    `average_transfer`: mean accuracy in percent, with the first augmentation, over all kinds of network except the first.
     """
     networks, first = measured.spec.networks, measured.spec.augmentations[0]
     of_kinds = [_scores_of_kind(measured, index) for index in range(len(networks))]

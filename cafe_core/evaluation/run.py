@@ -1,4 +1,4 @@
-"""Carry out tasks of an evaluation: find their images, train their networks, test them."""
+"""Run tasks of an evaluation: load images, train networks and test them."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ from cafe_core.spec.evaluation_sources import Source
 from cafe_core.synthetic_set.synthetic_set import SyntheticSet
 
 _ENSEMBLE_BYTES = 2 << 30
-"""What an ensemble may hold while it trains: a thousand 32×32 images in ConvNet-3, which fill a GPU. More gains nothing."""
+"""Memory limit of an ensemble in training. A thousand 32×32 images in ConvNet-3 need this much and fill a GPU."""
 _MEMORY_SHARE = 0.8
-"""Of a GPU's free memory that it may take at most: what is known of its need is an estimate."""
+"""Fraction of a GPU's free memory that an ensemble may use, because its memory is only estimated."""
 
 
 def train_networks(
     chunk: Sequence[EvaluationTask], setup: EvaluationSetup, device: torch.device, *, at_once: int | None = None
 ) -> Iterator[tuple[EvaluationTask, float]]:
-    """Each task with its network's accuracy in percent, in order.
+    """Yield each task with its network's accuracy in percent, in order.
 
-    chunk: tasks that differ in `repeat` alone (:func:`cafe_core.evaluation.tasks.chunks`). At most `at_once` of their networks
-    are trained at the same time: by default one on a CPU, where more would only be slower, and on a GPU as many as fill it.
-    On a CPU the numbers are the same in any chunk. Raises DatasetError or SyntheticSetError for files that cannot be used.
+    chunk: tasks that differ only in `repeat` (:func:`cafe_core.evaluation.tasks.chunks`). At most `at_once` networks are
+    trained at the same time; by default one on a CPU, where more would be slower, and as many as fill it on a GPU. On a CPU the
+    accuracies do not depend on the chunk. Raises DatasetError or SyntheticSetError for files that cannot be used.
     """
     if not chunk:
         return
@@ -57,7 +57,7 @@ def train_networks(
 
 
 def _at_once(device: torch.device, recipe: Recipe, count: int) -> int:
-    """How many networks to train at the same time on `count` images each."""
+    """Return how many networks to train at the same time on `count` images each."""
     if device.type != "cuda":
         return 1
     free, _ = torch.cuda.mem_get_info(device)
@@ -65,12 +65,12 @@ def _at_once(device: torch.device, recipe: Recipe, count: int) -> int:
 
 
 def ensemble_size(recipe: Recipe, count: int, memory_bytes: int) -> int:
-    """How many networks can be trained within `memory_bytes`, on `count` images each; at least one, which must try."""
+    """Return how many networks fit in `memory_bytes` with `count` images each; at least one."""
     return max(1, memory_bytes // training_bytes(recipe.network, recipe.info, min(EVALUATION_BATCH, count)))
 
 
 class _Data:
-    """The images of an evaluation, by their places in the class store."""
+    """The images of an evaluation, addressed by their positions in the class store."""
 
     def __init__(self, setup: EvaluationSetup, device: torch.device) -> None:
         self.store = ClassStore.open(setup.store)
@@ -86,14 +86,14 @@ class _Data:
             self._kept, self._held = [kept for kept, _ in parts], [held for _, held in parts]
 
     def test(self) -> tuple[Images, Tensor]:
-        """What networks are tested on: images, and which of them."""
+        """Return the test images, and which rows of them to use."""
         if self._held is not None:
             return self._train, self._rows(self._held)
         test = StoredImages(self.store.test_images, self.store.test_labels, self._normalisation)
         return test, torch.arange(len(test))
 
     def count(self, source: Source) -> int:
-        """How many images a network is trained on."""
+        """Return the number of training images of a network."""
         match source:
             case "synthetic":
                 return len(self._synthetic)
@@ -103,7 +103,7 @@ class _Data:
                 return sum(len(kept) for kept in self._kept)
 
     def training(self, source: Source, seeds: Sequence[int]) -> tuple[Images, Tensor]:
-        """What networks of `seeds` are trained on: images, and for each network which of them, (M, n)."""
+        """Return the training images for the networks of `seeds`, and the rows of each network, (M, n)."""
         match source:
             case "synthetic":
                 return self._synthetic, torch.arange(len(self._synthetic)).expand(len(seeds), -1)
@@ -115,12 +115,12 @@ class _Data:
                 return self._train, self._rows(self._kept).expand(len(seeds), -1)
 
     def _random(self, seed: int) -> Tensor:
-        """The baseline: `ipc` random real images per class (all of a smaller class)."""
+        """Choose `ipc` random real images per class (all of a smaller class) for the baseline."""
         chosen = [choose(generator(seed, "random real", k), len(kept), self._ipc) for k, kept in enumerate(self._kept)]
         return self._rows([kept[positions] for kept, positions in zip(self._kept, chosen, strict=True)])
 
     def _rows(self, positions: Sequence[Tensor]) -> Tensor:
-        """Places among all training images, which lie class by class, of each class's `positions`."""
+        """Convert positions within each class to rows of all training images, which are ordered by class."""
         first = np.cumsum([0, *self.store.info.class_counts]).tolist()
         return torch.cat([first[k] + of_class for k, of_class in enumerate(positions)])
 
@@ -136,7 +136,7 @@ class _Data:
 
 
 def _load(path: Path, info: DatasetInfo, normalisation: Normalisation) -> HeldImages:
-    """The set that is judged, normalised as the test images are. Raises SyntheticSetError when it does not fit the data."""
+    """Load the evaluated set and normalise it like the test images. Raises SyntheticSetError if it does not match the data."""
     judged = SyntheticSet.load(path)
     if judged.images.shape[1:] != info.shape or len(judged.class_names) != info.num_classes:
         raise SyntheticSetError(

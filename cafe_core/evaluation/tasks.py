@@ -1,4 +1,4 @@
-"""What an evaluation consists of: one task per network to train, cut into chunks that are trained together. No torch here."""
+"""Divide an evaluation into tasks, one per network, and into chunks that are trained together. No torch import here."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from cafe_core.spec.evaluation_sources import Source, all_sources
 
 @dataclass(frozen=True)
 class EvaluationTask:
-    """Train one fresh network and test it."""
+    """One new network to train and test."""
 
     source: Source
     network: int
@@ -24,16 +24,16 @@ class EvaluationTask:
 
 @dataclass(frozen=True)
 class HeldOut:
-    """The part of the real *training* images that a validation tests on, and that the method never sees."""
+    """The part of the real *training* images that is held out for validation and never seen by the method."""
 
     seed: int
     fraction: float
-    """Of every class, at least one image."""
+    """Fraction of every class; at least one image."""
 
 
 @dataclass(frozen=True)
 class EvaluationSetup:
-    """What all networks of an evaluation share. Pickled to workers."""
+    """The settings that all networks of an evaluation share. Pickled to workers."""
 
     spec: EvaluationSpec
     """Resolved."""
@@ -42,17 +42,17 @@ class EvaluationSetup:
     store: Path
     """The class store of the real images."""
     synthetic: Path | None
-    """The set that is judged, a .safetensors file; None where only real images are."""
+    """The evaluated set, a .safetensors file; None if only real images are evaluated."""
     ipc: int | None
-    """Images per class of the `random` source; None where there is none."""
+    """Images per class of the `random` source; None without one."""
     held_out: HeldOut | None = None
     """Test on these training images instead of on the test set."""
     threads: int = 1
-    """CPU threads of one training."""
+    """CPU threads per training."""
 
 
 def all_tasks(spec: EvaluationSpec, judged: Source = "synthetic") -> list[EvaluationTask]:
-    """Every network of an evaluation: first one of each kind, so that early results cover all of it."""
+    """Return every network of an evaluation, starting with one of each kind, so that early results cover all kinds."""
     return [
         EvaluationTask(source, network, augment, repeat)
         for repeat in range(spec.repeats)
@@ -63,7 +63,7 @@ def all_tasks(spec: EvaluationSpec, judged: Source = "synthetic") -> list[Evalua
 
 
 def chunks(tasks: Sequence[EvaluationTask], size: int) -> list[list[EvaluationTask]]:
-    """`tasks` in chunks of at most `size` that differ in `repeat` alone, so that they can be trained as one batched ensemble."""
+    """Split tasks into chunks of at most `size` that differ only in `repeat`, so that each can be trained as one ensemble."""
 
     def kind(task: EvaluationTask) -> tuple[str, int, str]:
         return task.source, task.network, task.augment

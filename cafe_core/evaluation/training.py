@@ -1,6 +1,6 @@
-"""Train fresh networks and test them: one, or several of a kind at once.
+"""Train new networks and test them, one or several of a kind at once.
 
-M   networks, each with its own seed     n   images that each is trained on     b   images of a minibatch     K   classes
+M   networks, each with its own seed     n   training images of each     b   images of a minibatch     K   classes
 """
 
 from __future__ import annotations
@@ -22,43 +22,42 @@ from cafe_core.spec.estimate import EVALUATION_BATCH
 from cafe_core.spec.evaluation import Augmentation
 from cafe_core.spec.network import NetworkSpec
 
-# Both presets' (method.md, "Evaluation").
+# The same in both presets.
 _LR = 0.01
 _MOMENTUM = 0.9
 _WEIGHT_DECAY = 5e-4
 
 _TEST_CHUNK = {"cpu": 32, "cuda": 1024}
-"""Images per forward pass. On CPUs more than about 32 only push the feature maps out of the cache."""
+"""Images per forward pass. On CPUs, feature maps of more than about 32 images do not fit in the cache."""
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """What all networks of a training have in common."""
+    """The settings that all networks of a training share."""
 
     network: NetworkSpec
     epochs: int
     augment: Augmentation
     info: DatasetInfo
-    """Of the real images: K, and whether a flip changes a class."""
+    """The real images: K, and whether flips are allowed."""
 
 
 def network_seed(seed: int, network_kind_index: int, repeat: int, *, validation: bool = False) -> int:
-    """Seed of one evaluation network: the job's seed, its kind's place in the spec's list, its number within the kind.
+    """Return the seed of one evaluation network, from the job's seed, its kind's index in the spec, and its repeat.
 
-    A validation's networks are others than the evaluation's: what was chosen because it suits some networks is then judged by
-    networks that took no part in the choice.
+    Validation uses other networks than the evaluation, so that a choice made by validation is evaluated independently.
     """
     return counter_seed(seed, "validation" if validation else "evaluation", network_kind_index, repeat)
 
 
 def train(recipe: Recipe, images: Images, rows: Tensor, seeds: Sequence[int]) -> Ensemble:
-    """The networks of `seeds`, network m trained on images `rows`[m]; rows: (M, n) int64 on the CPU.
+    """Train one network per seed, network m on images `rows`[m]; rows: (M, n) int64 on the CPU.
 
-    SGD with momentum on cross-entropy; the learning rate falls to a tenth after half the epochs. Everything is computed on
-    the images' device and in their dtype. Each network is as if trained alone, up to rounding.
+    Uses SGD with momentum and cross-entropy, and divides the learning rate by 10 after half the epochs. Computes on the images'
+    device in their dtype. Each network equals one trained alone, up to rounding.
 
     Every draw is addressed by a network's seed, so on one kind of CPU and number of threads the same arguments give the same
-    network, whatever else was trained before. A training that diverges is no error: its network scores what it then scores.
+    network. Divergence is not an error; such a network is scored like any other.
     """
     M, count = rows.shape
     networks = [init_network(recipe.network, images.shape, recipe.info.num_classes, _initial(seed)) for seed in seeds]
@@ -89,16 +88,17 @@ def _initial(seed: int) -> int:
 
 @torch.inference_mode()
 def accuracies(ensemble: Ensemble, images: Images, rows: Tensor) -> list[float]:
-    """Percent of the images `rows` (n,) that each network classifies as labelled: M numbers.
+    """Return the percentage of images `rows` (n,) that each network classifies correctly: M numbers.
 
-    Images are read, normalised and classified chunk by chunk. The networks are left in evaluation mode.
-    Raises ValueError where there is no image.
+    Images are loaded and classified chunk by chunk. Sets the networks to evaluation mode. Raises ValueError without images.
     """
     if len(rows) == 0:
         raise ValueError("the dataset has no test images to measure an accuracy on")
     device = images.normalisation.device
     ensemble.eval()
-    hits = torch.zeros(ensemble.size, dtype=torch.int64, device=device)  # read once, at the end: no waiting for the device before
+    hits = torch.zeros(
+        ensemble.size, dtype=torch.int64, device=device
+    )  # read once at the end, to avoid synchronising with the device
     for chunk in torch.split(rows, max(1, _TEST_CHUNK.get(device.type, 256) // ensemble.size)):
         x = images.normalised(chunk)
         predicted = ensemble(x.expand(ensemble.size, *x.shape)).argmax(2)  # (M, b)

@@ -1,6 +1,6 @@
-"""Networks whose feature maps can be aligned, in the small-image versions that the field uses (DC, DSA, CAFE).
+"""Build networks with alignable feature maps, in the small-image versions that DC, DSA and CAFE use.
 
-convnet (width, depth, normalisation, activation, pooling), mlp, lenet, alexnet, vgg11, resnet18; grey or colour, from 8×8 up.
+convnet (width, depth, normalisation, activation, pooling), mlp, lenet, alexnet, vgg11, resnet18; grey or colour, 8×8 or larger.
 """
 
 from cafe_core.networks.build import build_network, init_network

@@ -1,4 +1,4 @@
-"""From a NetworkSpec to a network: each architecture is its list of stages."""
+"""Build a network from a NetworkSpec; each architecture is a list of stages."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from cafe_core.networks.resnet import resnet_stages
 from cafe_core.spec.network import NetworkSpec
 
 _GLOBAL_GENERATOR = threading.Lock()
-"""torch initialises from its one global generator: two threads must not reseed it at once."""
+"""torch initialises parameters from its global generator, which two threads must not seed at the same time."""
 
 Stages = list[tuple[nn.Module, Shape]]
 
 
 def build_network(spec: NetworkSpec, shape: Shape, num_classes: int) -> FeatureNetwork:
-    """A fresh network for images of `shape` (C, H, W), initialised as torch does from torch's global generator."""
+    """Build a network for images of `shape` (C, H, W), initialised from torch's global generator."""
     return FeatureNetwork(_STAGES[spec.name](spec.resolved(), shape), num_classes)
 
 
 def init_network(spec: NetworkSpec, shape: Shape, num_classes: int, seed: int) -> FeatureNetwork:
-    """The fresh network of `seed` (below 2^64), float32 on the CPU; torch's global generator is left as it was."""
+    """Build the network of `seed` (below 2^64), float32 on the CPU, without changing torch's global generator."""
     with _GLOBAL_GENERATOR, torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)  # of the CPU only: torch.manual_seed would reseed GPUs as well
+        torch.default_generator.manual_seed(seed)  # CPU only: torch.manual_seed would seed GPUs as well
         return build_network(spec, shape, num_classes)
 
 
@@ -57,7 +57,7 @@ def _mlp_stages(spec: NetworkSpec, shape: Shape) -> Stages:
 def _lenet_stages(_: NetworkSpec, shape: Shape) -> Stages:
     """LeNet-5 with ReLU and max pooling. Maps: both convolutions' activations, and the 84 hidden units.
 
-    The first convolution is padded below 32×32, as is the field's custom at 28×28; the second one where the map is small.
+    The first convolution is padded for images below 32×32, as is customary at 28×28; the second one for small maps.
     """
     convolution_1, shape_1 = _conv(shape, 6, 5, padding=2 if min(shape[1:]) < 32 else 0)
     pooling_1, pooled = make_pooling("max", shape_1)
@@ -114,19 +114,19 @@ def _resnet18_stages(spec: NetworkSpec, shape: Shape) -> Stages:
 
 
 def _conv(shape: Shape, width: int, kernel: int, padding: int) -> tuple[nn.Conv2d, Shape]:
-    """A convolution of stride 1 for maps of `shape`, and the shape after it."""
+    """Return a convolution of stride 1 for maps of `shape`, and the shape after it."""
     channels, height, across = shape
     grow = 2 * padding - kernel + 1
     return nn.Conv2d(channels, width, kernel, padding=padding), (width, height + grow, across + grow)
 
 
 def _dense(inputs: int, width: int) -> nn.Module:
-    """A hidden layer of ReLU units, whose output is a (n, width, 1, 1) map."""
+    """Return a hidden layer of ReLU units whose output is an (n, width, 1, 1) map."""
     return nn.Sequential(nn.Flatten(), nn.Linear(inputs, width), make_activation("relu"), nn.Unflatten(1, (width, 1, 1)))
 
 
 def _padding_to_32(shape: Shape) -> int:
-    """Extra padding of the first convolution: 28×28 images become 32×32, as is the field's custom."""
+    """Return extra padding for the first convolution: 28×28 images become 32×32, as is customary."""
     return 2 if shape[1:] == (28, 28) else 0
 
 

@@ -1,4 +1,4 @@
-"""A classifier as a chain of stages, each of which ends in a feature map that can be aligned."""
+"""Define a classifier as a chain of stages, each of which outputs a feature map that can be aligned."""
 
 from __future__ import annotations
 
@@ -12,38 +12,38 @@ from cafe_core.networks.layers import Shape
 
 
 class FeatureNetwork(nn.Module):
-    """Stages one after the other, then a linear classifier on the last map.
+    """A sequence of stages followed by a linear classifier on the last map.
 
-    Aligned map l is the output of stage l, a (n, C_l, H_l, W_l) tensor; what has no height and width (a hidden layer) is
-    (n, C, 1, 1). A stage never writes into its input, so a map stays as it is after it was handed out.
+    Map l is the output of stage l, an (n, C_l, H_l, W_l) tensor; the output of a hidden layer is (n, C, 1, 1). A stage
+    never modifies its input, so a returned map keeps its values.
     """
 
     def __init__(self, stages: Sequence[tuple[nn.Module, Shape]], num_classes: int) -> None:
-        """`stages`: each stage with the shape (C_l, H_l, W_l) of its map."""
+        """stages: each stage with the shape (C_l, H_l, W_l) of its map."""
         super().__init__()
         self.stages = nn.ModuleList(stage for stage, _ in stages)
         self.map_shapes: tuple[Shape, ...] = tuple(shape for _, shape in stages)
         self.feature_dim: int = prod(self.map_shapes[-1])
-        """D, width of the flattened last map."""
+        """D, the width of the flattened last map."""
         self.classifier = nn.Linear(self.feature_dim, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits (n, K) of normalised images (n, C, H, W)."""
+        """Return logits (n, K) of normalised images (n, C, H, W)."""
         x = _prefer_channels_last(x)
         for stage in self.stages:
             x = stage(x)
         return self.classify(x)
 
     def classify(self, last_map: Tensor) -> Tensor:
-        """Logits (n, K) of the last map (n, C_L, H_L, W_L)."""
+        """Return logits (n, K) of the last map (n, C_L, H_L, W_L)."""
         logits: Tensor = self.classifier(last_map.flatten(1))  # (n, D) → (n, K)
         return logits
 
     def iter_features(self, x: Tensor) -> Iterator[tuple[int, Tensor]]:
-        """(l, map l) from early to late, each computed when it is asked for.
+        """Yield (l, map l) from early to late, each computed on demand.
 
-        Only the current map is held here: a caller that reduces each map before it takes the next never has two of them
-        in memory (where no graph holds them).
+        Only the current map is kept here, so a caller that reduces each map before taking the next never has two in memory
+        (unless a graph keeps them).
         """
         x = _prefer_channels_last(x)
         for index, stage in enumerate(self.stages):
@@ -51,14 +51,14 @@ class FeatureNetwork(nn.Module):
             yield index, x
 
     def features(self, x: Tensor, layers: Sequence[int] | None = None) -> list[Tensor]:
-        """The maps of `layers` (0-based, increasing; None: all), early → late. What follows the last of them is not computed.
+        """Return the maps of `layers` (0-based, increasing; None: all) without computing the stages after the last of them.
 
         Raises ValueError for a layer that the network does not have.
         """
         wanted = range(len(self.stages)) if layers is None else layers
         if any(not 0 <= layer < len(self.stages) for layer in wanted) or list(wanted) != sorted(set(wanted)):
             raise ValueError(
-                f"layers: {list(wanted)} must be increasing and below {len(self.stages)}, the network's feature maps"
+                f"layers must be increasing and below {len(self.stages)}, the number of feature maps; got {list(wanted)}"
             )
         maps: list[Tensor] = []
         if not wanted:
@@ -72,10 +72,10 @@ class FeatureNetwork(nn.Module):
 
 
 def _prefer_channels_last(x: Tensor) -> Tensor:
-    """The same images, laid out so that CPU convolutions are fastest; the layout carries through the network.
+    """Return the images in channels-last layout on CPUs, where convolutions are faster; the layout carries through the network.
 
-    ConvNet-3 at 32×32 in chunks of 16 is about 1.4 times faster than in NCHW. Of one channel, `.contiguous(channels_last)`
-    would leave the strides as they are, and the first convolution would answer in NCHW: the strides are made explicit.
+    ConvNet-3 at 32×32 in chunks of 16 is about 1.4 times faster than in NCHW. For one channel, `.contiguous(channels_last)`
+    would keep the strides, and the first convolution would return NCHW, so the strides are set explicitly.
     """
     if x.device.type != "cpu" or torch.compiler.is_compiling():  # the compiler chooses layouts itself
         return x

@@ -1,4 +1,4 @@
-"""ResNet for small images: a 3×3 stem without pooling (He et al. 2016, section 4.2, with ResNet18's widths and blocks)."""
+"""Build ResNets for small images: a 3×3 stem without pooling (He et al. 2016, section 4.2, with ResNet18's widths and blocks)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from cafe_core.networks.layers import Shape, make_activation, make_norm
 
 
 class _BasicBlock(nn.Module):
-    """Two 3×3 convolutions beside a shortcut, which is a 1×1 convolution where the shape changes."""
+    """Two 3×3 convolutions beside a shortcut, which is a 1×1 convolution if the shape changes."""
 
     def __init__(self, shape: Shape, width: int, stride: int, norm: str) -> None:
         super().__init__()
@@ -31,9 +31,9 @@ class _BasicBlock(nn.Module):
 
 
 def resnet_stages(shape: Shape, norm: str, *, widths: list[int], blocks: int, padding: int) -> list[tuple[nn.Module, Shape]]:
-    """A stage for each width, of `blocks` blocks. Maps: each stage's output, and the global average.
+    """Return one stage of `blocks` blocks per width. Maps: each stage's output, and the global average.
 
-    Each stage but the first halves the sides, where that leaves at least 2 (see `make_pooling` for why).
+    Each stage except the first halves the sides if that leaves at least 2 (see `make_pooling` for the reason).
     """
     channels, height, across = shape
     grow = 2 * padding - 2
@@ -54,6 +54,6 @@ def resnet_stages(shape: Shape, norm: str, *, widths: list[int], blocks: int, pa
 
 
 def _strided(shape: Shape, width: int, stride: int) -> Shape:
-    """The shape after a padded 3×3 convolution of `width` channels: sides are halved, rounding up."""
+    """Return the shape after a padded 3×3 convolution of `width` channels: sides are divided by `stride`, rounding up."""
     _, height, across = shape
     return width, (height - 1) // stride + 1, (across - 1) // stride + 1

@@ -1,1 +1,1 @@
-"""The paper's tables and figures as sets of ordinary jobs, set beside the published numbers (`cafe reproduce`)."""
+"""Reproduce the paper's tables and figures with ordinary jobs, and compare with the published numbers (`cafe reproduce`)."""

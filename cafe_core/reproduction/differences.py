@@ -1,4 +1,4 @@
-"""What a reproduction does otherwise than the paper, in words for its readers."""
+"""Describe the differences between a reproduction and the paper."""
 
 from __future__ import annotations
 
@@ -16,42 +16,42 @@ def differences(
     long_loops: bool = False,
     evaluation: Mapping[str, int] | None = None,
 ) -> tuple[str, ...]:
-    """What differs at `scale`.
+    """Return the differences at `scale`.
 
-    long_loops: whether the experiment takes the scale's long loops. evaluation: in what it differs from the scale's others.
-    data: of an experiment that is not measured on `setting` alone, how its data differs.
+    long_loops: whether the experiment uses the scale's long loops. evaluation: fields that override the scale's evaluation.
+    data: replaces the text about the data, for an experiment on more than `setting`.
     """
     if scale.name == "paper":
         return (
-            "MNIST's networks are trained with crop·scale·rotate, as in the authors' released code; the paper says nothing of it",
-            "of SVHN the 73,257 images of its `train` split are used, not the 600,000 that the paper speaks of",
+            "MNIST's networks are trained with crop·scale·rotate, as in the authors' code; the paper does not mention it",
+            "SVHN is its `train` split of 73,257 images, not the 600,000 images that the paper mentions",
         )
     method = scale.matching | scale.cafe | (scale.long_loops if long_loops else {})
     iterations = scale.long_iterations if long_loops else scale.iterations["cafe"]
     networks = {"repeats": scale.repeats, "epochs": scale.epochs} | dict(evaluation or {})
     sets = "one synthetic set" if scale.seeds == 1 else f"{scale.seeds} synthetic sets"
-    other_data = f"{setting.in_words} instead of {PAPER_ABLATION.in_words}: accuracies are far higher, and at most comparisons "
+    other_data = f"{setting.in_words} instead of {PAPER_ABLATION.in_words}: accuracies are far higher; at most, comparisons "
     return (
-        data or f"{other_data}within a column carry over",
+        data or f"{other_data}within a column are valid",
         f"{_in_words(setting)} instead of ConvNet-3 of width 128",
         f"{iterations} iterations instead of 2000 (DC: of 1000), an image learning rate of {method['image_lr']:g} instead of "
         "0.1, halved at the same fractions of the run",
         f"N = {method['batch_real']} real images per class and step instead of 256, and {method['query_per_class']} query "
         f"images; at most {method['max_outer']} outer steps, and {method['max_inner']} inner epochs after each, instead of "
-        f"DC's loops by ipc; γ = {method['gamma']} instead of 10 where nothing else is said",
+        f"DC's loops by ipc; γ = {method['gamma']} instead of 10 unless stated otherwise",
         f"{sets} and {networks['repeats']} networks of {networks['epochs']} epochs per number instead of 5 sets and 20 networks "
         "of 300 epochs for each",
     )
 
 
 def table1_differences(scale: Scale) -> tuple[str, ...]:
-    """Of Table 1, which has several datasets, and networks trained on all real images."""
+    """Return the differences for Table 1, which has several datasets and networks trained on all real images."""
     setting = scale.table1[0]
     if scale.name == "paper":
         return differences(scale, setting)
     names = {
-        "digits": "scikit-learn's digits instead of five datasets; MNIST's numbers stand beside theirs",
-        "mnist": "MNIST alone instead of five datasets",
+        "digits": "scikit-learn's digits instead of five datasets; the published numbers are MNIST's",
+        "mnist": "only MNIST instead of five datasets",
     }
     ipcs = " and ".join(str(s.ipc) for s in scale.table1)
     return (

@@ -1,4 +1,4 @@
-"""Features of images, for Figure 5: where a network that knows the data sees them."""
+"""Compute features of images with a trained network, for Figure 5."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _CHUNK = 32
 
 
 def embed(real: SyntheticSet, network: NetworkSpec, images: Sequence[NDArray[np.float32]]) -> list[NDArray[np.float32]]:
-    """The last feature map, flattened, of each array of images (n, C, H, W): (n, D) each.
+    """Return the flattened last feature map, (n, D), of each array of images (n, C, H, W).
 
     The network is trained for :data:`EPOCHS` epochs on `real`, a set of real images, normalised as `images` are.
     """
@@ -48,7 +48,7 @@ def _trained(real: SyntheticSet, network: NetworkSpec) -> FeatureNetwork:
     held = HeldImages(torch.from_numpy(real.images), torch.from_numpy(real.labels), normalisation)
     recipe = Recipe(network=network, epochs=EPOCHS, augment="none", info=info)
     trained = train(recipe, held, torch.arange(len(held))[None], [0]).eval().grouped
-    assert isinstance(trained, FeatureNetwork)  # an ensemble of one is that network itself
+    assert isinstance(trained, FeatureNetwork)  # an ensemble of one uses the network itself
     return trained
 
 

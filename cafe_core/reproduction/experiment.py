@@ -1,4 +1,4 @@
-"""What a reproduction of a table or figure is: jobs, and where their numbers stand."""
+"""Define an experiment: the jobs of a table or figure, and the cells that they fill."""
 
 from __future__ import annotations
 
@@ -16,26 +16,26 @@ TableName = Literal[
 
 @dataclass(frozen=True)
 class Cell:
-    """A number of a table."""
+    """A cell of a table."""
 
     row: str
     column: str
     jobs: tuple[Job, ...]
-    """One for each synthetic set; the accuracies of all their networks are pooled."""
+    """One per synthetic set; the accuracies of all their networks are pooled."""
     published: Published | None = None
     network: int = 0
-    """Position in the evaluation's networks."""
+    """Index in the evaluation's networks."""
     measure: Literal["accuracy", "minutes"] = "accuracy"
-    """Test accuracy in percent, or minutes of condensing."""
+    """Test accuracy in percent, or condensing time in minutes."""
 
 
 @dataclass(frozen=True)
 class Curve:
-    """What a table's rows are the points of."""
+    """The curve whose points are the rows of a table."""
 
     axis: str
     values: tuple[float, ...]
-    """One for each row, in order."""
+    """One per row, in order."""
     default: float
     """The paper's."""
     logarithmic: bool = False
@@ -51,39 +51,39 @@ class Experiment:
     row_title: str
     cells: tuple[Cell, ...]
     ours: str
-    """What our numbers were measured on."""
+    """The data of our numbers."""
     paper: str
-    """What the published ones were measured on."""
+    """The data of the published numbers."""
     notes: tuple[str, ...]
-    """How to read it."""
+    """Explanations for the reader."""
     differences: tuple[str, ...]
-    """What differs from the paper."""
+    """Differences from the paper."""
     further_jobs: tuple[Job, ...] = ()
-    """Jobs that a picture needs and no number."""
+    """Jobs that only the picture needs."""
     curve: Curve | None = None
 
     @property
     def jobs(self) -> list[Job]:
-        """Every job, once."""
+        """Return all jobs without duplicates."""
         return list(dict.fromkeys([*(job for cell in self.cells for job in cell.jobs), *self.further_jobs]))
 
     @property
     def columns(self) -> list[str]:
-        """In order."""
+        """Return the column names in order."""
         return list(dict.fromkeys(cell.column for cell in self.cells))
 
     @property
     def rows(self) -> list[str]:
-        """In order."""
+        """Return the row names in order."""
         return list(dict.fromkeys(cell.row for cell in self.cells))
 
     @property
     def same_data(self) -> bool:
-        """Whether ours and the published numbers were measured on the same data."""
+        """Return whether our numbers and the published ones were measured on the same data."""
         return self.ours == self.paper
 
     def label(self, name: str) -> str:
-        """What a job is of, for a person."""
+        """Return a readable label for a job."""
         cells = [cell for cell in self.cells if any(job.name == name for job in cell.jobs)]
         if not cells:
             return name

@@ -1,4 +1,4 @@
-"""Every table and figure that can be reproduced, by name."""
+"""List the tables and figures that can be reproduced."""
 
 from __future__ import annotations
 
@@ -22,4 +22,4 @@ EXPERIMENTS: dict[TableName, Callable[[Scale], Experiment]] = {
     "figure4": figures.figure4,
     "figure5": figures.figure5,
 }
-"""The experiment at a scale."""
+"""A function per name that returns the experiment at a scale."""

@@ -1,4 +1,4 @@
-"""Figures 3 to 5."""
+"""Define the experiments of Figures 3 to 5."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from cafe_core.reproduction.tables_of_paper import RANDOM
 
 
 def figure3a(scale: Scale) -> Experiment:
-    """λ1."""
+    """Return Figure 3a: accuracy by λ1."""
     about = "ends the outer loop when the last γ query accuracies span less"
     return _figure3(scale, "figure3a", "lambda_1", "λ1", about, scale.lambdas, default=0.05)
 
 
 def figure3b(scale: Scale) -> Experiment:
-    """λ2."""
+    """Return Figure 3b: accuracy by λ2."""
     about = "ends the inner loop when the last γ query accuracies span more"
     return _figure3(scale, "figure3b", "lambda_2", "λ2", about, scale.lambdas, default=0.05)
 
 
 def figure3c(scale: Scale) -> Experiment:
-    """β."""
+    """Return Figure 3c: accuracy by β."""
     about = "weighs the discrimination loss against feature alignment"
     return _figure3(scale, "figure3c", "beta", "β", about, scale.betas, default=1.0)
 
@@ -56,8 +56,8 @@ def _figure3(
         ours=setting.in_words,
         paper=PAPER_ABLATION.in_words,
         notes=(
-            f"{symbol} {about}. In numbers the paper states only the accuracy at its default, {symbol} = {default:g}; the other "
-            "points are drawn.",
+            f"{symbol} {about}. The paper states only the accuracy at its default, {symbol} = {default:g}, as a number; it draws "
+            "the other points.",
         ),
         differences=differences(scale, setting, long_loops=bool(loops)),
         curve=Curve(symbol, tuple(values), default, logarithmic=field == "beta"),
@@ -65,7 +65,7 @@ def _figure3(
 
 
 def figure4(scale: Scale) -> Experiment:
-    """Image grids."""
+    """Return Figure 4: image grids."""
     setting = scale.ablation
     rows = {
         "original images": (specs.condense(scale, setting, {"name": "random"}), RANDOM),
@@ -75,18 +75,20 @@ def figure4(scale: Scale) -> Experiment:
     return Experiment(
         "figure4",
         scale,
-        "Figure 4: original images, and what DC and CAFE make of noise",
+        "Figure 4: original images, and images made by DC and CAFE from noise",
         "images",
         tuple(Cell(row, "accuracy", jobs[:1], value) for row, (jobs, value) in rows.items()),
         ours=setting.in_words,
         paper=PAPER_ABLATION.in_words,
-        notes=("A row of a grid is a class. The original images are random ones; DC and CAFE start from the same noise.",),
+        notes=(
+            "Each row of a grid is a class. The original images are chosen at random; DC and CAFE start from the same noise.",
+        ),
         differences=differences(scale, setting),
     )
 
 
 def figure5(scale: Scale) -> Experiment:
-    """Real and synthetic features."""
+    """Return Figure 5: real and synthetic features."""
     setting = scale.ablation
     rows = {"DC": (specs.condense(scale, setting, {"name": "dc"}), published.table6("DC", "ConvNet"))}
     for row, losses in (("DL", "DL"), ("LFA", "LFA"), ("CAFE", "DL+LFA")):
@@ -103,7 +105,8 @@ def figure5(scale: Scale) -> Experiment:
             f"Features: the last map of a ConvNet trained on {scale.embedded_per_class} random real images per class. One t-SNE "
             "places one class's real images and the synthetic ones of all four methods, so positions are comparable between "
             "the panels. Points are real images, stars synthetic ones.",
-            "t-SNE keeps neighbourhoods, not distances: see where the stars lie among the points, not how far groups are apart.",
+            "t-SNE preserves neighbourhoods, not distances: the position of stars among points is meaningful, the distance "
+            "between groups is not.",
         ),
         differences=differences(scale, setting),
         further_jobs=(specs.real_images(setting, scale.embedded_per_class),),

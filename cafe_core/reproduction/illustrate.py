@@ -1,4 +1,4 @@
-"""Which picture belongs to which experiment, from its jobs' outcomes."""
+"""Draw the picture of an experiment from its jobs' outcomes."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from cafe_core.synthetic_set.synthetic_set import SyntheticSet
 
 _PERPLEXITY = 20.0
 CATEGORY = 0
-"""The class of Figure 5; the paper does not say which it took."""
+"""The class shown in Figure 5; the paper does not state which class it shows."""
 
 
 def illustrate(experiment: Experiment, outcomes: Mapping[str, Outcome], out: Path) -> list[Path]:
-    """Draw the experiment's picture in `out`; what it needs of failed jobs is left out, and without any there is none.
+    """Draw the experiment's picture in `out`, without the parts of failed jobs; draw nothing if no job finished.
 
     Raises DiskFullError.
     """
@@ -47,7 +47,7 @@ def _image_grids(experiment: Experiment, outcomes: Mapping[str, Outcome], path: 
 
 
 def _features(experiment: Experiment, outcomes: Mapping[str, Outcome], path: Path) -> list[Path]:
-    from cafe_core.reproduction.embedding import embed  # torch takes seconds to import
+    from cafe_core.reproduction.embedding import embed  # importing torch takes seconds
 
     real_job = outcomes.get(experiment.further_jobs[0].name)
     sets = _sets(experiment, outcomes)
@@ -63,7 +63,7 @@ def _features(experiment: Experiment, outcomes: Mapping[str, Outcome], path: Pat
 
 
 def _sets(experiment: Experiment, outcomes: Mapping[str, Outcome]) -> dict[str, SyntheticSet]:
-    """By row."""
+    """Return the finished jobs' sets by row."""
     finished = {cell.row: outcomes.get(cell.jobs[0].name) for cell in experiment.cells}
     return {row: outcome.synthetic_set() for row, outcome in finished.items() if isinstance(outcome, Finished)}
 
@@ -74,7 +74,7 @@ def _of_category(images: SyntheticSet) -> NDArray[np.float32]:
 
 
 def _tsne(features: list[NDArray[np.float32]]) -> list[NDArray[np.float32]]:
-    """One embedding of all arrays (n_i, D) in the plane: (n_i, 2) each."""
+    """Embed all arrays (n_i, D) together in the plane: (n_i, 2) each."""
     from sklearn.manifold import TSNE
 
     together = np.concatenate(features)

@@ -1,7 +1,7 @@
-"""One job in a process of its own: `python -m cafe_core.reproduction.job_process ORDER`, started by the local runner.
+"""Run one job in its own process: `python -m cafe_core.reproduction.job_process ORDER`, started by the local runner.
 
-ORDER: a file of JSON, {"spec", "out", "roots"}. Standard input: its end means that whoever started this is gone, and ends this.
-Standard output: events as lines of JSON, {"type", "data"}, the last of them `finished` or `failed`.
+ORDER is a JSON file, {"spec", "out", "roots"}. The process exits when standard input is closed, which means that the runner
+has exited. Standard output has one JSON event per line, {"type", "data"}; the last is `finished` or `failed`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from cafe_core.jobs.jobdir import EventLog
 
 
 def main() -> None:
-    """Run the job that the order names."""
+    """Run the job of the order file."""
     threading.Thread(target=_end_with, args=(sys.stdin,), daemon=True).start()
     order = json.loads(Path(sys.argv[1]).read_bytes())
     try:
@@ -46,7 +46,7 @@ def _say(type: str, data: dict[str, Any]) -> None:
 
 
 def _end_with(stdin: IO[str]) -> None:
-    """A job left behind by its runner would write into a directory that the next run takes up."""
+    """Exit when the runner does: an orphaned job would write into a directory that the next run uses."""
     stdin.read()
     os._exit(1)
 

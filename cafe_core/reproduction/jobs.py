@@ -1,6 +1,6 @@
-"""The ordinary jobs that reproductions consist of, and what became of them.
+"""Define the jobs of a reproduction and their outcomes.
 
-A job is known by its spec alone: tables that need the same job share it.
+A job is identified by its spec, so that tables that need the same job share it.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from cafe_core.jobs.jobdir import JobDir
 from cafe_core.synthetic_set.synthetic_set import SyntheticSet
 
 JobReport = Callable[[str, str], None]
-"""report(job's name, how far it is), from any thread."""
+"""report(job's name, progress), callable from any thread."""
 
 
 class Job:
-    """A job spec, as it would be sent to a server. Jobs with equal specs are equal."""
+    """A job spec as sent to a server. Jobs with equal specs are equal."""
 
     def __init__(self, spec: dict[str, Any]) -> None:
         self.spec = spec
@@ -35,7 +35,7 @@ class Job:
 
     @cached_property
     def name(self) -> str:
-        """Of its directory, and on a server: what it is about, and a hash of the spec."""
+        """Return the name of the job and its directory: a description and a hash of the spec."""
         digest = hashlib.sha256(json.dumps(self.spec, sort_keys=True).encode()).hexdigest()[:10]
         return f"{self._about()}-{digest}"
 
@@ -54,26 +54,26 @@ class Finished:
     result: dict[str, Any]
     """Its `result.json`."""
     condensing_s: float | None
-    """Seconds of its iterations, over all attempts; None for a job without any."""
+    """Seconds of its iterations over all attempts; None for a job without iterations."""
     artifacts: Path
-    """The directory of what it yields."""
+    """The directory of its artifacts."""
     earlier: bool = False
-    """Whether an earlier run had finished it."""
+    """Whether an earlier run finished it."""
 
     def networks(self) -> list[dict[str, Any]]:
-        """The rows of its evaluation: name, mean, std, n, accuracies in percent. None where there was no evaluation."""
+        """Return the rows of its evaluation (name, mean, std, n, accuracies in percent); empty without an evaluation."""
         evaluation = self.result.get("evaluation", self.result) or {}  # an evaluate job's result is its evaluation
         rows: list[dict[str, Any]] = evaluation.get("networks", [])
         return rows
 
     def synthetic_set(self) -> SyntheticSet:
-        """The set that it made. Raises SyntheticSetError."""
+        """Load the job's synthetic set. Raises SyntheticSetError."""
         return SyntheticSet.load(self.artifacts / "synthetic.safetensors")
 
 
 @dataclass(frozen=True)
 class Failed:
-    """A job that came to nothing."""
+    """A job that failed."""
 
     name: str
     reason: str
@@ -86,37 +86,37 @@ class Runner(Protocol):
     """Where jobs run: :class:`cafe_core.reproduction.local_runner.LocalRunner`, or a server."""
 
     def run(self, jobs: Sequence[Job], report: JobReport) -> Iterator[Outcome]:
-        """The outcome of each job, as they end, in any order. What an earlier run finished is not run again."""
+        """Yield the outcome of each job as it ends, in any order. Jobs that an earlier run finished are not run again."""
 
 
 @dataclass(frozen=True)
 class Workplace:
-    """Where a reproduction keeps its jobs::
+    """The directories of a reproduction's jobs::
 
     OUT/jobs/NAME/
-        finished.json      written last: until it is there, the job is to be run, or to go on
-        …                  its files: see :mod:`cafe_core.jobs.jobdir`
+        finished.json      written last: without it, the job is run or resumed
+        …                  job files: see :mod:`cafe_core.jobs.jobdir`
     """
 
     out: Path
 
     def directory(self, name: str) -> JobDir:
-        """Where a job's files lie."""
+        """Return the directory of a job."""
         return JobDir(self.out / "jobs" / name)
 
     def artifacts(self, name: str) -> Path:
-        """Where a job's artifacts lie."""
+        """Return the directory of a job's artifacts."""
         return self.directory(name).attempt(1).artifacts
 
     def finished(self, name: str) -> Finished | None:
-        """The job as an earlier run finished it."""
+        """Return the outcome of a job that an earlier run finished, or None."""
         note = self._note(name)
         if not note.exists():
             return None
         return Finished(**json.loads(note.read_bytes()), name=name, artifacts=self.artifacts(name), earlier=True)
 
     def finish(self, name: str, result: dict[str, Any], condensing_s: float | None) -> Finished:
-        """Note that a job is finished. Raises DiskFullError."""
+        """Record that a job is finished. Raises DiskFullError."""
         content = {"result": result, "condensing_s": condensing_s}
         write_atomically(self._note(name), json.dumps(content, indent=2).encode())
         return Finished(name, result, condensing_s, self.artifacts(name))
@@ -126,9 +126,9 @@ class Workplace:
 
 
 def condensing_seconds(events: Iterable[dict[str, Any]]) -> float | None:
-    """Seconds of all iterations, from a job's events (`{"type", "data"}`) over all its attempts.
+    """Sum the seconds of all iterations from a job's events (`{"type", "data"}`) over all attempts.
 
-    An iteration that was done again, since the job was broken off before the next checkpoint, counts once.
+    An iteration that was repeated after an interruption counts once.
     """
     seconds = {event["data"]["iteration"]: event["data"]["seconds"] for event in events if event["type"] == "iteration"}
     return round(sum(seconds.values()), 3) if seconds else None

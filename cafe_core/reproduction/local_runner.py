@@ -1,4 +1,4 @@
-"""Runs jobs on this machine: each in a process of its own, one per GPU, or where there is none one per core."""
+"""Run jobs on this machine in separate processes, one per GPU, or one per core without GPUs."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from cafe_core.data.roots import DataRoots
 from cafe_core.files import write_atomically
 from cafe_core.reproduction.jobs import Failed, Job, JobReport, Outcome, Workplace, condensing_seconds
 
-_LAST_WORDS = 400
-"""Characters shown of what a process that died had said."""
+_STDERR_TAIL = 400
+"""Characters of a failed process's stderr to report."""
 
 
 class LocalRunner:
-    """Runs jobs in this machine's processes. Implements :class:`cafe_core.reproduction.jobs.Runner`.
+    """Run jobs in processes of this machine. Implements :class:`cafe_core.reproduction.jobs.Runner`.
 
-    A job that was broken off goes on from its last checkpoint when it is run again with the same `workplace`.
+    An interrupted job resumes from its last checkpoint if it is run again with the same `workplace`.
     """
 
     def __init__(self, workplace: Workplace, roots: DataRoots, processes: int | None = None) -> None:
-        """processes: at the same time. Default: one per GPU, else one per core."""
+        """processes: number of concurrent jobs. Default: one per GPU, or one per core without GPUs."""
         self._workplace = workplace
         self._roots = roots
         gpus = visible_gpus()
@@ -41,7 +41,7 @@ class LocalRunner:
         self._stopping = False
 
     def run(self, jobs: Sequence[Job], report: JobReport) -> Iterator[Outcome]:
-        """See :class:`cafe_core.reproduction.jobs.Runner`. Left early, it ends the processes that run."""
+        """See :class:`cafe_core.reproduction.jobs.Runner`. Closing the iterator early terminates the running processes."""
         remaining = []
         for job in jobs:
             if finished := self._workplace.finished(job.name):
@@ -80,16 +80,16 @@ class LocalRunner:
             for line in process.stdout:
                 event = json.loads(line)
                 type_, data = event["type"], event["data"]
-                if said := _in_words(type_, data):
-                    report(job.name, said)
+                if progress := _progress_text(type_, data):
+                    report(job.name, progress)
             status = process.wait()
             self._running.discard(process)
         if type_ == "finished":
             return self._workplace.finish(job.name, data["result"], self._condensing_seconds(job.name))
         if type_ == "failed":
             return Failed(job.name, data["reason"])
-        last_words = errors.read_text(errors="replace").strip()[-_LAST_WORDS:]
-        return Failed(job.name, f"its process ended with {_exit(status)}: {last_words or 'it said nothing'}")
+        stderr = errors.read_text(errors="replace").strip()[-_STDERR_TAIL:]
+        return Failed(job.name, f"its process ended with {_exit(status)}: {stderr or 'no output on stderr'}")
 
     def _condensing_seconds(self, name: str) -> float | None:
         events = self._workplace.directory(name).attempt(1).events_file
@@ -98,11 +98,11 @@ class LocalRunner:
 
 
 def _start(order: Path, slot: dict[str, str], errors: IO[str]) -> subprocess.Popen[str]:
-    packages = str(Path(cafe_core.__file__).parent.parent)  # also where they were not installed
+    packages = str(Path(cafe_core.__file__).parent.parent)  # works without installation
     path = os.pathsep.join([packages, *filter(None, [os.environ.get("PYTHONPATH")])])
     return subprocess.Popen(
         [sys.executable, "-m", "cafe_core.reproduction.job_process", str(order)],
-        stdin=subprocess.PIPE,  # never written to: its end tells the process that this one is gone
+        stdin=subprocess.PIPE,  # never written to: its end tells the process that the runner has exited
         stdout=subprocess.PIPE,
         stderr=errors,
         text=True,
@@ -111,15 +111,15 @@ def _start(order: Path, slot: dict[str, str], errors: IO[str]) -> subprocess.Pop
 
 
 def visible_gpus() -> list[str]:
-    """The GPUs that jobs may use, as CUDA_VISIBLE_DEVICES names them. Asks the driver's files: torch takes seconds to import."""
+    """Return the GPUs for jobs as CUDA_VISIBLE_DEVICES names. Reads the driver's files, because importing torch takes seconds."""
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
     if named is not None:
         return [name for name in named.split(",") if name not in ("", "-1")]
     return [str(index) for index, _ in enumerate(Path("/proc/driver/nvidia/gpus").glob("*"))]
 
 
-def _in_words(type: str, data: dict[str, Any]) -> str | None:
-    """How far a job is, from one of its events."""
+def _progress_text(type: str, data: dict[str, Any]) -> str | None:
+    """Return a job's progress from one of its events."""
     match type:
         case "iteration":
             return f"iteration {data['iteration']}/{data['total']}"

@@ -1,4 +1,4 @@
-"""A table as Markdown: our numbers beside the published ones, and what a reader has to know about them."""
+"""Write a table as Markdown: our numbers beside the published ones, with the conditions of the measurement."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ SOURCE = "Wang et al., CAFE: Learning to Condense Dataset by Aligning Features, 
 
 @dataclass(frozen=True)
 class Circumstances:
-    """How, when and where a table was made."""
+    """The command, time and machine that made a table."""
 
     command: str
     when: str
@@ -24,7 +24,7 @@ class Circumstances:
 def markdown(
     experiment: Experiment, outcomes: Mapping[str, Outcome], circumstances: Circumstances, pictures: Sequence[str] = ()
 ) -> str:
-    """The whole file. outcomes: of the jobs that have ended, by name; pictures: file names beside it."""
+    """Return the whole file. outcomes: of the ended jobs, by name; pictures: file names in the same directory."""
     return "\n\n".join(
         [
             f"# {experiment.title}",
@@ -50,7 +50,7 @@ def _about(experiment: Experiment, outcomes: Mapping[str, Outcome], circumstance
 
 
 def versions(outcomes: Mapping[str, Outcome]) -> str:
-    """Of the packages that made the results, e.g. `torch 2.14.1, numpy 2.4.0`; several where jobs were run with several."""
+    """Return the package versions of the results, e.g. `torch 2.14.1, numpy 2.4.0`; lists several versions if jobs differ."""
     found: dict[str, list[str]] = {}
     for outcome in outcomes.values():
         if isinstance(outcome, Finished):
@@ -61,7 +61,7 @@ def versions(outcomes: Mapping[str, Outcome]) -> str:
 
 
 def _tables(experiment: Experiment, outcomes: Mapping[str, Outcome]) -> list[str]:
-    """One table, or where there are several columns of accuracies, one under each column's name."""
+    """Return one table, or one per column with the column's name above it."""
     if len(experiment.columns) == 1:
         return [_table(experiment.row_title, experiment.cells, outcomes)]
     tables = []
@@ -86,7 +86,7 @@ def _table(row_title: str, cells: Sequence[Cell], outcomes: Mapping[str, Outcome
 
 
 def _one_line(text: str) -> str:
-    """Fit for a cell: a bar or a line's end would break the table."""
+    """Escape text for a table cell: bars and line breaks would break the table."""
     return " ".join(text.replace("|", "\\|").split())
 
 

@@ -1,4 +1,4 @@
-"""The plots of tables and figures, as PNGs. matplotlib takes a second to import, so only drawing does it."""
+"""Draw tables and figures as PNGs. matplotlib takes a second to import, so it is imported only for drawing."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _GRID_COLUMNS, _GRID_ROWS = 10, 10
 
 
 def new_figure(width: float, height: float) -> Figure:
-    """An empty figure of inches, drawn without a display."""
+    """Return an empty figure, width × height in inches, that needs no display."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -39,16 +39,16 @@ def new_figure(width: float, height: float) -> Figure:
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Write a PNG, atomically. Raises DiskFullError."""
+    """Write a figure as a PNG, atomically. Raises DiskFullError."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
     write_atomically(path, buffer.getvalue())
 
 
 def draw_table(experiment: Experiment, outcomes: Mapping[str, Outcome], path: Path) -> None:
-    """Bars for our numbers and, where the data is the same, diamonds for the published ones in a panel per column.
+    """Draw a panel per column: bars for our numbers and diamonds for the published ones if the data is the same.
 
-    Published numbers of other data have a panel of their own beside ours, with a scale of its own.
+    Published numbers on other data get a separate panel with its own scale.
     """
     columns, same = experiment.columns, experiment.same_data
     across = min(3, len(columns)) if same else 2
@@ -78,7 +78,7 @@ def draw_table(experiment: Experiment, outcomes: Mapping[str, Outcome], path: Pa
 
 
 _Number = tuple[float, float | None] | None
-"""(mean, standard deviation or None), or None where there is no number."""
+"""(mean, standard deviation or None), or None without a number."""
 
 
 def _our_numbers(cells: Sequence[Cell], outcomes: Mapping[str, Outcome]) -> list[_Number]:
@@ -87,14 +87,14 @@ def _our_numbers(cells: Sequence[Cell], outcomes: Mapping[str, Outcome]) -> list
 
 
 def _titled(column: str, data: str, experiment: Experiment) -> str:
-    """A panel's title: the column, and the data unless the column names ours."""
+    """Return a panel's title: the column, and the data unless the column names it."""
     if experiment.ours in column:
         return column if data == experiment.ours else data
     return data if column == "accuracy" else f"{column} ({data})"
 
 
 def _panel(axes: Axes, cells: Sequence[Cell], title: str) -> None:
-    """The first row on top, and room for the numbers beside the bars."""
+    """Set up a panel's axes, with the first row on top and space for the numbers beside the bars."""
     axes.set_yticks(range(len(cells)), [cell.row for cell in cells])
     axes.set_ylim(len(cells) - 0.4, -0.6)
     if cells[0].measure == "accuracy":
@@ -127,7 +127,7 @@ def _diamonds(axes: Axes, numbers: Sequence[_Number]) -> None:
 
 
 def draw_curve(experiment: Experiment, outcomes: Mapping[str, Outcome], path: Path) -> None:
-    """Our accuracy over a hyper-parameter, the paper's default marked; its accuracy there too, where the data is the paper's."""
+    """Draw our accuracy over a hyper-parameter with the paper's default, and its published accuracy if the data is the same."""
     curve = experiment.curve
     assert curve is not None
     figure = new_figure(6.4, 4.2)
@@ -185,7 +185,7 @@ def _side_by_side(title: str, pages: Mapping[str, Image.Image]) -> Image.Image:
 def draw_scatter(
     title: str, real: NDArray[np.floating], synthetic: Mapping[str, NDArray[np.floating]], path: Path
 ) -> None:  # fmt: skip
-    """A panel per method: the same real images as points, its synthetic ones as stars. Positions (n, 2)."""
+    """Draw a panel per method with the same real images as points and its synthetic images as stars. Positions (n, 2)."""
     figure = new_figure(8.4, 7.6)
     figure.suptitle(title)
     panels = figure.subplots(2, -(-len(synthetic) // 2), sharex=True, sharey=True, squeeze=False).flat

@@ -1,4 +1,4 @@
-"""Numbers of a table from the outcomes of its jobs."""
+"""Read the numbers of a table from the outcomes of its jobs."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from cafe_core.reproduction.jobs import Failed, Finished, Outcome
 
 @dataclass(frozen=True)
 class Reading:
-    """A number as it was measured."""
+    """A measured number."""
 
     values: tuple[float, ...]
-    """One for each network (accuracies in percent), or for each synthetic set (minutes)."""
+    """One per network (accuracies in percent) or per synthetic set (minutes)."""
 
     @property
     def mean(self) -> float:
@@ -23,7 +23,7 @@ class Reading:
 
     @property
     def std(self) -> float:
-        """Of the sample; 0 for a single value."""
+        """Return the sample standard deviation; 0 for a single value."""
         return stdev(self.values) if len(self.values) > 1 else 0.0
 
     @property
@@ -33,13 +33,13 @@ class Reading:
 
 @dataclass(frozen=True)
 class NoReading:
-    """Why there is no number."""
+    """The reason why there is no number."""
 
     reason: str
 
 
 def read(cell: Cell, outcomes: Mapping[str, Outcome]) -> Reading | NoReading:
-    """The number of `cell`. outcomes: by name, of the jobs that have ended."""
+    """Return the number of `cell`. outcomes: of the ended jobs, by name."""
     values: list[float] = []
     for job in cell.jobs:
         match outcomes.get(job.name):

@@ -1,10 +1,10 @@
-"""Reproduce a table or figure: run its jobs, and write what they say as they end.
+"""Reproduce a table or figure: run its jobs and write their results as they end.
 
 ::
 
     OUT/
         TABLE.md        our numbers beside the published ones, rewritten whenever a job ends
-        TABLE.json      the same for programs, with every accuracy
+        TABLE.json      the same as JSON, with every accuracy
         TABLE.png       the picture, at the end
         jobs/NAME/      see :class:`cafe_core.reproduction.jobs.Workplace`; shared by all tables in OUT
 """
@@ -27,11 +27,11 @@ from cafe_core.reproduction.markdown import Circumstances, markdown
 from cafe_core.reproduction.readings import Reading, read
 
 Ended = Callable[[Outcome, int], None]
-"""ended(outcome, how many jobs have ended)."""
+"""ended(outcome, number of ended jobs)."""
 
 
 class BusyError(Exception):
-    """Another run works in the same directory."""
+    """Another run uses the same directory."""
 
 
 def reproduce(
@@ -43,7 +43,7 @@ def reproduce(
     report: JobReport,
     ended: Ended,
 ) -> bool:
-    """Run what has not been run yet and write table and picture into `out`; whether every job succeeded.
+    """Run the unfinished jobs, write table and picture into `out`, and return whether every job succeeded.
 
     Raises BusyError, DiskFullError.
     """
@@ -66,7 +66,7 @@ def _alone_in(out: Path) -> Iterator[None]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise BusyError(f"another run works in {out}; wait for it, or take another directory") from error
+            raise BusyError(f"another run uses {out}; wait for it or choose another directory") from error
         yield
 
 

@@ -1,6 +1,6 @@
-"""How much of the paper's work a reproduction does: what each scale takes instead of the paper's settings.
+"""Define the scales of reproduction: the settings that each uses instead of the paper's.
 
-`paper` takes nothing else: the defaults of a job are the paper's.
+`paper` overrides nothing, because a job's defaults are the paper's.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ PAPER_NAMES: dict[DatasetName, str] = {
     "cifar10": "CIFAR10",
     "cifar100": "CIFAR100",
 }
-"""Datasets of the paper, as it spells them."""
+"""The paper's datasets, as it spells them."""
 
 
 @dataclass(frozen=True)
@@ -30,37 +30,37 @@ class Setting:
     """A DatasetSpec."""
     ipc: int
     network: dict[str, Any] = field(default_factory=dict)
-    """A NetworkSpec: of the condensation, and of the evaluation where that takes the same kind."""
+    """A NetworkSpec for condensation, and for evaluation with the same kind of network."""
     in_words: str = ""
 
     @property
     def dataset_name(self) -> DatasetName:
-        """The built-in dataset."""
+        """Return the name of the built-in dataset."""
         name: DatasetName = self.dataset["name"]
         return name
 
 
 @dataclass(frozen=True)
 class Scale:
-    """One scale. Fields of methods are those of :mod:`cafe_core.spec`; what is absent keeps its default, the paper's."""
+    """A scale. Method fields are those of :mod:`cafe_core.spec`; absent ones keep their defaults, the paper's."""
 
     name: ScaleName
     takes: str
-    """How long a table takes, and on what."""
+    """Duration and hardware for one table."""
     ablation: Setting
-    """Of Tables 2 and 5 and of all figures."""
+    """The setting of Tables 2 and 5 and of all figures."""
     deep: Setting
-    """Of Tables 3 and 4, which need the four maps of ConvNet-3, and of Table 6, whose networks pool four or five times."""
+    """The setting of Tables 3 and 4, which need the four maps of ConvNet-3, and of Table 6, which has deeper networks."""
     table1: tuple[Setting, ...]
-    """Of Table 1, a column each."""
+    """The settings of Table 1, one per column."""
     seeds: int
     """Synthetic sets per number."""
     repeats: int
     """Networks per synthetic set."""
     epochs: int
-    """Of each network."""
+    """Training epochs of each network."""
     iterations: dict[str, int] = field(default_factory=dict)
-    """By method: cafe, dc."""
+    """Iterations by method: cafe, dc."""
     matching: dict[str, Any] = field(default_factory=dict)
     """Fields of cafe and dc."""
     cafe: dict[str, Any] = field(default_factory=dict)
@@ -74,16 +74,16 @@ class Scale:
     whole_repeats: int = 5
     """Networks trained on all training images."""
     long_loops: dict[str, Any] = field(default_factory=dict)
-    """Fields of cafe and dc in Table 5, whose γ goes up to 20, and in Figures 3a and 3b: only a loop that may become long enough
-    is ended by its queue."""
+    """Fields of cafe and dc in Table 5, whose γ goes up to 20, and in Figures 3a and 3b: a queue can end a loop only if the
+    loop's bound exceeds γ."""
     long_iterations: int | None = None
-    """Iterations there."""
+    """Iterations with `long_loops`."""
     table6: dict[str, Any] = field(default_factory=dict)
     """Fields of the evaluation in Table 6, whose networks are larger."""
     lambdas: tuple[float, ...] = (0.01, 0.02, 0.03, 0.04, 0.05, 0.06, 0.07, 0.08)
-    """Figures 3a and 3b."""
+    """Values of λ1 and λ2 in Figures 3a and 3b."""
     betas: tuple[float, ...] = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
-    """Figure 3c."""
+    """Values of β in Figure 3c."""
     embedded_per_class: int = 500
     """Real images per class in Figure 5."""
 
@@ -143,7 +143,7 @@ SMALL = Scale(
 )
 
 PAPER_ABLATION = Setting({"name": "cifar10"}, 50, {}, "CIFAR10, ipc 50")
-"""What the paper's Tables 2 to 6 and its figures were measured on."""
+"""The setting of the paper's Tables 2 to 6 and its figures."""
 
 PAPER = Scale(
     name="paper",

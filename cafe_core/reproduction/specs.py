@@ -1,4 +1,4 @@
-"""Specs of the jobs that tables consist of. What is equal at a scale gets an equal spec, and so is run once."""
+"""Build the specs of a table's jobs. Equal jobs get equal specs, so that each is run once."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ def condense(
     iterations: int | None = None,
     evaluation: dict[str, Any] | None = None,
 ) -> tuple[Job, ...]:
-    """A job for each synthetic set, which is evaluated.
+    """Return one job per synthetic set, with evaluation.
 
-    method, evaluation: what differs from the scale's own fields; of the method also its name.
+    method, evaluation: fields that override the scale's; `method` includes the name.
     """
     name = method["name"]
     iterations = iterations or scale.iterations.get(name)
     own = {"cafe": scale.matching | scale.cafe, "dc": scale.matching | scale.dc, "random": {}}.get(name, scale.coreset)
-    if iterations is not None and name == "cafe":  # image_lr is halved at the paper's fractions of a run
+    if iterations is not None and name == "cafe":  # halve image_lr at the same fractions of a run as the paper
         own = own | {"image_milestones": [round(fraction * iterations) for fraction in (0.6, 0.7, 0.9)]}
     spec = _spec(setting, setting.ipc, own | _beyond_default(setting, own, method))
     spec |= {"evaluation": _evaluation(scale, setting) | (evaluation or {})}
@@ -37,38 +37,38 @@ def condense(
 
 
 def cafe(scale: Scale, setting: Setting, **method: Any) -> tuple[Job, ...]:
-    """CAFE, with these fields."""
+    """Return CAFE jobs with the given fields."""
     return condense(scale, setting, {"name": "cafe"} | method)
 
 
 def losses(setting: Setting, wanted: str) -> dict[str, Any]:
-    """Fields of cafe for DL, LFA or DL+LFA. DL alone: one map is aligned with weight 0, so that L = β L_d."""
+    """Return the fields of cafe for DL, LFA or DL+LFA. For DL alone, one map is aligned with weight 0, so that L = β L_d."""
     if wanted == "DL":
         return {"layers": [last_map(setting)], "layer_weights": [0.0]}
     return {"discrimination": wanted == "DL+LFA"}
 
 
 def random(scale: Scale, setting: Setting) -> tuple[Job, ...]:
-    """Random real images, others for each network."""
+    """Return jobs that evaluate random real images, different ones for each network."""
     judged = {"dataset": setting.dataset, "selection": "random", "ipc": setting.ipc}
     spec = {"kind": "evaluate", "synthetic": judged} | _evaluation(scale, setting)
     return tuple(Job(spec | {"seed": seed}) for seed in range(scale.seeds))
 
 
 def whole(scale: Scale, setting: Setting) -> tuple[Job, ...]:
-    """All training images."""
+    """Return a job that evaluates all training images."""
     judged = {"dataset": setting.dataset, "selection": "whole"}
     evaluation = _evaluation(scale, setting) | {"repeats": scale.whole_repeats, "epochs": scale.whole_epochs}
     return (Job({"kind": "evaluate", "synthetic": judged} | evaluation | {"seed": 0}),)
 
 
 def real_images(setting: Setting, per_class: int) -> Job:
-    """Random real images as a set, not evaluated."""
+    """Return a job that saves random real images as a set, without evaluation."""
     return Job(_spec(setting, per_class, {"name": "random"}) | {"seed": 0})
 
 
 def last_map(setting: Setting) -> int:
-    """The last of the network's feature maps."""
+    """Return the index of the network's last feature map."""
     return aligned_map_count(NetworkSpec.model_validate(setting.network)) - 1
 
 
@@ -78,7 +78,7 @@ def _spec(setting: Setting, ipc: int, method: dict[str, Any]) -> dict[str, Any]:
 
 
 def _evaluation(scale: Scale, setting: Setting) -> dict[str, Any]:
-    """By the kind of network that condenses."""
+    """Return an evaluation with the kind of network that condenses."""
     digits_as_authors = scale.name == "paper" and setting.dataset_name == "mnist"
     return {
         "networks": [{"name": "convnet"} | setting.network],
@@ -89,7 +89,7 @@ def _evaluation(scale: Scale, setting: Setting) -> dict[str, Any]:
 
 
 def _beyond_default(setting: Setting, own: dict[str, Any], method: dict[str, Any]) -> dict[str, Any]:
-    """The fields of `method` that say anything else than would hold without them."""
+    """Return the fields of `method` that differ from the defaults."""
     bare = CondenseSpec.model_validate(_spec(setting, setting.ipc, own | {"name": method["name"]}))
     default = resolve(bare, BUILTIN[setting.dataset_name]).method.model_dump()
     return {field: value for field, value in method.items() if field == "name" or default[field] != value}

@@ -1,4 +1,4 @@
-"""Tables 1 to 6."""
+"""Define the experiments of Tables 1 to 6."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from cafe_core.reproduction.jobs import Job
 from cafe_core.reproduction.scales import PAPER_ABLATION, PAPER_NAMES, Scale
 
 RANDOM = published.table1("CIFAR10", "Random", 50)
-"""Random real images of what the paper's ablations use."""
+"""The published accuracy of random real images in the setting of the paper's ablations."""
 
 
 def table1(scale: Scale) -> Experiment:
-    """Coresets, gradient matching and CAFE."""
+    """Return Table 1: coresets, gradient matching and CAFE."""
     cells = []
     for setting in scale.table1:
         rows: dict[str, tuple[Job, ...]] = {"Random": specs.random(scale, setting)}
@@ -38,15 +38,15 @@ def table1(scale: Scale) -> Experiment:
         ours="digits" if own_digits else "the data of each column",
         paper="MNIST" if own_digits else "the data of each column",
         notes=(
-            "Random: other images for each network. Whole: all training images, the same whatever the ipc.",
-            "Of the paper's columns, LD and DD are not here: they are not methods of this project.",
+            "Random: different images for each network. Whole: all training images, independent of ipc.",
+            "The paper's columns LD and DD are omitted, because this project does not implement them.",
         ),
         differences=table1_differences(scale),
     )
 
 
 def table2(scale: Scale) -> Experiment:
-    """The components of CAFE."""
+    """Return Table 2: the components of CAFE."""
     setting = scale.ablation
     cells = []
     for dynamic in (False, True):
@@ -55,20 +55,20 @@ def table2(scale: Scale) -> Experiment:
             jobs = specs.cafe(scale, setting, bilevel=bilevel, **specs.losses(setting, losses))
             row = losses.replace("+", " + ") + (" + dynamic" if dynamic else "")
             cells.append(Cell(row, "accuracy", jobs, published.table2(losses, dynamic=dynamic)))
-    cells.append(Cell("random real images, to compare", "accuracy", specs.random(scale, setting), RANDOM))
+    cells.append(Cell("random real images, for comparison", "accuracy", specs.random(scale, setting), RANDOM))
     notes = [
         "DL: discrimination loss (Eq. 2–3). LFA: layer-wise feature alignment (Eq. 1). dynamic: the bi-level optimisation, which "
-        "ends its loops by query accuracy (Algorithm 1); the others always run them to their bounds.",
+        "ends its loops by query accuracy (Algorithm 1); otherwise loops run to their bounds.",
     ]
     if scale.name != "paper":
         notes.append(
-            "At this scale the rows need not come in the paper's order: differences below about twice the ± are noise, and DL "
-            "alone, whose gradient is a small fraction of LFA's, is far from done after so few iterations from noise."
+            "At this scale the order of the rows may differ from the paper's: differences below about twice the ± are noise, and "
+            "DL alone, whose gradient is a small fraction of LFA's, is far from converged after so few iterations from noise."
         )
     return Experiment(
         "table2",
         scale,
-        "Table 2: what the components of CAFE add",
+        "Table 2: the components of CAFE",
         "components",
         tuple(cells),
         ours=setting.in_words,
@@ -79,13 +79,13 @@ def table2(scale: Scale) -> Experiment:
 
 
 def table3(scale: Scale) -> Experiment:
-    """Aligning one layer."""
+    """Return Table 3: aligning one layer."""
     rows = [(f"layer {layer}", [layer]) for layer in (1, 2, 3, 4)]
     return _aligned_layers(scale, "table3", "Table 3: aligning one layer", rows)
 
 
 def table4(scale: Scale) -> Experiment:
-    """Aligning more and more layers."""
+    """Return Table 4: aligning more and more layers."""
     rows = [("layer 1", [1]), ("layers 1–2", [1, 2]), ("layers 1–3", [1, 2, 3]), ("layers 1–4", [1, 2, 3, 4])]
     return _aligned_layers(scale, "table4", "Table 4: aligning more and more layers", rows)
 
@@ -93,7 +93,7 @@ def table4(scale: Scale) -> Experiment:
 def _aligned_layers(
     scale: Scale, name: Literal["table3", "table4"], title: str, rows: Sequence[tuple[str, list[int]]]
 ) -> Experiment:
-    """rows: a name, and the aligned layers as the paper counts them, 1 being closest to the output."""
+    """Return Table 3 or 4. rows: a name, and the aligned layers as numbered in the paper, 1 being closest to the output."""
     setting = scale.deep
     last = specs.last_map(setting)
     cells = []
@@ -112,15 +112,15 @@ def _aligned_layers(
         paper=PAPER_ABLATION.in_words,
         notes=(
             f"Layer 1 is closest to the output: the last pooling's output, map {last} of `method.layers`. Layer 4 is map 0, the "
-            "first block's activation. (The paper's caption says that layer 4 is closest to the input, and also that it is the "
-            "last pooling layer; both cannot be.)",
+            "first block's activation. (The paper's caption says both that layer 4 is closest to the input and that it is the "
+            "last pooling layer, which contradict each other.)",
         ),
         differences=differences(scale, setting),
     )
 
 
 def table5(scale: Scale) -> Experiment:
-    """The length of the queues."""
+    """Return Table 5: the length of the queues."""
     setting = scale.ablation
     cells = []
     for gamma in (5, 10, 15, 20, None):
@@ -137,13 +137,13 @@ def table5(scale: Scale) -> Experiment:
         tuple(cells),
         ours=setting.in_words,
         paper=PAPER_ABLATION.in_words,
-        notes=("Minutes: of condensing one set, as it went here, beside whatever else the machine did.",),
+        notes=("Minutes: time to condense one set on this machine, including the effect of its other load.",),
         differences=differences(scale, setting, long_loops=True),
     )
 
 
 def table6(scale: Scale) -> Experiment:
-    """Networks that condensation has not seen."""
+    """Return Table 6: networks that condensation has not seen."""
     setting = scale.deep
     names = ("ConvNet", "AlexNet", "VGG11", "ResNet18", "MLP")
     networks = [{"name": name.lower()} | (setting.network if name == "ConvNet" else {}) for name in names]
@@ -160,6 +160,6 @@ def table6(scale: Scale) -> Experiment:
         tuple(cells),
         ours=setting.in_words,
         paper=PAPER_ABLATION.in_words,
-        notes=("Condensed with a ConvNet; a column is the kind of network that is trained on the result and tested.",),
+        notes=("Condensed with a ConvNet; each column is the kind of network that is trained on the result and tested.",),
         differences=differences(scale, setting, evaluation=scale.table6),
     )

@@ -203,5 +203,5 @@ def test_a_row_that_does_nothing_leaves_the_image_as_it_is() -> None:
 
 
 def test_a_strategy_that_draws_nothing_is_refused() -> None:
-    with pytest.raises(ValueError, match="'none' is none of dsa, crop_scale_rotate"):
+    with pytest.raises(ValueError, match="must be one of dsa, crop_scale_rotate; got 'none'"):
         draw("none", 1, (1, 8, 8), False, generator(0, "test"))

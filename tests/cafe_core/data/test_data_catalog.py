@@ -131,7 +131,7 @@ def test_a_failed_download_says_why(roots: DataRoots, monkeypatch: pytest.Monkey
     from torchvision import datasets
 
     monkeypatch.setattr(datasets.CIFAR10, "url", "http://127.0.0.1:9/nothing-listens.tar.gz")
-    with pytest.raises(DatasetError, match=r"not to be downloaded \(.*refused.*get them from https://www.cs.toronto.edu"):
+    with pytest.raises(DatasetError, match=r"could not be downloaded \(.*refused.*get them from https://www.cs.toronto.edu"):
         open_store(DatasetSpec(name="cifar10"), roots)
 
 

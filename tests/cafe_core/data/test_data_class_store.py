@@ -153,9 +153,9 @@ def _tear_info(store: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (_remove_info, "info.json is absent"),
+        (_remove_info, "info.json is missing"),
         (_tear_info, "info.json is damaged"),
-        (_cut_images, "train-images.u8 has 100 bytes, not 2610"),
+        (_cut_images, "train-images.u8 has 100 bytes, expected 2610"),
         (_cut_labels, "test-labels.i64 is damaged"),
     ],
 )

@@ -362,7 +362,7 @@ def _huge(folder: Path) -> None:
 LAYOUT = [
     (_empty_class, r"class 'fish' has no images in train/"),
     (_class_of_notes, r"class 'fish' has no images in train/; add some \(\.png"),
-    (_one_class, r"has one class only \('cat'\); at least 2"),
+    (_one_class, r"has only one class \('cat'\); at least 2"),
     (_no_classes, r"train/ holds no class folders; expected train/CLASS"),
     (_stranger_in_test, r"class 'fish' is in test/ and not in train/"),
     (_empty_test, r"test/ holds no images; fill it or remove it"),
@@ -370,7 +370,7 @@ LAYOUT = [
     (_third_split, r"val/cat/0\.png is neither in train/ nor in test/"),
     (_too_shallow, r"train/stray\.png is not directly in a class's folder; expected"),
     (_too_deep, r"train/cat/more/0\.png is not directly in a class's folder"),
-    (_other_kind, r"train/cat/x\.gif is of a kind that is not read; convert it"),
+    (_other_kind, r"train/cat/x\.gif has an unsupported format; convert it"),
     (_everything_gone, r"has no train/ folder; it holds no images; expected"),
     (_unprintable_class, r"the class folder 'c\\nat' has a name that cannot be printed"),
     (_huge, r"600×600 pixels .*set dataset\.image_size"),
@@ -421,7 +421,7 @@ def test_links_within_the_root_are_followed(roots: DataRoots, folder: Path) -> N
 
 def test_a_link_to_a_folder_above(roots: DataRoots, folder: Path) -> None:
     (folder / "train/cow").symlink_to(folder)
-    with pytest.raises(DatasetError, match="train/cow is a link to a folder that it lies in"):
+    with pytest.raises(DatasetError, match="train/cow is a link to a folder that contains it"):
         describe(DatasetSpec(path="pets"), roots)
 
 
@@ -435,8 +435,8 @@ def test_a_dangling_link(roots: DataRoots, folder: Path) -> None:
     ("spec", "message"),
     [
         (DatasetSpec(path="absent.npz"), "there is no 'absent.npz' under the server's dataset root"),
-        (DatasetSpec(id="ds_absent"), "ds_absent is not here"),
-        (DatasetSpec(path="notes.txt"), "neither an image folder nor a .zip nor an .npz"),
+        (DatasetSpec(id="ds_absent"), "ds_absent does not exist"),
+        (DatasetSpec(path="notes.txt"), "is not an image folder, a .zip or an .npz"),
         (DatasetSpec(path="torn.zip"), "torn.zip is not a readable .zip archive"),
         (DatasetSpec(path="torn.npz"), "torn.npz is not a readable .npz file"),
         (DatasetSpec(path="void.npz"), "void.npz is not a readable .npz file"),
@@ -473,7 +473,7 @@ def _spoilt_zip(folder: Path, *entries: tuple[zipfile.ZipInfo, bytes]) -> None:
 )
 def test_archives_with_paths_that_lead_elsewhere(roots: DataRoots, folder: Path, name: str) -> None:
     _spoilt_zip(folder, (zipfile.ZipInfo(name), _encoded(_picture())))
-    with pytest.raises(DatasetError, match="is no plain path inside an archive"):
+    with pytest.raises(DatasetError, match="is not a valid path in an archive"):
         describe(DatasetSpec(path="pets.zip"), roots)
 
 
@@ -494,7 +494,7 @@ def test_archives_with_a_file_twice(roots: DataRoots, folder: Path) -> None:
 
 def test_archives_that_unpack_to_absurd_sizes(roots: DataRoots, folder: Path) -> None:
     _spoilt_zip(folder, (zipfile.ZipInfo("train/cat/9.png"), bytes(17 * 2**20)))
-    with pytest.raises(DatasetError, match=r"unpacks from .* bytes, which no image file does"):
+    with pytest.raises(DatasetError, match=r"unpacks from .* bytes, which is not plausible"):
         describe(DatasetSpec(path="pets.zip"), roots)
 
 
@@ -524,7 +524,7 @@ def test_archives_with_damaged_bytes(roots: DataRoots, folder: Path) -> None:
 def test_files_larger_than_any_image(roots: DataRoots, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(image_folder, "_MAX_FILE_BYTES", 1000)
     (folder / "train/cat/0.png").write_bytes(bytes(1001))
-    with pytest.raises(DatasetError, match=r"train/cat/0\.png has 1001 bytes; an image file may have 1000"):
+    with pytest.raises(DatasetError, match=r"train/cat/0\.png has 1001 bytes; the limit for an image file is 1000"):
         describe(DatasetSpec(path="pets"), roots)
 
 
@@ -572,10 +572,10 @@ def _objects() -> np.ndarray:
 BAD_ARRAYS = [
     ({"labels": _objects()}, r"array 'labels' holds pickled Python objects, which are never read"),
     ({"images": _objects()}, r"array 'images' holds pickled Python objects"),
-    ({"labels": None}, r"array 'labels' is absent; an \.npz dataset has images and labels"),
-    ({"images": None}, r"array 'images' is absent"),
+    ({"labels": None}, r"array 'labels' is missing; an \.npz dataset has images and labels"),
+    ({"images": None}, r"array 'images' is missing"),
     ({"test_labels": None}, r"test_images and test_labels go together"),
-    ({"lables": np.zeros(9, int)}, r"array 'lables' is not known"),
+    ({"lables": np.zeros(9, int)}, r"unknown array 'lables'"),
     ({"images": np.zeros((9, 5, 6, 3))}, r"images is float64; it must be uint8"),
     ({"images": np.zeros((9, 30), np.uint8)}, r"images has shape \(9, 30\); it must be N×H×W"),
     ({"images": np.zeros((9, 5, 6, 4), np.uint8)}, r"images has 4 channels"),
@@ -588,8 +588,8 @@ BAD_ARRAYS = [
     ({"labels": np.array([True] * 9)}, r"labels is bool; it must hold integers"),
     ({"labels": np.array([2, 0, 1, -1, 0, 2, 2, 1, 1])}, r"labels\[3\] is -1; labels count from 0"),
     ({"labels": np.array([2, 0, 1, 1, 0, 10**12, 2, 1, 1])}, r"labels\[5\] is 1000000000000, with 9 images"),
-    ({"labels": np.array([2, 0, 2, 2, 0, 2, 2, 2, 2])}, r"class 1 has no images, though labels go up to 2"),
-    ({"labels": np.zeros(9, int)}, r"labels holds one class only"),
+    ({"labels": np.array([2, 0, 2, 2, 0, 2, 2, 2, 2])}, r"class 1 has no images, but labels go up to 2"),
+    ({"labels": np.zeros(9, int)}, r"labels has only one class"),
     ({"test_labels": np.array([1, 3])}, r"test_labels\[1\] is 3; labels has the classes 0 to 2"),
     ({"test_labels": np.array([-1, 0])}, r"test_labels\[0\] is -1"),
     ({"test_images": np.zeros((2, 5, 7, 3), np.uint8)}, r"test_images are \(3, 5, 7\) .*images are \(3, 5, 6\)"),
@@ -614,10 +614,10 @@ def _npy(header: str, content: bytes = b"", version: tuple[int, int] = (1, 0)) -
     [
         (
             _npy("{'descr': '|u1', 'fortran_order': False, 'shape': (99999999999, 99, 99), }", b"few"),
-            "has 3 bytes where its shape",
+            "has 3 bytes, but its shape",
         ),
         (_npy("{'descr': '|u1', 'fortran_order': False, 'shape': __import__('os'), }"), "array 'images' is damaged"),
-        (_npy("{'descr': '|u1', 'fortran_order': False, 'shape': (-1, 5), }", b"few"), "has 3 bytes where its shape"),
+        (_npy("{'descr': '|u1', 'fortran_order': False, 'shape': (-1, 5), }", b"few"), "has 3 bytes, but its shape"),
         (_npy("{}", version=(9, 9)), "array 'images' is damaged"),
         (b"no array at all", "array 'images' is damaged"),
     ],
@@ -633,7 +633,7 @@ def test_forged_headers(roots: DataRoots, content: bytes, message: str) -> None:
 def test_labels_that_unpack_to_absurd_sizes(roots: DataRoots, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(npz_file, "_MAX_LABELS", 8)
     np.savez(roots.datasets / "a.npz", **_good_npz())
-    with pytest.raises(DatasetError, match="labels has 9 labels; at most 8 are read"):
+    with pytest.raises(DatasetError, match="labels has 9 labels; the limit is 8"):
         describe(DatasetSpec(path="a.npz"), roots)
 
 

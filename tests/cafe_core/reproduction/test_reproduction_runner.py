@@ -190,7 +190,7 @@ def test_while_jobs_run_the_table_is_there_and_another_run_is_refused(tmp_path: 
 
     def look(_name: str, _how_far: str) -> None:
         during.append((out / "table2.md").read_text())
-        with pytest.raises(BusyError, match="another run works in"):
+        with pytest.raises(BusyError, match="another run uses"):
             reproduce(table, runner(out), out, CIRCUMSTANCES, report=silent, ended=lambda *_: None)
 
     assert reproduce(table, runner(out), out, CIRCUMSTANCES, report=look, ended=lambda *_: None)
