@@ -38,9 +38,9 @@ PAGE = 200
 """Events per read."""
 READERS = 4
 """Concurrent reads: the other routes need the database too."""
-TAKEN_WITHIN_S = 60.0
+SEND_TIMEOUT_S = 60.0
 """Timeout of sending to a client that does not read. The client may reconnect."""
-GOODBYE_S = 0.2
+CLOSE_TIMEOUT_S = 0.2
 """Timeout of ending the response."""
 
 StillAllowed = Callable[[], Awaitable[bool]]
@@ -154,13 +154,13 @@ class EventStream(EventSourceResponse):
             elif isinstance(outcome, Exception) and not isinstance(outcome, TimeoutError):
                 raise outcome
         with contextlib.suppress(TimeoutError):  # the client may not read this either
-            async with asyncio.timeout(GOODBYE_S):
+            async with asyncio.timeout(CLOSE_TIMEOUT_S):
                 await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
 async def _send(send: Send, content: bytes) -> None:
     """Send and wait until the connection accepts more. Raises TimeoutError if the client does not read."""
-    async with asyncio.timeout(TAKEN_WITHIN_S):
+    async with asyncio.timeout(SEND_TIMEOUT_S):
         await send({"type": "http.response.body", "body": content, "more_body": True})
 
 

@@ -153,7 +153,7 @@ def _watch(api: Client, job_id: str, attempt: int | None = None) -> None:
     with Display() as display:
         for event in api.follow(job_id, attempt):
             display.show(event)
-    job = api.patiently(api.job, job_id)
+    job = api.with_retries(api.job, job_id)
     if job["result"] is not None:
         click.echo(json.dumps(job["result"], indent=2))
     if job["status"] in FAILED_STATUSES:

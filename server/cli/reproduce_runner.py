@@ -46,7 +46,7 @@ class ServerRunner:
                 yield Failed(job.name, _reason(error))
         while submitted:
             for name, job_id in list(submitted.items())[:_POLLED_JOBS]:
-                answer = self._api.patiently(self._api.job, job_id)
+                answer = self._api.with_retries(self._api.job, job_id)
                 if answer["status"] in ENDED:
                     del submitted[name]
                     yield self._outcome(name, answer)

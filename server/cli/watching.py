@@ -108,8 +108,8 @@ def describe(type_: str, data: dict[str, Any]) -> str | None:
             return f"  trial {data['number']} at iteration {data['iteration']}/{data['total']}: {data['mean']:.2f} %"
         case "trial":
             metric = "" if data["metric"] is None else f": {data['metric']:.2f} %"
-            came_to = f": {data['error']['message']}" if data["error"] else metric
-            numbers = [f"trial {data['number']} {data['status']}{came_to}", setting(data["overrides"])]
+            outcome = f": {data['error']['message']}" if data["error"] else metric
+            numbers = [f"trial {data['number']} {data['status']}{outcome}", setting(data["overrides"])]
             return _progress("done", data["done"], data["total"], numbers, None)
         case "failed":
             return f"failed: {data['error']['message']}"

@@ -27,7 +27,7 @@ _T = TypeVar("_T")
 ENDED = ("succeeded", "failed", "cancelled")
 TRIALS_PER_PAGE = 10_000
 """Large, because the server reads all trials of a job for each page."""
-PATIENCE_S = 60.0
+RETRY_FOR_S = 60.0
 """How long to retry while the server does not respond (it may be restarting) or responds with 429."""
 TIMEOUT_S = 60.0
 RECONNECT_S = 0.3
@@ -58,7 +58,7 @@ class _NoStreamError(Exception):
 
 
 class _Access(httpx.Auth):
-    """Send the API key with each request, and retry after a 429 as long as PATIENCE_S allows."""
+    """Send the API key with each request, and retry after a 429 as long as RETRY_FOR_S allows."""
 
     def __init__(self, api_key: str | None) -> None:
         self._api_key = api_key
@@ -67,7 +67,7 @@ class _Access(httpx.Auth):
         """See httpx.Auth."""
         if self._api_key:
             request.headers["Authorization"] = f"Bearer {self._api_key}"
-        deadline = time.monotonic() + PATIENCE_S
+        deadline = time.monotonic() + RETRY_FOR_S
         while (response := (yield request)).status_code == httpx.codes.TOO_MANY_REQUESTS:
             wait = response.headers.get("Retry-After", "")
             if not wait.isdigit() or time.monotonic() + int(wait) > deadline:
@@ -151,7 +151,7 @@ class Client:
         Each event is yielded once, in order. Survives restarts of the server. Polls where a proxy does not pass streams on.
         """
         first = self.job(job_id)["attempt"] if attempt is None else attempt
-        after, streaming, deadline = 0, True, time.monotonic() + PATIENCE_S
+        after, streaming, deadline = 0, True, time.monotonic() + RETRY_FOR_S
         while streaming:
             silent = True
             try:
@@ -171,7 +171,7 @@ class Client:
                     raise
                 time.sleep(RECONNECT_S)
             if not silent:
-                deadline = time.monotonic() + PATIENCE_S
+                deadline = time.monotonic() + RETRY_FOR_S
         for event in self._polled(job_id, after):
             if event["attempt"] >= first:
                 yield event
@@ -209,8 +209,8 @@ class Client:
     def _polled(self, job_id: str, after: int) -> Iterator[dict[str, Any]]:
         etag = ""
         while True:
-            job, etag = self.patiently(self._changed, job_id, etag)
-            while (page := self.patiently(self._events, job_id, after))["data"]:
+            job, etag = self.with_retries(self._changed, job_id, etag)
+            while (page := self.with_retries(self._events, job_id, after))["data"]:
                 yield from page["data"]
                 after = page["next_after"]
             if job["status"] in ENDED:
@@ -235,9 +235,9 @@ class Client:
     def _events(self, job_id: str, after: int) -> dict[str, Any]:
         return self._get(f"/v1/jobs/{job_id}/events", params={"after": after, "limit": 1000})
 
-    def patiently(self, ask: Callable[..., _T], *arguments: Any) -> _T:
-        """Return `ask(*arguments)`, retried for PATIENCE_S while the server does not respond: it may be restarting."""
-        deadline = time.monotonic() + PATIENCE_S
+    def with_retries(self, ask: Callable[..., _T], *arguments: Any) -> _T:
+        """Return `ask(*arguments)`, retried for RETRY_FOR_S while the server does not respond: it may be restarting."""
+        deadline = time.monotonic() + RETRY_FOR_S
         while True:
             try:
                 return ask(*arguments)

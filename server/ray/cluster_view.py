@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from server.errors import UnavailableError
-from server.http.shared_answer import Shared
+from server.http.shared_result import SharedResult
 from server.ray.api import RayApi
 from server.ray.capacity import with_autoscaled_nodes
 from server.settings import Settings
@@ -19,7 +19,7 @@ class ClusterView:
 
     def __init__(self, ray: RayApi, settings: Settings) -> None:
         self._autoscaled_nodes = _autoscaled(settings)
-        self._seen = Shared(ray.cluster, FRESH_S)
+        self._seen = SharedResult(ray.cluster, FRESH_S)
 
     async def now(self) -> RayCluster:
         """Return the cluster's state, at most FRESH_S old. Raises RayError."""

@@ -8,7 +8,7 @@ import logging
 from sqlalchemy import select
 from sqlalchemy.exc import SQLAlchemyError
 
-from server.http.shared_answer import Shared
+from server.http.shared_result import SharedResult
 from server.ray.api import RayApi
 from server.store.database import Database
 from server.store.models import Job
@@ -26,7 +26,7 @@ class Readiness:
     def __init__(self, database: Database, ray: RayApi) -> None:
         self._database = database
         self._ray = ray
-        self._obstacle = Shared(self._ask, FRESH_S)
+        self._obstacle = SharedResult(self._ask, FRESH_S)
 
     async def obstacle(self) -> str | None:
         """Return why jobs cannot be run, without internal details; None if they can. At most FRESH_S old.

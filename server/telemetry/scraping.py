@@ -21,7 +21,7 @@ from workers.client import RayError
 
 FRESH_S = 1.0
 """Scrapes within this time share one query."""
-PATIENCE_S = 4.0
+TIMEOUT_S = 4.0
 """Timeout of the database and Ray. Prometheus's own is 10 s."""
 
 TEXT_TYPE = text.CONTENT_TYPE_PLAIN_0_0_4
@@ -70,7 +70,7 @@ class Scraper(Collector):
         """Read the database; None if it does not respond. A read that hangs is not repeated."""
         if self._reading is None:
             self._reading = asyncio.create_task(asyncio.to_thread(self._read))
-        done, _ = await asyncio.wait({self._reading}, timeout=PATIENCE_S)
+        done, _ = await asyncio.wait({self._reading}, timeout=TIMEOUT_S)
         if not done:
             return None
         reading, self._reading = self._reading, None
@@ -85,7 +85,7 @@ class Scraper(Collector):
 
     async def _ask_ray(self) -> bool:
         try:
-            async with asyncio.timeout(PATIENCE_S):
+            async with asyncio.timeout(TIMEOUT_S):
                 return await self._ray.ready()
         except (RayError, TimeoutError):
             return False

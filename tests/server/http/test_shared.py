@@ -10,7 +10,7 @@ import pytest
 from sqlalchemy import event
 
 import server.telemetry.readiness
-from server.http.shared_answer import Shared
+from server.http.shared_result import SharedResult
 from server.settings import Settings
 from server.store.database import Database
 from server.telemetry.readiness import Readiness
@@ -38,7 +38,7 @@ class Question:
 def test_concurrent_and_recent_callers_share_result() -> None:
     async def scenario() -> None:
         question = Question()
-        shared = Shared(question, fresh_s=0.5)
+        shared = SharedResult(question, fresh_s=0.5)
         assert shared.last is None
         waiting = [asyncio.create_task(shared.get()) for _ in range(50)]
         await asyncio.sleep(0.05)
@@ -58,7 +58,7 @@ def test_failure_is_shared_by_waiting_callers_and_not_cached() -> None:
     async def scenario() -> None:
         question = Question()
         question.error = ValueError("no")
-        shared = Shared(question, fresh_s=60)
+        shared = SharedResult(question, fresh_s=60)
         waiting = [asyncio.create_task(shared.get()) for _ in range(3)]
         await asyncio.sleep(0.05)
         question.may_answer.set()

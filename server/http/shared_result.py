@@ -10,7 +10,7 @@ from typing import Generic, TypeVar
 T = TypeVar("T")
 
 
-class Shared(Generic[T]):
+class SharedResult(Generic[T]):
     """Cache the result of `ask` for `fresh_s`. Concurrent callers share one call. Belongs to one event loop."""
 
     def __init__(self, ask: Callable[[], Awaitable[T]], fresh_s: float) -> None:
