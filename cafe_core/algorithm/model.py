@@ -18,9 +18,9 @@ from cafe_core.spec.network_sizes import DOUBLE_GRAPH_FACTOR, GRAPH_FACTOR
 
 
 class Model:
-    """One network object for the whole run: each iteration's fresh weights are copied into it.
+    """A network object for the whole run, into which the fresh weights of each iteration are copied.
 
-    So what is compiled or captured for it once serves all iterations. With `precision: bfloat16` features and logits are
+    What is compiled for it once serves all iterations. With `precision: bfloat16` features and logits are
     computed under autocast; weights, images and statistics stay float32.
     """
 
@@ -36,17 +36,17 @@ class Model:
         self._autocast = spec.precision == "bfloat16"
 
     def renew(self, seed: int, iteration: int) -> None:
-        """θ ← the fresh random network of `iteration`; the same on every rank."""
+        """Set θ to the fresh random network of `iteration`, the same on every worker."""
         fresh = init_network(
             self._spec.network, self._info.shape, self._info.num_classes, counter_seed(seed, "network", iteration)
         )
         self.network.load_state_dict(fresh.state_dict())
 
     def features(self, images: Tensor, layers: Sequence[int] | None = None) -> Iterable[Tensor]:
-        """The maps of `layers` (0-based, increasing; None: all), early → late.
+        """Return the maps of `layers` (0-based, increasing; None: all), early → late.
 
-        No weight gets a gradient. Each map is computed when it is asked for, so that a caller who reduces it at once holds
-        one at a time, and on a CPU finds it in the caches; not so when compiled or under autocast, where all come together.
+        Weights get no gradient. Maps are computed lazily, so that a caller that reduces each one holds one at a time, which a CPU
+        still has in its caches. When compiled or under autocast all maps are computed together.
         """
         self.network.requires_grad_(False)
         if self._compiled is None and not self._autocast:
@@ -55,48 +55,48 @@ class Model:
             return (self._compiled or self.network.features)(images, layers)
 
     def __call__(self, images: Tensor) -> Tensor:
-        """Logits (n, K), with a graph to the weights."""
+        """Return logits (n, K), with a graph to the weights."""
         self.network.requires_grad_(True)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self._autocast):
             logits: Tensor = self.network(images)
         return logits.to(self.dtype)
 
     def parameters(self) -> Iterator[nn.Parameter]:
-        """θ."""
+        """Return the parameters θ."""
         return self.network.parameters()
 
 
 @dataclass(frozen=True)
 class Budget:
-    """Bytes that feature maps in flight may take, whatever the number of classes."""
+    """Limits on the bytes of feature maps in flight, whatever the number of classes."""
 
     forward_bytes: int
-    """Maps of the images that go through the network at once, without a graph or to make one."""
+    """Limit on the maps of the images that go through the network at once."""
     graph_bytes: int
-    """Graphs of the synthetic images, held for the backward pass, and the real class means."""
+    """Limit on the graphs of the synthetic images, kept for the backward pass, and the real class means."""
 
     @classmethod
     def of(cls, device: torch.device, share: float = 1.0) -> Budget:
-        """GPU: an eighth and a quarter of the memory of this worker's share. CPU: few images, which stay in the caches."""
+        """Return the budget of a device: an eighth and a quarter of the GPU share; few images on a CPU, to fit its caches."""
         if device.type == "cuda":
             memory = int(share * torch.cuda.get_device_properties(device).total_memory)
             return cls(memory // 8, memory // 4)
         return cls(32 << 20, GRAPH_BYTES_CPU)
 
     def images_per_chunk(self, model: Model) -> int:
-        """Images to take at once, at least 1."""
+        """Return how many images to process at once, at least 1."""
         return max(1, self.forward_bytes // (2 * _map_bytes(model)))
 
     def classes_per_chunk(self, model: Model, ipc: int) -> int:
-        """Classes whose synthetic images are taken at once, at least 1."""
+        """Return how many classes' synthetic images to process at once, at least 1."""
         return max(1, min(self.images_per_chunk(model), self.graph_bytes // (model.graph_factor * _map_bytes(model))) // ipc)
 
     def images_per_double_graph(self, model: Model) -> int:
-        """Images to take at once where the gradient of the weights is itself differentiated, at least 1."""
+        """Return how many images to process at once when the gradient of the weights is differentiated, at least 1."""
         return max(1, min(self.images_per_chunk(model), self.graph_bytes // (model.double_graph_factor * _map_bytes(model))))
 
     def keeps_graph(self, model: Model, ipc: int, classes: int) -> bool:
-        """Whether the graphs of all `classes` may be held at once. Per class come the means of two sides."""
+        """Return whether the graphs of all `classes` fit, with the class means of real and synthetic images."""
         return classes * (model.graph_factor * ipc + 2) * _map_bytes(model) <= self.graph_bytes
 
 

@@ -29,13 +29,13 @@ class CondenseSpec(JobFields):
     """Networks, one after the other. Default: as published for the method; methods that choose real images have none. 0 returns
     the initial images."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
-    """Every random draw of the job follows from it."""
+    """Seed of all random draws of the job."""
     method: AnyMethod = CafeMethod()
     """The method and its hyper-parameters."""
     network: NetworkSpec = NetworkSpec()
     """The network whose features are aligned."""
     resources: ResourcesSpec = ResourcesSpec()
-    """Workers and what each holds."""
+    """The number of workers and the resources of each."""
     precision: Precision = "float32"
     """float64 for checks; bfloat16 computes features in bfloat16 and keeps images, statistics and weights in float32."""
     compile: bool = False

@@ -22,9 +22,9 @@ class DatasetSpec(SpecModel):
     path: Annotated[str, StringConstraints(min_length=1, max_length=1024)] | None = None
     """An image folder (`train/CLASS/*.png`, optional `test/`), a .zip of one, or an .npz, under the server's dataset root."""
     image_size: Annotated[int, Field(ge=4, le=MAX_IMAGE_SIDE)] | None = None
-    """Side in pixels: images are resized on their shorter side and centre-cropped. Needed where sizes differ."""
+    """Side in pixels: the shorter side is resized to it, then the image is cropped at its centre. Required if sizes differ."""
     channels: Literal[1, 3] | None = None
-    """Convert to grey (1) or RGB (3). Needed where the images' modes differ."""
+    """Convert to grey (1) or RGB (3). Required if the modes of the images differ."""
 
     @model_validator(mode="after")
     def _one_source(self) -> DatasetSpec:
@@ -36,7 +36,7 @@ class DatasetSpec(SpecModel):
 
 
 class DatasetInfo(SpecModel):
-    """What a spec is resolved against: the facts about a dataset that need no pixel."""
+    """The facts about a dataset that a spec is resolved against. None of them needs pixels."""
 
     name: str
     class_names: list[str]
@@ -47,10 +47,10 @@ class DatasetInfo(SpecModel):
     height: int
     width: int
     mean: list[float]
-    """Per channel, of images scaled to [0, 1]."""
+    """Mean per channel of the images, scaled to [0, 1]."""
     std: list[float]
     is_digits: bool = False
-    """Whether a mirrored image changes its class (MNIST, SVHN, digits): no flips then."""
+    """Whether flipping an image can change its class (MNIST, SVHN, digits); such images are not flipped."""
 
     @property
     def num_classes(self) -> int:
@@ -58,5 +58,5 @@ class DatasetInfo(SpecModel):
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """(C, H, W)."""
+        """Return (C, H, W)."""
         return self.channels, self.height, self.width

@@ -15,18 +15,18 @@ from cafe_core.spec.resources import ResourcesSpec
 
 
 class JudgedSpec(SpecModel):
-    """The images that an evaluation judges: exactly one of `job_id`, `path`, `dataset`."""
+    """The images to evaluate: exactly one of `job_id`, `path`, `dataset`."""
 
     job_id: Annotated[str, StringConstraints(pattern=r"^job_[a-z0-9]{1,40}$")] | None = None
-    """The synthetic set of another job, as it is when this one is submitted."""
+    """The synthetic set of another job, copied when this job is submitted."""
     path: Annotated[str, StringConstraints(min_length=1, max_length=1024)] | None = None
     """A synthetic set as .safetensors or .npz, under the server's dataset root."""
     dataset: DatasetSpec | None = None
     """Real images, chosen by `selection`."""
     selection: Selection | None = None
-    """With `dataset`: `random` (others for each network), `whole` (all training images), or a coreset method."""
+    """With `dataset`: `random` (a new choice for each network), `whole` (all training images), or a coreset method."""
     ipc: Annotated[int, Field(ge=1, le=10_000)] | None = None
-    """With `selection`: images per class; none for `whole`."""
+    """With `selection`: images per class. Leave it out for `whole`."""
 
     @model_validator(mode="after")
     def _one_source(self) -> JudgedSpec:
@@ -40,15 +40,15 @@ class JudgedSpec(SpecModel):
 
 
 class EvaluateSpec(EvaluationSpec, JobFields):
-    """Judge a synthetic set, or a choice of real images, by training fresh networks on it."""
+    """Evaluate a synthetic set, or a choice of real images, by training fresh networks on it."""
 
     kind: Literal["evaluate"]
     """The kind of job."""
     synthetic: JudgedSpec
     """The images to train on."""
     dataset: DatasetSpec | None = None
-    """Whose test images count. Default: the dataset that the images were made from."""
+    """The dataset whose test images are used. Default: the dataset that the images were made from."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
-    """Every random draw of the job follows from it."""
+    """Seed of all random draws of the job."""
     resources: ResourcesSpec = ResourcesSpec()
-    """Workers: networks, or on GPUs ensembles of networks, that are trained at the same time."""
+    """Workers, each of which trains one network at a time, or an ensemble of networks on a GPU."""

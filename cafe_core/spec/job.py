@@ -14,7 +14,7 @@ from cafe_core.spec.sweep import SweepSpec
 
 
 def _job_kind(value: Any) -> str | None:
-    """The kind of a job spec, sent or validated: condense where it does not say."""
+    """Return the kind of a job spec, sent or validated: condense if it is absent, None if it is unknown."""
     kind = value.get("kind", "condense") if isinstance(value, Mapping) else getattr(value, "kind", None)
     return kind if isinstance(kind, str) and kind in ("condense", "evaluate", "sweep") else None
 
@@ -30,12 +30,12 @@ _JOB_SPEC: TypeAdapter[CondenseSpec | EvaluateSpec | SweepSpec] = TypeAdapter(Jo
 
 
 def parse_job_spec(value: Any) -> JobSpec:
-    """A job's spec from what JSON or YAML hold. Raises pydantic.ValidationError."""
+    """Return the job spec in `value`, which was read from JSON or YAML. Raises pydantic.ValidationError."""
     return _JOB_SPEC.validate_python(value)
 
 
 def field_path(loc: tuple[str | int, ...]) -> str:
-    """The path of a field as a user writes it, from a validation error's: without the names that unions put in between."""
+    """Return the path of a field as a user writes it, from a validation error's location: without the tags of unions."""
     parts = list(loc)
     if parts and parts[0] in ("condense", "evaluate", "sweep"):
         del parts[0]

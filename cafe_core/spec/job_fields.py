@@ -20,10 +20,10 @@ Label = Annotated[str, StringConstraints(max_length=128), AfterValidator(_printa
 
 
 def _webhook(text: str) -> str:
-    """As parsers that disagree on odd forms would all read it: normalised, in ASCII."""
+    """Return the URL normalised and in ASCII, so that all parsers read it in the same way."""
     url = _URL.validate_python(text)
     if url.username is not None or url.password is not None:
-        raise ValueError("a URL with credentials is refused: deliveries are signed instead")
+        raise ValueError("the URL must not contain credentials; deliveries are signed instead")
     return str(url)
 
 
@@ -34,11 +34,11 @@ WebhookUrl = Annotated[str, StringConstraints(max_length=2048), AfterValidator(_
 
 
 class JobFields(SpecModel):
-    """What every job has."""
+    """The fields that every job has."""
 
     name: Label | None = None
-    """A name for people."""
+    """A name for display."""
     labels: Annotated[dict[Label, Label], Field(max_length=64), max_entries(64)] = {}
     """Key-value pairs to find the job by."""
     webhook: WebhookUrl | None = None
-    """An https URL that the server POSTs the job to when it has ended; see docs/webhooks.md."""
+    """An https URL to which the server POSTs the job when it has ended; see docs/webhooks.md."""

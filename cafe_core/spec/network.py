@@ -12,7 +12,7 @@ NetworkName = Literal["convnet", "mlp", "lenet", "alexnet", "vgg11", "resnet18"]
 
 
 class NetworkSpec(SpecModel):
-    """A classifier. Options that a network does not have must be left out (only the ConvNet has all)."""
+    """A classifier. Leave out options that the network does not have; only the ConvNet has all of them."""
 
     name: NetworkName = "convnet"
     """convnet, mlp, lenet, alexnet, vgg11 or resnet18."""
@@ -36,7 +36,7 @@ class NetworkSpec(SpecModel):
         return self
 
     def resolved(self) -> NetworkSpec:
-        """The same network with every option it has written out."""
+        """Return this network with all its options filled in."""
         return self.model_copy(update={k: v for k, v in _NETWORK_DEFAULTS[self.name].items() if getattr(self, k) is None})
 
 
@@ -54,7 +54,7 @@ _ALIGNED_MAPS = {"mlp": 2, "lenet": 3, "alexnet": 6, "vgg11": 6, "resnet18": 5}
 
 
 def aligned_map_count(network: NetworkSpec) -> int:
-    """L, the number of feature maps of `network` that can be aligned; the last one gives the class centres.
+    """Return L, the number of feature maps of `network` that can be aligned; the last one gives the class centres.
 
     ConvNet-d: each block's activation before its pooling, plus the last pooling's output. Others: the
     output of each stage plus the last feature before the classifier.

@@ -19,7 +19,7 @@ _BODY_PARAMETERS = {"alexnet": 1_900_000, "vgg11": 9_300_000, "resnet18": 11_200
 
 
 def map_shapes(network: NetworkSpec, shape: Shape) -> list[Shape]:
-    """(C, H, W) of each aligned map; the last one, flattened, has width D."""
+    """Return (C, H, W) of each feature map that can be aligned; the last one, flattened, has width D."""
     spec = network.resolved()
     _, h, w = shape
     if (h, w) == (28, 28) and spec.name != "mlp" and spec.name != "lenet":
@@ -45,7 +45,7 @@ def map_shapes(network: NetworkSpec, shape: Shape) -> list[Shape]:
 
 
 def parameter_count(network: NetworkSpec, shape: Shape, num_classes: int) -> int:
-    """Roughly how many parameters the network has."""
+    """Return the approximate number of parameters."""
     spec = network.resolved()
     channels = shape[0]
     classifier = num_classes * (prod(map_shapes(spec, shape)[-1]) + 1)
@@ -61,7 +61,7 @@ def parameter_count(network: NetworkSpec, shape: Shape, num_classes: int) -> int
 
 
 def _halved(side: tuple[int, int], keep: int = 2) -> tuple[int, int]:
-    """2×2 pooling, left out where a side would fall below `keep`."""
+    """Return the size after 2×2 pooling, which is left out if a side would fall below `keep`."""
     return (side[0] // 2, side[1] // 2) if min(side) // 2 >= keep else side
 
 

@@ -1,6 +1,6 @@
-"""From a spec as sent to the spec that runs: every default written out, checked against the data. No torch here.
+"""Resolve a spec: fill in every default, and check it against the data. No torch here.
 
-Everything raises ValueError with a message that starts with the field's path.
+All functions raise ValueError with a message that starts with the path of the refused field.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from cafe_core.spec.sweep import SweepSpec
 _Evaluation = TypeVar("_Evaluation", bound=EvaluationSpec)
 
 MAX_NETWORKS = 100_000
-"""That an evaluation, or all validations of a condensation together, may train: the result holds an accuracy of each."""
+"""Limit on the networks of an evaluation, or of all validations of a condensation: the result holds the accuracy of each."""
 
 
 def resolve(spec: CondenseSpec, dataset: DatasetInfo, *, cluster_gpus: float = 0) -> CondenseSpec:
-    """A condense spec with every default written out."""
+    """Return a condense spec with every default filled in."""
     k = dataset.num_classes
     if k < 2:
         raise ValueError(f"dataset: {dataset.name} has {k} class; condensation needs at least 2")
@@ -54,19 +54,21 @@ def _resolve_iterations(spec: CondenseSpec) -> int:
     if spec.iterations is None:
         return spec.method.published_iterations
     if isinstance(spec.method, SelectionMethodSpec) and spec.iterations:
-        raise ValueError(f"iterations: {spec.method.name} chooses real images; it has no iterations (0, or leave it out)")
+        raise ValueError(
+            f"iterations: {spec.method.name} chooses real images and has no iterations; leave `iterations` out or set it to 0"
+        )
     return spec.iterations
 
 
 def resolve_resources(resources: ResourcesSpec, cluster_gpus: float) -> ResourcesSpec:
-    """A whole GPU for each worker where the cluster has GPUs."""
+    """Return resources with a whole GPU for each worker if the cluster has GPUs."""
     if resources.gpus_per_worker is not None:
         return resources
     return resources.model_copy(update={"gpus_per_worker": 1.0 if cluster_gpus > 0 else 0.0})
 
 
 def _resolve_evaluation(evaluation: _Evaluation, judged: Source, prefix: str = "") -> _Evaluation:
-    """The networks' options and the epochs on `whole` written out. prefix: of its fields' paths."""
+    """Return an evaluation with the networks' options and the epochs on `whole` filled in. prefix: of its fields' paths."""
     if (count := task_count(evaluation, judged)) > MAX_NETWORKS:
         raise ValueError(
             f"{prefix}repeats: {evaluation.repeats} of each kind of network, augmentation and source of images are "
@@ -103,7 +105,7 @@ def _check_testable(dataset: DatasetInfo, field: str) -> None:
 def resolve_evaluate(
     spec: EvaluateSpec, dataset: DatasetInfo, images: DatasetInfo, dataset_spec: DatasetSpec, *, cluster_gpus: float = 0
 ) -> EvaluateSpec:
-    """An evaluate spec with every default written out.
+    """Return an evaluate spec with every default filled in.
 
     dataset: whose test images count (`dataset_spec` names it). images: what is trained on; of a synthetic set, the facts that
     its file states.
@@ -137,7 +139,7 @@ def _some(names: list[str]) -> str:
 
 
 def selection_spec(spec: EvaluateSpec, dataset: DatasetInfo) -> CondenseSpec:
-    """The condensation whose result an evaluate job of real images chosen by a coreset method judges. Resolved, as `spec` is.
+    """Return the resolved condensation whose result an evaluate job judges when a coreset method chooses its images.
 
     By as many of the job's workers as can have a class, or a whole GPU, of their own.
     """
@@ -159,7 +161,7 @@ def selection_spec(spec: EvaluateSpec, dataset: DatasetInfo) -> CondenseSpec:
 
 
 def resolve_sweep(spec: SweepSpec, *, concurrent: int, cluster_gpus: float = 0) -> SweepSpec:
-    """A sweep spec with its own defaults written out. concurrent: trials that the cluster holds at once.
+    """Return a sweep spec with its own defaults filled in. concurrent: how many trials fit into the cluster at once.
 
     `base` stays as it was sent, but for its resources and the validation that ASHA needs: each trial has its own defaults.
     """

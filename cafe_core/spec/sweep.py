@@ -13,7 +13,7 @@ from cafe_core.spec.job_fields import JobFields
 
 MAX_TRIALS = 10_000
 MAX_NESTING = 32
-"""Of the values that a sweep sets: more than any field's has, and less than what copies and writes them can take."""
+"""Limit on the nesting of the values in a space: deeper than any field, and safe to copy and to serialize."""
 
 
 def _shallow(values: list[Any]) -> list[Any]:
@@ -23,19 +23,19 @@ def _shallow(values: list[Any]) -> list[Any]:
         level = [inner for value in containers for inner in (value.values() if isinstance(value, dict) else value)]
         if not level:
             return values
-    raise ValueError(f"a value has more than {MAX_NESTING - 1} lists and objects within each other")
+    raise ValueError(f"a value is nested too deeply: at most {MAX_NESTING - 1} levels of lists and objects are allowed")
 
 
 _Values: TypeAlias = Annotated[list[Any], Field(min_length=1, max_length=MAX_TRIALS), AfterValidator(_shallow)]
 
 
 class DimensionSpec(SpecModel):
-    """The values of one field in a sweep: exactly one of these."""
+    """The values of one field in a sweep: exactly one of the following."""
 
     grid: _Values | None = None
-    """Every value, combined with every value of the other grids."""
+    """All values, combined with all values of the other grids."""
     choice: _Values | None = None
-    """One of these, at random."""
+    """One of these values at random."""
     uniform: Annotated[list[float], Field(min_length=2, max_length=2)] | None = None
     """[a, b]: a random number between them."""
     loguniform: Annotated[list[float], Field(min_length=2, max_length=2)] | None = None
@@ -71,23 +71,23 @@ class SweepSpec(JobFields):
     space: Annotated[dict[str, DimensionSpec], Field(min_length=1, max_length=64), max_entries(64)]
     """Fields of `base` by path, e.g. `method.beta`, and the values that each takes."""
     samples: Annotated[int, Field(ge=1, le=10_000)] = 1
-    """Trials per point of the grid; each draws the random dimensions anew."""
+    """Trials per point of the grid; each draws new values of the random dimensions."""
     scheduler: Literal["fifo", "asha"] = "fifo"
-    """`asha`: stop trials early whose validation falls behind (Li et al., MLSys 2020). It needs `base.validation`; default then:
-    every quarter of the iterations."""
+    """`asha`: stop trials early whose validation falls behind (Li et al., MLSys 2020). It needs `base.validation`,
+    by default every quarter of the iterations."""
     max_concurrent: int = resolved_later(ge=1, le=10_000)
-    """Trials that run at the same time; each holds `base.resources`. Default: as many as the cluster holds."""
+    """Trials that run at the same time; each uses `base.resources`. Default: as many as fit into the cluster."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
-    """The random dimensions follow from it. The trials' own seed is `base.seed`."""
+    """Seed of the random dimensions. The seed of the trials is `base.seed`."""
 
     @field_serializer("base")
     def _as_sent(self, base: CondenseSpec, info: FieldSerializationInfo) -> dict[str, Any]:
-        """A default written out would hold for all trials, also for those whose method has another or no such field."""
+        """Serialize only what was sent: a default of one method would be wrong for trials with another."""
         return base.model_dump(mode=info.mode, exclude_unset=True)
 
     @property
     def trial_count(self) -> int:
-        """Trials: the product of the grids, times `samples`."""
+        """Return the number of trials: the product of the sizes of the grids, times `samples`."""
         return self.samples * prod(len(dimension.grid) for dimension in self.space.values() if dimension.grid is not None)
 
     @model_validator(mode="after")
