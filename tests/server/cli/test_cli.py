@@ -223,7 +223,7 @@ def test_refuses_database_of_newer_version(tmp_path: Path) -> None:
     assert refused.returncode == 1
     assert len(refused.stderr.splitlines()) == 1, refused.stderr
     assert "revision 9999" in refused.stderr
-    assert "upgrade the program, restore the backup" in refused.stderr
+    assert "upgrade the server" in refused.stderr
 
 
 def test_unreachable_database_is_reported_in_one_line(tmp_path: Path) -> None:
