@@ -129,7 +129,7 @@ class Event(_Schema):
     time: str
     type: str
     """One of status, phase, workers, epoch, iteration, checkpoint, validated, evaluated, trials, trial_started, trial_validated,
-    trial, restart, finished, failed, cancelled."""
+    trial, restart, lost, finished, failed, cancelled."""
     data: dict[str, Any]
 
 

@@ -39,6 +39,7 @@ def assert_drawn(path: Path) -> None:
     assert len(np.unique(pixels.reshape(-1, 4), axis=0)) > 20
 
 
+@pytest.mark.timeout(600)  # two jobs and an embedding network, on a busy machine
 def test_two_jobs_of_table2_and_figure5(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Run both with only the two jobs that they share, each of seconds. One test, since the figure continues the table's jobs."""
     smoke = SCALES["smoke"]
