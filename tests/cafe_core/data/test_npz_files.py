@@ -1,0 +1,135 @@
+"""Read .npz files; refuse bad arrays, forged headers and damaged bytes with the reason."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from cafe_core.data import npz_file
+from cafe_core.data.catalog import describe
+from cafe_core.data.roots import DataRoots
+from cafe_core.data.sources import open_store
+from cafe_core.errors import DatasetError
+from cafe_core.spec.dataset import DatasetSpec
+from tests.cafe_core.data.image_folders import RNG
+
+
+def _good_npz() -> dict[str, np.ndarray]:
+    return {
+        "images": RNG.integers(0, 256, (9, 5, 6, 3), dtype=np.uint8),
+        "labels": np.array([2, 0, 1, 1, 0, 2, 2, 1, 1]),
+        "test_images": RNG.integers(0, 256, (2, 5, 6, 3), dtype=np.uint8),
+        "test_labels": np.array([1, 2]),
+    }
+
+
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+@pytest.mark.parametrize("order", ["C", "F"])
+@pytest.mark.parametrize("dtype", ["int64", "uint8", ">i4"])
+def test_npz(roots: DataRoots, save: Callable[..., None], order: Any, dtype: str) -> None:
+    arrays = _good_npz()
+    spec = DatasetSpec(path="a.npz")
+    stored = arrays | {"images": np.asarray(arrays["images"], order=order), "labels": arrays["labels"].astype(dtype)}
+    save(roots.datasets / "a.npz", **stored)
+    described, store = describe(spec, roots), open_store(spec, roots)
+    assert (described.class_names, described.class_counts, described.test_count) == (["0", "1", "2"], [2, 4, 3], 2)
+    assert described.model_copy(update={"mean": store.info.mean, "std": store.info.std}) == store.info
+    for k in range(3):
+        np.testing.assert_array_equal(store.images(k), arrays["images"][arrays["labels"] == k].transpose(0, 3, 1, 2))
+    np.testing.assert_array_equal(store.test_images, arrays["test_images"].transpose(0, 3, 1, 2))
+    assert store.test_labels.tolist() == [1, 2]
+    assert [path for path in roots.cache.iterdir() if path.name.startswith("tmp")] == []
+
+
+def test_npz_without_channels_or_test(roots: DataRoots) -> None:
+    arrays = _good_npz()
+    np.savez(roots.datasets / "a.npz", images=arrays["images"][..., 0], labels=arrays["labels"])
+    store = open_store(DatasetSpec(path="a.npz", image_size=8, channels=3), roots)
+    assert (store.info.shape, store.info.test_count) == ((3, 8, 8), 0)
+
+
+def _objects() -> np.ndarray:
+    return np.array([{"class": 0}] * 9, dtype=object)
+
+
+BAD_ARRAYS = [
+    ({"labels": _objects()}, r"array 'labels' holds pickled Python objects, which are never read"),
+    ({"images": _objects()}, r"array 'images' holds pickled Python objects"),
+    ({"labels": None}, r"array 'labels' is missing; an \.npz dataset has images and labels"),
+    ({"images": None}, r"array 'images' is missing"),
+    ({"test_labels": None}, r"test_images and test_labels go together"),
+    ({"lables": np.zeros(9, int)}, r"unknown array 'lables'"),
+    ({"images": np.zeros((9, 5, 6, 3))}, r"images is float64; it must be uint8"),
+    ({"images": np.zeros((9, 30), np.uint8)}, r"images has shape \(9, 30\); it must be N×H×W"),
+    ({"images": np.zeros((9, 5, 6, 4), np.uint8)}, r"images has 4 channels"),
+    ({"images": np.zeros((9, 3, 16, 16), np.uint8)}, r"images has 16 channels .*move the channels to the end"),
+    ({"images": np.zeros((9, 2, 6, 3), np.uint8)}, r"images has 6×2 pixels"),
+    ({"images": np.zeros((0, 5, 6, 3), np.uint8), "labels": np.zeros(0, int)}, r"images is empty"),
+    ({"labels": np.array([2, 0, 1, 1, 0, 2, 2, 1])}, r"labels has shape \(8,\); images needs \(9,\)"),
+    ({"labels": np.zeros((9, 1), int)}, r"labels has shape \(9, 1\)"),
+    ({"labels": np.array([2.0, 0, 1, 1, 0, 2, 2, 1, 1])}, r"labels is float64; it must hold integers"),
+    ({"labels": np.array([True] * 9)}, r"labels is bool; it must hold integers"),
+    ({"labels": np.array([2, 0, 1, -1, 0, 2, 2, 1, 1])}, r"labels\[3\] is -1; labels count from 0"),
+    ({"labels": np.array([2, 0, 1, 1, 0, 10**12, 2, 1, 1])}, r"labels\[5\] is 1000000000000, with 9 images"),
+    ({"labels": np.array([2, 0, 2, 2, 0, 2, 2, 2, 2])}, r"class 1 has no images, but labels go up to 2"),
+    ({"labels": np.zeros(9, int)}, r"labels has only one class"),
+    ({"test_labels": np.array([1, 3])}, r"test_labels\[1\] is 3; labels has the classes 0 to 2"),
+    ({"test_labels": np.array([-1, 0])}, r"test_labels\[0\] is -1"),
+    ({"test_images": np.zeros((2, 5, 7, 3), np.uint8)}, r"test_images are \(3, 5, 7\) .*images are \(3, 5, 6\)"),
+]
+
+
+@pytest.mark.parametrize(("changes", "message"), BAD_ARRAYS, ids=[message[:40] for _, message in BAD_ARRAYS])
+def test_bad_arrays_are_seen_when_a_job_is_posted(roots: DataRoots, changes: dict[str, Any], message: str) -> None:
+    arrays = {name: array for name, array in (_good_npz() | changes).items() if array is not None}
+    np.savez(roots.datasets / "a.npz", **arrays)
+    with pytest.raises(DatasetError, match=rf"a\.npz: {message}"):
+        describe(DatasetSpec(path="a.npz"), roots)
+
+
+def _npy(header: str, content: bytes = b"", version: tuple[int, int] = (1, 0)) -> bytes:
+    text = header.encode() + b"\n"
+    return b"\x93NUMPY" + bytes(version) + len(text).to_bytes(2, "little") + text + content
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (
+            _npy("{'descr': '|u1', 'fortran_order': False, 'shape': (99999999999, 99, 99), }", b"few"),
+            "has 3 bytes, but its shape",
+        ),
+        (_npy("{'descr': '|u1', 'fortran_order': False, 'shape': __import__('os'), }"), "array 'images' is damaged"),
+        (_npy("{'descr': '|u1', 'fortran_order': False, 'shape': (-1, 5), }", b"few"), "has 3 bytes, but its shape"),
+        (_npy("{}", version=(9, 9)), "array 'images' is damaged"),
+        (b"no array at all", "array 'images' is damaged"),
+    ],
+)
+def test_forged_headers(roots: DataRoots, content: bytes, message: str) -> None:
+    with zipfile.ZipFile(roots.datasets / "a.npz", "w") as file:
+        file.writestr("images.npy", content)
+        file.writestr("labels.npy", b"")
+    with pytest.raises(DatasetError, match=message):
+        describe(DatasetSpec(path="a.npz"), roots)
+
+
+def test_labels_that_unpack_to_absurd_sizes(roots: DataRoots, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(npz_file, "_MAX_LABELS", 8)
+    np.savez(roots.datasets / "a.npz", **_good_npz())
+    with pytest.raises(DatasetError, match="labels has 9 labels; the limit is 8"):
+        describe(DatasetSpec(path="a.npz"), roots)
+
+
+def test_npz_with_damaged_images(roots: DataRoots) -> None:
+    path = roots.datasets / "a.npz"
+    np.savez(path, images=np.zeros((9, 64, 64), np.uint8), labels=_good_npz()["labels"])
+    content = bytearray(path.read_bytes())
+    content[20_000] ^= 0xFF  # within the images, which are stored uncompressed
+    path.write_bytes(content)
+    assert describe(DatasetSpec(path="a.npz"), roots).class_counts == [2, 4, 3]  # pixels are not looked at
+    with pytest.raises(DatasetError, match=r"array 'images' cannot be unpacked \(Bad CRC-32"):
+        open_store(DatasetSpec(path="a.npz"), roots)
