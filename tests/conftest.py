@@ -46,6 +46,11 @@ def starts_ray(item: pytest.Item) -> bool:
     return item.get_closest_marker("real_ray") is not None or not RAY_FIXTURES.isdisjoint(getattr(item, "fixturenames", ()))
 
 
+def pytest_make_parametrize_id(val: object) -> str | None:
+    """Return the same ID in every process for bytes, which may hold the time at which an archive was made."""
+    return "bytes" if isinstance(val, bytes) else None
+
+
 @pytest.fixture(scope="session")
 def notes(request: pytest.FixtureRequest) -> list[str]:
     """Collect texts that are printed after the tests."""
