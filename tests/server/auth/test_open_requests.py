@@ -62,7 +62,7 @@ def test_limits_concurrent_plain_requests_per_key(settings: Settings, ray: FakeR
         ThreadPoolExecutor(2) as pool,
     ):
         job, others = (f"/v1/jobs/{each.make()['id']}" for each in (client, another))
-        monkeypatch.setattr(server.routes.jobs.jobs, "page", slow)
+        monkeypatch.setattr(server.routes.jobs.listing, "page", slow)
         listings = [pool.submit(client.get, "/v1/jobs") for _ in range(2)]
         try:
             assert asked.acquire(timeout=20)
