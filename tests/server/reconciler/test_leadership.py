@@ -20,13 +20,13 @@ from tests.postgres import PostgresCluster
 from tests.server.conftest import Api, FakeRay, driver_of, running
 from workers.client import RayJob, RayJobState
 
+pytestmark = pytest.mark.both_databases
+
 LEADING_PROCESS = """
 import asyncio, sys
 from pathlib import Path
 from server.store.database import Database
 from server.reconciler.leader_election import Leader
-
-pytestmark = pytest.mark.both_databases
 
 async def duty():
     print("leads", flush=True)
