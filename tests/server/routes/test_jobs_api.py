@@ -106,7 +106,7 @@ def test_idempotency_key_creates_one_job(api: Api) -> None:
     assert sorted(answer.status_code for answer in answers) == [200] * 7 + [201]
     assert len({answer.json()["id"] for answer in answers}) == 1
     assert len(api.get("/v1/jobs").json()["data"]) == 1
-    assert "another body" in refused(api.post("/v1/jobs", json=SPEC | {"seed": 1}, headers=headers))["Idempotency-Key"]
+    assert "different body" in refused(api.post("/v1/jobs", json=SPEC | {"seed": 1}, headers=headers))["Idempotency-Key"]
     assert api.post("/v1/jobs", json=SPEC, headers={"Idempotency-Key": "k2"}).status_code == 201
 
 
