@@ -130,12 +130,12 @@ def test_openapi_shows_the_three_kinds(api: Api) -> None:
         ({"method": {"name": "magic"}}, "method.name", "must be one of cafe, dc, dm"),
         ({"method": {"beta": -1}}, "method.beta", "greater than or equal to 0"),
         ({"method": {"name": "dm", "beta": 1}}, "method.beta", "unknown field"),
-        ({"method": {"name": "forgetting", "network_epochs": 1}}, "method.network_epochs", "2 at least"),
-        ({"method": {"name": "herding"}, "iterations": 3}, "iterations", "it has no iterations"),
+        ({"method": {"name": "forgetting", "network_epochs": 1}}, "method.network_epochs", "at least 2"),
+        ({"method": {"name": "herding"}, "iterations": 3}, "iterations", "has no iterations"),
         ({"method": {"name": "herding"}, "iterations": 0, "validation": {"every": 1}}, "validation", "makes one set"),
         ({"evaluation": {"augment": "flip"}}, "evaluation.augment", "'dsa'"),
         ({"evaluation": {"augment": ["dsa", "flip"]}}, "evaluation.augment.1", "'dsa'"),
-        ({"evaluation": {"augment": ["dsa", "dsa"]}}, "evaluation.augment", "each may be named once"),
+        ({"evaluation": {"augment": ["dsa", "dsa"]}}, "evaluation.augment", "may be given once"),
     ],
 )
 def test_refuses_impossible_condensation_with_field(api: Api, change: dict[str, Any], loc: str, message: str) -> None:
@@ -206,7 +206,7 @@ def test_refuses_impossible_evaluation_with_field(
         (SWEEP | {"base": SWEEP["base"] | {"webhook": "https://example.org/"}}, "base.webhook", "give the sweep a webhook"),
         (sweep({"methods.beta": {"grid": [1]}}), "space.methods.beta", "unknown field"),
         (sweep({"method.betta": {"grid": [1]}}), "space.method.betta", "1: unknown field"),
-        (sweep({"name": {"grid": ["a"]}}), "space.name", "not a setting"),
+        (sweep({"name": {"grid": ["a"]}}), "space.name", "cannot vary this field"),
         (sweep({"method.beta": {"grid": [1, -1]}}), "space.method.beta", "-1: Input should be greater than or equal to 0"),
         (sweep({"method.name": {"grid": ["dm", "magic"]}}), "space.method.name", '"magic": must be one of cafe, dc'),
         (sweep({"method.layers": {"grid": [[0], [9]]}}), "space.method.layers", "[9]: [9] must be increasing and below 3"),
@@ -273,7 +273,7 @@ def test_evaluation_keeps_copy_of_set_of_other_job(api: Api, ray: FakeRay, setti
 def test_best_set_of_sweep_can_be_evaluated(api: Api, ray: FakeRay, settings: Settings) -> None:
     made = running_job(api, ray, SWEEP)
     spec = EVALUATE | {"synthetic": {"job_id": made}}
-    assert "none of its trials has come to its end" in refused(api.post("/v1/jobs", json=spec))["synthetic.job_id"]
+    assert "none of its trials has finished" in refused(api.post("/v1/jobs", json=spec))["synthetic.job_id"]
     end_trial(settings.job_dir(made), TrialOutcome(1, "succeeded", 70.0, 10, 1.0), level=0.1)
     end_trial(settings.job_dir(made), TrialOutcome(0, "succeeded", 80.0, 10, 1.0), level=0.2)
     job = api.submit(spec)
