@@ -162,7 +162,7 @@ def test_running_sweep_serves_best_set_so_far(api: Api, ray: FakeRay, settings: 
     directory = settings.job_dir(job_id)
     response = api.get(f"/v1/jobs/{job_id}/synthetic")
     refused(response, 404)
-    assert "none of its trials has come to its end" in response.json()["detail"]
+    assert "none of its trials has finished" in response.json()["detail"]
     end_trial(directory, TrialOutcome(2, "failed", None, None, 1.0, FAILED))
     refused(api.get(f"/v1/jobs/{job_id}/preview.png"), 404)
     for number, metric, level, best in ((1, 70.0, 0.1, 0.1), (3, 80.0, 0.3, 0.3), (0, 75.0, 0.2, 0.3)):
@@ -180,7 +180,7 @@ def test_evaluation_serves_set_under_evaluation(api: Api, ray: FakeRay, settings
     chosen = running_job(api, ray, EVALUATE | {"synthetic": HERDING})
     response = api.get(f"/v1/jobs/{chosen}/synthetic")
     refused(response, 404)
-    assert "herding has not chosen its images" in response.json()["detail"]
+    assert "herding has not selected its images" in response.json()["detail"]
     digits_set(0.6).save(attempt_dir(settings, chosen).synthetic_file)
     assert level_of(api.get(f"/v1/jobs/{chosen}/synthetic").content) == 0.6
 
