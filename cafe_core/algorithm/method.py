@@ -1,4 +1,4 @@
-"""What a method computes: the interface between :mod:`cafe_core.algorithm.condense` and the folders of `cafe_core.methods`.
+"""Define the interface between :mod:`cafe_core.algorithm.condense` and the methods in `cafe_core.methods`.
 
 A `method.py` defines one subclass::
 
@@ -76,10 +76,10 @@ class Loops:
 
 @dataclass
 class MethodState:
-    """What a checkpoint holds for a method, besides S and its momentum. Tensors by name."""
+    """The named tensors that a checkpoint holds for a method, besides S and its momentum."""
 
     per_class: dict[str, Tensor] = field(default_factory=dict)
-    """Of the own classes, in order: (k·m, …) with m rows per class. Gathered over the workers, so any number of them resumes."""
+    """Tensors (k·m, …) with m rows for each own class, in order. They are gathered, so any number of workers can resume."""
     shared: dict[str, Tensor] = field(default_factory=dict)
     """Equal on all workers."""
 

@@ -1,4 +1,4 @@
-"""What the methods share that choose real images by a network trained on all of them: herding, k_center, kmeans, forgetting.
+"""Choose real images by a network that is trained on all of them; shared by herding, k_center, kmeans, forgetting.
 
 Choosing is local to a class, hence to a worker. The workers agree on the network θ that judges the images, which they train
 together (:mod:`cafe_core.algorithm.real_training`). In float64 any number of workers chooses the same images. In float32 two

@@ -1,4 +1,4 @@
-"""What one worker of a run holds, and what its method works with."""
+"""Hold the state of one worker of a run, which its method works with."""
 
 from __future__ import annotations
 

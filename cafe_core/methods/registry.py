@@ -46,7 +46,7 @@ _SIZES = Sizes(
     double_graph_factor=12,
     itemsize=4,
 )
-"""What definitions are tried with: the default network on ten classes of 32×32 images."""
+"""The sample that definitions are checked with: the default network on ten classes of 32×32 images."""
 
 
 class MethodDefinitionError(Exception):

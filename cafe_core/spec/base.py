@@ -1,4 +1,4 @@
-"""What all specs share: the strict model, fields that resolution fills in, and validators of collections."""
+"""Define what all specs share: the strict model, fields that resolution fills in, and validators of collections."""
 
 from __future__ import annotations
 
