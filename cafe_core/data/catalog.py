@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from cafe_core.data.builtin import BUILTIN
-from cafe_core.data.class_store import ImageSource
+from cafe_core.data.class_store import ImageSource, info_of
 from cafe_core.data.pixels import fitted_shape
 from cafe_core.data.readers import read
 from cafe_core.data.roots import DataRoots
@@ -29,7 +29,9 @@ def describe(spec: DatasetSpec, roots: DataRoots) -> DatasetInfo:
         return DatasetInfo.model_validate_json(info_file.read_bytes())
     if spec.name is not None:
         return _converted(BUILTIN[spec.name], spec)
-    return _undecoded(read(spec, roots))
+    source = read(spec, roots)
+    channels = source.shape[0]
+    return info_of(source, [_PLACEHOLDER_MEAN] * channels, [_PLACEHOLDER_STD] * channels)
 
 
 def is_native(spec: DatasetSpec) -> bool:
@@ -61,19 +63,3 @@ def _converted(info: DatasetInfo, spec: DatasetSpec) -> DatasetInfo:
         mean = [sum(w * m for w, m in zip(_GREY_WEIGHTS, mean, strict=True))]
         std = [sum(w * s for w, s in zip(_GREY_WEIGHTS, std, strict=True))]  # exact if the colours are fully correlated
     return info.model_copy(update={"channels": channels, "height": height, "width": width, "mean": mean, "std": std})
-
-
-def _undecoded(source: ImageSource) -> DatasetInfo:
-    channels, height, width = source.shape
-    return DatasetInfo(
-        name=source.name,
-        class_names=source.class_names,
-        class_counts=source.class_counts,
-        test_count=source.test_count,
-        channels=channels,
-        height=height,
-        width=width,
-        mean=[_PLACEHOLDER_MEAN] * channels,
-        std=[_PLACEHOLDER_STD] * channels,
-        is_digits=source.is_digits,
-    )

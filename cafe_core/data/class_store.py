@@ -186,20 +186,7 @@ def build(path: Path, source: ImageSource, *, mean_std: tuple[Sequence[float], S
         _check_space(beside, source)
         measured = _write_train(beside / _TRAIN_IMAGES, source)
         _write_test(beside, source)
-        mean, std = mean_std if mean_std is not None else measured
-        channels, height, width = source.shape
-        info = DatasetInfo(
-            name=source.name,
-            class_names=source.class_names,
-            class_counts=source.class_counts,
-            test_count=source.test_count,
-            channels=channels,
-            height=height,
-            width=width,
-            mean=list(mean),
-            std=list(std),
-            is_digits=source.is_digits,
-        )
+        info = info_of(source, *(mean_std if mean_std is not None else measured))
         write_atomically(beside / _INFO, info.model_dump_json(indent=2).encode())
         beside.rename(path)
     except OSError as error:
@@ -209,6 +196,23 @@ def build(path: Path, source: ImageSource, *, mean_std: tuple[Sequence[float], S
     finally:
         shutil.rmtree(beside, ignore_errors=True)
     return ClassStore.open(path)
+
+
+def info_of(source: ImageSource, mean: Sequence[float], std: Sequence[float]) -> DatasetInfo:
+    """Describe the dataset of a source. mean, std: per channel, for images scaled to [0, 1]."""
+    channels, height, width = source.shape
+    return DatasetInfo(
+        name=source.name,
+        class_names=source.class_names,
+        class_counts=source.class_counts,
+        test_count=source.test_count,
+        channels=channels,
+        height=height,
+        width=width,
+        mean=list(mean),
+        std=list(std),
+        is_digits=source.is_digits,
+    )
 
 
 def _check_space(directory: Path, source: ImageSource) -> None:

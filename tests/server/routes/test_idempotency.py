@@ -23,7 +23,9 @@ def test_concurrent_posts_with_same_key_create_one_job(settings: Settings, ray: 
     else:
         with running(settings, ray) as other:
             answers = post_at_once([api, other])
-    assert sorted(status for status, _ in answers) == [200] * (TIMES - 1) + [201]
+    unexpected = [answer for answer in answers if answer[0] not in (200, 201)]
+    assert unexpected == []
+    assert [status for status, _ in answers].count(201) == 1
     ids = {job_id for _, job_id in answers}
     assert [job["id"] for job in api.get("/v1/jobs").json()["data"]] == list(ids)
     api.await_job(ids.pop(), lambda _: ray.submissions != [])
@@ -31,14 +33,15 @@ def test_concurrent_posts_with_same_key_create_one_job(settings: Settings, ray: 
 
 
 def post_at_once(servers: list[Api]) -> list[tuple[int, str]]:
-    """Return (status, job) of each response."""
+    """Post the same job from 50 threads; return the status and the job's ID, or the refusal, of each response."""
 
     def post(number: int) -> tuple[int, str]:
-        url = servers[number % len(servers)].base_url.join(
-            "/v1/jobs"
-        )  # not by its client: its connections are not for 50 threads
-        answer = httpx.post(url, json=SPEC, headers={"Idempotency-Key": "k"}, timeout=120, verify=False)
-        return answer.status_code, answer.json().get("id", answer.text)
+        # A connection of its own: the connection pool of a server's client is smaller than 50.
+        url = servers[number % len(servers)].base_url.join("/v1/jobs")
+        while True:
+            answer = httpx.post(url, json=SPEC, headers={"Idempotency-Key": "k"}, timeout=120, verify=False)
+            if answer.status_code != 503:  # a busy machine keeps SQLite's only writer waiting; clients retry
+                return answer.status_code, answer.json().get("id", answer.text)
 
     with ThreadPoolExecutor(50) as pool:
         return list(pool.map(post, range(TIMES)))
