@@ -1,6 +1,7 @@
-"""The bytes of synthetic sets' files: .safetensors, .npz and .zip, each decided by its content alone.
+"""Write and read the files of synthetic sets: .safetensors, .npz and .zip. Equal content gives equal bytes.
 
-What the content must be is `cafe_core.synthetic_set.synthetic_set`'s matter; here it is found, unpacked with bounds, and written.
+This module checks that the named arrays and metadata are present, and limits how much is unpacked. It does not check their
+values: `cafe_core.synthetic_set.synthetic_set` does.
 """
 
 from __future__ import annotations
@@ -21,22 +22,22 @@ from cafe_core.data.npz_file import read_header
 from cafe_core.errors import SyntheticSetError
 
 Content = tuple[dict[str, NDArray[Any]], dict[str, str]]
-"""Arrays by name, and texts of metadata by name."""
+"""Arrays by name, and metadata texts by name."""
 
 _SAFETENSORS_DTYPES = {"<f4": "F32", "<i8": "I64"}
-#: More than any set this service makes; what claims to be larger is not read.
+#: Larger than any set that this service makes. Archives that unpack to more are refused.
 _MAX_FILE_BYTES = 8 * 2**30
 
 
 def safetensors_bytes(arrays: dict[str, NDArray[Any]], metadata: dict[str, str]) -> bytes:
-    """A .safetensors file of float32 and int64 arrays; equal content gives equal bytes.
+    """Return a .safetensors file of float32 and int64 arrays. Equal content gives equal bytes.
 
-    Written here, because the library keeps metadata in a hash map and so orders it differently in each process.
+    The library cannot be used for this: it keeps metadata in a hash map, whose order differs between processes.
     Format: https://github.com/huggingface/safetensors#format
     """
     header: dict[str, Any] = {"__metadata__": metadata}
     blobs, offset = [], 0
-    for name, array in sorted(arrays.items(), key=lambda item: (-item[1].itemsize, item[0])):  # widest first: all stay aligned
+    for name, array in sorted(arrays.items(), key=lambda item: (-item[1].itemsize, item[0])):  # widest first keeps all aligned
         blob = np.ascontiguousarray(array).tobytes()
         header[name] = {
             "dtype": _SAFETENSORS_DTYPES[array.dtype.str],
@@ -51,7 +52,7 @@ def safetensors_bytes(arrays: dict[str, NDArray[Any]], metadata: dict[str, str])
 
 
 def read_safetensors(path: Path, array_names: list[str], metadata_names: list[str]) -> Content:
-    """The named arrays and metadata. Raises SyntheticSetError when the file is damaged or lacks one."""
+    """Return the named arrays and metadata. Raises SyntheticSetError if the file is damaged or one of them is missing."""
     try:
         with safe_open(path, framework="numpy") as file:
             _check_names(file.keys(), array_names, "array")
@@ -64,50 +65,51 @@ def read_safetensors(path: Path, array_names: list[str], metadata_names: list[st
 
 
 def read_npz(path: Path, array_names: list[str], metadata_names: list[str]) -> Content:
-    """The named arrays, and the metadata from arrays of one text each. Raises as read_safetensors does."""
+    """Return the named arrays and metadata (zero-dimensional text arrays). Raises the same errors as `read_safetensors`."""
     try:
         with open_archive(path) as archive:
             sizes = {info.filename.removesuffix(".npy"): info.file_size for info in archive.infolist()}
             _check_names(sizes, [*array_names, *metadata_names], "array")
             if sum(sizes.values()) > _MAX_FILE_BYTES:
-                raise SyntheticSetError(f"unpacks to {sum(sizes.values())} bytes; at most {_MAX_FILE_BYTES} are read")
+                raise SyntheticSetError(f"unpacks to {sum(sizes.values())} bytes; the limit is {_MAX_FILE_BYTES}")
             read = {name: _read_npy(archive, name) for name in (*array_names, *metadata_names)}
     except READING_ERRORS as error:
         raise SyntheticSetError(f"not a readable .npz file ({error})") from error
     for name in metadata_names:
         if read[name].dtype.kind != "U" or read[name].ndim != 0:
-            raise SyntheticSetError(f"array {name} must be one text")
+            raise SyntheticSetError(f"array {name} must be a single string")
     return {name: read[name] for name in array_names}, {name: str(read[name]) for name in metadata_names}
 
 
 def _read_npy(archive: zipfile.ZipFile, name: str) -> NDArray[Any]:
-    """One array, once its header is found to claim no more than there is. Raises ValueError among others."""
+    """Read an array after checking its header against its size. Raises SyntheticSetError, ValueError and others."""
     size = archive.getinfo(f"{name}.npy").file_size
     with archive.open(f"{name}.npy") as member:
         header = read_header(member)
         if header.dtype.hasobject:
             raise SyntheticSetError(f"array {name} holds pickled Python objects, which are never read")
-        if header.nbytes != size - member.tell():
-            raise ValueError(f"array {name} is not as long as its shape {header.shape} says")
-        content = member.read(header.nbytes)  # read() would unpack all there is before it cuts
+        data_bytes = size - member.tell()
+        if header.nbytes != data_bytes:
+            raise ValueError(f"array {name} has {data_bytes} bytes, but its shape {header.shape} needs {header.nbytes}")
+        content = member.read(header.nbytes)  # read() without a size would unpack everything first
     return np.frombuffer(content, header.dtype).reshape(header.shape, order="F" if header.fortran_order else "C").copy()
 
 
 def _check_names(found: Iterable[str], wanted: Iterable[str], what: str) -> None:
-    absent = [name for name in wanted if name not in set(found)]
-    if absent:
-        raise SyntheticSetError(f"{what} {absent[0]} is absent; a synthetic set has {', '.join(wanted)}")
+    missing = [name for name in wanted if name not in set(found)]
+    if missing:
+        raise SyntheticSetError(f"{what} {missing[0]} is missing; a synthetic set has {', '.join(wanted)}")
 
 
 def npy_bytes(array: NDArray[Any]) -> bytes:
-    """An .npy file, in C order whatever the array's."""
+    """Return an .npy file in C order, whatever the order of the array."""
     buffer = io.BytesIO()
     np.lib.format.write_array(buffer, np.asarray(array, order="C"), allow_pickle=False)
     return buffer.getvalue()
 
 
 def zip_bytes(entries: Iterable[tuple[str, bytes]]) -> bytes:
-    """An archive whose bytes follow from its entries alone: every entry is dated 1980-01-01, as ZipInfo does by default."""
+    """Return a .zip whose bytes depend only on its entries: all are dated 1980-01-01, the default of ZipInfo."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, content in entries:

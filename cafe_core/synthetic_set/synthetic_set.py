@@ -1,7 +1,7 @@
-"""A synthetic set as a file: what a job yields, and what others load. No torch here: the API reads and converts these.
+"""Store a synthetic set, the result of a job, in a file; load and convert it. Imports no torch, because the API uses it too.
 
-Arrays (K classes, ipc images each):  images float32 (K·ipc, C, H, W), normalised as trained, ordered by class;
-labels int64 (K·ipc,);  mean, std float32 (C,), so that `images * std + mean` lies in [0, 1] but for over- and undershoot.
+Arrays (K classes, ipc images each):  images float32 (K·ipc, C, H, W), normalised, ordered by class;  labels int64 (K·ipc,);
+mean, std float32 (C,). `images * std + mean` has pixel values in [0, 1]; optimised images may exceed that range.
 Metadata, each a JSON text:  class_names, dataset, spec, iteration, versions.
 """
 
@@ -39,16 +39,16 @@ _METADATA = ("class_names", "dataset", "spec", "iteration", "versions")
 
 @dataclass(frozen=True)
 class SyntheticSet:
-    """A synthetic set. Raises SyntheticSetError on construction when its parts do not fit together."""
+    """A synthetic set. Raises SyntheticSetError on construction if its parts do not fit together."""
 
     images: NDArray[np.float32]
     """(K·ipc, C, H, W), normalised, ordered by class."""
     labels: NDArray[np.int64]
-    """(K·ipc,): 0 ipc times, then 1, …"""
+    """(K·ipc,): `ipc` times 0, then `ipc` times 1, …"""
     mean: NDArray[np.float32]
-    """(C,), of images scaled to [0, 1]."""
+    """(C,): the mean of each channel, with which images in [0, 1] were normalised."""
     std: NDArray[np.float32]
-    """(C,)"""
+    """(C,): the standard deviation of each channel."""
     class_names: list[str]
     """K names."""
     dataset: dict[str, Any]
@@ -56,24 +56,24 @@ class SyntheticSet:
     spec: dict[str, Any]
     """The resolved spec of the job that made it."""
     iteration: int
-    """Iterations done."""
+    """Number of completed iterations."""
     versions: dict[str, str]
-    """Of the packages that made it."""
+    """Versions of the packages that made it."""
 
     def __post_init__(self) -> None:
         _check(self)
 
     @property
     def ipc(self) -> int:
-        """Images per class."""
+        """Return the number of images per class."""
         return len(self.images) // len(self.class_names)
 
     def pixels(self) -> NDArray[np.uint8]:
-        """(K·ipc, C, H, W) uint8: denormalised, clipped to [0, 1], as levels 0..255."""
+        """Return the images as uint8 (K·ipc, C, H, W): denormalised, clipped to [0, 1] and scaled to 0..255."""
         return self._denormalised(self.images)
 
     def _denormalised(self, images: NDArray[np.float32]) -> NDArray[np.uint8]:
-        """images: (..., C, H, W)."""
+        """Denormalise images (..., C, H, W) to uint8."""
         scaled = images * self.std[:, None, None] + self.mean[:, None, None]
         levels: NDArray[np.uint8] = np.rint(np.clip(scaled, 0, 1) * 255).astype(np.uint8)
         return levels
@@ -82,12 +82,12 @@ class SyntheticSet:
 
     @classmethod
     def load(cls, path: Path) -> SyntheticSet:
-        """From a .safetensors or .npz file. Raises SyntheticSetError saying what is wrong with it; reads no pickles."""
+        """Load a .safetensors or .npz file. Raises SyntheticSetError if it is missing or invalid. Pickles are never read."""
         readers = {".safetensors": read_safetensors, ".npz": read_npz}
         if path.suffix not in readers:
-            raise SyntheticSetError(f"{path.name}: a synthetic set is a .safetensors or an .npz file")
+            raise SyntheticSetError(f"{path.name} must be a .safetensors or .npz file")
         if not path.is_file():
-            raise SyntheticSetError(f"{path.name}: there is no such file")
+            raise SyntheticSetError(f"{path.name} does not exist")
         try:
             arrays, texts = readers[path.suffix](path, list(_DTYPES), list(_METADATA))
             parts: dict[str, Any] = arrays | {name: _parsed(name, text) for name, text in texts.items()}
@@ -96,22 +96,22 @@ class SyntheticSet:
             raise SyntheticSetError(f"{path.name}: {error.message}") from error
 
     def save(self, path: Path, *, fence: Fence = unfenced) -> None:
-        """Write a .safetensors file, atomically. Raises DiskFullError, and what the fence raises."""
+        """Write a .safetensors file atomically. Raises DiskFullError, and any exception of `fence`."""
         write_atomically(path, self.to_safetensors_bytes(), fence=fence)
 
     def to_safetensors_bytes(self) -> bytes:
-        """The .safetensors file; equal sets give equal bytes."""
+        """Return the .safetensors file. Equal sets give equal bytes."""
         return safetensors_bytes(self._arrays(), self._metadata())
 
     def to_npz_bytes(self) -> bytes:
-        """An .npz of the same arrays, the metadata as JSON texts; equal sets give equal bytes."""
+        """Return an .npz file with the same arrays, and the metadata as JSON texts. Equal sets give equal bytes."""
         texts = {name: np.array(text) for name, text in self._metadata().items()}
         return zip_bytes((f"{name}.npy", npy_bytes(array)) for name, array in (self._arrays() | texts).items())
 
     def to_zip_bytes(self) -> bytes:
-        """An image folder, `train/CLASS/0000.png`, that can be sent back as a dataset; equal sets give equal bytes.
+        """Return a .zip of an image folder, `train/CLASS/0000.png`, that can be uploaded as a dataset.
 
-        What lies outside the range of an image is clipped. Names of classes become folder names: see folder_names.
+        Equal sets give equal bytes. Pixel values outside [0, 1] are clipped. Class names become folder names, see `folder_names`.
         """
         names = folder_names(self.class_names)
         entries = (
@@ -131,26 +131,26 @@ class SyntheticSet:
         return {name: getattr(self, name) for name in _DTYPES}
 
     def _metadata(self) -> dict[str, str]:
-        """The metadata as JSON texts. Non-ASCII is escaped: a class name may hold what UTF-8 cannot."""
+        """Return the metadata as JSON texts. Non-ASCII is escaped, because UTF-8 cannot encode every class name."""
         return {name: json.dumps(getattr(self, name), sort_keys=True, allow_nan=False) for name in _METADATA}
 
 
 def from_checkpoint(path: Path, info: DatasetInfo, spec: CondenseSpec) -> SyntheticSet:
-    """The synthetic set within a checkpoint, whose `images` are float32 or float64; `spec` resolved.
+    """Return the synthetic set of a checkpoint, whose `images` are float32 or float64. `spec` must be resolved.
 
-    Raises SyntheticSetError when the file is damaged, gone (a running job drops old ones) or of another job.
+    Raises SyntheticSetError if the file is damaged, belongs to another job, or was deleted (a running job deletes old ones).
     """
     try:
         with safe_open(path, framework="numpy") as file:
             images = np.array(file.get_tensor("images"), dtype=np.float32)
             iteration = int(file.metadata()["iteration"])
     except FileNotFoundError as error:
-        raise SyntheticSetError(f"{path.name} is gone: a newer checkpoint replaced it; ask again") from error
+        raise SyntheticSetError(f"{path.name} was replaced by a newer checkpoint; retry the request") from error
     except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
         raise SyntheticSetError(f"{path.name} is not a readable checkpoint ({error})") from error
     expected = (info.num_classes * spec.ipc, *info.shape)
     if images.shape != expected:
-        raise SyntheticSetError(f"{path.name}: images have shape {images.shape}, the job's have {expected}")
+        raise SyntheticSetError(f"{path.name}: images have shape {images.shape}; this job needs {expected}")
     return SyntheticSet(
         images=images,
         labels=np.repeat(np.arange(info.num_classes, dtype=np.int64), spec.ipc),
@@ -165,9 +165,10 @@ def from_checkpoint(path: Path, info: DatasetInfo, spec: CondenseSpec) -> Synthe
 
 
 def folder_names(class_names: list[str]) -> list[str]:
-    """A folder name for each class, the same where it can be.
+    """Return a folder name for each class, equal to the class name where possible.
 
-    Separators and signs that some file system refuses become `_`; what readers would skip or confuse is renamed.
+    Characters that are path separators or not allowed on some file system become `_`. Names that the reader of image
+    folders would ignore, and names that are equal except for case, are changed.
     """
     taken: set[str] = set()
     names = []
@@ -175,7 +176,7 @@ def folder_names(class_names: list[str]) -> list[str]:
         name = re.sub(r"[^\w .,+()&'-]", "_", class_name)[:80].strip(" .") or "class"
         if is_ignored(name):
             name = f"class_{name}"
-        while name.casefold() in taken:  # file systems that ignore case would merge them
+        while name.casefold() in taken:  # case-insensitive file systems would merge them
             name = f"{name}_{k}"
         taken.add(name.casefold())
         names.append(name)
@@ -183,7 +184,7 @@ def folder_names(class_names: list[str]) -> list[str]:
 
 
 def versions() -> dict[str, str]:
-    """Of the installed ones among the packages that decide a result."""
+    """Return the versions of the packages that affect results, or "not installed"."""
     found = {}
     for package in ("cafe-service", "torch", "numpy"):
         try:
@@ -208,10 +209,10 @@ def _check(s: SyntheticSet) -> None:
         raise SyntheticSetError(f"images have shape {s.images.shape}; it must be (K·ipc, C, H, W) with C 1 or 3")
     k, channels = len(s.class_names), s.images.shape[1]
     if len(s.images) % k:
-        raise SyntheticSetError(f"{len(s.images)} images are no multiple of the {k} classes in class_names")
+        raise SyntheticSetError(f"the number of images must be a multiple of the {k} classes in class_names; got {len(s.images)}")
     if not np.array_equal(s.labels, np.repeat(np.arange(k), len(s.images) // k)):
         raise SyntheticSetError(
-            f"labels must be 0 to {k - 1} in order, {len(s.images) // k} times each, as images are ordered by class"
+            f"labels must be 0 to {k - 1} in order, {len(s.images) // k} times each, because images are ordered by class"
         )
     for name in ("mean", "std"):
         if getattr(s, name).shape != (channels,):
@@ -223,21 +224,21 @@ def _check(s: SyntheticSet) -> None:
 
 
 def _check_metadata(s: SyntheticSet) -> None:
-    def refuse(name: str, wanted: str) -> SyntheticSetError:
-        return SyntheticSetError(f"metadata {name} must be {wanted}")
+    def invalid(name: str, expected: str) -> SyntheticSetError:
+        return SyntheticSetError(f"metadata {name} must be {expected}")
 
     names = s.class_names
     if not isinstance(names, list) or not names or not all(isinstance(n, str) for n in names) or len(set(names)) != len(names):
-        raise refuse("class_names", "a list of different names")
-    if type(s.iteration) is not int or s.iteration < 0:  # bool is an int, too
-        raise refuse("iteration", "an integer, 0 or more")
+        raise invalid("class_names", "a non-empty list of unique names")
+    if type(s.iteration) is not int or s.iteration < 0:  # not isinstance(): bool is a subclass of int
+        raise invalid("iteration", "an integer, 0 or more")
     for name in ("dataset", "spec", "versions"):
         if not isinstance(getattr(s, name), dict):
-            raise refuse(name, "a JSON object")
+            raise invalid(name, "a JSON object")
         try:
             json.dumps(getattr(s, name), allow_nan=False)
         except (TypeError, ValueError) as error:
-            raise refuse(name, f"JSON ({error})") from error
+            raise invalid(name, f"JSON ({error})") from error
 
 
 def _parsed(name: str, text: str) -> Any:
@@ -248,7 +249,7 @@ def _parsed(name: str, text: str) -> Any:
 
 
 def _png_bytes(image: NDArray[np.uint8]) -> bytes:
-    """image: (C, H, W)."""
+    """Encode an image (C, H, W) as PNG."""
     buffer = io.BytesIO()
     Image.fromarray(image[0] if len(image) == 1 else np.ascontiguousarray(image.transpose(1, 2, 0))).save(buffer, "PNG")
     return buffer.getvalue()

@@ -176,10 +176,10 @@ def test_from_a_checkpoint(tmp_path: Path, dtype: Any) -> None:
 def test_checkpoints_that_cannot_be_used(tmp_path: Path) -> None:
     info, spec = _job()
     path = tmp_path / "c.safetensors"
-    with pytest.raises(SyntheticSetError, match="is gone"):
+    with pytest.raises(SyntheticSetError, match="was replaced by a newer checkpoint"):
         from_checkpoint(path, info, spec)
     save_file({"images": np.zeros((10, 1, 8, 8), np.float32)}, path, {"iteration": "1"})
-    with pytest.raises(SyntheticSetError, match=r"images have shape \(10, 1, 8, 8\), the job's have \(20, 1, 8, 8\)"):
+    with pytest.raises(SyntheticSetError, match=r"images have shape \(10, 1, 8, 8\); this job needs \(20, 1, 8, 8\)"):
         from_checkpoint(path, info, spec)
     save_file({"momentum": np.zeros((20, 1, 8, 8), np.float32)}, path, {"iteration": "1"})
     with pytest.raises(SyntheticSetError, match="not a readable checkpoint"):
@@ -202,15 +202,15 @@ WRONG_PARTS = [
     ({"images": np.zeros((6, 5, 4), np.float32)}, r"images have shape \(6, 5, 4\)"),
     ({"images": np.zeros((6, 2, 5, 4), np.float32)}, r"with C 1 or 3"),
     ({"images": np.zeros((0, 3, 5, 4), np.float32), "labels": np.zeros(0, np.int64)}, "images have shape"),
-    ({"images": np.zeros((7, 3, 5, 4), np.float32)}, "7 images are no multiple of the 3 classes"),
+    ({"images": np.zeros((7, 3, 5, 4), np.float32)}, "must be a multiple of the 3 classes in class_names; got 7"),
     ({"labels": np.array([0, 1, 2, 0, 1, 2])}, "labels must be 0 to 2 in order, 2 times each"),
     ({"labels": np.array([0, 0, 1, 1, 2])}, "labels must be 0 to 2 in order"),
     ({"labels": np.array([0, 0, 1, 1, 2, 2], np.int32)}, "labels is int32; it must be int64"),
     ({"mean": np.zeros(1, np.float32)}, r"mean has shape \(1,\); images of 3 channels need \(3,\)"),
     ({"std": np.array([0.1, 0, 0.1], np.float32)}, "std must be greater than 0"),
     ({"std": np.array([0.1, np.inf, 0.1], np.float32)}, "std holds NaN or infinite"),
-    ({"class_names": []}, "metadata class_names must be a list of different names"),
-    ({"class_names": ["a", "b", "b"]}, "metadata class_names must be a list of different names"),
+    ({"class_names": []}, "metadata class_names must be a non-empty list of unique names"),
+    ({"class_names": ["a", "b", "b"]}, "metadata class_names must be a non-empty list of unique names"),
     ({"class_names": ["a", "b", 3]}, "metadata class_names must be"),
     ({"class_names": "abc"}, "metadata class_names must be"),
     ({"iteration": -1}, "metadata iteration must be an integer, 0 or more"),
@@ -240,8 +240,8 @@ def _contents(**changes: Any) -> tuple[dict[str, np.ndarray], dict[str, str]]:
 
 
 WRONG_FILES = [
-    ({"labels": None}, "labels is absent; a synthetic set has images, labels, mean, std"),
-    ({"spec": None}, "spec is absent"),
+    ({"labels": None}, "labels is missing; a synthetic set has images, labels, mean, std"),
+    ({"spec": None}, "spec is missing"),
     ({"class_names": "[not json"}, "metadata class_names is not JSON"),
     ({"class_names": "[" * 100_000}, "metadata class_names is not JSON"),
     ({"iteration": '"7"'}, "metadata iteration must be an integer"),
@@ -265,9 +265,9 @@ def test_files_that_are_no_synthetic_set(tmp_path: Path, changes: dict[str, Any]
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("absent.npz", "there is no such file"),
-        ("s.pkl", "is a .safetensors or an .npz file"),
-        ("folder.npz", "there is no such file"),
+        ("absent.npz", "does not exist"),
+        ("s.pkl", "must be a .safetensors or .npz file"),
+        ("folder.npz", "does not exist"),
     ],
 )
 def test_files_that_cannot_be_loaded(tmp_path: Path, name: str, message: str) -> None:
