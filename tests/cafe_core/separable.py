@@ -1,4 +1,4 @@
-"""Images that a network can learn within seconds, and short ways to train on them."""
+"""Make images that a network learns within seconds, and train networks on them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ MLP = NetworkSpec(name="mlp", width=32)
 
 
 def separable(count: int, seed: int = 0) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """Three classes of 8×8 grey images: a bright column at 1, 3 or 5, in noise."""
+    """Return 8×8 grey images of three classes, with a bright column at 1, 3 or 5 in noise, and their labels."""
     rng = np.random.default_rng(seed)
     labels = rng.integers(0, 3, count)
     images = rng.integers(0, 60, (count, 1, 8, 8), dtype=np.uint8)
@@ -28,7 +28,7 @@ def separable(count: int, seed: int = 0) -> tuple[NDArray[np.uint8], NDArray[np.
 
 
 def separable_store(path: Path) -> ClassStore:
-    """About 30 images of classes 0 and 1, two of class 2; 300 test images."""
+    """Build a store of about 30 images each of classes 0 and 1, two of class 2, and 300 test images."""
     images, labels = separable(90)
     few = np.concatenate([np.flatnonzero(labels == 0), np.flatnonzero(labels == 1), np.flatnonzero(labels == 2)[:2]])
     test_images, test_labels = separable(300, seed=1)
@@ -39,19 +39,22 @@ def normalisation(store: ClassStore, dtype: torch.dtype = torch.float32) -> Norm
     return Normalisation(store.info.mean, store.info.std, CPU, dtype)
 
 
-def taught(store: ClassStore, count: int, seed: int = 5, *, shift: int = 0, noise: float = 0, scale: float = 1) -> HeldImages:
-    """`count` fresh images of all three classes, normalised as the store's; shift: added to the labels."""
+def learnable_images(
+    store: ClassStore, count: int, seed: int = 5, *, shift: int = 0, noise: float = 0, scale: float = 1
+) -> HeldImages:
+    """Return `count` new images of all three classes, normalised like the store. `shift` is added to the labels."""
     images, labels = separable(count, seed)
     normalised = normalisation(store).floats(torch.from_numpy(images)) * scale
     normalised += noise * torch.randn(normalised.shape, generator=torch.Generator().manual_seed(seed))
     return HeldImages(normalised, torch.from_numpy((labels + shift) % 3), normalisation(store))
 
 
-def of_test_set(store: ClassStore) -> StoredImages:
+def stored_test_set(store: ClassStore) -> StoredImages:
+    """Return the test images of the store."""
     return StoredImages(store.test_images, store.test_labels, normalisation(store))
 
 
-def run(
+def train_and_test(
     store: ClassStore,
     images: Images,
     *,
@@ -60,6 +63,6 @@ def run(
     network: NetworkSpec = MLP,
     augment: Augmentation = "none",
 ) -> float:
-    """The accuracy in percent on the store's test set, after the last epoch, of a network trained on all of `images`."""
-    recipe, test = Recipe(network.resolved(), epochs, augment, store.info), of_test_set(store)
+    """Train a network on all of `images`. Return its accuracy in percent on the test set after the last epoch."""
+    recipe, test = Recipe(network.resolved(), epochs, augment, store.info), stored_test_set(store)
     return accuracies(train(recipe, images, torch.arange(len(images))[None], [seed]), test, torch.arange(len(test)))[0]

@@ -1,4 +1,4 @@
-"""Fixtures: the roots in which datasets are, and an image folder."""
+"""Fixtures: the directories that hold datasets, and an image folder."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def roots(tmp_path: Path) -> DataRoots:
 
 @pytest.fixture
 def folder(roots: DataRoots) -> Path:
-    """An image folder of 2 classes, 3 + 2 training and 1 + 1 test images of 7×6 (width×height), RGB."""
+    """Create an image folder of 2 classes with 3 + 2 training and 1 + 1 test images: RGB, 7×6 (width×height)."""
     root = roots.datasets / "pets"
     for name, count in {"train/cat": 3, "train/dog": 2, "test/cat": 1, "test/dog": 1}.items():
         (root / name).mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""Image folders for the tests of readers, and the roots in which they are."""
+"""Make images and archives for the tests of readers."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def pixels_of(path: Path) -> np.ndarray:
 
 
 def zip_of(folder: Path, prefix: str = "") -> Path:
-    """The folder as FOLDER.zip beside it."""
+    """Archive the folder as FOLDER.zip next to it."""
     archive = folder.with_suffix(".zip")
     with zipfile.ZipFile(archive, "w") as file:
         for path in sorted(folder.rglob("*")):

@@ -1,4 +1,4 @@
-"""The built-in datasets: their known facts, digits' split, torchvision's files present, absent and damaged."""
+"""Test the built-in datasets: catalog entries, the split of digits, and torchvision's files, present, missing and damaged."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def roots(tmp_path: Path) -> DataRoots:
     return DataRoots(**{name: tmp_path / name for name in ("datasets", "uploads", "downloads", "cache")})
 
 
-def test_no_torch_until_a_torchvision_dataset_is_built() -> None:
+def test_importing_data_modules_does_not_import_torch() -> None:
     code = (
         "import sys; import cafe_core.synthetic_set.synthetic_set, cafe_core.data.catalog;"
         "import cafe_core.data.sources, cafe_core.data.digits;"
@@ -40,13 +40,13 @@ def test_no_torch_until_a_torchvision_dataset_is_built() -> None:
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
 
 
-def test_the_catalogue_agrees_with_itself() -> None:
+def test_catalog_entries_are_consistent() -> None:
     assert [info.name for info in list_builtin()] == list(BUILTIN)
     for info in list_builtin():
         assert len(info.class_names) == len(set(info.class_names)) == len(info.class_counts)
         assert len(info.mean) == len(info.std) == info.channels
     totals = {name: (sum(info.class_counts), info.test_count) for name, info in BUILTIN.items()}
-    assert totals == {  # as their authors publish them
+    assert totals == {  # as published by their authors
         "digits": (1437, 360),
         "mnist": (60_000, 10_000),
         "fashion_mnist": (60_000, 10_000),
@@ -57,7 +57,7 @@ def test_the_catalogue_agrees_with_itself() -> None:
     assert {name for name, info in BUILTIN.items() if info.is_digits} == {"digits", "mnist", "svhn"}
 
 
-def test_class_names_are_torchvision_s() -> None:
+def test_class_names_match_torchvision() -> None:
     from torchvision import datasets
 
     assert BUILTIN["fashion_mnist"].class_names == datasets.FashionMNIST.classes
@@ -66,7 +66,7 @@ def test_class_names_are_torchvision_s() -> None:
 # -- digits
 
 
-def test_digits_are_all_there_in_a_fixed_split() -> None:
+def test_split_of_digits_is_complete_and_fixed() -> None:
     source = digits_source()
     levels, labels = load_digits(return_X_y=True)
     together = np.concatenate([source.images, source.test_images]).reshape(-1, 64)
@@ -81,7 +81,7 @@ def test_digits_are_all_there_in_a_fixed_split() -> None:
     np.testing.assert_array_equal(source.test_images[0].ravel(), expected[0])  # fixed: the first 0 is a test image
 
 
-def test_digits_catalogue_entry_is_what_is_measured(roots: DataRoots) -> None:
+def test_catalog_entry_of_digits_matches_its_images(roots: DataRoots) -> None:
     measured = BUILTIN["digits"]
     source = digits_source()
     assert measured.class_counts == source.class_counts
@@ -90,7 +90,7 @@ def test_digits_catalogue_entry_is_what_is_measured(roots: DataRoots) -> None:
     assert open_store(DatasetSpec(name="digits"), roots).info == measured == describe(DatasetSpec(name="digits"), roots)
 
 
-def test_describing_a_converted_builtin(roots: DataRoots) -> None:
+def test_describe_applies_size_and_channels(roots: DataRoots) -> None:
     grey = describe(DatasetSpec(name="cifar10", channels=1, image_size=16), roots)
     assert grey.shape == (1, 16, 16)
     assert grey.mean == pytest.approx([0.299 * 0.4914 + 0.587 * 0.4822 + 0.114 * 0.4465])
@@ -99,11 +99,11 @@ def test_describing_a_converted_builtin(roots: DataRoots) -> None:
     assert (colour.shape, colour.mean, colour.is_digits) == ((3, 8, 8), [0.3058] * 3, True)
 
 
-def test_a_built_store_s_facts_are_preferred(roots: DataRoots) -> None:
+def test_describe_prefers_the_statistics_of_a_built_store(roots: DataRoots) -> None:
     spec = DatasetSpec(name="digits", image_size=12)
     before = describe(spec, roots)
     store = open_store(spec, roots)
-    assert before.std == [0.3761]  # an estimate: that of the images before resizing
+    assert before.std == [0.3761]  # an estimate: the value before resizing
     assert describe(spec, roots) == store.info
     assert store.info.std[0] == pytest.approx(float((np.concatenate([store.images(k) for k in range(10)]) / 255).std()))
 
@@ -115,10 +115,10 @@ TORCHVISION: list[DatasetName] = ["mnist", "fashion_mnist", "svhn", "cifar10", "
 
 
 @pytest.mark.parametrize("name", TORCHVISION)
-def test_absent_files_are_named_with_the_place_they_belong(roots: DataRoots, name: DatasetName) -> None:
-    roots.downloads.chmod(0o555)  # read-only: nothing is downloaded, whatever network there is
+def test_missing_files_are_reported_with_their_directory(roots: DataRoots, name: DatasetName) -> None:
+    roots.downloads.chmod(0o555)  # read-only, so that nothing is downloaded even with a network
     spec = DatasetSpec(name=name)
-    assert describe(spec, roots) == BUILTIN[name]  # the API can tell all the same
+    assert describe(spec, roots) == BUILTIN[name]  # the API does not need the files
     first = torchvision_source._KNOWN[name].files[0]
     with pytest.raises(DatasetError) as caught:
         open_store(spec, roots)
@@ -127,7 +127,7 @@ def test_absent_files_are_named_with_the_place_they_belong(roots: DataRoots, nam
     assert list(roots.downloads.iterdir()) == []
 
 
-def test_a_failed_download_says_why(roots: DataRoots, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failed_download_reports_the_reason(roots: DataRoots, monkeypatch: pytest.MonkeyPatch) -> None:
     from torchvision import datasets
 
     monkeypatch.setattr(datasets.CIFAR10, "url", "http://127.0.0.1:9/nothing-listens.tar.gz")
@@ -136,7 +136,7 @@ def test_a_failed_download_says_why(roots: DataRoots, monkeypatch: pytest.Monkey
 
 
 def _idx(array: np.ndarray) -> bytes:
-    """The format of MNIST's files: http://yann.lecun.com/exdb/mnist/."""
+    """Encode an array in the format of MNIST's files: http://yann.lecun.com/exdb/mnist/."""
     return bytes([0, 0, 8, array.ndim]) + b"".join(side.to_bytes(4, "big") for side in array.shape) + array.tobytes()
 
 
@@ -155,7 +155,7 @@ def _write_mnist(roots: DataRoots, counts: list[int], test_count: int) -> tuple[
     return images, labels
 
 
-def test_mnist_files_are_read_as_they_lie(roots: DataRoots) -> None:
+def test_local_mnist_files_are_read(roots: DataRoots) -> None:
     info = BUILTIN["mnist"]
     images, labels = _write_mnist(roots, info.class_counts, info.test_count)
     roots.downloads.chmod(0o555)
@@ -165,13 +165,13 @@ def test_mnist_files_are_read_as_they_lie(roots: DataRoots) -> None:
     np.testing.assert_array_equal(store.test_labels, labels[:10_000])
 
 
-def test_other_images_than_were_published(roots: DataRoots) -> None:
+def test_unexpected_number_of_images_is_refused(roots: DataRoots) -> None:
     _write_mnist(roots, [3] * 10, 5)
     with pytest.raises(DatasetError, match=r"dataset mnist: found 30 training and 5 test images .*60000, 10000"):
         open_store(DatasetSpec(name="mnist"), roots)
 
 
-def test_damaged_files(roots: DataRoots) -> None:
+def test_damaged_files_are_refused(roots: DataRoots) -> None:
     _write_mnist(roots, [3] * 10, 5)
     path = roots.downloads / "MNIST/raw/train-images-idx3-ubyte"
     path.write_bytes(path.read_bytes()[:1000])
@@ -180,7 +180,7 @@ def test_damaged_files(roots: DataRoots) -> None:
 
 
 @needs_mnist
-def test_the_real_mnist(roots: DataRoots) -> None:
+def test_real_mnist_matches_its_catalog_entry(roots: DataRoots) -> None:
     roots = roots.model_copy(update={"downloads": SHARED})
     store = open_store(DatasetSpec(name="mnist"), roots)
     assert store.info == BUILTIN["mnist"]
@@ -190,7 +190,7 @@ def test_the_real_mnist(roots: DataRoots) -> None:
 
 
 @needs_cifar
-def test_the_real_cifar10_archive_is_described_from_its_names(roots: DataRoots) -> None:
+def test_describe_real_cifar10_archive(roots: DataRoots) -> None:
     info = describe(DatasetSpec(path="cifar10-jpg.zip"), roots.model_copy(update={"datasets": SHARED}))
     assert info.class_names == BUILTIN["cifar10"].class_names
     assert (info.class_counts, info.test_count, info.shape) == ([5000] * 10, 10_000, (3, 32, 32))

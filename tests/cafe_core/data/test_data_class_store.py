@@ -1,4 +1,4 @@
-"""Class stores: what is written is what is read, whole or not at all."""
+"""Test that class stores return the images they were built from, and that a failed build leaves no store."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ def roots(tmp_path: Path) -> DataRoots:
 
 
 def _arrays(seed: int = 0) -> tuple[Images, np.ndarray]:
-    """29 images of three classes in mixed order, the classes of 4, 20 and 5."""
+    """Return 29 images in random order, and their labels: three classes of 4, 20 and 5 images."""
     rng = np.random.default_rng(seed)
     labels = rng.permutation(np.repeat([0, 1, 2], [4, 20, 5]))
     return rng.integers(0, 256, (29, 3, 5, 6), dtype=np.uint8), labels
 
 
-def test_images_come_back_by_class(tmp_path: Path) -> None:
+def test_store_returns_images_by_class(tmp_path: Path) -> None:
     images, labels = _arrays()
     store = build_from_arrays(tmp_path / "s", images=images, labels=labels, test_images=images[:7], test_labels=labels[:7])
     for k in range(3):
@@ -49,7 +49,7 @@ def test_images_come_back_by_class(tmp_path: Path) -> None:
     assert (store.info.class_counts, store.info.test_count, store.info.shape) == ([4, 20, 5], 7, (3, 5, 6))
 
 
-def test_classes_are_views_of_one_read_only_map(tmp_path: Path) -> None:
+def test_images_of_a_class_are_a_view_of_a_read_only_memory_map(tmp_path: Path) -> None:
     images, labels = _arrays()
     store = build_from_arrays(tmp_path / "s", images=images, labels=labels)
     first = store.images(0)
@@ -60,13 +60,13 @@ def test_classes_are_views_of_one_read_only_map(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("k", [-1, 3])
-def test_classes_out_of_range(tmp_path: Path, k: int) -> None:
+def test_class_out_of_range_raises_index_error(tmp_path: Path, k: int) -> None:
     images, labels = _arrays()
     with pytest.raises(IndexError):
         build_from_arrays(tmp_path / "s", images=images, labels=labels).images(k)
 
 
-def test_chunks_change_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_chunk_size_does_not_change_the_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     images, labels = _arrays()
     arrays = {"images": images, "labels": labels, "test_images": images, "test_labels": labels}
     build_from_arrays(tmp_path / "one", **arrays)
@@ -76,27 +76,27 @@ def test_chunks_change_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         assert file.read_bytes() == (tmp_path / "many" / file.name).read_bytes()
 
 
-def test_mean_and_std_are_those_of_the_training_images(tmp_path: Path) -> None:
+def test_mean_and_std_are_computed_from_training_images(tmp_path: Path) -> None:
     images, labels = _arrays()
     info = build_from_arrays(tmp_path / "s", images=images, labels=labels, test_images=images * 0, test_labels=labels).info
     np.testing.assert_allclose(info.mean, (images / 255).mean(axis=(0, 2, 3)), rtol=1e-12)
     np.testing.assert_allclose(info.std, (images / 255).std(axis=(0, 2, 3)), rtol=1e-12)
 
 
-def test_a_constant_channel_has_a_std_to_divide_by(tmp_path: Path) -> None:
+def test_constant_channel_has_nonzero_std(tmp_path: Path) -> None:
     info = build_from_arrays(tmp_path / "s", images=np.full((4, 1, 4, 4), 7, np.uint8), labels=np.array([0, 1, 0, 1])).info
     assert info.mean == pytest.approx([7 / 255])
     assert info.std == [1 / 255]
 
 
-def test_no_test_images(tmp_path: Path) -> None:
+def test_store_may_have_no_test_images(tmp_path: Path) -> None:
     images, labels = _arrays()
     store = build_from_arrays(tmp_path / "s", images=images, labels=labels)
     assert store.test_images.shape == (0, 3, 5, 6)
     assert store.test_labels.shape == (0,)
 
 
-class _Interrupted(ArraySource):
+class _FailingSource(ArraySource):
     """A source that fails in its second class."""
 
     def train(self, k: int) -> Iterator[Images]:
@@ -108,23 +108,23 @@ class _Interrupted(ArraySource):
 
 
 @pytest.mark.parametrize(
-    ("error", "seen"),
+    ("error", "raised"),
     [
         (DatasetError("x.png is damaged"), DatasetError),
         (OSError(errno.ENOSPC, "No space left on device"), DiskFullError),
         (OSError(errno.EIO, "Input/output error"), OSError),
     ],
 )
-def test_a_failed_build_leaves_nothing(tmp_path: Path, error: Exception, seen: type[Exception]) -> None:
+def test_failed_build_leaves_no_files(tmp_path: Path, error: Exception, raised: type[Exception]) -> None:
     images, labels = _arrays()
-    source = _Interrupted("made", ["a", "b", "c"], images, labels, images[:0], labels[:0])
+    source = _FailingSource("made", ["a", "b", "c"], images, labels, images[:0], labels[:0])
     object.__setattr__(source, "error", error)
-    with pytest.raises(seen):
+    with pytest.raises(raised):
         build(tmp_path / "s", source)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_too_small_a_disk_is_seen_beforehand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_insufficient_disk_space_is_detected_before_building(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     images, labels = _arrays()
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=29 * 90 - 1))
@@ -138,15 +138,15 @@ def _remove_info(store: Path) -> None:
     (store / "info.json").unlink()
 
 
-def _cut_images(store: Path) -> None:
+def _truncate_images(store: Path) -> None:
     os.truncate(store / "train-images.u8", 100)
 
 
-def _cut_labels(store: Path) -> None:
+def _truncate_labels(store: Path) -> None:
     os.truncate(store / "test-labels.i64", 8)
 
 
-def _tear_info(store: Path) -> None:
+def _truncate_info(store: Path) -> None:
     os.truncate(store / "info.json", 40)
 
 
@@ -154,12 +154,12 @@ def _tear_info(store: Path) -> None:
     ("damage", "message"),
     [
         (_remove_info, "info.json is missing"),
-        (_tear_info, "info.json is damaged"),
-        (_cut_images, "train-images.u8 has 100 bytes, expected 2610"),
-        (_cut_labels, "test-labels.i64 is damaged"),
+        (_truncate_info, "info.json is damaged"),
+        (_truncate_images, "train-images.u8 has 100 bytes, expected 2610"),
+        (_truncate_labels, "test-labels.i64 is damaged"),
     ],
 )
-def test_a_damaged_store_is_not_opened(tmp_path: Path, damage, message: str) -> None:
+def test_damaged_store_is_not_opened(tmp_path: Path, damage, message: str) -> None:
     images, labels = _arrays()
     build_from_arrays(tmp_path / "s", images=images, labels=labels, test_images=images, test_labels=labels)
     damage(tmp_path / "s")
@@ -170,7 +170,7 @@ def test_a_damaged_store_is_not_opened(tmp_path: Path, damage, message: str) -> 
 # -- prepare
 
 
-def test_a_store_is_built_once(roots: DataRoots) -> None:
+def test_store_is_built_once(roots: DataRoots) -> None:
     spec = DatasetSpec(name="digits")
     path = prepare(spec, roots)
     made = (path / "info.json").stat().st_mtime_ns
@@ -178,7 +178,7 @@ def test_a_store_is_built_once(roots: DataRoots) -> None:
     assert (path / "info.json").stat().st_mtime_ns == made
 
 
-def test_each_size_and_channels_has_its_own_store(roots: DataRoots) -> None:
+def test_each_image_size_and_channel_count_has_its_own_store(roots: DataRoots) -> None:
     specs = [DatasetSpec(name="digits"), DatasetSpec(name="digits", image_size=16), DatasetSpec(name="digits", channels=3)]
     stores = [open_store(spec, roots) for spec in specs]
     assert [store.info.shape for store in stores] == [(1, 8, 8), (1, 16, 16), (3, 8, 8)]
@@ -190,7 +190,7 @@ def _write_npz(path: Path, seed: int) -> None:
     np.savez(path, images=images.transpose(0, 2, 3, 1), labels=labels)
 
 
-def test_changed_files_make_another_store(roots: DataRoots) -> None:
+def test_changed_files_get_a_new_store(roots: DataRoots) -> None:
     spec = DatasetSpec(path="a.npz")
     _write_npz(roots.datasets / "a.npz", seed=1)
     first = open_store(spec, roots)
@@ -212,18 +212,18 @@ def _prepare_together(roots: DataRoots, barrier: Barrier, notes: Queue[str]) -> 
     notes.put("ready")
 
 
-def test_builders_wait_for_one_another(roots: DataRoots) -> None:
+def test_concurrent_builders_wait_for_each_other(roots: DataRoots) -> None:
     _write_npz(roots.datasets / "a.npz", seed=1)
     context = multiprocessing.get_context("spawn")
     barrier, notes = context.Barrier(2), context.Queue()
     processes = [context.Process(target=_prepare_together, args=(roots, barrier, notes)) for _ in range(2)]
     for process in processes:
         process.start()
-    said = sorted(notes.get(timeout=60) for _ in range(3))
+    received = sorted(notes.get(timeout=60) for _ in range(3))
     for process in processes:
         process.join(60)
         assert process.exitcode == 0
-    assert said == ["built", "ready", "ready"]
+    assert received == ["built", "ready", "ready"]
 
 
 def _build_and_hang(roots: DataRoots) -> None:
@@ -238,7 +238,7 @@ def _build_and_hang(roots: DataRoots) -> None:
     prepare(DatasetSpec(path="a.npz"), roots)
 
 
-def test_a_killed_builder_leaves_nothing_that_looks_complete(roots: DataRoots) -> None:
+def test_killed_builder_leaves_no_store_that_looks_complete(roots: DataRoots) -> None:
     _write_npz(roots.datasets / "a.npz", seed=1)
     process = multiprocessing.get_context("spawn").Process(target=_build_and_hang, args=(roots,))
     process.start()
@@ -255,10 +255,10 @@ def test_a_killed_builder_leaves_nothing_that_looks_complete(roots: DataRoots) -
 
     store = open_store(DatasetSpec(path="a.npz"), roots)
     assert store.info.class_counts == [4, 20, 5]
-    assert [path for path in roots.cache.iterdir() if path.is_dir()] == [store.path]  # the next builder has swept
+    assert [path for path in roots.cache.iterdir() if path.is_dir()] == [store.path]  # the next builder has removed the leftovers
 
 
-def test_data_that_change_while_they_are_read_are_refused(roots: DataRoots, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_files_changed_during_the_build_are_refused(roots: DataRoots, monkeypatch: pytest.MonkeyPatch) -> None:
     _write_npz(roots.datasets / "a.npz", seed=1)
 
     def build_and_touch(*args: Any, **kwargs: Any) -> ClassStore:

@@ -1,4 +1,4 @@
-"""Own data: what can be read is read right, and what cannot is refused with the reason and the fix."""
+"""Test that image folders and archives of users are read, or refused with the reason and a fix."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from tests.cafe_core.data.image_folders import encoded, picture, pixels_of, zip_
 # -- folders and archives that can be read
 
 
-def test_a_folder(roots: DataRoots, folder: Path) -> None:
+def test_folder_is_read(roots: DataRoots, folder: Path) -> None:
     store = open_store(DatasetSpec(path="pets"), roots)
     assert store.info.class_names == ["cat", "dog"]
     assert (store.info.class_counts, store.info.test_count, store.info.shape) == ([3, 2], 2, (3, 6, 7))
@@ -41,57 +41,57 @@ def test_a_folder(roots: DataRoots, folder: Path) -> None:
 
 
 @pytest.mark.parametrize("prefix", ["", "pets/"])
-def test_an_archive_is_as_its_folder(roots: DataRoots, folder: Path, prefix: str) -> None:
+def test_archive_gives_the_same_store_as_its_folder(roots: DataRoots, folder: Path, prefix: str) -> None:
     with zipfile.ZipFile(zip_of(folder, prefix), "a") as file:
         file.writestr("__MACOSX/train/cat/._0.png", b"resource fork")
         file.writestr(prefix + "train/cat/.DS_Store", b"finder")
-    _same_images(open_store(DatasetSpec(path="pets.zip"), roots), open_store(DatasetSpec(path="pets"), roots))
+    _assert_same_images(open_store(DatasetSpec(path="pets.zip"), roots), open_store(DatasetSpec(path="pets"), roots))
 
 
-def _same_images(a: ClassStore, b: ClassStore) -> None:
+def _assert_same_images(a: ClassStore, b: ClassStore) -> None:
     for file in ("train-images.u8", "test-images.u8", "test-labels.i64"):
         assert (a.path / file).read_bytes() == (b.path / file).read_bytes()
     assert a.info.class_names == b.info.class_names
 
 
-def test_an_upload(roots: DataRoots, folder: Path) -> None:
+def test_upload_is_read_by_its_id(roots: DataRoots, folder: Path) -> None:
     (roots.uploads / "ds_1").mkdir()
     zip_of(folder).rename(roots.uploads / "ds_1" / "data.zip")
     store = open_store(DatasetSpec(id="ds_1"), roots)
     assert store.info.name == "ds_1"
-    _same_images(store, open_store(DatasetSpec(path="pets"), roots))
+    _assert_same_images(store, open_store(DatasetSpec(path="pets"), roots))
 
 
-def test_an_absolute_path_within_the_root(roots: DataRoots, folder: Path) -> None:
+def test_absolute_path_within_the_root_is_allowed(roots: DataRoots, folder: Path) -> None:
     assert describe(DatasetSpec(path=str(folder)), roots).class_counts == [3, 2]
 
 
-def test_what_is_not_an_image_is_left_out(roots: DataRoots, folder: Path) -> None:
+def test_files_that_are_not_images_are_ignored(roots: DataRoots, folder: Path) -> None:
     (folder / "README.md").write_text("pets")
     (folder / "train" / "cat" / "notes.txt").write_text("fluffy")
     (folder / "train" / "cat" / ".hidden.png").write_bytes(b"")
     assert describe(DatasetSpec(path="pets"), roots).class_counts == [3, 2]
 
 
-def test_no_test_folder(roots: DataRoots, folder: Path) -> None:
+def test_folder_of_test_images_is_optional(roots: DataRoots, folder: Path) -> None:
     shutil.rmtree(folder / "test")
     assert open_store(DatasetSpec(path="pets"), roots).info.test_count == 0
 
 
 @pytest.mark.parametrize("name", ["x.jpg", "x.JPEG", "x.bmp", "x.webp", "x.PNG"])
-def test_every_suffix(roots: DataRoots, folder: Path, name: str) -> None:
+def test_all_supported_suffixes_are_read(roots: DataRoots, folder: Path, name: str) -> None:
     picture().save(folder / "train" / "dog" / name)
     assert open_store(DatasetSpec(path="pets"), roots).info.class_counts == [3, 3]
 
 
-def test_mixed_sizes_and_modes_are_made_alike_when_asked(roots: DataRoots, folder: Path) -> None:
+def test_mixed_sizes_and_modes_are_converted_on_request(roots: DataRoots, folder: Path) -> None:
     picture("L", (40, 20)).save(folder / "train" / "dog" / "wide.png")
     store = open_store(DatasetSpec(path="pets", image_size=8, channels=1), roots)
     assert store.info.shape == (1, 8, 8)
     assert store.images(1).shape == (3, 1, 8, 8)
 
 
-# -- folders that cannot be read: (what is done to the good folder, what the error must say)
+# -- folders that are refused: (how a valid folder is damaged, pattern of the error message)
 
 
 def _truncate(folder: Path) -> None:
@@ -106,7 +106,7 @@ def _empty_file(folder: Path) -> None:
     (folder / "train/dog/1.png").write_bytes(b"")
 
 
-def _disguise(folder: Path) -> None:
+def _gif_named_png(folder: Path) -> None:
     picture().save(folder / "train/dog/1.png", "GIF")
 
 
@@ -114,7 +114,7 @@ def _bomb(folder: Path) -> None:
     Image.new("1", (20_000, 20_000)).save(folder / "train/dog/1.png")
 
 
-def _slight_bomb(folder: Path) -> None:
+def _small_bomb(folder: Path) -> None:
     Image.new("1", (10_000, 9_000)).save(folder / "train/dog/1.png")
 
 
@@ -134,9 +134,9 @@ DECODING = [
     (_truncate, r"pets: train/dog/1\.png cannot be decoded .*; replace or remove it"),
     (_corrupt, r"pets: train/dog/1\.png is not a PNG, JPEG, BMP, WEBP image, or is damaged"),
     (_empty_file, r"pets: train/dog/1\.png is empty"),
-    (_disguise, r"pets: train/dog/1\.png is not a PNG"),
+    (_gif_named_png, r"pets: train/dog/1\.png is not a PNG"),
     (_bomb, r"pets: train/dog/1\.png is too large: .*pixels"),
-    (_slight_bomb, r"pets: train/dog/1\.png is too large: .*pixels"),
+    (_small_bomb, r"pets: train/dog/1\.png is too large: .*pixels"),
     (_other_size, r"train/dog/1\.png is 9×6 colour, train/cat/0\.png is 7×6 colour; set dataset\.image_size"),
     (_other_mode, r"train/dog/1\.png is 7×6 grey, train/cat/0\.png is 7×6 colour; set dataset\.channels"),
     (_bad_test_image, r"pets: test/dog/0\.png is not a PNG"),
@@ -144,10 +144,12 @@ DECODING = [
 
 
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
-@pytest.mark.parametrize(("spoil", "message"), DECODING, ids=[spoil.__name__ for spoil, _ in DECODING])
+@pytest.mark.parametrize(("damage", "message"), DECODING, ids=[damage.__name__ for damage, _ in DECODING])
 @pytest.mark.parametrize("archive", [False, True], ids=["folder", "zip"])
-def test_bad_images(roots: DataRoots, folder: Path, spoil: Callable[[Path], None], message: str, archive: bool) -> None:
-    spoil(folder)
+def test_bad_images_are_refused(
+    roots: DataRoots, folder: Path, damage: Callable[[Path], None], message: str, archive: bool
+) -> None:
+    damage(folder)
     path = zip_of(folder).name if archive else folder.name
     with pytest.raises(DatasetError, match=message.replace("pets:", path + ":")):
         open_store(DatasetSpec(path=path), roots)
@@ -158,7 +160,7 @@ def _empty_class(folder: Path) -> None:
     (folder / "train/fish").mkdir()
 
 
-def _class_of_notes(folder: Path) -> None:
+def _class_with_only_notes(folder: Path) -> None:
     (folder / "train/fish").mkdir()
     (folder / "train/fish/notes.txt").write_text("wet")
 
@@ -175,7 +177,7 @@ def _no_classes(folder: Path) -> None:
     shutil.rmtree(folder / "test")
 
 
-def _stranger_in_test(folder: Path) -> None:
+def _unknown_class_in_test(folder: Path) -> None:
     (folder / "test/fish").mkdir()
     picture().save(folder / "test/fish/0.png")
 
@@ -185,31 +187,31 @@ def _empty_test(folder: Path) -> None:
     (folder / "test").mkdir()
 
 
-def _flat(folder: Path) -> None:
+def _no_train_folder(folder: Path) -> None:
     (folder / "train/cat").rename(folder / "cat")
     (folder / "train/dog").rename(folder / "dog")
     shutil.rmtree(folder / "train")
     shutil.rmtree(folder / "test")
 
 
-def _third_split(folder: Path) -> None:
+def _unknown_split(folder: Path) -> None:
     shutil.copytree(folder / "test", folder / "val")
 
 
-def _too_shallow(folder: Path) -> None:
+def _image_outside_a_class(folder: Path) -> None:
     picture().save(folder / "train/stray.png")
 
 
-def _too_deep(folder: Path) -> None:
+def _nested_folder(folder: Path) -> None:
     (folder / "train/cat/more").mkdir()
     picture().save(folder / "train/cat/more/0.png")
 
 
-def _other_kind(folder: Path) -> None:
+def _unsupported_format(folder: Path) -> None:
     picture().save(folder / "train/cat/x.gif")
 
 
-def _everything_gone(folder: Path) -> None:
+def _empty_folder(folder: Path) -> None:
     shutil.rmtree(folder)
     folder.mkdir()
 
@@ -218,35 +220,35 @@ def _unprintable_class(folder: Path) -> None:
     (folder / "train/cat").rename(folder / "train/c\nat")
 
 
-def _huge(folder: Path) -> None:
+def _large_images(folder: Path) -> None:
     for file in folder.rglob("*.png"):
         picture(size=(600, 600)).save(file)
 
 
 LAYOUT = [
     (_empty_class, r"class 'fish' has no images in train/"),
-    (_class_of_notes, r"class 'fish' has no images in train/; add some \(\.png"),
+    (_class_with_only_notes, r"class 'fish' has no images in train/; add some \(\.png"),
     (_one_class, r"has only one class \('cat'\); at least 2"),
     (_no_classes, r"train/ holds no class folders; expected train/CLASS"),
-    (_stranger_in_test, r"class 'fish' is in test/ and not in train/"),
+    (_unknown_class_in_test, r"class 'fish' is in test/ and not in train/"),
     (_empty_test, r"test/ holds no images; fill it or remove it"),
-    (_flat, r"has no train/ folder; found cat/0\.png; expected train/CLASS/\*\.png"),
-    (_third_split, r"val/cat/0\.png is neither in train/ nor in test/"),
-    (_too_shallow, r"train/stray\.png is not directly in a class's folder; expected"),
-    (_too_deep, r"train/cat/more/0\.png is not directly in a class's folder"),
-    (_other_kind, r"train/cat/x\.gif has an unsupported format; convert it"),
-    (_everything_gone, r"has no train/ folder; it holds no images; expected"),
+    (_no_train_folder, r"has no train/ folder; found cat/0\.png; expected train/CLASS/\*\.png"),
+    (_unknown_split, r"val/cat/0\.png is neither in train/ nor in test/"),
+    (_image_outside_a_class, r"train/stray\.png is not directly in a class's folder; expected"),
+    (_nested_folder, r"train/cat/more/0\.png is not directly in a class's folder"),
+    (_unsupported_format, r"train/cat/x\.gif has an unsupported format; convert it"),
+    (_empty_folder, r"has no train/ folder; it holds no images; expected"),
     (_unprintable_class, r"the class folder 'c\\nat' has a name that cannot be printed"),
-    (_huge, r"600×600 pixels .*set dataset\.image_size"),
+    (_large_images, r"600×600 pixels .*set dataset\.image_size"),
 ]
 
 
-@pytest.mark.parametrize(("spoil", "message"), LAYOUT, ids=[spoil.__name__ for spoil, _ in LAYOUT])
+@pytest.mark.parametrize(("damage", "message"), LAYOUT, ids=[damage.__name__ for damage, _ in LAYOUT])
 @pytest.mark.parametrize("archive", [False, True], ids=["folder", "zip"])
-def test_bad_layouts_are_seen_when_a_job_is_posted(
-    roots: DataRoots, folder: Path, spoil: Callable[[Path], None], message: str, archive: bool
+def test_describe_refuses_bad_layouts(
+    roots: DataRoots, folder: Path, damage: Callable[[Path], None], message: str, archive: bool
 ) -> None:
-    spoil(folder)
+    damage(folder)
     path = zip_of(folder).name if archive else folder.name
     with pytest.raises(DatasetError, match=message):
         describe(DatasetSpec(path=path), roots)
@@ -256,7 +258,7 @@ def test_bad_layouts_are_seen_when_a_job_is_posted(
 
 
 @pytest.mark.parametrize("path", ["../outside", "/etc", "pets/../../outside", "link", "link/train", "a" * 300, "..", "loop/x"])
-def test_paths_outside_the_root(roots: DataRoots, folder: Path, path: str) -> None:
+def test_paths_outside_the_root_are_refused(roots: DataRoots, folder: Path, path: str) -> None:
     shutil.copytree(folder, roots.datasets.parent / "outside")
     (roots.datasets / "link").symlink_to(roots.datasets.parent / "outside")
     (roots.datasets / "loop").symlink_to(roots.datasets / "loop")
@@ -268,7 +270,7 @@ def test_paths_outside_the_root(roots: DataRoots, folder: Path, path: str) -> No
 @pytest.mark.parametrize(
     ("name", "target"), [("train", "train"), ("train/cow", "train/cat"), ("train/cat/link.png", "train/cat/0.png")]
 )
-def test_links_within_a_folder_may_not_leave_the_root(roots: DataRoots, folder: Path, name: str, target: str) -> None:
+def test_links_out_of_the_root_are_refused(roots: DataRoots, folder: Path, name: str, target: str) -> None:
     outside = roots.datasets.parent / "outside"
     shutil.copytree(folder, outside)
     if name == "train":
@@ -283,13 +285,13 @@ def test_links_within_the_root_are_followed(roots: DataRoots, folder: Path) -> N
     assert describe(DatasetSpec(path="pets"), roots).class_names == ["cat", "cow", "dog"]
 
 
-def test_a_link_to_a_folder_above(roots: DataRoots, folder: Path) -> None:
+def test_link_to_a_parent_folder_is_refused(roots: DataRoots, folder: Path) -> None:
     (folder / "train/cow").symlink_to(folder)
     with pytest.raises(DatasetError, match="train/cow is a link to a folder that contains it"):
         describe(DatasetSpec(path="pets"), roots)
 
 
-def test_a_dangling_link(roots: DataRoots, folder: Path) -> None:
+def test_dangling_link_is_refused(roots: DataRoots, folder: Path) -> None:
     (folder / "train/cat/9.png").symlink_to(folder / "gone.png")
     with pytest.raises(DatasetError, match=r"train/cat/9\.png is neither a file nor a folder"):
         describe(DatasetSpec(path="pets"), roots)
@@ -306,7 +308,7 @@ def test_a_dangling_link(roots: DataRoots, folder: Path) -> None:
         (DatasetSpec(path="void.npz"), "void.npz is not a readable .npz file"),
     ],
 )
-def test_absent_and_unknown_files(roots: DataRoots, spec: DatasetSpec, message: str) -> None:
+def test_missing_and_unreadable_files_are_refused(roots: DataRoots, spec: DatasetSpec, message: str) -> None:
     (roots.datasets / "notes.txt").write_text("no data")
     (roots.datasets / "torn.zip").write_bytes(b"PK\x03\x04 and then nothing")
     (roots.datasets / "torn.npz").write_bytes(b"PK\x03\x04 and then nothing")
@@ -315,17 +317,18 @@ def test_absent_and_unknown_files(roots: DataRoots, spec: DatasetSpec, message: 
         describe(spec, roots)
 
 
-# -- archives meant to harm
+# -- malicious archives
 
 
-def test_an_archive_that_is_not_there(tmp_path: Path) -> None:
-    """As an upload that was deleted meanwhile. (What its destructor raised would fail this test as well.)"""
+def test_missing_archive_raises_file_not_found(tmp_path: Path) -> None:
+    """An upload may have been deleted. An exception in the archive's destructor would fail this test too."""
     with pytest.raises(FileNotFoundError):
         open_archive(tmp_path / "absent.zip")
     gc.collect()
 
 
-def _spoilt_zip(folder: Path, *entries: tuple[zipfile.ZipInfo, bytes]) -> None:
+def _zip_with(folder: Path, *entries: tuple[zipfile.ZipInfo, bytes]) -> None:
+    """Archive the folder and add entries."""
     with zipfile.ZipFile(zip_of(folder), "a", zipfile.ZIP_DEFLATED) as file:
         for info, content in entries:
             info.compress_type = zipfile.ZIP_DEFLATED
@@ -335,34 +338,34 @@ def _spoilt_zip(folder: Path, *entries: tuple[zipfile.ZipInfo, bytes]) -> None:
 @pytest.mark.parametrize(
     "name", ["../evil.png", "train/../../evil.png", "/train/cat/evil.png", "train\\..\\evil.png", "C:/evil.png", "train//x.png"]
 )
-def test_archives_with_paths_that_lead_elsewhere(roots: DataRoots, folder: Path, name: str) -> None:
-    _spoilt_zip(folder, (zipfile.ZipInfo(name), encoded(picture())))
+def test_archive_with_an_unsafe_path_is_refused(roots: DataRoots, folder: Path, name: str) -> None:
+    _zip_with(folder, (zipfile.ZipInfo(name), encoded(picture())))
     with pytest.raises(DatasetError, match="is not a valid path in an archive"):
         describe(DatasetSpec(path="pets.zip"), roots)
 
 
-def test_archives_with_links(roots: DataRoots, folder: Path) -> None:
+def test_archive_with_a_link_is_refused(roots: DataRoots, folder: Path) -> None:
     link = zipfile.ZipInfo("train/cat/9.png")
     link.external_attr = (stat.S_IFLNK | 0o777) << 16
-    _spoilt_zip(folder, (link, b"/etc/passwd"))
+    _zip_with(folder, (link, b"/etc/passwd"))
     with pytest.raises(DatasetError, match=r"train/cat/9\.png' is a link"):
         describe(DatasetSpec(path="pets.zip"), roots)
 
 
 @pytest.mark.filterwarnings("ignore:Duplicate name")
-def test_archives_with_a_file_twice(roots: DataRoots, folder: Path) -> None:
-    _spoilt_zip(folder, (zipfile.ZipInfo("train/cat/0.png"), b"other"))
+def test_archive_with_a_duplicate_file_is_refused(roots: DataRoots, folder: Path) -> None:
+    _zip_with(folder, (zipfile.ZipInfo("train/cat/0.png"), b"other"))
     with pytest.raises(DatasetError, match="is in the archive twice"):
         describe(DatasetSpec(path="pets.zip"), roots)
 
 
-def test_archives_that_unpack_to_absurd_sizes(roots: DataRoots, folder: Path) -> None:
-    _spoilt_zip(folder, (zipfile.ZipInfo("train/cat/9.png"), bytes(17 * 2**20)))
+def test_archive_with_an_implausible_size_is_refused(roots: DataRoots, folder: Path) -> None:
+    _zip_with(folder, (zipfile.ZipInfo("train/cat/9.png"), bytes(17 * 2**20)))
     with pytest.raises(DatasetError, match=r"unpacks from .* bytes, which is not plausible"):
         describe(DatasetSpec(path="pets.zip"), roots)
 
 
-def test_archives_with_a_password(roots: DataRoots, folder: Path) -> None:
+def test_encrypted_archive_is_refused(roots: DataRoots, folder: Path) -> None:
     content = bytearray(zip_of(folder).read_bytes())
     with zipfile.ZipFile(io.BytesIO(content)) as file:
         name = file.namelist()[-1].encode()
@@ -373,7 +376,7 @@ def test_archives_with_a_password(roots: DataRoots, folder: Path) -> None:
         describe(DatasetSpec(path="pets.zip"), roots)
 
 
-def test_archives_with_damaged_bytes(roots: DataRoots, folder: Path) -> None:
+def test_archive_with_damaged_bytes_is_refused(roots: DataRoots, folder: Path) -> None:
     archive = zip_of(folder)
     with zipfile.ZipFile(archive) as file:
         info = file.getinfo("train/dog/1.png")
@@ -385,7 +388,7 @@ def test_archives_with_damaged_bytes(roots: DataRoots, folder: Path) -> None:
         open_store(DatasetSpec(path="pets.zip"), roots)
 
 
-def test_files_larger_than_any_image(roots: DataRoots, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_files_larger_than_the_limit_are_refused(roots: DataRoots, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(image_folder, "_MAX_FILE_BYTES", 1000)
     (folder / "train/cat/0.png").write_bytes(bytes(1001))
     with pytest.raises(DatasetError, match=r"train/cat/0\.png has 1001 bytes; the limit for an image file is 1000"):

@@ -1,4 +1,4 @@
-"""Read .npz files; refuse bad arrays, forged headers and damaged bytes with the reason."""
+"""Test that .npz files are read, and that bad arrays, forged headers and damaged bytes are refused with the reason."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from cafe_core.spec.dataset import DatasetSpec
 from tests.cafe_core.data.image_folders import RNG
 
 
-def _good_npz() -> dict[str, np.ndarray]:
+def _valid_arrays() -> dict[str, np.ndarray]:
     return {
         "images": RNG.integers(0, 256, (9, 5, 6, 3), dtype=np.uint8),
         "labels": np.array([2, 0, 1, 1, 0, 2, 2, 1, 1]),
@@ -30,8 +30,8 @@ def _good_npz() -> dict[str, np.ndarray]:
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
 @pytest.mark.parametrize("order", ["C", "F"])
 @pytest.mark.parametrize("dtype", ["int64", "uint8", ">i4"])
-def test_npz(roots: DataRoots, save: Callable[..., None], order: Any, dtype: str) -> None:
-    arrays = _good_npz()
+def test_npz_is_read(roots: DataRoots, save: Callable[..., None], order: Any, dtype: str) -> None:
+    arrays = _valid_arrays()
     spec = DatasetSpec(path="a.npz")
     stored = arrays | {"images": np.asarray(arrays["images"], order=order), "labels": arrays["labels"].astype(dtype)}
     save(roots.datasets / "a.npz", **stored)
@@ -45,20 +45,20 @@ def test_npz(roots: DataRoots, save: Callable[..., None], order: Any, dtype: str
     assert [path for path in roots.cache.iterdir() if path.name.startswith("tmp")] == []
 
 
-def test_npz_without_channels_or_test(roots: DataRoots) -> None:
-    arrays = _good_npz()
+def test_channels_and_test_arrays_are_optional(roots: DataRoots) -> None:
+    arrays = _valid_arrays()
     np.savez(roots.datasets / "a.npz", images=arrays["images"][..., 0], labels=arrays["labels"])
     store = open_store(DatasetSpec(path="a.npz", image_size=8, channels=3), roots)
     assert (store.info.shape, store.info.test_count) == ((3, 8, 8), 0)
 
 
-def _objects() -> np.ndarray:
+def _object_array() -> np.ndarray:
     return np.array([{"class": 0}] * 9, dtype=object)
 
 
 BAD_ARRAYS = [
-    ({"labels": _objects()}, r"array 'labels' holds pickled Python objects, which are never read"),
-    ({"images": _objects()}, r"array 'images' holds pickled Python objects"),
+    ({"labels": _object_array()}, r"array 'labels' holds pickled Python objects, which are never read"),
+    ({"images": _object_array()}, r"array 'images' holds pickled Python objects"),
     ({"labels": None}, r"array 'labels' is missing; an \.npz dataset has images and labels"),
     ({"images": None}, r"array 'images' is missing"),
     ({"test_labels": None}, r"test_images and test_labels go together"),
@@ -84,8 +84,8 @@ BAD_ARRAYS = [
 
 
 @pytest.mark.parametrize(("changes", "message"), BAD_ARRAYS, ids=[message[:40] for _, message in BAD_ARRAYS])
-def test_bad_arrays_are_seen_when_a_job_is_posted(roots: DataRoots, changes: dict[str, Any], message: str) -> None:
-    arrays = {name: array for name, array in (_good_npz() | changes).items() if array is not None}
+def test_describe_refuses_bad_arrays(roots: DataRoots, changes: dict[str, Any], message: str) -> None:
+    arrays = {name: array for name, array in (_valid_arrays() | changes).items() if array is not None}
     np.savez(roots.datasets / "a.npz", **arrays)
     with pytest.raises(DatasetError, match=rf"a\.npz: {message}"):
         describe(DatasetSpec(path="a.npz"), roots)
@@ -109,7 +109,7 @@ def _npy(header: str, content: bytes = b"", version: tuple[int, int] = (1, 0)) -
         (b"no array at all", "array 'images' is damaged"),
     ],
 )
-def test_forged_headers(roots: DataRoots, content: bytes, message: str) -> None:
+def test_forged_headers_are_refused(roots: DataRoots, content: bytes, message: str) -> None:
     with zipfile.ZipFile(roots.datasets / "a.npz", "w") as file:
         file.writestr("images.npy", content)
         file.writestr("labels.npy", b"")
@@ -117,19 +117,19 @@ def test_forged_headers(roots: DataRoots, content: bytes, message: str) -> None:
         describe(DatasetSpec(path="a.npz"), roots)
 
 
-def test_labels_that_unpack_to_absurd_sizes(roots: DataRoots, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_more_labels_than_the_limit_are_refused(roots: DataRoots, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(npz_file, "_MAX_LABELS", 8)
-    np.savez(roots.datasets / "a.npz", **_good_npz())
+    np.savez(roots.datasets / "a.npz", **_valid_arrays())
     with pytest.raises(DatasetError, match="labels has 9 labels; the limit is 8"):
         describe(DatasetSpec(path="a.npz"), roots)
 
 
-def test_npz_with_damaged_images(roots: DataRoots) -> None:
+def test_damaged_images_are_refused_when_the_store_is_built(roots: DataRoots) -> None:
     path = roots.datasets / "a.npz"
-    np.savez(path, images=np.zeros((9, 64, 64), np.uint8), labels=_good_npz()["labels"])
+    np.savez(path, images=np.zeros((9, 64, 64), np.uint8), labels=_valid_arrays()["labels"])
     content = bytearray(path.read_bytes())
     content[20_000] ^= 0xFF  # within the images, which are stored uncompressed
     path.write_bytes(content)
-    assert describe(DatasetSpec(path="a.npz"), roots).class_counts == [2, 4, 3]  # pixels are not looked at
+    assert describe(DatasetSpec(path="a.npz"), roots).class_counts == [2, 4, 3]  # describe() does not read pixels
     with pytest.raises(DatasetError, match=r"array 'images' cannot be unpacked \(Bad CRC-32"):
         open_store(DatasetSpec(path="a.npz"), roots)

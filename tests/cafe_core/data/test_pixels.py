@@ -1,4 +1,4 @@
-"""Images become uint8 arrays of the size and channels that a spec asks for."""
+"""Test that images are converted to uint8 arrays with the size and channels of the spec."""
 
 from __future__ import annotations
 
@@ -42,20 +42,20 @@ def _palette_with_transparency() -> Image.Image:
     ],
     ids=["1", "L", "I16", "LA", "LA-clear", "RGB", "RGBA", "RGBA-clear", "P", "P-clear", "P-alphas", "RGB-key", "CMYK"],
 )
-def test_modes(data: bytes, expected: list[int]) -> None:
+def test_images_of_all_modes_are_decoded(data: bytes, expected: list[int]) -> None:
     image = pixels.decode(data, "x", image_size=None, channels=None)
     assert image.dtype == np.uint8
     np.testing.assert_array_equal(image, np.broadcast_to(np.array(expected)[:, None, None], (len(expected), 4, 4)))
 
 
-def test_grey_and_colour_on_demand() -> None:
+def test_channels_are_converted_on_request() -> None:
     colour = encoded(_constant("RGB", (255, 0, 0)))
     assert pixels.decode(colour, "x", image_size=None, channels=1)[0, 0, 0] == 76  # 0.299 · 255
     grey = encoded(_constant("L", 9))
     assert pixels.decode(grey, "x", image_size=None, channels=3)[:, 0, 0].tolist() == [9, 9, 9]
 
 
-def test_the_camera_s_orientation_is_applied() -> None:
+def test_exif_orientation_is_applied() -> None:
     image = np.zeros((4, 8), dtype=np.uint8)
     image[:, :4] = 200  # bright on the left; turned by 90° clockwise it is bright on top
     exif = Image.Exif()
@@ -66,7 +66,7 @@ def test_the_camera_s_orientation_is_applied() -> None:
     assert (upright[0, 4:] == 0).all()
 
 
-def test_resizing_is_of_the_shorter_side_then_centre_cropped() -> None:
+def test_shorter_side_is_resized_and_longer_side_is_centre_cropped() -> None:
     image = picture("L", (128, 64))
     expected = image.resize((16, 8), Image.Resampling.BILINEAR).crop((4, 0, 12, 8))
     small = pixels.decode(encoded(image), "x", image_size=8, channels=None)
@@ -76,11 +76,11 @@ def test_resizing_is_of_the_shorter_side_then_centre_cropped() -> None:
 def test_resizing_is_antialiased() -> None:
     stripes = np.broadcast_to(100 + 100 * (np.arange(64) % 2), (64, 64)).astype(np.uint8)
     small = pixels.decode(encoded(Image.fromarray(stripes)), "x", image_size=8, channels=None)
-    assert np.abs(small.astype(int) - 150).max() <= 3  # the stripes' mean: neither 100 nor 200
+    assert np.abs(small.astype(int) - 150).max() <= 3  # the mean of the stripes, not 100 or 200
 
 
 @pytest.mark.parametrize(("size", "channels"), [(None, 3), (12, None), (5, 3), (None, None)])
-def test_arrays_are_converted_as_files_are(size: int | None, channels: Any) -> None:
+def test_arrays_are_converted_like_files(size: int | None, channels: Any) -> None:
     image = picture("L", (9, 8))
     from_file = pixels.decode(encoded(image), "x", image_size=size, channels=channels)
     np.testing.assert_array_equal(pixels.fit_batch(np.asarray(image)[None, None], size, channels)[0], from_file)
@@ -89,13 +89,13 @@ def test_arrays_are_converted_as_files_are(size: int | None, channels: Any) -> N
 @pytest.mark.parametrize("size", [None, 8])
 @pytest.mark.parametrize("channels", [None, 1, 3])
 @pytest.mark.parametrize("image", [picture("L", (9, 6)), picture("RGBA", (6, 9))], ids=["grey", "colour"])
-def test_the_shape_is_known_before_decoding(image: Image.Image, size: int | None, channels: Any) -> None:
+def test_decoded_shape_equals_the_shape_after_decoding(image: Image.Image, size: int | None, channels: Any) -> None:
     data, how = encoded(image), {"image_size": size, "channels": channels}
     assert pixels.decoded_shape(data, "x", **how) == pixels.decode(data, "x", **how).shape
 
 
-def test_a_large_image_is_not_decoded_to_learn_its_shape() -> None:
-    torn = encoded(Image.new("L", (4000, 4000)))[:200]  # the header is there, the pixels are not
-    assert pixels.decoded_shape(torn, "x", image_size=32, channels=None) == (1, 32, 32)
+def test_decoded_shape_does_not_read_the_pixels() -> None:
+    truncated = encoded(Image.new("L", (4000, 4000)))[:200]  # it has the header, but not the pixels
+    assert pixels.decoded_shape(truncated, "x", image_size=32, channels=None) == (1, 32, 32)
     with pytest.raises(DatasetError, match="4000×4000 pixels"):
-        pixels.decoded_shape(torn, "x", image_size=None, channels=None)
+        pixels.decoded_shape(truncated, "x", image_size=None, channels=None)

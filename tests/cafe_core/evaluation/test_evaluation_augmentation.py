@@ -19,7 +19,7 @@ FLOAT64 = torch.float64
 
 
 def stored(count: int, channels: int = 3, side: int = 32, seed: int = 0) -> StoredImages:
-    """Random grey levels with some structure: half of each image is dark."""
+    """Return random images with some structure: the upper half of each is dark."""
     levels = np.random.default_rng(seed).integers(0, 256, (count, channels, side, side), dtype=np.uint8)
     levels[:, :, : side // 2] //= 3
     normalisation = Normalisation([0.4] * channels, [0.25] * channels, torch.device("cpu"), FLOAT64)
@@ -30,26 +30,26 @@ def uniforms(count: int, seed: int = 1) -> Tensor:
     return torch.rand(count, UNIFORMS, dtype=FLOAT64, generator=torch.Generator().manual_seed(seed))
 
 
-def by_torchvision(transform: Any, image: Tensor, u: list[float], choices: int) -> Tensor:
-    """torchvision's transform of one image, with its random numbers replaced by ours, in the order in which it asks for them.
+def apply_torchvision(transform: Any, image: Tensor, u: list[float], choices: int) -> Tensor:
+    """Apply torchvision's transform to one image, with its random numbers replaced by `u` in the order in which it draws them.
 
-    It asks for a sign only where the operation has one; ours has a number for it in any case.
+    torchvision draws a sign only for operations that have one; `u` always has a number for it.
     """
     picked, *rest = u
-    answers = [(rest[0], rest[1]), (rest[2], rest[3])]
-    asked: list[float] = []
+    pairs = [(rest[0], rest[1]), (rest[2], rest[3])]
+    queue: list[float] = []
     space = transform._AUGMENTATION_SPACE
     if isinstance(transform, v2.AutoAugment):
-        for (name, chance, _), (done, sign) in zip(transform._policies[int(picked * choices)], answers, strict=True):
-            asked += [done] + ([sign] if done <= chance and space[name][1] else [])
+        for (name, chance, _), (done, sign) in zip(transform._policies[int(picked * choices)], pairs, strict=True):
+            queue += [done] + ([sign] if done <= chance and space[name][1] else [])
     else:
         name = list(space)[int(picked * choices)]
-        asked += [answers[0][1]] if space[name][1] else []
+        queue += [pairs[0][1]] if space[name][1] else []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch, "randint", lambda *_: torch.tensor(int(picked * choices)))
-        patch.setattr(torch, "rand", lambda *_: torch.tensor(asked.pop(0), dtype=FLOAT64))
+        patch.setattr(torch, "rand", lambda *_: torch.tensor(queue.pop(0), dtype=FLOAT64))
         changed: Tensor = transform(image)
-    assert not asked
+    assert not queue
     return changed
 
 
@@ -64,24 +64,24 @@ def by_torchvision(transform: Any, image: Tensor, u: list[float], choices: int) 
         ("randaugment", v2.RandAugment(num_ops=1, magnitude=9), 14, 1, 28, True),
     ],
 )
-def test_policies_are_torchvisions_image_by_image(
+def test_policies_match_torchvision_image_by_image(
     name: str, transform: Any, choices: int, channels: int, side: int, is_digits: bool
 ) -> None:
     images, u = stored(200, channels, side), uniforms(200)
     rows = torch.arange(200)
     expected = [
-        by_torchvision(transform, image, row, choices) for image, row in zip(images.levels(rows), u.tolist(), strict=True)
+        apply_torchvision(transform, image, row, choices) for image, row in zip(images.levels(rows), u.tolist(), strict=True)
     ]
     found = images.normalisation.levels(augmented(name, images, rows, u, is_digits))
     assert torch.equal(found, torch.stack(expected))
-    assert sum(not torch.equal(a, b) for a, b in zip(found, images.levels(rows), strict=True)) > 120  # it does something
+    assert sum(not torch.equal(a, b) for a, b in zip(found, images.levels(rows), strict=True)) > 120  # most images change
 
 
 @pytest.mark.parametrize("is_digits", [False, True])
-def test_crop_flip_cutout_is_what_its_name_says(is_digits: bool) -> None:
+def test_crop_flip_cutout_matches_numpy(is_digits: bool) -> None:
     images, u = stored(40, 3, 32), uniforms(40)
-    u[0] = torch.tensor([0.0, 0.0, 0.9, 0.0, 0.0])  # by 4 to the lower right, no flip, box around the first pixel
-    u[1] = torch.tensor([0.5, 0.5, 0.1, 1 - 1e-9, 1 - 1e-9])  # stays, flip, box around the last pixel
+    u[0] = torch.tensor([0.0, 0.0, 0.9, 0.0, 0.0])  # shifted by 4 to the lower right, not flipped, box at the first pixel
+    u[1] = torch.tensor([0.5, 0.5, 0.1, 1 - 1e-9, 1 - 1e-9])  # not shifted, flipped, box at the last pixel
     found = augmented("crop_flip_cutout", images, torch.arange(40), u, is_digits)
     for image, (down, right, flip, y, x), result in zip(images.pixels, u.tolist(), found, strict=True):
         padded = np.pad(image, ((0, 0), (4, 4), (4, 4)))
@@ -96,10 +96,10 @@ def test_crop_flip_cutout_is_what_its_name_says(is_digits: bool) -> None:
 
 
 @pytest.mark.parametrize("side", [8, 64])
-def test_crops_and_boxes_grow_with_the_image(side: int) -> None:
+def test_crop_and_box_scale_with_the_image(side: int) -> None:
     images, u = stored(300, 1, side), uniforms(300)
     images.pixels[:] = 255
-    u[0] = torch.tensor([0.0, 0.0, 0.9, 1 - 1e-9, 1 - 1e-9])  # as far to the lower right as it goes; the box is there too
+    u[0] = torch.tensor([0.0, 0.0, 0.9, 1 - 1e-9, 1 - 1e-9])  # shifted as far to the lower right as possible, box in that corner
     found = augmented("crop_flip_cutout", images, torch.arange(300), u, is_digits=True)
     assert int((found[0, 0] < 0).all(1).sum()) == side // 8  # rows of black
     assert int((found == 0).flatten(1).sum(1).max()) == (side // 2) ** 2  # a whole box
@@ -107,7 +107,7 @@ def test_crops_and_boxes_grow_with_the_image(side: int) -> None:
 
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("augment", ALL)
-def test_an_images_result_depends_on_its_own_draw_alone(augment: Augmentation, channels: int) -> None:
+def test_result_depends_only_on_the_draw_of_the_image(augment: Augmentation, channels: int) -> None:
     pool = stored(30, channels, 16)
     batch = augmented_epoch(augment, pool, [5, 6], epoch=2, count=15, is_digits=False)
     everything = batch(torch.arange(30), torch.arange(30))
@@ -121,7 +121,7 @@ def test_an_images_result_depends_on_its_own_draw_alone(augment: Augmentation, c
 
 
 @pytest.mark.parametrize("augment", ALL)
-def test_torchs_own_generator_is_left_alone(augment: Augmentation) -> None:
+def test_global_generator_is_not_used(augment: Augmentation) -> None:
     pool = stored(20, 3, 16)
     before = torch.get_rng_state()
     augmented_epoch(augment, pool, [1], epoch=0, count=20, is_digits=False)(torch.arange(20), torch.arange(20))
@@ -129,7 +129,7 @@ def test_torchs_own_generator_is_left_alone(augment: Augmentation) -> None:
 
 
 @pytest.mark.parametrize("augment", PIXEL)
-def test_what_lies_beyond_the_range_of_an_image_is_clipped(augment: Augmentation) -> None:
+def test_values_outside_the_range_of_an_image_are_clipped(augment: Augmentation) -> None:
     normalisation = Normalisation([0.5], [0.5], torch.device("cpu"))
     images = HeldImages(
         100 * torch.randn(30, 1, 16, 16, generator=torch.Generator().manual_seed(0)), torch.zeros(30).long(), normalisation

@@ -30,7 +30,7 @@ def store(tmp_path: Path) -> ClassStore:
 
 
 def save_set(path: Path, store: ClassStore, ipc: int = 4, **fields: Any) -> Path:
-    """A set of fresh images of the three classes, normalised as `mean` and `std` say (default: as the store)."""
+    """Save a set of new images of the three classes, normalised with `mean` and `std` (default: those of the store)."""
     mean, std = (np.array(fields.pop(name, getattr(store.info, name)), dtype=np.float32) for name in ("mean", "std"))
     images, labels = separable(300, seed=9)
     chosen = np.concatenate([np.flatnonzero(labels == k)[:ipc] for k in range(3)])
@@ -60,28 +60,28 @@ def measured(setup: EvaluationSetup, size: int = 5, at_once: int | None = None) 
 
 
 class Spy:
-    """The real trainings and tests, and what they were given."""
+    """Records the arguments of trainings and tests, which run as usual."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.recipes: list[Recipe] = []
         self.seeds: list[list[int]] = []
         self.trained_on: list[torch.Tensor] = []
-        """(M, n, C, H, W) of each training."""
+        """The images (M, n, C, H, W) of each training."""
         self.tested_on: list[tuple[Images, torch.Tensor]] = []
         train, accuracies = training.train, training.accuracies
 
-        def seen_train(recipe: Recipe, images: Images, rows: torch.Tensor, seeds: list[int]) -> Any:
+        def recorded_train(recipe: Recipe, images: Images, rows: torch.Tensor, seeds: list[int]) -> Any:
             self.recipes.append(recipe)
             self.seeds.append(seeds)
             self.trained_on.append(torch.stack([images.normalised(own) for own in rows]))
             return train(recipe, images, rows, seeds)
 
-        def seen_accuracies(ensemble: Any, images: Images, rows: torch.Tensor) -> list[float]:
+        def recorded_accuracies(ensemble: Any, images: Images, rows: torch.Tensor) -> list[float]:
             self.tested_on.append((images, rows))
             return accuracies(ensemble, images, rows)
 
-        monkeypatch.setattr(run, "train", seen_train)
-        monkeypatch.setattr(run, "accuracies", seen_accuracies)
+        monkeypatch.setattr(run, "train", recorded_train)
+        monkeypatch.setattr(run, "accuracies", recorded_accuracies)
 
 
 @pytest.fixture
@@ -90,35 +90,35 @@ def spy(monkeypatch: pytest.MonkeyPatch) -> Spy:
 
 
 def pixels(store: ClassStore, normalised: torch.Tensor) -> np.ndarray:
-    """(n, C·H·W) uint8"""
+    """Return the images as uint8 (n, C·H·W)."""
     levels = normalised * torch.tensor(store.info.std).view(-1, 1, 1) + torch.tensor(store.info.mean).view(-1, 1, 1)
     return (levels * 255).round().to(torch.uint8).flatten(1).numpy()
 
 
-def test_any_chunks_give_the_same_numbers_and_an_ensemble_nearly_so(store: ClassStore, tmp_path: Path) -> None:
+def test_accuracies_do_not_depend_on_chunks_and_little_on_ensembles(store: ClassStore, tmp_path: Path) -> None:
     judged = save_set(tmp_path / "set.safetensors", store)
-    what = setup(store, judged, augment=["none", "dsa"], baselines=["random", "whole"])
-    expected = measured(what)
+    evaluation = setup(store, judged, augment=["none", "dsa"], baselines=["random", "whole"])
+    expected = measured(evaluation)
     assert len(expected) == 3 * 3 * 2 * 2
-    assert measured(what, size=1) == expected
-    together = measured(what, at_once=2)
-    assert max(abs(together[task] - expected[task]) for task in expected) < 1  # of 300 images, by rounding
+    assert measured(evaluation, size=1) == expected
+    together = measured(evaluation, at_once=2)
+    assert max(abs(together[task] - expected[task]) for task in expected) < 1  # percentage point, by rounding
     assert min(accuracy for task, accuracy in expected.items() if task.source == "synthetic" and task.augment == "none") > 50
 
 
 @pytest.mark.parametrize("source", ["synthetic", "random", "whole"])
-def test_networks_of_a_repeat_start_alike_whatever_they_are_trained_on(
+def test_seed_of_a_network_does_not_depend_on_its_training_images(
     source: Source, store: ClassStore, tmp_path: Path, spy: Spy
 ) -> None:
-    what = setup(store, save_set(tmp_path / "set.safetensors", store), epochs=2, whole_epochs=3)
+    evaluation = setup(store, save_set(tmp_path / "set.safetensors", store), epochs=2, whole_epochs=3)
     tasks = [EvaluationTask(source, 1, "dsa", repeat) for repeat in (2, 0)]
-    assert [task for task, _ in train_networks(tasks, what, CPU)] == tasks
+    assert [task for task, _ in train_networks(tasks, evaluation, CPU)] == tasks
     assert spy.seeds == [[network_seed(1, 1, 2)], [network_seed(1, 1, 0)]]
     assert [recipe.network for recipe in spy.recipes] == [NETWORKS[1]] * 2
     assert {recipe.epochs for recipe in spy.recipes} == {3 if source == "whole" else 2}
 
 
-def test_random_images_are_each_networks_own_distinct_and_the_stores(store: ClassStore, spy: Spy) -> None:
+def test_each_network_draws_its_own_distinct_real_images(store: ClassStore, spy: Spy) -> None:
     tasks = [EvaluationTask("random", 0, "none", repeat) for repeat in range(2)]
     list(train_networks(tasks, setup(store, epochs=1), CPU, at_once=2))
     (first, second) = spy.trained_on[0]
@@ -134,7 +134,7 @@ def test_random_images_are_each_networks_own_distinct_and_the_stores(store: Clas
     assert torch.equal(spy.trained_on[1][0], second)
 
 
-def test_whole_is_all_training_images_and_the_test_set_is_the_stores(store: ClassStore, spy: Spy) -> None:
+def test_whole_trains_on_all_real_images_and_tests_on_the_test_set(store: ClassStore, spy: Spy) -> None:
     list(train_networks([EvaluationTask("whole", 0, "none", 0)], setup(store), CPU))
     assert np.array_equal(pixels(store, spy.trained_on[0][0]), store.train_images.reshape(len(store.train_images), -1))
     tested, rows = spy.tested_on[0]
@@ -145,7 +145,7 @@ def test_whole_is_all_training_images_and_the_test_set_is_the_stores(store: Clas
 
 
 @pytest.mark.parametrize("source", ["random", "whole"])
-def test_held_out_images_are_tested_on_and_never_trained_on(source: Source, store: ClassStore, spy: Spy) -> None:
+def test_held_out_images_are_used_only_for_testing(source: Source, store: ClassStore, spy: Spy) -> None:
     held_out = HeldOut(seed=8, fraction=0.3)
     list(train_networks([EvaluationTask(source, 0, "none", 0)], setup(store, held_out=held_out), CPU))
     tested, rows = spy.tested_on[0]
@@ -161,14 +161,14 @@ def test_held_out_images_are_tested_on_and_never_trained_on(source: Source, stor
     assert not {image.tobytes() for image in kept_images} & {image.tobytes() for image in held_images}
 
 
-def test_a_set_with_another_normalisation_is_judged_as_if_it_had_the_datas(store: ClassStore, tmp_path: Path, spy: Spy) -> None:
+def test_set_with_another_normalisation_is_converted(store: ClassStore, tmp_path: Path, spy: Spy) -> None:
     task = EvaluationTask("synthetic", 0, "none", 0)
     same = save_set(tmp_path / "same.safetensors", store)
     other = save_set(tmp_path / "other.safetensors", store, mean=[0.1], std=[0.7])
     accuracies = [dict(train_networks([task], setup(store, path), CPU))[task] for path in (same, other)]
     torch.testing.assert_close(spy.trained_on[1], spy.trained_on[0], rtol=0, atol=1e-5)
     assert accuracies[0] == pytest.approx(accuracies[1], abs=1)
-    assert np.array_equal(spy.trained_on[0][0].numpy(), SyntheticSet.load(same).images)  # equal ones are left as they are
+    assert np.array_equal(spy.trained_on[0][0].numpy(), SyntheticSet.load(same).images)  # not converted if equal
 
 
 @pytest.mark.parametrize(
@@ -178,17 +178,17 @@ def test_a_set_with_another_normalisation_is_judged_as_if_it_had_the_datas(store
         {"class_names": ["a", "b"], "labels": np.repeat(np.arange(2), 4), "images": np.zeros((8, 1, 8, 8), dtype=np.float32)},
     ],
 )
-def test_a_set_that_does_not_fit_the_data_is_refused(fields: dict[str, Any], store: ClassStore, tmp_path: Path) -> None:
+def test_set_that_does_not_fit_the_dataset_is_refused(fields: dict[str, Any], store: ClassStore, tmp_path: Path) -> None:
     path = save_set(tmp_path / "set.safetensors", store, **fields)
     with pytest.raises(SyntheticSetError, match=r"set.safetensors has .* has 3 of \(1, 8, 8\)"):
         list(train_networks([EvaluationTask("synthetic", 0, "none", 0)], setup(store, path), CPU))
 
 
-def test_no_tasks_no_numbers(store: ClassStore) -> None:
+def test_no_tasks_give_no_accuracies(store: ClassStore) -> None:
     assert list(train_networks([], setup(store), CPU)) == []
 
 
-def test_an_ensemble_is_as_large_as_memory_allows(store: ClassStore) -> None:
+def test_ensemble_size_is_limited_by_memory(store: ClassStore) -> None:
     recipe = Recipe(NetworkSpec().resolved(), 1, "none", store.info.model_copy(update={"channels": 3, "height": 32, "width": 32}))
     assert ensemble_size(recipe, 10, 0) == 1
     assert ensemble_size(recipe, 10, 2 << 30) >= 20

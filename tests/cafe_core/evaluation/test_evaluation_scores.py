@@ -26,7 +26,7 @@ fractions = st.floats(0, 1)
 CONVNET, MLP = {"name": "convnet"}, {"name": "mlp"}
 
 
-def test_scores_of_known_accuracies() -> None:
+def test_scores_match_known_values() -> None:
     assert label_robustness(0.555, 0.434, 0.848) == pytest.approx(0.234, abs=5e-4)  # CAFE's Table 1: CIFAR10, 50 images per class
     assert label_robustness(1, 0, 1) == pytest.approx((2.718281828**0.5 - 1 / 2.718281828) / (2.718281828 - 1 / 2.718281828))
     assert augmentation_robustness(1, 0, 1, 0) == pytest.approx(1)
@@ -35,7 +35,7 @@ def test_scores_of_known_accuracies() -> None:
 
 
 @given(judged=fractions, random=fractions, whole=fractions, more=fractions)
-def test_label_robustness_rises_with_the_set_and_falls_with_what_it_is_compared_to(
+def test_label_robustness_rises_with_the_set_and_falls_with_the_baselines(
     judged: float, random: float, whole: float, more: float
 ) -> None:
     score = label_robustness(judged, random, whole)
@@ -49,12 +49,12 @@ def test_label_robustness_rises_with_the_set_and_falls_with_what_it_is_compared_
 
 
 @given(a=fractions, b=fractions, c=fractions, d=fractions)
-def test_augmentation_robustness_weighs_both_improvements_alike(a: float, b: float, c: float, d: float) -> None:
+def test_augmentation_robustness_weighs_both_improvements_equally(a: float, b: float, c: float, d: float) -> None:
     assert augmentation_robustness(a, b, c, d) == pytest.approx(augmentation_robustness(c, d, a, b))
     assert -1e-12 <= augmentation_robustness(a, b, c, d) <= 1 + 1e-12
 
 
-def test_dc_bench_numbers() -> None:
+def test_dc_bench_scores_match_known_values() -> None:
     means = {"none": 50.0, "dsa": 61.0, "autoaugment": 39.0}
     assert best_augmentation(means) == ("dsa", 61.0)
     assert best_augmentation({"none": 50.0, "dsa": 50.0})[0] == "none"
@@ -67,29 +67,29 @@ def spec(**fields: Any) -> EvaluationSpec:
 
 
 def accuracies(spec: EvaluationSpec, judged: Source = "synthetic") -> dict[EvaluationTask, float]:
-    """Different numbers for all of an evaluation's tasks, below 100."""
+    """Return a different accuracy below 100 for each task of an evaluation."""
     tasks = all_tasks(spec, judged)
     return {task: 17.3 + 71 * number / len(tasks) + task.repeat**2 for number, task in enumerate(tasks)}
 
 
 def mean(found: dict[EvaluationTask, float], source: Source, augment: str = "none", network: int = 0) -> float:
-    """In percent."""
+    """Return the mean accuracy of the matching tasks, in percent."""
     return fmean(v for t, v in found.items() if (t.source, t.augment, t.network) == (source, augment, network))
 
 
-def test_a_plain_result_has_networks_and_nothing_made_up() -> None:
+def test_result_without_options_has_only_networks() -> None:
     found = accuracies(spec())
     values = list(found.values())
     row = {"name": "convnet", "mean": fmean(values), "std": stdev(values), "n": 2, "accuracies": values}
     assert evaluation_result(spec(), "synthetic", found) == {"networks": [row], "baselines": {}}
 
 
-def test_one_network_has_no_spread() -> None:
+def test_standard_deviation_of_one_network_is_zero() -> None:
     (row,) = evaluation_result(spec(repeats=1), "synthetic", accuracies(spec(repeats=1)))["networks"]
     assert (row["std"], row["n"]) == (0.0, 1)
 
 
-def test_baselines_and_label_robustness() -> None:
+def test_both_baselines_give_label_robustness() -> None:
     asked = spec(baselines=["random", "whole"])
     found = accuracies(asked)
     result = evaluation_result(asked, "synthetic", found)
@@ -115,14 +115,14 @@ def test_baselines_and_label_robustness() -> None:
         ({"networks": [CONVNET, MLP], "baselines": ["random", "whole"]}, {"average_transfer", "lrs", "networks"}),
     ],
 )
-def test_a_score_is_there_where_its_inputs_are(fields: dict[str, Any], expected: set[str]) -> None:
+def test_score_is_reported_if_its_inputs_exist(fields: dict[str, Any], expected: set[str]) -> None:
     asked = spec(**fields)
     result = evaluation_result(asked, "synthetic", accuracies(asked))
     assert set(result.get("scores", {})) == expected
     assert ("scores" in result) == bool(expected)
 
 
-def test_several_augmentations_and_networks() -> None:
+def test_result_with_several_augmentations_and_networks() -> None:
     asked = spec(networks=[CONVNET, MLP], augment=["dsa", "none", "randaugment"], baselines=["random", "whole"], repeats=3)
     found = accuracies(asked)
     result = evaluation_result(asked, "synthetic", found)
@@ -149,7 +149,7 @@ def test_several_augmentations_and_networks() -> None:
     assert scores["average_transfer"] == pytest.approx(mean(found, "synthetic", "dsa", 1))
 
 
-def test_random_images_can_be_what_is_judged() -> None:
+def test_random_images_can_be_evaluated() -> None:
     asked = spec(baselines=["random", "whole"])
     found = accuracies(asked, "random")
     result = evaluation_result(asked, "random", found)
@@ -159,7 +159,7 @@ def test_random_images_can_be_what_is_judged() -> None:
     assert result["scores"] == {"lrs": pytest.approx(label_robustness(random, random, whole))}
 
 
-def test_a_result_is_json() -> None:
+def test_result_can_be_written_as_json() -> None:
     asked = spec(networks=[CONVNET, MLP], augment=["none", "dsa"], baselines=["random", "whole"])
     result = evaluation_result(asked, "synthetic", accuracies(asked))
     assert json.loads(json.dumps(result, allow_nan=False)) == result
@@ -173,7 +173,7 @@ def test_a_result_is_json() -> None:
     judged=st.sampled_from(["synthetic", "random", "whole"]),
     size=st.integers(1, 7),
 )
-def test_chunks_hold_every_task_once_and_differ_in_repeat_alone(
+def test_chunks_contain_every_task_once_and_differ_only_in_repeat(
     repeats: int, networks: int, augment: list[str], baselines: list[str], judged: Source, size: int
 ) -> None:
     asked = spec(repeats=repeats, networks=[CONVNET] * networks, augment=augment, baselines=baselines)
@@ -185,6 +185,6 @@ def test_chunks_hold_every_task_once_and_differ_in_repeat_alone(
     assert all(len({(t.source, t.network, t.augment) for t in chunk}) == 1 for chunk in cut)
 
 
-def test_results_need_no_torch() -> None:
+def test_importing_results_does_not_import_torch() -> None:
     code = "import sys, cafe_core.evaluation.report, cafe_core.evaluation.tasks; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -13,7 +13,7 @@ from cafe_core.evaluation.training import accuracies, network_seed
 from cafe_core.networks import init_network
 from cafe_core.spec.evaluation import Augmentation
 from cafe_core.spec.network import NetworkSpec
-from tests.cafe_core.separable import CPU, MLP, normalisation, of_test_set, run, separable_store, taught
+from tests.cafe_core.separable import CPU, MLP, learnable_images, normalisation, separable_store, stored_test_set, train_and_test
 
 AUGMENTATIONS: list[Augmentation] = ["none", "dsa", "crop_scale_rotate", "autoaugment", "randaugment", "crop_flip_cutout"]
 
@@ -23,19 +23,19 @@ def store(tmp_path: Path) -> ClassStore:
     return separable_store(tmp_path / "store")
 
 
-def test_a_network_learns_what_the_images_show(store: ClassStore) -> None:
-    assert run(store, taught(store, 60), epochs=60) > 95
-    assert run(store, taught(store, 60, shift=1), epochs=60) < 5  # taught the wrong classes, it answers the wrong classes
-    assert run(store, taught(store, 60, scale=0)) < 70  # taught nothing, it answers by its random features
+def test_network_learns_from_its_images(store: ClassStore) -> None:
+    assert train_and_test(store, learnable_images(store, 60), epochs=60) > 95
+    assert train_and_test(store, learnable_images(store, 60, shift=1), epochs=60) < 5  # wrong labels
+    assert train_and_test(store, learnable_images(store, 60, scale=0)) < 70  # empty images: random features only
 
 
 @pytest.mark.parametrize("augment", AUGMENTATIONS)
-def test_the_same_seed_gives_the_same_number_whatever_else_runs(store: ClassStore, augment: Augmentation) -> None:
-    noisy = taught(store, 6, noise=2)
+def test_accuracy_depends_on_the_seed_and_not_on_the_global_generator(store: ClassStore, augment: Augmentation) -> None:
+    noisy = learnable_images(store, 6, noise=2)
     found: list[float] = []
     for seed in (1, 2, 3, 1):
         torch.manual_seed(len(found))
-        found.append(run(store, noisy, epochs=4, seed=seed, augment=augment))
+        found.append(train_and_test(store, noisy, epochs=4, seed=seed, augment=augment))
     assert found[0] == found[3]
     assert len(set(found)) > 1
 
@@ -43,12 +43,10 @@ def test_the_same_seed_gives_the_same_number_whatever_else_runs(store: ClassStor
 @pytest.mark.parametrize("norm", ["none", "instance", "batch"])
 def test_convnets_train_with_augmentation(store: ClassStore, norm: str) -> None:
     network = NetworkSpec(width=16, depth=2, norm=norm)  # type: ignore[arg-type]
-    assert run(store, taught(store, 60), epochs=100, network=network, augment="dsa") > 60
+    assert train_and_test(store, learnable_images(store, 60), epochs=100, network=network, augment="dsa") > 60
 
 
-def test_a_single_epoch_runs_at_the_full_rate_and_the_rate_falls_at_half(
-    store: ClassStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_learning_rate_falls_after_half_of_the_epochs(store: ClassStore, monkeypatch: pytest.MonkeyPatch) -> None:
     rates: list[float] = []
     step = torch.optim.SGD.step
 
@@ -59,30 +57,30 @@ def test_a_single_epoch_runs_at_the_full_rate_and_the_rate_falls_at_half(
     monkeypatch.setattr(torch.optim.SGD, "step", recorded)
     for epochs, expected in ((1, [0.01]), (2, [0.01, 0.001]), (5, [0.01] * 3 + [0.001] * 2)):
         rates.clear()
-        run(store, taught(store, 6), epochs=epochs)
+        train_and_test(store, learnable_images(store, 6), epochs=epochs)
         assert rates == pytest.approx(expected)
 
 
-def test_a_set_larger_than_a_batch_is_seen_whole_each_epoch(store: ClassStore) -> None:
-    assert run(store, taught(store, 300), epochs=20) > 95  # two batches: 256 and 44
+def test_set_larger_than_a_batch_is_trained_on_in_each_epoch(store: ClassStore) -> None:
+    assert train_and_test(store, learnable_images(store, 300), epochs=20) > 95  # two batches: 256 and 44
 
 
 @pytest.mark.parametrize("augment", AUGMENTATIONS)
-def test_stored_images_train_as_held_ones_do(store: ClassStore, augment: Augmentation) -> None:
-    """What is read and normalised batch by batch gives the bytes of what lies there normalised, over two batches an epoch."""
-    stored = of_test_set(store)  # 300 images
+def test_stored_and_held_images_give_the_same_accuracy(store: ClassStore, augment: Augmentation) -> None:
+    """Normalising batch by batch gives the same accuracy as normalising all images in advance, with two batches per epoch."""
+    stored = stored_test_set(store)  # 300 images
     rows = torch.arange(len(stored))
     held = HeldImages(stored.normalised(rows), stored.labels(rows), stored.normalisation)
     assert torch.equal(held.levels(rows), stored.levels(rows))
-    assert run(store, stored, epochs=2, augment=augment) == run(store, held, epochs=2, augment=augment)
+    assert train_and_test(store, stored, epochs=2, augment=augment) == train_and_test(store, held, epochs=2, augment=augment)
 
 
-def test_a_diverged_network_still_gets_a_number(store: ClassStore) -> None:
-    assert 0 <= run(store, taught(store, 6, scale=1e30), epochs=3) <= 100
+def test_diverged_network_has_an_accuracy(store: ClassStore) -> None:
+    assert 0 <= train_and_test(store, learnable_images(store, 6, scale=1e30), epochs=3) <= 100
 
 
-def test_accuracy_counts_the_last_chunk_and_normalises(store: ClassStore) -> None:
-    """100 images are chunks of 32, 32, 32 and 4; the counts are checked against one pass over all."""
+def test_accuracy_normalises_images_and_includes_the_last_chunk(store: ClassStore) -> None:
+    """100 images form chunks of 32, 32, 32 and 4; compare with one pass over all of them."""
     network = init_network(MLP, (1, 8, 8), 3, seed=0)
     levels, labels = store.test_images[:100], store.test_labels[:100]
     with torch.inference_mode():
@@ -98,18 +96,18 @@ def test_accuracy_counts_the_last_chunk_and_normalises(store: ClassStore) -> Non
     assert measured(labels, rows[10:50]) == 100 * (predicted == labels)[10:50].mean()
 
 
-def test_accuracy_uses_batch_norms_running_statistics(store: ClassStore) -> None:
+def test_accuracy_does_not_change_running_statistics(store: ClassStore) -> None:
     ensemble = Ensemble([init_network(NetworkSpec(width=4, depth=1, norm="batch"), (1, 8, 8), 3, seed=0)])
     before = {name: value.clone() for name, value in ensemble.state_dict().items()}
-    images, rows = of_test_set(store), torch.arange(300)
+    images, rows = stored_test_set(store), torch.arange(300)
     assert accuracies(ensemble, images, rows) == accuracies(ensemble, images, rows)
     assert all(torch.equal(value, before[name]) for name, value in ensemble.state_dict().items())
 
 
-def test_no_test_images_is_an_error(store: ClassStore) -> None:
+def test_accuracy_without_test_images_is_refused(store: ClassStore) -> None:
     ensemble = Ensemble([init_network(MLP, (1, 8, 8), 3, seed=0)])
     with pytest.raises(ValueError, match="no test images"):
-        accuracies(ensemble, of_test_set(store), torch.arange(0))
+        accuracies(ensemble, stored_test_set(store), torch.arange(0))
 
 
 def test_levels_are_denormalised_clipped_and_rounded(store: ClassStore) -> None:

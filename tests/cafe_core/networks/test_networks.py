@@ -23,7 +23,7 @@ def images(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Te
 
 @pytest.mark.parametrize(("side", "channels"), [(8, 1), (8, 3), (16, 3), (28, 1), (28, 3), (32, 3), (48, 1), (64, 3)])
 @pytest.mark.parametrize("name", NAMES)
-def test_every_network_takes_every_size(name: str, side: int, channels: int) -> None:
+def test_every_network_accepts_every_image_size(name: str, side: int, channels: int) -> None:
     spec = NetworkSpec(name=name)  # type: ignore[arg-type]
     network = init_network(spec, (channels, side, side), 7, seed=1)
     x = images(2, channels, side, side)
@@ -35,13 +35,13 @@ def test_every_network_takes_every_size(name: str, side: int, channels: int) -> 
     assert [tuple(m.shape[1:]) for m in maps] == list(network.map_shapes)
     assert maps[-1].flatten(1).shape == (2, network.feature_dim)
     assert logits.shape == (2, 7)
-    for feature_map in maps:  # the images are told apart: no layer has become a constant
+    for feature_map in maps:  # the maps depend on the images: no layer is constant
         assert feature_map.std(0).max() > 1e-3
 
 
 @pytest.mark.parametrize(("height", "width"), [(8, 24), (33, 17), (4, 4), (9, 9)])
 @pytest.mark.parametrize("name", NAMES)
-def test_odd_and_oblong_images(name: str, height: int, width: int) -> None:
+def test_networks_accept_odd_and_oblong_images(name: str, height: int, width: int) -> None:
     network = init_network(NetworkSpec(name=name), (3, height, width), 2, seed=1)  # type: ignore[arg-type]
     with torch.inference_mode():
         maps = network.features(images(2, 3, height, width))
@@ -62,27 +62,27 @@ def test_odd_and_oblong_images(name: str, height: int, width: int) -> None:
         ("mlp", 32, [(128, 1, 1), (128, 1, 1)]),
     ],
 )
-def test_the_fields_shapes(name: str, side: int, expected: list[tuple[int, int, int]]) -> None:
+def test_map_shapes_match_the_literature(name: str, side: int, expected: list[tuple[int, int, int]]) -> None:
     assert list(init_network(NetworkSpec(name=name), (3, side, side), 10, seed=0).map_shapes) == expected  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
     ("name", "channels", "side", "count"),
     [
-        # By hand, e.g. ConvNet-3: 128·(27+1) + 2·128·(1152+1) + 3·256 + 10·(2048+1); 320,010 is the number DC reports.
+        # Computed by hand, e.g. ConvNet-3: 128·(27+1) + 2·128·(1152+1) + 3·256 + 10·(2048+1); 320,010 is the number DC reports.
         ("convnet", 3, 32, 320_010),
         ("mlp", 1, 28, 784 * 128 + 128 + 128 * 128 + 128 + 1290),
         ("lenet", 1, 28, 61_706),  # LeNet-5
         ("resnet18", 3, 32, 11_173_962),  # the usual CIFAR ResNet18, whose batch norm has as many parameters
     ],
 )
-def test_the_fields_parameter_counts(name: str, channels: int, side: int, count: int) -> None:
+def test_parameter_counts_match_the_literature(name: str, channels: int, side: int, count: int) -> None:
     network = init_network(NetworkSpec(name=name), (channels, side, side), 10, seed=0)  # type: ignore[arg-type]
     assert sum(p.numel() for p in network.parameters()) == count
 
 
-def test_convnet_is_what_the_paper_says() -> None:
-    """Against the definition written out: conv, instance norm, ReLU (map), average pooling, ..., last pooling (map)."""
+def test_convnet_matches_the_definition_in_the_paper() -> None:
+    """Compare with the definition: convolution, instance norm, ReLU (map), average pooling, …, last pooling (map)."""
     network = init_network(NetworkSpec(width=8), (3, 16, 16), 5, seed=3).double()
     x = images(4, 3, 16, 16, dtype=torch.float64)
     convolutions = [m for m in network.modules() if isinstance(m, nn.Conv2d)]
@@ -104,7 +104,7 @@ def test_convnet_is_what_the_paper_says() -> None:
 @pytest.mark.parametrize("norm", ["none", "instance", "batch", "layer", "group"])
 @pytest.mark.parametrize("activation", ["relu", "leaky_relu", "sigmoid"])
 @pytest.mark.parametrize("pooling", ["none", "max", "avg"])
-def test_convnet_options_train(norm: str, activation: str, pooling: str) -> None:
+def test_convnet_trains_with_every_option(norm: str, activation: str, pooling: str) -> None:
     spec = NetworkSpec(width=6, depth=2, norm=norm, activation=activation, pooling=pooling)  # type: ignore[arg-type]
     network = init_network(spec, (3, 8, 8), 3, seed=0)
     maps = network.features(images(4, 3, 8, 8))
@@ -121,14 +121,14 @@ def test_convnet_options_train(norm: str, activation: str, pooling: str) -> None
 
 @pytest.mark.parametrize("norm", ["none", "instance", "batch", "layer", "group"])
 @pytest.mark.parametrize("name", ["alexnet", "vgg11", "resnet18"])
-def test_norms_of_the_larger_networks(name: str, norm: str) -> None:
+def test_larger_networks_train_with_every_norm(name: str, norm: str) -> None:
     network = init_network(NetworkSpec(name=name, norm=norm), (1, 8, 8), 4, seed=0)  # type: ignore[arg-type]
     network(images(2, 1, 8, 8)).sum().backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in network.parameters())
 
 
 @pytest.mark.parametrize("depth", range(1, 9))
-def test_convnet_of_any_depth_on_the_smallest_images(depth: int) -> None:
+def test_convnet_of_any_depth_accepts_small_images(depth: int) -> None:
     network = init_network(NetworkSpec(width=4, depth=depth), (1, 8, 8), 3, seed=0)
     with torch.inference_mode():
         maps = network.features(images(5, 1, 8, 8))
@@ -137,7 +137,7 @@ def test_convnet_of_any_depth_on_the_smallest_images(depth: int) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_layers_select_maps_and_stop_early(name: str) -> None:
+def test_layers_argument_selects_maps_and_stops_early(name: str) -> None:
     network = init_network(NetworkSpec(name=name), (1, 16, 16), 3, seed=0)  # type: ignore[arg-type]
     x = images(2, 1, 16, 16)
     every = network.features(x)
@@ -154,7 +154,7 @@ def test_layers_select_maps_and_stop_early(name: str) -> None:
 
 
 @pytest.mark.parametrize("layers", [[4], [-1], [1, 0], [1, 1]])
-def test_layers_that_are_not_there_are_refused(layers: list[int]) -> None:
+def test_invalid_layers_are_refused(layers: list[int]) -> None:
     network = init_network(NetworkSpec(width=2), (1, 8, 8), 3, seed=0)
     with pytest.raises(ValueError, match="must be increasing and below 4"):
         network.features(images(1, 1, 8, 8), layers)
@@ -162,7 +162,7 @@ def test_layers_that_are_not_there_are_refused(layers: list[int]) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("grad", [False, True])
-def test_a_map_is_never_written_after_it_was_handed_out(name: str, grad: bool) -> None:
+def test_yielded_maps_are_not_modified_later(name: str, grad: bool) -> None:
     network = init_network(NetworkSpec(name=name), (1, 16, 16), 3, seed=0).requires_grad_(False)  # type: ignore[arg-type]
     x = images(2, 1, 16, 16).requires_grad_(grad)
     before = x.detach().clone()
@@ -172,7 +172,7 @@ def test_a_map_is_never_written_after_it_was_handed_out(name: str, grad: bool) -
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_streaming_holds_one_map_at_a_time(name: str) -> None:
+def test_iter_features_keeps_one_map_at_a_time(name: str) -> None:
     network = init_network(NetworkSpec(name=name), (1, 16, 16), 3, seed=0)  # type: ignore[arg-type]
     alive: list[weakref.ref[Tensor]] = []
     with torch.no_grad():
@@ -182,7 +182,7 @@ def test_streaming_holds_one_map_at_a_time(name: str) -> None:
             assert len({id(r()) for r in alive if r() is not None}) <= 1
 
 
-def test_gradients_of_the_images_are_right() -> None:
+def test_gradients_of_the_images_are_correct() -> None:
     network = init_network(NetworkSpec(width=4, depth=2), (2, 8, 8), 3, seed=0).double()
     x = images(2, 2, 8, 8, dtype=torch.float64).requires_grad_()
     assert torch.autograd.gradcheck(lambda x: tuple(network.features(x)), x)
@@ -198,8 +198,8 @@ def norm_and_input(pixels: int, dtype: torch.dtype = torch.float64, *, channels_
 
 
 @pytest.mark.parametrize("channels_last", [False, True])
-@pytest.mark.parametrize("side", [2, 5, 32, 40])  # below and above the size where torch's own kernel is taken
-def test_instance_norm_is_torchs(side: int, channels_last: bool) -> None:
+@pytest.mark.parametrize("side", [2, 5, 32, 40])  # below and above the size from which torch's own kernel is used
+def test_instance_norm_matches_torch(side: int, channels_last: bool) -> None:
     norm, x = norm_and_input(side, channels_last=channels_last)
     upstream = images(*x.shape, seed=3, dtype=torch.float64)
     ours_x, theirs_x = x.clone().requires_grad_(), x.clone().requires_grad_()
@@ -213,13 +213,13 @@ def test_instance_norm_is_torchs(side: int, channels_last: bool) -> None:
         torch.testing.assert_close(mine.grad, reference.grad, rtol=1e-9, atol=1e-11)
 
 
-def test_instance_norm_gradcheck() -> None:
+def test_instance_norm_passes_gradcheck() -> None:
     norm, x = norm_and_input(3, channels_last=True)
-    # gradcheck's copies lose the memory order, so it is restored inside.
+    # gradcheck's copies lose the memory format, so it is restored here.
     assert torch.autograd.gradcheck(lambda x: norm(x.contiguous(memory_format=torch.channels_last)), x.requires_grad_())
 
 
-def test_instance_norm_gradgradcheck() -> None:
+def test_instance_norm_passes_gradgradcheck() -> None:
     norm, x = norm_and_input(3, channels_last=True)
     weight, bias = norm.weight.detach().requires_grad_(), norm.bias.detach().requires_grad_()
 
@@ -229,8 +229,8 @@ def test_instance_norm_gradgradcheck() -> None:
     assert torch.autograd.gradgradcheck(normalised, (x.requires_grad_(), weight, bias))
 
 
-@pytest.mark.parametrize("side", [5, 40])  # below and above the size where torch's own kernel is taken
-def test_the_gradient_of_instance_norms_gradient_is_torchs(side: int) -> None:
+@pytest.mark.parametrize("side", [5, 40])  # below and above the size from which torch's own kernel is used
+def test_second_derivatives_of_instance_norm_match_torch(side: int) -> None:
     norm, x = norm_and_input(side, channels_last=True)
     upstream = images(*x.shape, seed=3, dtype=torch.float64)
 
@@ -252,21 +252,21 @@ def test_instance_norm_of_one_pixel_is_its_bias() -> None:
     torch.testing.assert_close(norm(images(1, 6, 1, 1, dtype=torch.float64)), norm.bias.view(1, 6, 1, 1))
 
 
-def test_instance_norm_keeps_its_digits_where_the_mean_is_large() -> None:
+def test_instance_norm_is_accurate_for_a_large_mean() -> None:
     norm, x = norm_and_input(8, torch.float32, channels_last=True)
     exact = norm.double()(x.double() + 1000)
     torch.testing.assert_close(norm.float()(x + 1000).double(), exact, rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_bfloat16_autocast_is_close(name: str) -> None:
+def test_bfloat16_autocast_is_close_to_float32(name: str) -> None:
     network = init_network(NetworkSpec(name=name), (3, 16, 16), 5, seed=0)  # type: ignore[arg-type]
     x = images(4, 3, 16, 16)
     exact = [m.detach() for m in network.features(x)]
     with torch.autocast("cpu", torch.bfloat16):
         rough = network.features(x)
     for ours, reference in zip(rough, exact, strict=True):
-        # Eight bits a layer, through up to 20 layers with 2×2 maps to normalise over (resnet18: 0.08, convnet: 0.01).
+        # Eight bits per layer, in up to 20 layers that normalise over 2×2 maps (resnet18: 0.08, convnet: 0.01).
         assert (ours.detach().float() - reference).norm() < 0.15 * reference.norm()
     sum(m.float().sum() for m in rough).backward()  # type: ignore[union-attr]
 
@@ -279,7 +279,7 @@ def test_features_compile_without_a_graph_break() -> None:
         torch.testing.assert_close(ours, expected)
 
 
-def test_init_is_reproducible_and_leaves_the_global_generator_alone() -> None:
+def test_init_is_reproducible_and_does_not_use_the_global_generator() -> None:
     torch.manual_seed(5)
     state = torch.get_rng_state()
     first, again, other = (init_network(NetworkSpec(width=4), (1, 8, 8), 3, seed) for seed in (2**64 - 1, 2**64 - 1, 3))
@@ -288,7 +288,7 @@ def test_init_is_reproducible_and_leaves_the_global_generator_alone() -> None:
     assert not torch.equal(first.classifier.weight, other.classifier.weight)
 
 
-def test_a_network_reads_images_of_any_memory_order() -> None:
+def test_network_accepts_images_of_any_memory_format() -> None:
     network: FeatureNetwork = init_network(NetworkSpec(width=4), (3, 8, 8), 3, seed=0)
     x = images(4, 3, 8, 8)
     torch.testing.assert_close(network(x), network(x.contiguous(memory_format=torch.channels_last)))
