@@ -21,12 +21,12 @@ def identity(count: int) -> Draws:
     return Draws(torch.eye(2, 3, dtype=torch.float64).repeat(count, 1, 1), None, None)
 
 
-def changed(affine: list[list[float]]) -> Draws:
+def with_affine(affine: list[list[float]]) -> Draws:
     return Draws(torch.tensor([affine], dtype=torch.float64), None, None)
 
 
-def in_words(draws: Draws) -> list[str]:
-    """Which operation each row carries out, read from its numbers."""
+def operation_names(draws: Draws) -> list[str]:
+    """Return the name of the operation in each row, derived from its numbers."""
     words = []
     for i in range(len(draws)):
         (a, b, tx), (c, d, ty) = draws.affine[i].tolist()
@@ -48,7 +48,7 @@ def in_words(draws: Draws) -> list[str]:
 @pytest.mark.parametrize(
     ("strategy", "is_digits", "shares"),
     [
-        # A flip happens every second time; a crop by (0, 0), of 3×3 possible ones here, leaves the image as it is.
+        # Half of the flips, and the crop by (0, 0) among 3×3 possible ones, leave the image unchanged.
         (
             "dsa",
             False,
@@ -58,9 +58,11 @@ def in_words(draws: Draws) -> list[str]:
         ("crop_scale_rotate", True, {"crop": 8 / 9, "rotate": 1, "scale": 1, "identity": 1 / 9}),
     ],
 )
-def test_each_draw_picks_one_operation_evenly(strategy: Augmentation, is_digits: bool, shares: dict[str, float]) -> None:
+def test_each_draw_is_one_operation_of_uniform_probability(
+    strategy: Augmentation, is_digits: bool, shares: dict[str, float]
+) -> None:
     count = 20_000
-    words = in_words(draw(strategy, count, (3, 8, 8), is_digits, generator(0, "test")))
+    words = operation_names(draw(strategy, count, (3, 8, 8), is_digits, generator(0, "test")))
     assert set(words) == {name for name, share in shares.items() if share > 0}
     for name, share in shares.items():
         expected = share / sum(shares.values())
@@ -73,7 +75,7 @@ def test_digits_are_never_flipped() -> None:
         assert torch.linalg.det(draws.affine[:, :, :2]).min() > 0
 
 
-def test_ranges_of_dsa() -> None:
+def test_dsa_draws_from_its_ranges() -> None:
     draws = draw("dsa", 50_000, (3, 32, 32), False, generator(0, "test"))
     assert draws.colour is not None
     assert draws.cutout is not None
@@ -85,7 +87,7 @@ def test_ranges_of_dsa() -> None:
     assert sorted(set(pixels.flatten().tolist())) == list(range(-4, 5))
     angles = torch.rad2deg(torch.atan2(draws.affine[:, 1, 0], draws.affine[:, 0, 0].abs()))
     assert angles.abs().max() == pytest.approx(15, abs=0.1)
-    zooms = draws.affine[[word == "scale" for word in in_words(draws)]].diagonal(dim1=1, dim2=2)
+    zooms = draws.affine[[word == "scale" for word in operation_names(draws)]].diagonal(dim1=1, dim2=2)
     assert zooms.min() == pytest.approx(1 / 1.2, abs=1e-3)
     assert zooms.max() == pytest.approx(1.2, abs=1e-3)
     top, bottom, left, right = draws.cutout[draws.cutout[:, 1] > draws.cutout[:, 0]].unbind(1)
@@ -94,9 +96,9 @@ def test_ranges_of_dsa() -> None:
     assert (top.min(), top.max(), left.min(), left.max()) == (-8, 24, -8, 24)
 
 
-def test_ranges_of_crop_scale_rotate() -> None:
+def test_crop_scale_rotate_draws_from_its_ranges() -> None:
     draws = draw("crop_scale_rotate", 50_000, (1, 32, 32), True, generator(0, "test"))
-    words = in_words(draws)
+    words = operation_names(draws)
     assert draws.colour is None
     assert draws.cutout is None
     assert (draws.affine[:, :, 2] * 16).abs().max() == 4
@@ -108,28 +110,28 @@ def test_ranges_of_crop_scale_rotate() -> None:
     assert torch.rad2deg(torch.atan2(turned[:, 1, 0], turned[:, 0, 0])).abs().max() == pytest.approx(45, abs=0.1)
 
 
-def test_geometry_by_hand() -> None:
+def test_affine_transforms_match_hand_computed_results() -> None:
     x = images(1)
     torch.testing.assert_close(apply(x, identity(1)), x)
-    torch.testing.assert_close(apply(x, changed([[-1, 0, 0], [0, 1, 0]])), x.flip(3))
+    torch.testing.assert_close(apply(x, with_affine([[-1, 0, 0], [0, 1, 0]])), x.flip(3))
     # Two pixels of 12: the result at (i, j) is the source at (i + 1, j + 2).
-    shifted = apply(x, changed([[1, 0, 2 * 2 / 12], [0, 1, 1 * 2 / 12]]))
+    shifted = apply(x, with_affine([[1, 0, 2 * 2 / 12], [0, 1, 1 * 2 / 12]]))
     expected = torch.zeros_like(x)
     expected[:, :, :-1, :-2] = x[:, :, 1:, 2:]
     torch.testing.assert_close(shifted, expected)
-    torch.testing.assert_close(apply(x, changed([[0, -1, 0], [1, 0, 0]])), x.rot90(1, (2, 3)))
+    torch.testing.assert_close(apply(x, with_affine([[0, -1, 0], [1, 0, 0]])), x.rot90(1, (2, 3)))
 
 
 def test_rotation_keeps_right_angles_in_oblong_images() -> None:
     draws = draw("crop_scale_rotate", 500, (1, 10, 30), True, generator(0, "test"))
     half_sides = torch.tensor([15.0, 5.0], dtype=torch.float64)
-    for word, affine in zip(in_words(draws), draws.affine, strict=True):
+    for word, affine in zip(operation_names(draws), draws.affine, strict=True):
         if word == "rotate":
             pixels = affine[:, :2] * half_sides[:, None] / half_sides[None, :]
             torch.testing.assert_close(pixels @ pixels.T, torch.eye(2, dtype=torch.float64))
 
 
-def test_colour_by_hand() -> None:
+def test_colour_matches_its_definition() -> None:
     x = images(1)
     colour = torch.tensor([[0.3, 1.7, 0.6]], dtype=torch.float64)
     bright = x + 0.3
@@ -139,7 +141,7 @@ def test_colour_by_hand() -> None:
     torch.testing.assert_close(apply(x, Draws(identity(1).affine, colour, None)), expected)
 
 
-def test_cutout_by_hand() -> None:
+def test_cutout_sets_the_box_to_zero() -> None:
     x = images(2)
     box = torch.tensor([[-3.0, 3.0, 9.0, 15.0], [4.0, 4.0, 0.0, 0.0]], dtype=torch.float64)
     expected = x.clone()
@@ -148,15 +150,15 @@ def test_cutout_by_hand() -> None:
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_gradients_flow_to_the_images(strategy: Augmentation) -> None:
+def test_gradients_of_the_images_are_correct(strategy: Augmentation) -> None:
     draws = draw(strategy, 12, (2, 5, 6), False, generator(0, "test"))
-    assert len(set(in_words(draws))) > 2
+    assert len(set(operation_names(draws))) > 2
     x = images(12, 2, 5, 6).requires_grad_()
     assert torch.autograd.gradcheck(lambda x: apply(x, draws), x)
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_a_result_depends_on_its_own_image_and_row_alone(strategy: Augmentation) -> None:
+def test_result_depends_only_on_its_image_and_row(strategy: Augmentation) -> None:
     draws = draw(strategy, 30, (3, 12, 12), False, generator(0, "test"))
     x = images(30)
     together = apply(x, draws)
@@ -166,8 +168,8 @@ def test_a_result_depends_on_its_own_image_and_row_alone(strategy: Augmentation)
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_a_class_shares_its_draw(strategy: Augmentation) -> None:
-    """Siamese: real and synthetic images of a class undergo the same; here they are the same images, in other batches."""
+def test_images_of_a_class_share_a_draw(strategy: Augmentation) -> None:
+    """Real and synthetic images of a class get the same transform. Here both are the same images, in different batches."""
     per_class = draw(strategy, 4, (3, 12, 12), False, generator(0, "test"))
     labels = torch.tensor([2, 0, 0, 3, 1])
     x = images(5)
@@ -179,14 +181,14 @@ def test_a_class_shares_its_draw(strategy: Augmentation) -> None:
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_a_row_is_the_same_however_many_are_drawn(strategy: Augmentation) -> None:
+def test_rows_do_not_depend_on_how_many_are_drawn(strategy: Augmentation) -> None:
     few, many = (draw(strategy, n, (3, 32, 32), False, generator(7, "test")) for n in (30, 100))
     assert torch.equal(few.affine, many[torch.arange(30)].affine)
     assert not torch.equal(few.affine, draw(strategy, 30, (3, 32, 32), False, generator(8, "test")).affine)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_dtype_and_shape_are_the_images(dtype: torch.dtype) -> None:
+def test_result_has_dtype_and_shape_of_the_images(dtype: torch.dtype) -> None:
     draws = draw("dsa", 4, (1, 8, 8), True, generator(0, "test"))
     result = apply(images(4, 1, 8, 8).to(dtype), draws)
     assert (result.dtype, result.shape) == (dtype, (4, 1, 8, 8))
@@ -194,14 +196,14 @@ def test_dtype_and_shape_are_the_images(dtype: torch.dtype) -> None:
     assert len(draws.to("cpu")) == 4
 
 
-def test_a_row_that_does_nothing_leaves_the_image_as_it_is() -> None:
+def test_identity_row_does_not_change_the_image() -> None:
     draws = draw("dsa", 200, (3, 12, 12), False, generator(0, "test"))
-    idle = torch.tensor([word == "identity" for word in in_words(draws)])
+    idle = torch.tensor([word == "identity" for word in operation_names(draws)])
     assert idle.any()
     x = images(200)
     torch.testing.assert_close(apply(x, draws)[idle], x[idle], rtol=1e-12, atol=1e-12)
 
 
-def test_a_strategy_that_draws_nothing_is_refused() -> None:
+def test_strategy_without_draws_is_refused() -> None:
     with pytest.raises(ValueError, match="must be one of dsa, crop_scale_rotate; got 'none'"):
         draw("none", 1, (1, 8, 8), False, generator(0, "test"))

@@ -1,4 +1,4 @@
-"""The stop rules: a table of cases, and bounds that hold whatever the accuracies do."""
+"""Test the stop rules with a table of cases, and their bounds with arbitrary accuracies."""
 
 from __future__ import annotations
 
@@ -22,23 +22,23 @@ def run(loop: Loop, accuracies: list[float]) -> tuple[int, StopReason | None]:
 @pytest.mark.parametrize(
     ("case", "bound", "window", "threshold", "rule", "accuracies", "expected"),
     [
-        ("flat from the start: as soon as the window is full", 9, 3, 0.05, "converged", [0.5] * 9, (3, "converged")),
-        ("a window that is not full never fires", 9, 5, 0.05, "converged", [0.5] * 4, (4, None)),
+        ("flat from the start: stops when the window is full", 9, 3, 0.05, "converged", [0.5] * 9, (3, "converged")),
+        ("a window that is not full never stops the loop", 9, 5, 0.05, "converged", [0.5] * 4, (4, None)),
         ("rises, then flat", 9, 3, 0.05, "converged", [0.1, 0.3, 0.5, 0.51, 0.52], (5, "converged")),
-        ("a span equal to λ1 goes on", 4, 2, 0.25, "converged", [0.0, 0.25, 0.5, 0.75], (4, "bound")),
-        ("the window forgets the old", 9, 2, 0.05, "converged", [0.0, 0.9, 0.9], (3, "converged")),
-        ("never flat: the bound", 4, 2, 0.05, "converged", [0.1, 0.9, 0.1, 0.9, 0.1], (4, "bound")),
-        ("moved enough as soon as the window is full", 9, 3, 0.05, "moved", [0.1, 0.2, 0.3, 0.4], (3, "moved")),
-        ("does not move: the bound", 5, 3, 0.05, "moved", [0.2] * 9, (5, "bound")),
-        ("a span equal to λ2 goes on", 4, 2, 0.25, "moved", [0.0, 0.25, 0.5, 0.75], (4, "bound")),
+        ("a span equal to λ1 does not stop the loop", 4, 2, 0.25, "converged", [0.0, 0.25, 0.5, 0.75], (4, "bound")),
+        ("the window drops old accuracies", 9, 2, 0.05, "converged", [0.0, 0.9, 0.9], (3, "converged")),
+        ("never flat: stops at the bound", 4, 2, 0.05, "converged", [0.1, 0.9, 0.1, 0.9, 0.1], (4, "bound")),
+        ("moved enough: stops when the window is full", 9, 3, 0.05, "moved", [0.1, 0.2, 0.3, 0.4], (3, "moved")),
+        ("does not move: stops at the bound", 5, 3, 0.05, "moved", [0.2] * 9, (5, "bound")),
+        ("a span equal to λ2 does not stop the loop", 4, 2, 0.25, "moved", [0.0, 0.25, 0.5, 0.75], (4, "bound")),
         ("a jump before the window is full counts", 9, 3, 0.3, "moved", [0.1, 0.5, 0.5], (3, "moved")),
-        ("falling moves too", 9, 2, 0.05, "moved", [0.9, 0.2], (2, "moved")),
+        ("a fall counts as moving", 9, 2, 0.05, "moved", [0.9, 0.2], (2, "moved")),
         ("γ = 1: one value spans 0", 9, 1, 0.05, "converged", [0.3], (1, "converged")),
-        ("rule and bound on the same step: the rule is named", 3, 3, 0.05, "converged", [0.5] * 3, (3, "converged")),
-        ("fixed: only the bound", 4, 0, 0.05, "converged", [0.5] * 9, (4, "bound")),
+        ("rule and bound at the same step: the rule is reported", 3, 3, 0.05, "converged", [0.5] * 3, (3, "converged")),
+        ("fixed loops stop only at the bound", 4, 0, 0.05, "converged", [0.5] * 9, (4, "bound")),
     ],
 )
-def test_stop_rules(
+def test_loop_stops_by_its_rule_or_bound(
     case: str,
     bound: int,
     window: int,
@@ -67,21 +67,21 @@ def test_every_loop_is_bounded(accuracies: list[float], bound: int, window: int,
     ("max_outer", "max_inner", "window", "carry", "needed"),
     [
         (11, 50, 10, False, (True, True)),
-        (10, 50, 10, False, (False, True)),  # a window that fills with the last step decides nothing
+        (10, 50, 10, False, (False, True)),  # a window that is full only at the last step has no effect
         (50, 10, 10, False, (True, False)),
         (1, 50, 10, False, (False, False)),  # there is no inner loop after the last outer step
         (10, 50, 0, False, (False, False)),  # fixed loops
-        (10, 50, 10, True, (True, True)),  # the outer checks enter into the inner loop's accuracies
+        (10, 50, 10, True, (True, True)),  # queries of the outer loop enter the accuracies of the inner loop
         (1, 50, 10, True, (False, False)),
     ],
 )
-def test_queries_are_made_only_where_they_can_matter(
+def test_queries_are_made_only_if_they_can_have_an_effect(
     max_outer: int, max_inner: int, window: int, carry: bool, needed: tuple[bool, bool]
 ) -> None:
     assert needed_queries(max_outer, max_inner, window, carry) == needed
 
 
-def test_query_average() -> None:
+def test_query_average_with_and_without_carry() -> None:
     plain, carried = QueryAverage(10, carry=False), QueryAverage(10, carry=True)
     assert [plain.update(a) for a in (0.5, 0.6)] == [0.5, 0.6]
     assert [carried.update(a) for a in (0.5, 0.6, 0.6)] == pytest.approx([0.5, 0.65, 0.665])

@@ -1,4 +1,4 @@
-"""Whole runs: any number of shards gives the same S; a broken-off run goes on with the same bytes; bounds; NaN."""
+"""Test whole runs: S does not depend on the number of shards, interrupted runs are resumed, and NaN stops a run."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def one_thread() -> None:
 
 @pytest.fixture(scope="module")
 def ten(tmp_path_factory: pytest.TempPathFactory) -> ClassStore:
-    """K = 10 with unequal classes: some smaller than N, one smaller than ipc."""
+    """Build a store of 10 classes of different sizes: some smaller than N, one smaller than ipc."""
     return make_store(tmp_path_factory.mktemp("store") / "ten", [30, 12, 30, 5, 30, 1, 30, 9, 30, 17])
 
 
@@ -41,9 +41,11 @@ def seven(tmp_path_factory: pytest.TempPathFactory) -> ClassStore:
     return make_store(tmp_path_factory.mktemp("store") / "seven", [2, 40, 11, 3, 25, 1, 18], channels=3)
 
 
-def synthetic(
+def condensed_images(
     spec: CondenseSpec, store: ClassStore, path: Path, world: int, events: list[dict[str, Any]] | None = None
 ) -> torch.Tensor:
+    """Condense with `world` workers and return the images of the last checkpoint. Events are added to `events`."""
+
     def report(type: str, **data: Any) -> None:
         if events is not None:
             events.append({"type": type, **data})
@@ -74,39 +76,39 @@ METHOD = {**BILEVEL, "query_per_class": 6, "gamma": 2}
     ],
     ids=str,
 )
-def test_any_number_of_shards_gives_the_same_images(
+def test_images_do_not_depend_on_the_number_of_shards(
     name: str, method: dict[str, Any], tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     store: ClassStore = request.getfixturevalue(name)
     spec = make_spec(store, method=method)
-    one = synthetic(spec, store, tmp_path / "1", 1)
+    one = condensed_images(spec, store, tmp_path / "1", 1)
     for world in (2, 3, store.info.num_classes):
-        sharded = synthetic(spec, store, tmp_path / str(world), world)
+        sharded = condensed_images(spec, store, tmp_path / str(world), world)
         torch.testing.assert_close(sharded, one, rtol=0, atol=1e-9)
-    start = synthetic(make_spec(store, method=method, iterations=0), store, tmp_path / "0", 1)
-    assert (one - start).abs().amax(dim=(1, 2, 3)).min() > 1e-3  # every image was moved
+    start = condensed_images(make_spec(store, method=method, iterations=0), store, tmp_path / "0", 1)
+    assert (one - start).abs().amax(dim=(1, 2, 3)).min() > 1e-3  # every image has changed
 
 
 @pytest.mark.parametrize(("first", "then"), [(1, 1), (2, 2), (3, 1), (1, 3)])
-def test_a_run_that_is_broken_off_goes_on(seven: ClassStore, tmp_path: Path, first: int, then: int) -> None:
-    whole = synthetic(make_spec(seven, iterations=4, method=METHOD), seven, tmp_path / "whole", then)
-    synthetic(make_spec(seven, iterations=2, method=METHOD), seven, tmp_path / "parts", first)
-    resumed = synthetic(make_spec(seven, iterations=4, method=METHOD), seven, tmp_path / "parts", then)
+def test_interrupted_run_is_resumed(seven: ClassStore, tmp_path: Path, first: int, then: int) -> None:
+    whole = condensed_images(make_spec(seven, iterations=4, method=METHOD), seven, tmp_path / "whole", then)
+    condensed_images(make_spec(seven, iterations=2, method=METHOD), seven, tmp_path / "parts", first)
+    resumed = condensed_images(make_spec(seven, iterations=4, method=METHOD), seven, tmp_path / "parts", then)
     if first == then:
         assert torch.equal(resumed, whole)  # the same bytes
     torch.testing.assert_close(resumed, whole, rtol=0, atol=1e-9)
 
 
 @pytest.mark.parametrize("name", ["cafe", "dc", "dm"])
-def test_a_run_that_is_stopped_at_an_iteration_goes_on(seven: ClassStore, tmp_path: Path, name: str) -> None:
+def test_run_stopped_at_an_iteration_is_resumed(seven: ClassStore, tmp_path: Path, name: str) -> None:
     spec = make_spec(seven, iterations=4, checkpoint_every=3, method={"name": name, "batch_real": 8})
-    whole = synthetic(spec, seven, tmp_path / "whole", 2)
+    whole = condensed_images(spec, seven, tmp_path / "whole", 2)
     events: list[tuple[str, int]] = []
 
     def report(type: str, **data: Any) -> None:
         events.append((type, data["iteration"]))
 
-    for until in (1, 3, 2, 4):  # 2: more are done, so there is nothing to do
+    for until in (1, 3, 2, 4):  # 2: already exceeded, so there is nothing to do
         run_gang(
             2,
             lambda comm, until=until: condense(
@@ -125,8 +127,8 @@ TWO_AT_LEAST = [2, 40, 11, 3, 25, 2, 18]
 
 
 @pytest.mark.parametrize("method", [METHOD, {"name": "dm", "batch_real": 8}, {"name": "dc", **BILEVEL}], ids=str)
-def test_held_out_images_do_not_enter_a_run(method: dict[str, Any], tmp_path: Path) -> None:
-    """A run with a validation is that of a dataset that never had the held-out images, on any number of shards."""
+def test_held_out_images_do_not_affect_a_run(method: dict[str, Any], tmp_path: Path) -> None:
+    """A run with a validation equals a run on a dataset without the held-out images, for any number of shards."""
     whole = make_store(tmp_path / "whole", TWO_AT_LEAST)
     spec = make_spec(whole, method=method, validation=VALIDATION)
     kept = [split(spec.seed, k, count, 0.3)[0].numpy() for k, count in enumerate(TWO_AT_LEAST)]
@@ -141,33 +143,33 @@ def test_held_out_images_do_not_enter_a_run(method: dict[str, Any], tmp_path: Pa
     smaller = build(tmp_path / "without", without)
     statistics = {"mean": whole.info.mean, "std": whole.info.std}  # of all training images
     smaller = ClassStore(smaller.path, smaller.info.model_copy(update=statistics))
-    expected = synthetic(make_spec(smaller, method=method), smaller, tmp_path / "expected", 1)
+    expected = condensed_images(make_spec(smaller, method=method), smaller, tmp_path / "expected", 1)
     for world in (1, 3):
-        images = synthetic(spec, whole, tmp_path / str(world), world)
+        images = condensed_images(spec, whole, tmp_path / str(world), world)
         torch.testing.assert_close(images, expected, rtol=0, atol=1e-9)
 
 
-def test_a_checkpoint_belongs_to_its_held_out_images(tmp_path: Path) -> None:
+def test_checkpoint_with_other_held_out_images_is_refused(tmp_path: Path) -> None:
     store = make_store(tmp_path / "store", TWO_AT_LEAST)
-    synthetic(make_spec(store, validation=VALIDATION), store, tmp_path, 1)
+    condensed_images(make_spec(store, validation=VALIDATION), store, tmp_path, 1)
     same = make_spec(store, iterations=4, validation={**VALIDATION, "every": 1, "repeats": 9})
-    synthetic(same, store, tmp_path, 1)
+    condensed_images(same, store, tmp_path, 1)
     for validation in ({**VALIDATION, "fraction": 0.2}, None):
         with pytest.raises(CheckpointError, match=r"another .*validation\.fraction"):
-            synthetic(make_spec(store, iterations=5, validation=validation), store, tmp_path, 1)
+            condensed_images(make_spec(store, iterations=5, validation=validation), store, tmp_path, 1)
 
 
-def test_ranks_go_on_from_the_checkpoint_that_rank_0_sees(seven: ClassStore, tmp_path: Path) -> None:
+def test_all_ranks_resume_from_the_newest_checkpoint_of_rank_0(seven: ClassStore, tmp_path: Path) -> None:
     """A shared file system may show a file to one machine later than to another."""
-    whole = synthetic(make_spec(seven, iterations=5, method=METHOD), seven, tmp_path / "whole", 2)
+    whole = condensed_images(make_spec(seven, iterations=5, method=METHOD), seven, tmp_path / "whole", 2)
     for view, iterations in (("rank 0", 4), ("rank 1", 2)):
-        synthetic(make_spec(seven, iterations=iterations, method=METHOD), seven, tmp_path / view, 2)
+        condensed_images(make_spec(seven, iterations=iterations, method=METHOD), seven, tmp_path / view, 2)
     newest = checkpoint_files(tmp_path / "rank 0")[0]
     appears = threading.Timer(1.0, lambda: shutil.copy(newest, tmp_path / "rank 1"))
     appears.start()
     spec = make_spec(seven, iterations=5, method=METHOD)
     run_gang(
-        2, lambda comm: condense(spec, seven, comm, CPU, checkpoints=Checkpoints(tmp_path / f"rank {comm.rank}"), report=_silent)
+        2, lambda comm: condense(spec, seven, comm, CPU, checkpoints=Checkpoints(tmp_path / f"rank {comm.rank}"), report=_ignore)
     )
     appears.join()
     resumed = Checkpoints(tmp_path / "rank 0").latest(spec)
@@ -175,27 +177,27 @@ def test_ranks_go_on_from_the_checkpoint_that_rank_0_sees(seven: ClassStore, tmp
     assert torch.equal(resumed.images, whole)
 
 
-def test_images_that_became_infinite_are_not_saved(seven: ClassStore, tmp_path: Path) -> None:
+def test_non_finite_images_are_not_saved(seven: ClassStore, tmp_path: Path) -> None:
     spec = make_spec(seven, iterations=1, precision="float32", method={**METHOD, "max_outer": 1, "image_lr": 1e30, "beta": 1e12})
     with pytest.raises(NonFiniteLossError, match="iteration 1"):
-        synthetic(spec, seven, tmp_path, 2)
+        condensed_images(spec, seven, tmp_path, 2)
     assert [path.name for path in checkpoint_files(tmp_path)] == ["checkpoint-00000000.safetensors"]
 
 
-def test_more_iterations_done_than_wanted_are_refused(seven: ClassStore, tmp_path: Path) -> None:
-    synthetic(make_spec(seven, iterations=3), seven, tmp_path, 1)
+def test_checkpoint_beyond_the_last_iteration_is_refused(seven: ClassStore, tmp_path: Path) -> None:
+    condensed_images(make_spec(seven, iterations=3), seven, tmp_path, 1)
     with pytest.raises(CheckpointError, match=r"^iterations: .*\b3\b.*\b2\b"):
-        synthetic(make_spec(seven, iterations=2), seven, tmp_path, 1)
+        condensed_images(make_spec(seven, iterations=2), seven, tmp_path, 1)
 
 
-def _silent(type: str, **data: Any) -> None:
+def _ignore(type: str, **data: Any) -> None:
     pass
 
 
-def test_queries_stop_every_rank_at_the_same_step_and_are_reported(seven: ClassStore, tmp_path: Path) -> None:
+def test_queries_stop_all_ranks_at_the_same_step_and_are_reported(seven: ClassStore, tmp_path: Path) -> None:
     events: list[dict[str, Any]] = []
     method = {**METHOD, "lambda_1": 1.0, "gamma": 2, "max_outer": 9}  # any two accuracies span less than 1: stops at 2
-    synthetic(make_spec(seven, method=method), seven, tmp_path, 3, events)
+    condensed_images(make_spec(seven, method=method), seven, tmp_path, 3, events)
     iterations = [e for e in events if e["type"] == "iteration"]
     assert [e["iteration"] for e in iterations] == [1, 2, 3]
     for e in iterations:
@@ -209,7 +211,7 @@ def test_queries_stop_every_rank_at_the_same_step_and_are_reported(seven: ClassS
 
 def test_fixed_loops_run_to_their_bounds(seven: ClassStore, tmp_path: Path) -> None:
     events: list[dict[str, Any]] = []
-    synthetic(make_spec(seven, method={**METHOD, "bilevel": "fixed"}), seven, tmp_path, 1, events)
+    condensed_images(make_spec(seven, method={**METHOD, "bilevel": "fixed"}), seven, tmp_path, 1, events)
     for e in (e for e in events if e["type"] == "iteration"):
         assert (e["outer_steps"], e["inner_epochs"]) == (3, 2 * 4)
         assert (e["stop_outer"], e["stop_inner"]) == ({"bound": 1}, {"bound": 2})
@@ -219,7 +221,7 @@ def test_fixed_loops_run_to_their_bounds(seven: ClassStore, tmp_path: Path) -> N
 def test_other_methods_report_their_loss(seven: ClassStore, tmp_path: Path, name: str, steps: tuple[int, int]) -> None:
     events: list[dict[str, Any]] = []
     method = {"name": name, **(BILEVEL if name == "dc" else {"batch_real": 8})}
-    synthetic(make_spec(seven, method=method), seven, tmp_path, 3, events)
+    condensed_images(make_spec(seven, method=method), seven, tmp_path, 3, events)
     iterations = [e for e in events if e["type"] == "iteration"]
     assert [e["iteration"] for e in iterations] == [1, 2, 3]
     for e in iterations:
@@ -231,15 +233,15 @@ def test_other_methods_report_their_loss(seven: ClassStore, tmp_path: Path, name
 
 
 def test_zero_iterations_give_the_initial_images(ten: ClassStore, tmp_path: Path) -> None:
-    noise = synthetic(make_spec(ten, iterations=0, ipc=3), ten, tmp_path / "noise", 2)
+    noise = condensed_images(make_spec(ten, iterations=0, ipc=3), ten, tmp_path / "noise", 2)
     assert noise.shape == (30, 1, 8, 8)
     assert abs(float(noise.mean())) < 0.1
-    real = synthetic(make_spec(ten, iterations=0, ipc=3, method={"init": "real"}), ten, tmp_path / "real", 2)
+    real = condensed_images(make_spec(ten, iterations=0, ipc=3, method={"init": "real"}), ten, tmp_path / "real", 2)
     mean, std = ten.info.mean[0], ten.info.std[0]
     for k in range(10):
         images = (ten.images(k) / 255 - mean) / std
         for image in real[3 * k : 3 * k + 3].numpy():
-            assert abs(images - image).max(axis=(1, 2, 3)).min() < 1e-12  # it is one of the class's own
+            assert abs(images - image).max(axis=(1, 2, 3)).min() < 1e-12  # an image of the class
 
 
 @pytest.mark.parametrize(
@@ -251,34 +253,34 @@ def test_zero_iterations_give_the_initial_images(ten: ClassStore, tmp_path: Path
     ],
     ids=str,
 )
-def test_loss_falls(ten: ClassStore, tmp_path: Path, method: dict[str, Any], falls_to: float) -> None:
+def test_loss_decreases(ten: ClassStore, tmp_path: Path, method: dict[str, Any], falls_to: float) -> None:
     events: list[dict[str, Any]] = []
     spec = make_spec(ten, iterations=30, precision="float32", method={"batch_real": 8, **method})
-    synthetic(spec, ten, tmp_path, 1, events)
+    condensed_images(spec, ten, tmp_path, 1, events)
     losses = [e["loss"] for e in events if e["type"] == "iteration"]
     assert sum(losses[-5:]) < falls_to * sum(losses[:5]), losses
 
 
-def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_checkpoint(seven: ClassStore, tmp_path: Path) -> None:
-    network = {"width": 6, "depth": 2, "norm": "none"}  # a normalised network is indifferent to the images' scale
+def test_non_finite_loss_stops_the_run_and_keeps_the_last_checkpoint(seven: ClassStore, tmp_path: Path) -> None:
+    network = {"width": 6, "depth": 2, "norm": "none"}  # a network with a norm does not depend on the images' scale
     spec = make_spec(seven, iterations=50, checkpoint_every=1, network=network, method={**METHOD, "image_lr": 1e30})
     with pytest.raises(NonFiniteLossError, match=r"iteration \d+, outer step \d+"):
-        synthetic(spec, seven, tmp_path, 2)
+        condensed_images(spec, seven, tmp_path, 2)
     checkpoint = Checkpoints(tmp_path).latest(spec)
     assert checkpoint is not None
     assert checkpoint.images.isfinite().all()
 
 
-def test_checkpoints_are_pruned_and_belong_to_their_spec(seven: ClassStore, tmp_path: Path) -> None:
-    synthetic(make_spec(seven, iterations=5, checkpoint_every=1), seven, tmp_path, 1)
+def test_checkpoints_are_pruned_and_refused_for_another_spec(seven: ClassStore, tmp_path: Path) -> None:
+    condensed_images(make_spec(seven, iterations=5, checkpoint_every=1), seven, tmp_path, 1)
     assert [p.name for p in checkpoint_files(tmp_path)] == ["checkpoint-00000005.safetensors", "checkpoint-00000004.safetensors"]
     with pytest.raises(CheckpointError, match="another dataset, seed"):
-        synthetic(make_spec(seven, iterations=6, seed=1), seven, tmp_path, 1)
+        condensed_images(make_spec(seven, iterations=6, seed=1), seven, tmp_path, 1)
 
 
-def test_a_torn_checkpoint_gives_way_to_the_one_before(seven: ClassStore, tmp_path: Path) -> None:
+def test_run_resumes_from_the_previous_checkpoint_if_the_newest_is_damaged(seven: ClassStore, tmp_path: Path) -> None:
     spec = make_spec(seven, iterations=4, checkpoint_every=1)
-    whole = synthetic(spec, seven, tmp_path, 1)
+    whole = condensed_images(spec, seven, tmp_path, 1)
     newest = checkpoint_files(tmp_path)[0]
     newest.write_bytes(newest.read_bytes()[:100])
-    assert torch.equal(synthetic(spec, seven, tmp_path, 1), whole)
+    assert torch.equal(condensed_images(spec, seven, tmp_path, 1), whole)

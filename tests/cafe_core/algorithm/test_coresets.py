@@ -1,4 +1,4 @@
-"""Selection algorithms against their definitions, written out naively on small classes with many ties."""
+"""Compare the selection algorithms with naive implementations of their definitions, on small classes with many ties."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from torch import Tensor
 from cafe_core.algorithm import coresets
 from cafe_core.algorithm.coresets import ForgettingCounts, herding, k_center, kmeans, most_forgotten
 
-# Small whole numbers: ties and equal images are frequent, and their distances exact.
+# Small integers: ties and equal images are frequent, and distances are exact.
 CLASSES = arrays(np.int64, st.tuples(st.integers(1, 12), st.integers(1, 3)), elements=st.integers(-3, 3)).map(
     lambda points: torch.tensor(points, dtype=torch.float64)
 )
@@ -28,7 +28,7 @@ def remaining(n: int, chosen: list[int]) -> list[int]:
 
 
 @given(features=CLASSES, m=COUNTS)
-def test_herding_brings_the_running_mean_closest_at_every_step(features: Tensor, m: int) -> None:
+def test_herding_chooses_the_image_that_brings_the_running_mean_closest(features: Tensor, m: int) -> None:
     mean = features.mean(0)
     chosen = herding(features, m).tolist()
     assert len(set(chosen)) == len(chosen) == min(m, len(features))
@@ -40,7 +40,7 @@ def test_herding_brings_the_running_mean_closest_at_every_step(features: Tensor,
 
 
 @given(features=CLASSES, m=COUNTS)
-def test_k_center_starts_at_the_mean_and_goes_farthest_first(features: Tensor, m: int) -> None:
+def test_k_center_starts_at_the_mean_and_continues_with_the_farthest_image(features: Tensor, m: int) -> None:
     chosen = k_center(features, m).tolist()
     assert len(set(chosen)) == len(chosen) == min(m, len(features))
     to_mean = (features - features.mean(0)).norm(dim=1)
@@ -49,7 +49,7 @@ def test_k_center_starts_at_the_mean_and_goes_farthest_first(features: Tensor, m
         gaps = {i: min(int((features[i] - features[c]).square().sum()) for c in chosen[:t]) for i in range(len(features))}
         left = remaining(len(features), chosen[:t])
         farthest = max(gaps[i] for i in left)
-        assert chosen[t] == min(i for i in left if gaps[i] == farthest)  # exact: the features are whole numbers
+        assert chosen[t] == min(i for i in left if gaps[i] == farthest)  # exact: the features are integers
 
 
 @given(features=CLASSES, m=COUNTS)
@@ -58,7 +58,7 @@ def test_kmeans_never_chooses_an_image_twice(features: Tensor, m: int) -> None:
     assert len(set(chosen)) == len(chosen) == min(m, len(features))
 
 
-def test_kmeans_takes_the_image_nearest_to_each_centre() -> None:
+def test_kmeans_chooses_the_image_nearest_to_each_centre() -> None:
     random = torch.Generator().manual_seed(0)
     middles = 100 * torch.eye(4, dtype=torch.float64)
     features = middles.repeat_interleave(25, 0) + torch.randn(100, 4, dtype=torch.float64, generator=random)
@@ -66,8 +66,8 @@ def test_kmeans_takes_the_image_nearest_to_each_centre() -> None:
     assert sorted(kmeans(features, 4, seed=1).tolist()) == nearest
 
 
-def test_exact_ties_are_not_decided_by_rounding() -> None:
-    """Of two images each is as far from their mean as the other one."""
+def test_rounding_does_not_decide_exact_ties() -> None:
+    """Two images are equally far from their mean."""
     random = torch.Generator().manual_seed(0)
     for _ in range(50):
         pair = torch.randn(2, 5, dtype=torch.float64, generator=random)
@@ -78,33 +78,35 @@ def test_exact_ties_are_not_decided_by_rounding() -> None:
         assert kmeans(torch.stack([far[0], pair[0], far[1], pair[1]]), 2, seed=0).tolist() == [0, 1]
 
 
-def test_kmeans_follows_its_seed() -> None:
+def test_kmeans_is_determined_by_its_seed() -> None:
     features = torch.randn(200, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     assert torch.equal(kmeans(features, 8, seed=1), kmeans(features, 8, seed=1))
     assert not torch.equal(kmeans(features, 8, seed=1), kmeans(features, 8, seed=2))
 
 
 @pytest.mark.parametrize("select", [herding, k_center, lambda features, m: kmeans(features, m, seed=0)])
-def test_classes_larger_than_a_block(select: Callable[[Tensor, int], Tensor], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_block_size_does_not_change_the_selection(
+    select: Callable[[Tensor, int], Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
     features = torch.randn(50, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     whole = select(features, 20)
     monkeypatch.setattr(coresets, "_BLOCK", 30)  # 7 images of 4 numbers
     assert torch.equal(select(features, 20), whole)
 
 
-def test_herding_by_hand() -> None:
+def test_herding_matches_a_hand_computed_example() -> None:
     features = torch.tensor([[0.0], [1.0], [4.0], [7.0]])  # mean 3
     # 4 is nearest to 3; then with 1 the mean is 2.5 (with 0: 2, with 7: 5.5); then 0, 1, 4 → 1.7 against 1, 4, 7 → 4.
     assert herding(features, 9).tolist() == [2, 1, 3, 0]
 
 
-def test_k_center_by_hand() -> None:
+def test_k_center_matches_a_hand_computed_example() -> None:
     features = torch.tensor([[0.0], [1.0], [4.0], [7.0]])  # mean 3: 4 first; 0 is 4 away, 7 is 3 away
     assert k_center(features, 9).tolist() == [2, 0, 3, 1]
 
 
-def test_forgetting_counts_a_trace_by_hand() -> None:
-    presentations = [  # one row an epoch, one column an image
+def test_forgetting_counts_match_a_hand_computed_example() -> None:
+    presentations = [  # one row per epoch, one column per image
         [0, 1, 1, 0, 1, 0],
         [0, 1, 0, 1, 0, 0],
         [0, 1, 1, 1, 1, 0],
@@ -124,7 +126,7 @@ def test_forgetting_counts_a_trace_by_hand() -> None:
     trace=arrays(np.bool_, st.tuples(st.integers(0, 8), st.integers(1, 6))),
     m=st.integers(1, 8),
 )
-def test_forgetting_is_the_number_of_falls(trace: np.ndarray, m: int) -> None:
+def test_forgetting_counts_transitions_from_correct_to_wrong(trace: np.ndarray, m: int) -> None:
     tally = ForgettingCounts(trace.shape[1])
     for row in trace:
         tally.update(torch.tensor(row))

@@ -9,7 +9,7 @@ from cafe_core.algorithm.held_out import split
 
 
 @given(count=st.integers(2, 300), fraction=st.floats(0, 1), seed=st.integers(0, 2**63 - 1))
-def test_every_image_is_kept_or_held_and_neither_part_is_empty(count: int, fraction: float, seed: int) -> None:
+def test_every_image_is_kept_or_held_out_and_neither_part_is_empty(count: int, fraction: float, seed: int) -> None:
     kept, held = split(seed, 3, count, fraction)
     assert torch.equal(torch.cat([kept, held]).sort().values, torch.arange(count))
     assert kept.tolist() == sorted(kept.tolist())
@@ -18,7 +18,7 @@ def test_every_image_is_kept_or_held_and_neither_part_is_empty(count: int, fract
     assert abs(len(held) - fraction * count) <= 1
 
 
-def test_seed_and_class_decide() -> None:
+def test_split_depends_on_seed_and_class() -> None:
     def held(seed: int, k: int) -> list[int]:
         chosen: list[int] = split(seed, k, 1000, 0.1)[1].tolist()
         return chosen
@@ -30,6 +30,6 @@ def test_seed_and_class_decide() -> None:
 
 
 @pytest.mark.parametrize("count", [0, 1])
-def test_a_class_that_cannot_be_cut_is_refused(count: int) -> None:
+def test_class_that_is_too_small_to_split_is_refused(count: int) -> None:
     with pytest.raises(ValueError, match=f"class 7 has {count}"):
         split(0, 7, count, 0.5)

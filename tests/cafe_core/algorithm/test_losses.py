@@ -1,4 +1,4 @@
-"""Eq. 1–4 against values derived by hand: plain Python sums and the chain rule written out, no autograd on that side."""
+"""Compare Eq. 1–4 with values derived by hand: plain Python sums and the chain rule, without autograd."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_feature_alignment_gradient_is_two_w_times_the_difference() -> None:
     torch.testing.assert_close(s.grad, torch.tensor([[0.2, -0.4], [-0.2, -0.4]], dtype=torch.float64), rtol=RTOL, atol=0)
 
 
-def test_discrimination_and_its_gradient_follow_from_the_softmax() -> None:
+def test_discrimination_and_its_gradient_match_the_softmax() -> None:
     F = [[1.0, 2.0], [0.5, -1.0], [-2.0, 0.25]]
     y = [0, 1, 1]
     C = [[0.3, -0.2], [1.0, 0.4]]
@@ -51,7 +51,7 @@ def test_discrimination_and_its_gradient_follow_from_the_softmax() -> None:
     torch.testing.assert_close(G, torch.tensor(gradient, dtype=torch.float64), rtol=RTOL, atol=0)
 
 
-def test_shares_of_batches_add_up() -> None:
+def test_discrimination_of_batches_adds_up() -> None:
     random = torch.Generator().manual_seed(0)
     F = torch.randn(12, 5, generator=random, dtype=torch.float64)
     C = torch.randn(4, 5, generator=random, dtype=torch.float64)
@@ -66,8 +66,8 @@ def test_shares_of_batches_add_up() -> None:
     ("preset", "weights", "beta"),
     [("paper", [1.0, 1.0, 1.0, 1.0], 1.0), ("reference", [0.1, 0.1, 1.0, 2.0], 25.6)],
 )
-def test_total_loss_and_gradient_by_hand_for_a_linear_network(preset: str, weights: list[float], beta: float) -> None:
-    """Maps φ_l(x) = A_l x make every derivative a matrix product: ∂L/∂S is written out and compared with the surrogate's."""
+def test_total_loss_and_gradient_of_a_linear_network(preset: str, weights: list[float], beta: float) -> None:
+    """With maps φ_l(x) = A_l x every derivative is a matrix product, so ∂L/∂S can be written out and compared."""
     method = CafeMethod.model_validate({"preset": preset}).resolved(ResolutionContext(2, 10, NetworkSpec()))
     assert method.layer_weights == weights
     assert method.beta == pytest.approx(beta)
@@ -118,7 +118,7 @@ def test_gradient_distance_compares_output_nodes() -> None:
     assert value.item() == pytest.approx((1 - 10 / (10 + e)) + (1 + 3 / (3 + e)) + 1 + 1, rel=RTOL)
 
 
-def test_gradient_distance_of_the_same_gradients_is_nothing_and_of_dead_nodes_finite() -> None:
+def test_gradient_distance_is_zero_for_equal_gradients_and_finite_for_zero_gradients() -> None:
     g = [torch.randn(4, 3, 2, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)]
     assert losses.gradient_distance(g, [t.clone() for t in g]).item() == pytest.approx(0, abs=1e-5)
     dead = [torch.zeros(4, 3, 2, 2, dtype=torch.float64, requires_grad=True)]

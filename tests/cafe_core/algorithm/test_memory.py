@@ -1,4 +1,4 @@
-"""What a step holds, measured, against what the estimate says that it will."""
+"""Compare the measured memory of a step with its estimate."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> ClassStore:
     ],
     ids=lambda fields: "-".join(str(v) for v in fields.values()),
 )
-def test_a_double_graph_holds_what_is_estimated(fields: dict[str, object]) -> None:
-    """What the gradient of a gradient of the weights holds at its peak, an image."""
+def test_memory_of_a_double_graph_matches_the_estimate(fields: dict[str, object]) -> None:
+    """Measure the peak memory per image while differentiating the gradients of the weights."""
     spec = NetworkSpec.model_validate(fields)
     network = build_network(spec, (3, 16, 16), 10)
     weights = [p for p in network.parameters() if p.dim() > 1]
@@ -61,8 +61,8 @@ def test_a_double_graph_holds_what_is_estimated(fields: dict[str, object]) -> No
 
 
 @pytest.mark.parametrize("method", [{"name": "dc"}, {"name": "dm"}, {"name": "cafe"}], ids=str)
-def test_a_step_holds_no_more_than_is_estimated(store: ClassStore, tmp_path: Path, method: dict[str, object]) -> None:
-    """An outer step with more synthetic images than a chunk has, on the budget of a CPU."""
+def test_memory_of_a_step_does_not_exceed_the_estimate(store: ClassStore, tmp_path: Path, method: dict[str, object]) -> None:
+    """Run an outer step with more synthetic images than fit into a chunk, with the budget of a CPU."""
     spec = make_spec(store, ipc=26, network={}, method={"batch_real": 8, **method}, precision="float32")
     run, shard = started(spec, store, Comm.single(), Budget.of(CPU), tmp_path)
     assert run.context.images_per_double_graph < spec.ipc
@@ -70,12 +70,12 @@ def test_a_step_holds_no_more_than_is_estimated(store: ClassStore, tmp_path: Pat
         run.update_images(shard, 0, 0)
     estimated = estimate(spec, store.info)
     assert live.peak <= estimated.features_bytes + estimated.statistics_bytes + estimated.synthetic_bytes
-    assert live.peak >= 0.2 * GRAPH_BYTES_CPU  # it is of that size: a chunk is no smaller than it must be
+    assert live.peak >= 0.2 * GRAPH_BYTES_CPU  # a lower limit: chunks are not smaller than necessary
 
 
-@pytest.mark.parametrize("ipc", [1, 12], ids=["kept graph", "graph made anew per image"])
-def test_gradients_of_weights_are_held_as_estimated(store: ClassStore, tmp_path: Path, ipc: int) -> None:
-    """A network of large weights and small maps, however many chunks a class's images are."""
+@pytest.mark.parametrize("ipc", [1, 12], ids=["kept graph", "graph rebuilt per image"])
+def test_memory_of_weight_gradients_matches_the_estimate(store: ClassStore, tmp_path: Path, ipc: int) -> None:
+    """Use a network of large weights and small maps, with one chunk per class and with several."""
     spec = make_spec(
         store, ipc=ipc, network={"name": "mlp", "width": 1500}, method={"name": "dc", "batch_real": 1}, precision="float32"
     )

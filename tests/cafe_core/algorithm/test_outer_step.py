@@ -1,4 +1,4 @@
-"""The streamed, sharded outer step against L as the paper writes it: one graph through everything, by autograd."""
+"""Compare the streamed, sharded outer step with autograd through one graph of the whole loss, as written in the paper."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ ROOMY = Budget(1 << 30, 1 << 30)
 TIGHT = Budget(1, 1)  # one real image and one class at a time
 
 
-def textbook_gradient(spec: CondenseSpec, run: LearningMethod, images: Tensor) -> tuple[float, Tensor]:
-    """L = L_f + β L_d (Eq. 1–4) and ∂L/∂S, with the same real images as the run draws; all K classes in one place."""
+def reference_gradient(spec: CondenseSpec, run: LearningMethod, images: Tensor) -> tuple[float, Tensor]:
+    """Return L = L_f + β L_d (Eq. 1–4) and ∂L/∂S for all K classes together, with the real images that the run draws."""
     method, K, ipc, network = spec.method, run.context.info.num_classes, spec.ipc, run.context.model.network
     rows = run.context.sample("real", method.batch_real, 0, 0)
     S = images.clone().requires_grad_()
@@ -48,29 +48,29 @@ def textbook_gradient(spec: CondenseSpec, run: LearningMethod, images: Tensor) -
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> ClassStore:
-    """Seven classes, three of them smaller than N."""
+    """Build a store of seven classes, three of them smaller than N."""
     return make_store(tmp_path_factory.mktemp("store") / "s", [20, 3, 20, 1, 20, 20, 5])
 
 
 @pytest.mark.parametrize("preset", ["paper", "reference"])
-@pytest.mark.parametrize("budget", [ROOMY, TIGHT], ids=["kept graph", "graph made anew per class"])
+@pytest.mark.parametrize("budget", [ROOMY, TIGHT], ids=["kept graph", "graph rebuilt per class"])
 @pytest.mark.parametrize(
     "method",
     [
         {},
         {"layers": [2]},
-        {"layers": [0, 1]},  # the centres' map is not among the aligned ones
+        {"layers": [0, 1]},  # without the map of the class centres
         {"discrimination": False},
         {"layers": [0], "discrimination": False},
     ],
     ids=lambda m: ",".join(f"{k}={v}" for k, v in m.items()) or "whole",
 )
-def test_gradient_is_that_of_the_paper_loss(
+def test_gradient_matches_the_loss_of_the_paper(
     store: ClassStore, tmp_path: Path, preset: str, budget: Budget, method: dict[str, object]
 ) -> None:
     spec = make_spec(store, method={"preset": preset, "batch_real": 8, **method})
     run, shard = started(spec, store, Comm.single(), budget, tmp_path)
-    expected_loss, expected = textbook_gradient(spec, run, shard.images)
+    expected_loss, expected = reference_gradient(spec, run, shard.images)
     gradient, losses = run.gradient(shard, run.context.sample("real", 8, 0, 0), None)
     assert float(losses["loss"]) == pytest.approx(expected_loss, rel=1e-10)
     assert float(losses["feature_loss"] + spec.method.beta * losses["discrimination_loss"]) == float(losses["loss"])
@@ -79,10 +79,8 @@ def test_gradient_is_that_of_the_paper_loss(
 
 @pytest.mark.parametrize("world", [1, 3])
 @pytest.mark.parametrize("discrimination", [True, False])
-def test_an_outer_step_sends_2kd_numbers_and_a_constant(
-    store: ClassStore, tmp_path: Path, world: int, discrimination: bool
-) -> None:
-    def numbers_of_a_step(ipc: int, batch_real: int) -> list[int]:
+def test_outer_step_sends_2kd_numbers_and_two_losses(store: ClassStore, tmp_path: Path, world: int, discrimination: bool) -> None:
+    def numbers_sent(ipc: int, batch_real: int) -> list[int]:
         spec = make_spec(store, ipc=ipc, method={"batch_real": batch_real, "discrimination": discrimination})
 
         def work(comm: Comm) -> int:
@@ -96,11 +94,11 @@ def test_an_outer_step_sends_2kd_numbers_and_a_constant(
     K, D = store.info.num_classes, 6 * 2 * 2
     expected = (2 * K * D if discrimination else 0) + 2  # two losses
     for ipc, batch_real in ((1, 4), (5, 4), (1, 20)):
-        assert numbers_of_a_step(ipc, batch_real) == [expected] * world
+        assert numbers_sent(ipc, batch_real) == [expected] * world
 
 
-def test_step_is_sgd_with_momentum(store: ClassStore, tmp_path: Path) -> None:
-    """Against torch.optim.SGD over three steps, with the learning rate halved at the milestone."""
+def test_step_matches_sgd_with_momentum(store: ClassStore, tmp_path: Path) -> None:
+    """Compare with torch.optim.SGD over three steps, with the learning rate halved at the milestone."""
     spec = make_spec(store, method={"batch_real": 8, "image_milestones": [1]})
     run, shard = started(spec, store, Comm.single(), ROOMY, tmp_path)
     twin = shard.images.clone().requires_grad_()

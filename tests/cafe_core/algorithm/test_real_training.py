@@ -1,4 +1,4 @@
-"""Training on the real images: against torch's own loop, for any number of shards, and what it says of each image."""
+"""Compare training on the real images with a plain torch loop, for any number of shards, including results per image."""
 
 from __future__ import annotations
 
@@ -45,15 +45,15 @@ def trained(store: ClassStore, comm: Comm, recipe: SgdRecipe) -> tuple[Tensor, l
     classes = class_shard(len(COUNTS), comm.rank, comm.world)
     real = RealImages(store, classes, CPU, torch.float64)
     epochs = list(train(network, real, classes, len(COUNTS), comm, recipe))
-    return vector(network), epochs
+    return parameter_vector(network), epochs
 
 
-def vector(network: nn.Module) -> Tensor:
+def parameter_vector(network: nn.Module) -> Tensor:
     return nn.utils.parameters_to_vector(network.parameters()).detach()
 
 
-def test_it_is_the_training_of_one_network_on_all_images(store: ClassStore) -> None:
-    """Against a loop of torch's own parts over one tensor of all images."""
+def test_training_matches_a_plain_torch_loop(store: ClassStore) -> None:
+    """Compare with a plain torch loop over one tensor of all images."""
     theta, epochs = trained(store, Comm.single(), RECIPE)
 
     real = RealImages(store, range(len(COUNTS)), CPU, torch.float64)
@@ -77,11 +77,11 @@ def test_it_is_the_training_of_one_network_on_all_images(store: ClassStore) -> N
         assert torch.cat(epoch.correct).tolist() == correct.tolist()
         assert [len(of_class) for of_class in epoch.correct] == COUNTS
     assert len(epochs) == RECIPE.epochs
-    torch.testing.assert_close(theta, vector(network), rtol=0, atol=1e-11)
+    torch.testing.assert_close(theta, parameter_vector(network), rtol=0, atol=1e-11)
 
 
 @pytest.mark.parametrize("world", [2, 3, len(COUNTS)])
-def test_any_number_of_shards_trains_the_same_network(store: ClassStore, world: int) -> None:
+def test_network_does_not_depend_on_the_number_of_shards(store: ClassStore, world: int) -> None:
     alone, epochs = trained(store, Comm.single(), RECIPE)
     gang = run_gang(world, lambda comm: trained(store, comm, RECIPE))
     for theta, _ in gang:
@@ -95,32 +95,32 @@ def test_any_number_of_shards_trains_the_same_network(store: ClassStore, world: 
             assert shard.accuracy == pytest.approx(epoch.accuracy, abs=1e-12)
 
 
-def test_pieces_of_a_minibatch_add_up(store: ClassStore) -> None:
+def test_chunks_of_a_minibatch_add_up(store: ClassStore) -> None:
     whole, _ = trained(store, Comm.single(), RECIPE)
     pieces, _ = trained(store, Comm.single(), dataclasses.replace(RECIPE, images_per_chunk=3))
     torch.testing.assert_close(pieces, whole, rtol=0, atol=1e-11)
 
 
-def test_a_gradient_is_one_collective_a_minibatch(store: ClassStore) -> None:
+def test_each_minibatch_sends_one_gradient(store: ClassStore) -> None:
     comm = Comm.single()
     theta, _ = trained(store, comm, RECIPE)
     minibatches = -(-sum(COUNTS) // RECIPE.batch)
     assert comm.numbers == len(COUNTS) + RECIPE.epochs * (minibatches * len(theta) + 2)
 
 
-def test_it_learns(store: ClassStore) -> None:
+def test_training_increases_the_accuracy(store: ClassStore) -> None:
     _, epochs = trained(store, Comm.single(), dataclasses.replace(RECIPE, epochs=12))
     assert epochs[0].accuracy < 0.6
     assert epochs[-1].accuracy > 0.95
 
 
-def test_no_epochs_leave_the_network_as_it_is(store: ClassStore) -> None:
+def test_zero_epochs_do_not_change_the_network(store: ClassStore) -> None:
     theta, epochs = trained(store, Comm.single(), dataclasses.replace(RECIPE, epochs=0))
     assert epochs == []
-    assert torch.equal(theta, vector(fresh_network()))
+    assert torch.equal(theta, parameter_vector(fresh_network()))
 
 
-def test_a_diverging_training_ends_on_every_rank(store: ClassStore) -> None:
+def test_diverging_training_fails_on_every_rank(store: ClassStore) -> None:
     def work(comm: Comm) -> str:
         with pytest.raises(NonFiniteLossError, match=r"epoch \d of the training on the real images") as raised:
             trained(store, comm, dataclasses.replace(RECIPE, lr=1e200))

@@ -1,4 +1,4 @@
-"""From jobs' outcomes to numbers, Markdown and pictures."""
+"""Test how the outcomes of jobs become numbers, Markdown and pictures."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ CIRCUMSTANCES = Circumstances("cafe reproduce table2 --scale paper", "2026-11-22
 
 
 def job(number: int) -> Job:
-    """One of many."""
+    """Return one of many different jobs."""
     return Job({"kind": "condense", "dataset": {"name": "digits"}, "ipc": 1, "method": {"name": "cafe"}, "seed": number})
 
 
 def finished(of: Job, *accuracies: float, minutes: float | None = None) -> Finished:
-    """A job with these accuracies."""
+    """Return the outcome of a job with these accuracies."""
     row = {"name": "convnet", "accuracies": list(accuracies)}
     result = {"evaluation": {"networks": [row]}, "versions": {"torch": "2.14.1"}}
     return Finished(of.name, result, None if minutes is None else 60 * minutes, Path("nowhere"))
 
 
-def made(**fields: object) -> Experiment:
-    """Two columns: one cell of two sets, one that failed, one not run, and minutes."""
+def make_experiment(**fields: object) -> Experiment:
+    """Return an experiment of two columns: a cell of two jobs, a failed one, one that was not run, and minutes."""
     cells = (
         Cell("A", "accuracy", (job(0), job(1)), Published(50.92)),
         Cell("B", "accuracy", (job(2),), Published(42.6, 3.3)),
@@ -55,8 +55,8 @@ OUTCOMES: dict[str, Outcome] = {
 }
 
 
-def test_a_number_pools_the_networks_of_all_sets() -> None:
-    accuracy, failed, absent, minutes = (read(cell, OUTCOMES) for cell in made().cells)
+def test_reading_pools_the_networks_of_all_jobs() -> None:
+    accuracy, failed, absent, minutes = (read(cell, OUTCOMES) for cell in make_experiment().cells)
     assert isinstance(accuracy, Reading)
     assert (accuracy.mean, accuracy.std, accuracy.n) == (70.0, 10.0, 3)
     assert failed == NoReading("failed: dataset mnist:\nnot | found")
@@ -65,8 +65,8 @@ def test_a_number_pools_the_networks_of_all_sets() -> None:
     assert minutes.values == (1.0, 2.0)
 
 
-def test_markdown() -> None:
-    assert markdown(made(scale=replace(PAPER, takes="days")), OUTCOMES, CIRCUMSTANCES, ["table2.png"]) == (
+def test_markdown_of_an_experiment() -> None:
+    assert markdown(make_experiment(scale=replace(PAPER, takes="days")), OUTCOMES, CIRCUMSTANCES, ["table2.png"]) == (
         """\
 # Table 2: made
 
@@ -100,7 +100,7 @@ What differs from the paper:
     )
 
 
-def test_seconds_of_an_iteration_done_twice_count_once() -> None:
+def test_repeated_iteration_is_timed_once() -> None:
     events = [
         {"type": "phase", "data": {"phase": "condensing"}},
         *({"type": "iteration", "data": {"iteration": i, "seconds": s}} for i, s in [(1, 5.0), (2, 7.0), (2, 1.0), (3, 2.5)]),
@@ -109,27 +109,29 @@ def test_seconds_of_an_iteration_done_twice_count_once() -> None:
     assert condensing_seconds(events[:1]) is None
 
 
-def test_jobs_are_known_by_their_spec() -> None:
+def test_jobs_are_identified_by_their_spec() -> None:
     assert job(1) == job(1)
     assert job(1) != job(2)
     assert job(1).name.startswith("cafe-digits-ipc1-")
 
 
 @pytest.mark.parametrize("paper", ["CIFAR10", "digits"])
-def test_a_table_is_drawn(tmp_path: Path, paper: str) -> None:
-    pictures.draw_table(made(paper=paper), OUTCOMES, tmp_path / "table2.png")
+def test_table_is_drawn(tmp_path: Path, paper: str) -> None:
+    pictures.draw_table(make_experiment(paper=paper), OUTCOMES, tmp_path / "table2.png")
     assert_drawn(tmp_path / "table2.png")
 
 
 @pytest.mark.parametrize("paper", ["CIFAR10", "digits"])
-def test_a_curve_is_drawn(tmp_path: Path, paper: str) -> None:
+def test_curve_is_drawn(tmp_path: Path, paper: str) -> None:
     curve = Curve("β", (0.1, 1.0, 10.0), 1.0, logarithmic=True)
-    pictures.draw_curve(made(cells=made().cells[:3], curve=curve, paper=paper), OUTCOMES, tmp_path / "curve.png")
+    pictures.draw_curve(
+        make_experiment(cells=make_experiment().cells[:3], curve=curve, paper=paper), OUTCOMES, tmp_path / "curve.png"
+    )
     assert_drawn(tmp_path / "curve.png")
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_grids_show_every_image_at_its_place(tmp_path: Path, channels: int) -> None:
+def test_grids_show_an_image_at_its_position(tmp_path: Path, channels: int) -> None:
     path = tmp_path / "grids.png"
     black = np.zeros((3, 2, channels, 8, 8), dtype=np.uint8)
     pictures.draw_grids("black", {"one": black, "other": black}, ["a", "b", "c"], path)
@@ -139,12 +141,12 @@ def test_grids_show_every_image_at_its_place(tmp_path: Path, channels: int) -> N
     pictures.draw_grids("black", {"one": black, "other": one_white}, ["a", "b", "c"], path)
     changed = np.argwhere(before != np.asarray(Image.open(path).convert("L")))
     height, width = before.shape
-    assert changed[:, 1].min() > width / 2  # in the right grid
-    assert changed[:, 0].min() > height / 2  # its last row
+    assert changed[:, 1].min() > width / 2  # in the grid on the right
+    assert changed[:, 0].min() > height / 2  # in its last row
     assert len(changed) > 1000
 
 
-def test_a_scatter_is_drawn(tmp_path: Path) -> None:
+def test_scatter_plot_is_drawn(tmp_path: Path) -> None:
     random = np.random.default_rng(0)
     stars = {name: random.normal(size=(4, 2)) for name in ("DC", "DL", "LFA", "CAFE")}
     pictures.draw_scatter("t-SNE", random.normal(size=(30, 2)), stars, tmp_path / "scatter.png")
@@ -152,7 +154,7 @@ def test_a_scatter_is_drawn(tmp_path: Path) -> None:
 
 
 def assert_drawn(path: Path) -> None:
-    """A picture of a size for people, with many colours."""
+    """Check that the picture has a plausible size and many colours."""
     image = Image.open(path)
     assert min(image.size) > 300
     assert max(image.size) < 2500

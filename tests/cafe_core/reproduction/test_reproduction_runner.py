@@ -1,4 +1,4 @@
-"""The local runner: real jobs in processes of their own, broken off, killed and taken up again."""
+"""Test the local runner with real jobs in separate processes, which are interrupted, killed and resumed."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ NETWORK = {"name": "convnet", "width": 4, "depth": 1}
 
 
 def tiny(**fields: Any) -> Job:
-    """A job of seconds."""
+    """Return a job that takes a few seconds."""
     spec = {
         "kind": "condense",
         "dataset": {"name": "digits"},
@@ -42,7 +42,7 @@ def tiny(**fields: Any) -> Job:
 
 
 def runner(out: Path, processes: int = 2) -> LocalRunner:
-    """One whose data is in the test's directory."""
+    """Return a runner whose data is in the directory of the test."""
     data = out.parent / "data"
     return LocalRunner(Workplace(out), DataRoots(datasets=data, uploads=data, downloads=data, cache=data / "cache"), processes)
 
@@ -51,34 +51,34 @@ def silent(_name: str, _how_far: str) -> None:
     pass
 
 
-def ended(outcomes: list[Outcome]) -> dict[str, Outcome]:
+def outcomes_by_name(outcomes: list[Outcome]) -> dict[str, Outcome]:
     return {outcome.name: outcome for outcome in outcomes}
 
 
 def iterations_done(out: Path, job: Job) -> list[int]:
-    """In the order in which they were done, over all runs."""
+    """Return the iterations that a job has done over all runs, in their order."""
     events = Workplace(out).directory(job.name).attempt(1).events_file.read_text().splitlines()
     return [event["iteration"] for event in map(json.loads, events) if event["type"] == "iteration"]
 
 
-def test_a_run_that_was_broken_off_goes_on(tmp_path: Path) -> None:
+def test_interrupted_run_is_resumed(tmp_path: Path) -> None:
     first, second = tiny(), tiny(iterations=400, evaluation=None)
     seen: list[str] = []
 
-    def break_off(_name: str, how_far: str) -> None:
+    def interrupt(_name: str, how_far: str) -> None:
         seen.append(how_far)
         if how_far == "iteration 50/400":
             raise KeyboardInterrupt
 
     out = tmp_path / "out"
     with pytest.raises(KeyboardInterrupt):
-        list(runner(out, processes=1).run([first, second], break_off))
+        list(runner(out, processes=1).run([first, second], interrupt))
     assert "network 2/2" in " ".join(seen)
     done = len(iterations_done(out, second))
     assert 50 <= done < 400
 
     seen.clear()
-    outcomes = ended(list(runner(out).run([first, second], lambda _name, how_far: seen.append(how_far))))
+    outcomes = outcomes_by_name(list(runner(out).run([first, second], lambda _name, how_far: seen.append(how_far))))
     earlier, resumed = outcomes[first.name], outcomes[second.name]
     assert isinstance(earlier, Finished)
     assert isinstance(resumed, Finished)
@@ -86,7 +86,7 @@ def test_a_run_that_was_broken_off_goes_on(tmp_path: Path) -> None:
     assert "iteration 1/400" not in seen
     assert "iteration 400/400" in seen
     repeated = len(iterations_done(out, second)) - 400
-    assert 0 <= repeated <= 1  # at most what the last checkpoint had not seen
+    assert 0 <= repeated <= 1  # at most the iteration after the last checkpoint
 
     (undisturbed,) = runner(tmp_path / "undisturbed").run([second], silent)
     assert isinstance(undisturbed, Finished)
@@ -94,7 +94,7 @@ def test_a_run_that_was_broken_off_goes_on(tmp_path: Path) -> None:
     assert sets[0] == sets[1]
 
 
-def test_finished_jobs_are_read_and_not_run(tmp_path: Path) -> None:
+def test_finished_jobs_are_read_and_not_run_again(tmp_path: Path) -> None:
     out, job = tmp_path / "out", tiny()
     (made,) = runner(out).run([job], silent)
     assert isinstance(made, Finished)
@@ -109,7 +109,7 @@ def test_finished_jobs_are_read_and_not_run(tmp_path: Path) -> None:
     assert read.synthetic_set().images.shape == (10, 1, 8, 8)
 
 
-def test_what_fails_leaves_the_others_alone(tmp_path: Path) -> None:
+def test_failed_jobs_do_not_affect_the_others(tmp_path: Path) -> None:
     refused = tiny(method={"name": "cafe", "layers": [7]})
     killed, well = tiny(iterations=100_000), tiny()
     out = tmp_path / "out"
@@ -121,7 +121,7 @@ def test_what_fails_leaves_the_others_alone(tmp_path: Path) -> None:
                     os.kill(process.pid, signal.SIGKILL)
 
     runs = runner(out)
-    outcomes = ended(list(runs.run([refused, killed, well], kill)))
+    outcomes = outcomes_by_name(list(runs.run([refused, killed, well], kill)))
     assert isinstance(outcomes[well.name], Finished)
     first, second = outcomes[refused.name], outcomes[killed.name]
     assert isinstance(first, Failed)
@@ -130,8 +130,8 @@ def test_what_fails_leaves_the_others_alone(tmp_path: Path) -> None:
     assert second.reason.startswith("its process ended with signal 9")
 
 
-def test_a_job_ends_with_what_started_it(tmp_path: Path) -> None:
-    """When the runner is killed its jobs must not go on: the next run takes up their directories."""
+def test_job_process_ends_with_its_parent(tmp_path: Path) -> None:
+    """When the runner is killed, its jobs must end, because the next run uses their directories."""
     job = tiny(iterations=100_000)
     order = tmp_path / "order.json"
     roots = {name: str(tmp_path) for name in ("datasets", "uploads", "downloads", "cache")}
@@ -143,11 +143,11 @@ def test_a_job_ends_with_what_started_it(tmp_path: Path) -> None:
         while b'"iteration"' not in process.stdout.readline():
             pass
         process.stdin.close()
-        process.stdout.read()  # to its end
+        process.stdout.read()  # until it ends
         assert process.wait(timeout=20) == 1
 
 
-def test_visible_gpus_are_those_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_visible_gpus_are_read_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     for named, expected in (("", []), ("-1", []), ("0,3", ["0", "3"]), ("GPU-1234", ["GPU-1234"])):
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", named)
         assert visible_gpus() == expected
@@ -157,12 +157,12 @@ CIRCUMSTANCES = Circumstances("cafe reproduce table2", "now", "here")
 
 
 def experiment(*rows: tuple[str, Job]) -> Experiment:
-    """A table of one column."""
+    """Return a table of one column."""
     cells = tuple(Cell(row, "accuracy", (job,)) for row, job in rows)
     return Experiment("table2", SMOKE, "made", "row", cells, "digits", "CIFAR10", notes=(), differences=())
 
 
-def test_a_failed_cell_says_why_and_the_table_is_written(tmp_path: Path) -> None:
+def test_failed_cell_shows_the_reason_and_the_table_is_written(tmp_path: Path) -> None:
     table = experiment(("good", tiny()), ("bad", tiny(method={"name": "cafe", "layers": [7]})))
     counts: list[int] = []
     succeeded = reproduce(
@@ -184,7 +184,7 @@ def test_a_failed_cell_says_why_and_the_table_is_written(tmp_path: Path) -> None
     assert cells[1]["no_number"].startswith("failed: ")
 
 
-def test_while_jobs_run_the_table_is_there_and_another_run_is_refused(tmp_path: Path) -> None:
+def test_table_is_written_and_another_run_is_refused_while_jobs_run(tmp_path: Path) -> None:
     out, table = tmp_path / "out", experiment(("one", tiny()))
     during: list[str] = []
 
@@ -197,8 +197,8 @@ def test_while_jobs_run_the_table_is_there_and_another_run_is_refused(tmp_path: 
     assert "| one | not run yet |" in during[0]
 
 
-def test_jobs_run_side_by_side(tmp_path: Path) -> None:
-    """Two jobs of two processes overlap in time."""
+def test_jobs_run_in_parallel(tmp_path: Path) -> None:
+    """Two jobs in two processes overlap in time."""
     spans: dict[str, list[float]] = {}
     jobs = [tiny(seed=1, iterations=200, evaluation=None), tiny(seed=2, iterations=200, evaluation=None)]
     outcomes = list(runner(tmp_path / "out").run(jobs, lambda name, _: spans.setdefault(name, []).append(time.monotonic())))

@@ -1,4 +1,4 @@
-"""What the tables consist of: published figures as the paper has them, and specs that are accepted."""
+"""Test the content of the tables: published figures equal those of the paper, and the specs of all jobs are accepted."""
 
 from __future__ import annotations
 
@@ -22,23 +22,23 @@ from cafe_core.spec.dataset_facts import DatasetFacts
 from cafe_core.spec.job import parse_job_spec
 
 SHARED = Path(__file__).parents[4] / "shared"
-"""The paper as text and its figures, which the project was given; not part of it."""
+"""The text and the figures of the paper. They are not part of this repository."""
 
 
-def cell_of(experiment: Experiment, row: str, column: str = "accuracy") -> tuple[Job, ...]:
-    """The jobs of a cell."""
+def cell_jobs(experiment: Experiment, row: str, column: str = "accuracy") -> tuple[Job, ...]:
+    """Return the jobs of a cell."""
     (jobs,) = [cell.jobs for cell in experiment.cells if (cell.row, cell.column) == (row, column)]
     return jobs
 
 
-@pytest.mark.skipif(not (SHARED / "published.json").exists(), reason="the source is not here")
+@pytest.mark.skipif(not (SHARED / "published.json").exists(), reason=f"no published.json under {SHARED}")
 def test_published_figures_equal_their_source() -> None:
     source = json.loads((SHARED / "published.json").read_text())
     assert {key: published.figures()[key] for key in source} == source
 
 
-@pytest.mark.skipif(not (SHARED / "cafe-paper.txt").exists(), reason="the source is not here")
-def test_published_figures_stand_in_the_paper() -> None:
+@pytest.mark.skipif(not (SHARED / "cafe-paper.txt").exists(), reason=f"no cafe-paper.txt under {SHARED}")
+def test_published_figures_appear_in_the_paper() -> None:
     text = (SHARED / "cafe-paper.txt").read_text()
     for sign, meaning in ((r"\pm", "±"), (r"\approx", "≈"), ("$", "")):
         text = text.replace(sign, meaning)
@@ -60,7 +60,7 @@ def test_published_figures_stand_in_the_paper() -> None:
     assert f"≈ {ours['table5_dc']['minutes']}" in text
 
 
-def accepted(sent: dict[str, Any], roots: DataRoots) -> Accepted:
+def accept_spec(sent: dict[str, Any], roots: DataRoots) -> Accepted:
     spec = parse_job_spec(sent)
     describe = partial(catalog.describe, roots=roots)
     return accept(spec, Facts(DatasetFacts.gather(datasets_needed(spec, None), describe)))
@@ -73,17 +73,17 @@ def test_every_job_is_accepted(tmp_path: Path, scale: str) -> None:
         experiment = make(SCALES[scale])
         assert experiment.jobs
         for job in experiment.jobs:
-            accepted(job.spec, roots)
+            accept_spec(job.spec, roots)
             assert re.fullmatch(r"[a-z0-9_-]{1,60}", job.name)
         places = [(cell.row, cell.column) for cell in experiment.cells]
         assert len(set(places)) == len(places)
 
 
-def test_paper_scale_keeps_the_papers_settings(tmp_path: Path) -> None:
+def test_paper_scale_uses_the_settings_of_the_paper(tmp_path: Path) -> None:
     roots = DataRoots(datasets=tmp_path, uploads=tmp_path, downloads=tmp_path, cache=tmp_path)
-    jobs = cell_of(EXPERIMENTS["table2"](PAPER), "DL + LFA + dynamic")
+    jobs = cell_jobs(EXPERIMENTS["table2"](PAPER), "DL + LFA + dynamic")
     assert [job.spec["seed"] for job in jobs] == [0, 1, 2, 3, 4]
-    spec = accepted(jobs[0].spec, roots).spec.model_dump()
+    spec = accept_spec(jobs[0].spec, roots).spec.model_dump()
     method, evaluation = spec["method"], spec["evaluation"]
     assert (spec["dataset"]["name"], spec["ipc"], spec["iterations"]) == ("cifar10", 50, 2000)
     assert (method["batch_real"], method["lambda_1"], method["lambda_2"], method["gamma"]) == (256, 0.05, 0.05, 10)
@@ -93,24 +93,24 @@ def test_paper_scale_keeps_the_papers_settings(tmp_path: Path) -> None:
 
 
 def test_tables_share_equal_jobs() -> None:
-    default = cell_of(EXPERIMENTS["table2"](PAPER), "DL + LFA + dynamic")
-    assert cell_of(EXPERIMENTS["table4"](PAPER), "layers 1–4", "LFA + DL") == default
-    assert cell_of(EXPERIMENTS["table5"](PAPER), "γ = 10") == default
-    assert cell_of(EXPERIMENTS["table1"](PAPER), "CAFE", "CIFAR10, ipc 50") == default
-    assert cell_of(EXPERIMENTS["figure3a"](PAPER), "λ1 = 0.05") == default
-    assert cell_of(EXPERIMENTS["figure3c"](PAPER), "β = 1") == default
-    assert cell_of(EXPERIMENTS["figure5"](PAPER), "CAFE") == default[:1]
-    assert cell_of(EXPERIMENTS["table3"](PAPER), "layer 1", "LFA") == cell_of(EXPERIMENTS["table4"](PAPER), "layer 1", "LFA")
+    default = cell_jobs(EXPERIMENTS["table2"](PAPER), "DL + LFA + dynamic")
+    assert cell_jobs(EXPERIMENTS["table4"](PAPER), "layers 1–4", "LFA + DL") == default
+    assert cell_jobs(EXPERIMENTS["table5"](PAPER), "γ = 10") == default
+    assert cell_jobs(EXPERIMENTS["table1"](PAPER), "CAFE", "CIFAR10, ipc 50") == default
+    assert cell_jobs(EXPERIMENTS["figure3a"](PAPER), "λ1 = 0.05") == default
+    assert cell_jobs(EXPERIMENTS["figure3c"](PAPER), "β = 1") == default
+    assert cell_jobs(EXPERIMENTS["figure5"](PAPER), "CAFE") == default[:1]
+    assert cell_jobs(EXPERIMENTS["table3"](PAPER), "layer 1", "LFA") == cell_jobs(EXPERIMENTS["table4"](PAPER), "layer 1", "LFA")
     others = {job for name in EXPERIMENTS for job in EXPERIMENTS[name](SMALL).jobs}
     assert not others & {job for name in EXPERIMENTS for job in EXPERIMENTS[name](SMOKE).jobs}
 
 
-def test_what_the_rows_change() -> None:
+def test_rows_change_the_named_settings() -> None:
     table2 = EXPERIMENTS["table2"](SMOKE)
-    default = cell_of(table2, "DL + LFA + dynamic")[0].spec["method"]
+    default = cell_jobs(table2, "DL + LFA + dynamic")[0].spec["method"]
 
     def changed(experiment: Experiment, row: str, column: str = "accuracy") -> dict[str, object]:
-        method = cell_of(experiment, row, column)[0].spec["method"]
+        method = cell_jobs(experiment, row, column)[0].spec["method"]
         return {field: value for field, value in method.items() if default.get(field) != value}
 
     assert changed(table2, "DL") == {"bilevel": "fixed", "layers": [2], "layer_weights": [0.0]}
@@ -125,19 +125,19 @@ def test_what_the_rows_change() -> None:
     assert changed(EXPERIMENTS["figure3b"](SMOKE), "λ2 = 0.01") == {"lambda_2": 0.01} | long_loops
     assert changed(EXPERIMENTS["table5"](SMOKE), "γ = 15") == {"gamma": 15} | long_loops
     table1 = EXPERIMENTS["table1"](SMOKE)
-    (siamese,) = cell_of(table1, "DSA", "ipc 10")
+    (siamese,) = cell_jobs(table1, "DSA", "ipc 10")
     assert (siamese.spec["method"]["name"], siamese.spec["method"]["augment"], siamese.spec["evaluation"]["augment"]) == (
         "dc",
         "dsa",
         "dsa",
     )
-    assert cell_of(table1, "Whole", "ipc 1") == cell_of(table1, "Whole", "ipc 10")
+    assert cell_jobs(table1, "Whole", "ipc 1") == cell_jobs(table1, "Whole", "ipc 10")
 
 
-def test_published_beside_cells() -> None:
+def test_cells_show_published_values() -> None:
     shown = {(cell.row, cell.column): str(cell.published) for cell in EXPERIMENTS["table1"](PAPER).cells}
     assert shown["CAFE", "SVHN, ipc 1"] == "42.6 ± 3.3"
     assert shown["Whole", "CIFAR100, ipc 10"] == "56.17 ± 0.3"
-    assert shown["DC", "CIFAR100, ipc 50"] == "None"  # the paper has no number there
+    assert shown["DC", "CIFAR100, ipc 50"] == "None"  # the paper gives no number
     table5 = {(cell.row, cell.column): str(cell.published) for cell in EXPERIMENTS["table5"](SMOKE).cells}
     assert (table5["γ = 5", "minutes"], table5["DC", "minutes"]) == ("≈ 117", "≈ 460")

@@ -1,4 +1,4 @@
-"""Previews: every image large enough to see and at its place, class names beside the images, bounded pages."""
+"""Test that previews show every image large enough and at its position, with class names, on pages of bounded size."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_large_images_of_many_classes_are_reduced_by_skipping_pixels() -> None:
     assert (page.scale.step, page.image_height) == (8, 64)
 
 
-def test_says_how_much_of_a_large_set_it_shows() -> None:
+def test_states_how_much_of_a_large_set_is_shown() -> None:
     page, image = _draw(_names(1500), 30, (1, 4, 4))
     assert not page.complete
     assert page.description() == f"{page.rows} of 1500 classes, 5 of 30 images of each"
@@ -91,7 +91,7 @@ def test_shows_fewer_images_per_class_before_fewer_classes() -> None:
     assert 5 <= page.columns < 20
 
 
-def test_a_page_of_noise_has_a_bounded_file() -> None:
+def test_file_size_of_a_page_of_noise_is_bounded() -> None:
     page, image = _draw(_names(40), 5, (3, 128, 128))
     assert len(png_bytes(Image.fromarray(image), page.description())) < 3 * MAX_PAGE_SIDE**2
 
@@ -128,17 +128,17 @@ def test_draws_each_class_name_left_of_its_images(channels: int) -> None:
         ("", "#1"),
         ("\ud800", "#1"),
         ("\0", "#1"),
-        ("犬 dog", "犬 dog"),  # the font's box stands for what it lacks
+        ("犬 dog", "犬 dog"),  # a character that the font lacks is drawn as a box
     ],
 )
-def test_labels_are_what_the_font_can_show(name: str, label: str) -> None:
+def test_labels_contain_what_the_font_can_draw(name: str, label: str) -> None:
     page, image = _draw(["a", name], 1)
     assert page.labels[1] == label
     assert _label_area(page, image, 1).min() < 128
 
 
 @pytest.mark.parametrize("name", ["an extraordinarily long name of a class", "x" * 100_000, "W" * 30, "犬" * 10_000 + "dog"])
-def test_long_names_are_cut_with_an_ellipsis(name: str) -> None:
+def test_long_names_are_truncated_with_an_ellipsis(name: str) -> None:
     page, image = _draw([name, "b"], 1)
     assert page.labels[0].endswith("…") or page.labels[0] == "#0"
     assert page.label_width <= 160

@@ -1,4 +1,4 @@
-"""Synthetic sets as files: what is saved is what is loaded, to the byte; damaged and hostile files are refused."""
+"""Test that synthetic sets are saved and loaded without loss, and that damaged and malicious files are refused."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from cafe_core.synthetic_set import preview
 from cafe_core.synthetic_set.synthetic_set import SyntheticSet, folder_names, from_checkpoint
 
 
-def _set(classes: int = 3, ipc: int = 2, shape: tuple[int, int, int] = (3, 5, 4), **parts: Any) -> SyntheticSet:
+def _make_set(classes: int = 3, ipc: int = 2, shape: tuple[int, int, int] = (3, 5, 4), **parts: Any) -> SyntheticSet:
     channels = shape[0]
     good: dict[str, Any] = {
         "images": np.random.default_rng(0).normal(size=(classes * ipc, *shape)).astype(np.float32),
@@ -55,16 +55,16 @@ def _assert_equal(a: SyntheticSet, b: SyntheticSet) -> None:
 
 @pytest.mark.parametrize("shape", [(1, 8, 8), (3, 5, 4)])
 @pytest.mark.parametrize("names", [["a", "b", "c"], ["naïve", "T-shirt/top", "犬\n"]])
-def test_both_files_give_back_the_set(tmp_path: Path, shape: tuple[int, int, int], names: list[str]) -> None:
-    made = _set(shape=shape, class_names=names)
+def test_both_formats_load_what_was_saved(tmp_path: Path, shape: tuple[int, int, int], names: list[str]) -> None:
+    made = _make_set(shape=shape, class_names=names)
     made.save(tmp_path / "s.safetensors")
     (tmp_path / "s.npz").write_bytes(made.to_npz_bytes())
     for file in ("s.safetensors", "s.npz"):
         _assert_equal(SyntheticSet.load(tmp_path / file), made)
 
 
-def test_the_library_reads_what_is_written_here(tmp_path: Path) -> None:
-    made = _set()
+def test_safetensors_library_reads_the_file(tmp_path: Path) -> None:
+    made = _make_set()
     made.save(tmp_path / "s.safetensors")
     with safe_open(tmp_path / "s.safetensors", framework="numpy") as file:
         assert sorted(file.keys()) == ["images", "labels", "mean", "std"]
@@ -76,24 +76,24 @@ def test_the_library_reads_what_is_written_here(tmp_path: Path) -> None:
 
 
 def test_numpy_reads_the_npz_without_pickle() -> None:
-    made = _set()
+    made = _make_set()
     arrays = np.load(io.BytesIO(made.to_npz_bytes()), allow_pickle=False)
     np.testing.assert_array_equal(arrays["images"], made.images)
     assert json.loads(str(arrays["class_names"])) == made.class_names
 
 
 def test_equal_sets_give_equal_bytes() -> None:
-    made = _set()
-    # other memory order and order of keys: the same content
-    other = _set(images=np.asfortranarray(made.images), spec=dict(reversed(made.spec.items())))
+    made = _make_set()
+    # the same content in another memory order and key order
+    other = _make_set(images=np.asfortranarray(made.images), spec=dict(reversed(made.spec.items())))
     assert other.to_safetensors_bytes() == made.to_safetensors_bytes()
     assert other.to_npz_bytes() == made.to_npz_bytes()
     assert other.to_zip_bytes() == made.to_zip_bytes()
     assert replace(made, iteration=8).to_safetensors_bytes() != made.to_safetensors_bytes()
 
 
-def test_the_arrays_are_aligned_in_the_file() -> None:
-    content = _set(shape=(1, 5, 5), classes=3, ipc=1).to_safetensors_bytes()  # 75 floats: an odd number of 4 bytes
+def test_arrays_are_aligned_in_the_file() -> None:
+    content = _make_set(shape=(1, 5, 5), classes=3, ipc=1).to_safetensors_bytes()  # 75 floats: an odd number of 4 bytes
     length = int.from_bytes(content[:8], "little")
     header = json.loads(content[8 : 8 + length])
     for name, entry in header.items():
@@ -101,18 +101,18 @@ def test_the_arrays_are_aligned_in_the_file() -> None:
             assert (8 + length + entry["data_offsets"][0]) % (8 if entry["dtype"] == "I64" else 4) == 0
 
 
-# -- pictures
+# -- images
 
 
 def test_pixels_are_denormalised_and_clipped() -> None:
     images = np.array([-9, 0, 1, 9], dtype=np.float32).reshape(4, 1, 1, 1)
-    made = _set(2, 2, (1, 1, 1), images=images, mean=np.array([0.5], np.float32), std=np.array([0.25], np.float32))
+    made = _make_set(2, 2, (1, 1, 1), images=images, mean=np.array([0.5], np.float32), std=np.array([0.25], np.float32))
     assert made.pixels().ravel().tolist() == [0, 128, 191, 255]
 
 
 @pytest.mark.parametrize("shape", [(1, 8, 8), (3, 5, 6)])
-def test_the_zip_is_a_dataset_again(tmp_path: Path, shape: tuple[int, int, int]) -> None:
-    made = _set(shape=shape, class_names=["cat", "dog/puppy", "eel"])
+def test_zip_can_be_read_as_a_dataset(tmp_path: Path, shape: tuple[int, int, int]) -> None:
+    made = _make_set(shape=shape, class_names=["cat", "dog/puppy", "eel"])
     (tmp_path / "set.zip").write_bytes(made.to_zip_bytes())
     roots = DataRoots(datasets=tmp_path, uploads=tmp_path, downloads=tmp_path, cache=tmp_path / "cache")
     store = open_store(DatasetSpec(path="set.zip"), roots)
@@ -135,13 +135,13 @@ def test_the_zip_is_a_dataset_again(tmp_path: Path, shape: tuple[int, int, int])
         (["tab\there", "nul\0"], ["tab_here", "nul_"]),
     ],
 )
-def test_folder_names(names: list[str], folders: list[str]) -> None:
+def test_folder_names_are_valid_and_unique(names: list[str], folders: list[str]) -> None:
     assert folder_names(names) == folders
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_previews_the_set(channels: int) -> None:
-    made = _set(3, 4, (channels, 8, 8))
+def test_preview_shows_the_set(channels: int) -> None:
+    made = _make_set(3, 4, (channels, 8, 8))
     image = Image.open(io.BytesIO(made.preview_png()))
     page = preview.plan_page(made.class_names, 4, 8, 8)
     expected = preview.draw_page(page, made.pixels().reshape(3, 4, channels, 8, 8))
@@ -158,7 +158,7 @@ def _job(ipc: int = 2) -> tuple[DatasetInfo, CondenseSpec]:
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_from_a_checkpoint(tmp_path: Path, dtype: Any) -> None:
+def test_set_is_read_from_a_checkpoint(tmp_path: Path, dtype: Any) -> None:
     info, spec = _job()
     images = np.random.default_rng(0).normal(size=(20, 1, 8, 8)).astype(dtype)
     save_file({"images": images, "momentum": images * 0}, tmp_path / "c.safetensors", {"iteration": "50", "spec_digest": "x"})
@@ -173,7 +173,7 @@ def test_from_a_checkpoint(tmp_path: Path, dtype: Any) -> None:
     _assert_equal(SyntheticSet.load(tmp_path / "s.safetensors"), made)
 
 
-def test_checkpoints_that_cannot_be_used(tmp_path: Path) -> None:
+def test_unusable_checkpoints_are_refused(tmp_path: Path) -> None:
     info, spec = _job()
     path = tmp_path / "c.safetensors"
     with pytest.raises(SyntheticSetError, match="was replaced by a newer checkpoint"):
@@ -192,7 +192,7 @@ def test_checkpoints_that_cannot_be_used(tmp_path: Path) -> None:
         from_checkpoint(path, info, spec)
 
 
-# -- what does not fit
+# -- invalid sets and files
 
 _NAN = np.full((6, 3, 5, 4), np.nan, np.float32)
 
@@ -223,14 +223,14 @@ WRONG_PARTS = [
 
 
 @pytest.mark.parametrize(("parts", "message"), WRONG_PARTS, ids=[f"{next(iter(p))}: {m[-30:]}" for p, m in WRONG_PARTS])
-def test_parts_that_do_not_fit(parts: dict[str, Any], message: str) -> None:
+def test_invalid_parts_are_refused(parts: dict[str, Any], message: str) -> None:
     with pytest.raises(SyntheticSetError, match=message):
-        _set(**parts)
+        _make_set(**parts)
 
 
 def _contents(**changes: Any) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    """A good file's arrays and metadata, changed; None takes away."""
-    made = _set()
+    """Return the arrays and metadata of a valid file with these changes. None removes an entry."""
+    made = _make_set()
     arrays: dict[str, Any] = {name: getattr(made, name) for name in ("images", "labels", "mean", "std")}
     names = ("class_names", "dataset", "spec", "iteration", "versions")
     texts: dict[str, Any] = {name: json.dumps(getattr(made, name)) for name in names}
@@ -251,7 +251,7 @@ WRONG_FILES = [
 
 @pytest.mark.parametrize(("changes", "message"), WRONG_FILES, ids=[next(iter(c)) + m[-12:] for c, m in WRONG_FILES])
 @pytest.mark.parametrize("suffix", [".safetensors", ".npz"])
-def test_files_that_are_no_synthetic_set(tmp_path: Path, changes: dict[str, Any], message: str, suffix: str) -> None:
+def test_files_with_invalid_content_are_refused(tmp_path: Path, changes: dict[str, Any], message: str, suffix: str) -> None:
     path = tmp_path / f"s{suffix}"
     arrays, texts = _contents(**changes)
     if suffix == ".npz":
@@ -270,7 +270,7 @@ def test_files_that_are_no_synthetic_set(tmp_path: Path, changes: dict[str, Any]
         ("folder.npz", "does not exist"),
     ],
 )
-def test_files_that_cannot_be_loaded(tmp_path: Path, name: str, message: str) -> None:
+def test_missing_and_unsupported_files_are_refused(tmp_path: Path, name: str, message: str) -> None:
     (tmp_path / "s.pkl").write_bytes(b"cos\nsystem\n")
     (tmp_path / "folder.npz").mkdir()
     with pytest.raises(SyntheticSetError, match=message):
@@ -279,8 +279,8 @@ def test_files_that_cannot_be_loaded(tmp_path: Path, name: str, message: str) ->
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".npz"])
 @pytest.mark.parametrize("kept", [0, 5, 60, 0.5, 0.99])
-def test_torn_files(tmp_path: Path, suffix: str, kept: float) -> None:
-    made = _set()
+def test_truncated_files_are_refused(tmp_path: Path, suffix: str, kept: float) -> None:
+    made = _make_set()
     content = made.to_npz_bytes() if suffix == ".npz" else made.to_safetensors_bytes()
     path = tmp_path / f"s{suffix}"
     path.write_bytes(content[: int(kept * len(content)) if 0 < kept < 1 else int(kept)])
