@@ -1,4 +1,4 @@
-"""Several "machines" on one: network namespaces on a bridge of their own, which the caller reaches too.
+"""Run several "machines" on one: network namespaces on a bridge of their own, which the caller can reach too.
 
 ::
 
@@ -6,7 +6,7 @@
                     (bridge)   ├── 10.x.y.2   host 1
                                └── …
 
-A host shares the files and the process ids of the machine, and nothing of its network: a cut is a real one, packets vanish
+A host shares the files and the process IDs of the machine, but not its network. If a network is cut, packets are dropped
 without an answer. Needs root.
 """
 
@@ -20,39 +20,39 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 
-def reason_for_none() -> str | None:
-    """Why this machine has no network namespaces to give, or None where it has."""
+def unavailable_reason() -> str | None:
+    """Return why network namespaces cannot be created on this machine, or None if they can."""
     if os.geteuid() != 0:
-        return "only root can make network namespaces"
+        return "network namespaces need root"
     name = f"cafe-try-{os.getpid()}"
     made = subprocess.run(["ip", "netns", "add", name], capture_output=True, text=True, check=False)
     if made.returncode:
-        return f"this machine makes no network namespace: {made.stderr.strip()}"
+        return f"cannot create a network namespace: {made.stderr.strip()}"
     _ip("netns", "delete", name)
     return None
 
 
 @dataclass(frozen=True)
 class Host:
-    """One namespace. `port` is its end at the bridge."""
+    """A network namespace. `port` is its interface at the bridge."""
 
     name: str
     address: str
     port: str
 
     def command(self, *command: str) -> list[str]:
-        """`command` as it is run on this host."""
+        """Return the command that runs `command` on this host."""
         return ["ip", "netns", "exec", self.name, *command]
 
     def pids(self) -> list[int]:
-        """All processes that run on this host."""
+        """Return the IDs of all processes on this host."""
         found = subprocess.run(["ip", "netns", "pids", self.name], capture_output=True, text=True, check=True)
         return [int(pid) for pid in found.stdout.split()]
 
 
 @contextmanager
 def hosts(count: int) -> Iterator[list[Host]]:
-    """So many hosts. Their processes are the caller's to end before."""
+    """Create `count` hosts. The caller must end their processes before the end of the block."""
     tag = f"{random.randrange(16**4):04x}"
     network = f"10.{random.randrange(100, 250)}.{random.randrange(1, 250)}"
     bridge = f"cafe{tag}"
@@ -65,7 +65,7 @@ def hosts(count: int) -> Iterator[list[Host]]:
         for number in range(count):
             host = Host(f"cafe-{tag}-{number}", f"{network}.{number + 1}", f"cafe{tag}p{number}")
             _ip("netns", "add", host.name)
-            undo.callback(_ip, "netns", "delete", host.name)  # and with it both ends of its cable
+            undo.callback(_ip, "netns", "delete", host.name)  # and with it both interfaces of its link
             _ip("link", "add", host.port, "type", "veth", "peer", "name", "eth0", "netns", host.name)
             _ip("link", "set", host.port, "master", bridge, "up")
             _ip("-n", host.name, "address", "add", f"{host.address}/24", "dev", "eth0")
@@ -77,19 +77,19 @@ def hosts(count: int) -> Iterator[list[Host]]:
 
 @contextmanager
 def cut_between(cut: Sequence[Host]) -> Iterator[None]:
-    """Within, these hosts do not reach one another; all others reach them."""
+    """Cut these hosts off from each other within the block. All others still reach them."""
     for host in cut:
-        _isolated(host, "on")
+        _set_isolated(host, "on")
     try:
         yield
     finally:
         for host in cut:
-            _isolated(host, "off")
+            _set_isolated(host, "off")
 
 
 @contextmanager
 def cut_off(host: Host) -> Iterator[None]:
-    """Within, the host reaches nobody."""
+    """Cut the host off from all others within the block."""
     _ip("link", "set", host.port, "down")
     try:
         yield
@@ -97,8 +97,8 @@ def cut_off(host: Host) -> Iterator[None]:
         _ip("link", "set", host.port, "up")
 
 
-def _isolated(host: Host, state: str) -> None:
-    """Isolated ports of a bridge forward nothing to one another."""
+def _set_isolated(host: Host, state: str) -> None:
+    """Set whether a port is isolated. Isolated ports of a bridge forward nothing to each other."""
     subprocess.run(["bridge", "link", "set", "dev", host.port, "isolated", state], check=True)
 
 

@@ -1,4 +1,4 @@
-"""What a fault did to a job: a row of the kill matrix."""
+"""Measure the effect of a fault on a job: a row of the kill matrix."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import load
 
-from tests.reliability.ray_nodes import held
+from tests.reliability.ray_nodes import remaining_resources
 from tests.reliability.scene import Scene
 
 ARTIFACTS = ["preview.png", "result.json", "synthetic.safetensors"]
 PROGRESS = frozenset({"iteration", "evaluated"})
 LEFT_WITHIN_S = 40.0
-"""How long after a job's end what it held may take to be gone."""
+"""How long after a job's end its processes and resources may still exist."""
 
 
 @dataclass(frozen=True)
-class Yield:
-    """What a job came to."""
+class JobResult:
+    """The result of a job."""
 
     synthetic: bytes
     """synthetic.safetensors."""
@@ -35,45 +35,45 @@ class Yield:
 
 @dataclass(frozen=True)
 class Row:
-    """A fault and what came of it."""
+    """A fault and its effect."""
 
     fault: str
     moment: str
-    """The job's phase then."""
+    """The job's phase at that time."""
     outcome: str
     attempts: int
     restarts: int
-    """Of gangs, and of evaluations' workers."""
+    """Restarts of gangs and of evaluation workers."""
     recovery_s: float | None
-    """From the fault's beginning to the job's next progress; None: it made none."""
+    """From the start of the fault to the job's next progress; None if it made none."""
     repeated: int
     """Iterations that were computed again."""
     left_behind: tuple[str, ...]
     """Processes, placement groups and actors."""
-    equal: bool
-    """The synthetic set's bytes and the accuracies are those of an undisturbed run."""
+    same_bytes: bool
+    """Whether the bytes of the synthetic set and the accuracies equal those of an undisturbed run."""
     difference: float
-    """The largest of a pixel from that of an undisturbed run (a standard deviation is 1); NaN without a result."""
+    """The largest difference of a pixel from an undisturbed run, in standard deviations; NaN without a result."""
     complete: bool
-    """All artifacts are there, with the sizes and hashes of the manifest; no event is missing."""
+    """Whether all artifacts have the sizes and hashes of the manifest, and no event is missing."""
 
 
-def yield_of(scene: Scene) -> Yield:
-    """Of a job that succeeded."""
+def result_of(scene: Scene) -> JobResult:
+    """Return the result of a job that succeeded."""
     result = scene.job()["result"]
-    return Yield(_artifact(scene, "synthetic.safetensors"), result["evaluation"]["networks"])
+    return JobResult(_artifact(scene, "synthetic.safetensors"), result["evaluation"]["networks"])
 
 
 def _artifact(scene: Scene, name: str) -> bytes:
     return scene.server.api.get(f"/v1/jobs/{scene.job_id}/artifacts/{name}").raise_for_status().content
 
 
-def measure(scene: Scene, fault: str, moment: str, undisturbed: Yield) -> Row:
-    """The row of a scene whose job has ended."""
+def measure(scene: Scene, fault: str, moment: str, undisturbed: JobResult) -> Row:
+    """Return the row of a job that has ended."""
     job, events = scene.job(), scene.events()
     iterations = [event["data"]["iteration"] for event in events if event["type"] == "iteration"]
     succeeded = job["status"] == "succeeded"
-    came_to = yield_of(scene) if succeeded else None
+    found = result_of(scene) if succeeded else None
     return Row(
         fault=fault,
         moment=moment,
@@ -83,19 +83,19 @@ def measure(scene: Scene, fault: str, moment: str, undisturbed: Yield) -> Row:
         recovery_s=_recovery_s(scene.fault_at, events),
         repeated=len(iterations) - len(set(iterations)),
         left_behind=tuple(_left_behind(scene)),
-        equal=came_to == undisturbed,
-        difference=math.nan if came_to is None else _difference(came_to, undisturbed),
+        same_bytes=found == undisturbed,
+        difference=math.nan if found is None else _difference(found, undisturbed),
         complete=succeeded and _is_complete(scene, job, events),
     )
 
 
-def _difference(one: Yield, other: Yield) -> float:
+def _difference(one: JobResult, other: JobResult) -> float:
     images = [load(each.synthetic)["images"] for each in (one, other)]
     return float(np.abs(images[0] - images[1]).max())
 
 
 def _recovery_s(fault_at: str, events: list[dict[str, Any]]) -> float | None:
-    """From the fault to the first progress; where restarts or new attempts followed it, to the first after the last of them."""
+    """Return the time from the fault to the first progress after it and after all restarts and new attempts that followed it."""
     after = [event for event in events if event["time"] >= fault_at]
     began = 0
     for index, event in enumerate(after[1:], 1):
@@ -108,11 +108,11 @@ def _recovery_s(fault_at: str, events: list[dict[str, Any]]) -> float | None:
 
 
 def _left_behind(scene: Scene) -> list[str]:
-    """What the job holds still, after a moment for it to go."""
+    """Return the processes and resources that the job still has. Waits up to LEFT_WITHIN_S until there are none."""
     deadline = time.monotonic() + LEFT_WITHIN_S
     while True:
         processes = [f"{process.pid} {process.name()}" for process in scene.processes()]
-        left = processes + held(scene.ray.address, scene.ray.token)
+        left = processes + remaining_resources(scene.ray.address, scene.ray.token)
         if not left or time.monotonic() > deadline:
             return left
         time.sleep(0.5)
@@ -134,13 +134,16 @@ def _described(content: bytes) -> tuple[int, str]:
 
 
 def table(rows: Iterable[Row]) -> str:
-    """As Markdown."""
-    heads = ("fault", "while", "outcome", "attempts", "restarts", "recovered after", "iterations repeated", "left behind")
-    lines = [f"| {' | '.join((*heads, 'same result', 'artifacts'))} |", f"|{'---|' * (len(heads) + 2)}"]
+    """Return the rows as a Markdown table."""
+    heads = ("fault", "during", "outcome", "attempts", "restarts", "recovery time", "iterations repeated", "left behind")
+    lines = [f"| {' | '.join((*heads, 'result', 'artifacts'))} |", f"|{'---|' * (len(heads) + 2)}"]
     for row in rows:
         recovery = "–" if row.recovery_s is None else f"{row.recovery_s:.1f} s"
         cells = (row.fault, row.moment, row.outcome, row.attempts, row.restarts, recovery, row.repeated)
         left = "; ".join(row.left_behind) or "nothing"
-        judged = ("same bytes" if row.equal else f"within {row.difference:.0e}", "complete" if row.complete else "INCOMPLETE")
+        judged = (
+            "same bytes" if row.same_bytes else f"within {row.difference:.0e}",
+            "complete" if row.complete else "INCOMPLETE",
+        )
         lines.append(f"| {' | '.join(map(str, (*cells, left, *judged)))} |")
     return "\n".join(lines)

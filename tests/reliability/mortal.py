@@ -1,6 +1,6 @@
-"""`cafe` that kills itself at a step of a submission: `python -m tests.reliability.mortal STEP serve …`.
+"""Run `cafe` and kill its process at a step of a submission: `python -m tests.reliability.mortal STEP serve …`.
 
-Nothing of it is in the server: functions of the server are replaced by ones that call them and die before, after or amid.
+The server has no code for this. A function of the server is wrapped to kill the process before, during or after a call.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ def _any_call(*_arguments: Any, **_options: Any) -> bool:
 
 @dataclass(frozen=True)
 class Step:
-    """Where the process dies: `before` a call, `after` it, or `amid` (a coroutine, a moment after it was begun)."""
+    """When the process is killed: `before` a call, `after` it, or `during` it (a coroutine, shortly after its start)."""
 
     module: str
     name: str
     when: str
-    of: Callable[..., bool] = _any_call
-    """Which calls, by their arguments."""
+    matches: Callable[..., bool] = _any_call
+    """Returns whether a call with these arguments counts."""
 
 
-def _posts_a_job(_client: Any, method: str, path: str, **_options: Any) -> bool:
+def _is_submission(_client: Any, method: str, path: str, **_options: Any) -> bool:
     return (method, path) == ("POST", "/api/jobs/")
 
 
@@ -42,16 +42,16 @@ STEPS = {
     "row committed": Step("server.routes.jobs", "_create", "after"),
     "start committed": Step("server.reconciler.job_record", "JobRecord._start", "after"),
     "job.json written": Step("server.files.job_json", "write_atomically", "after"),
-    "submission not sent": Step("workers.client", "RayClient._request", "before", _posts_a_job),
-    "submission on its way": Step("workers.client", "RayClient._request", "amid", _posts_a_job),
+    "submission not sent": Step("workers.client", "RayClient._request", "before", _is_submission),
+    "submission in flight": Step("workers.client", "RayClient._request", "during", _is_submission),
     "submission answered": Step("workers.client", "RayClient.submit", "after"),
-    "submission noted": Step("server.reconciler.job_record", "JobRecord.mark_submitted", "after"),
+    "submission recorded": Step("server.reconciler.job_record", "JobRecord.mark_submitted", "after"),
     "first event written, not committed": Step("server.store.jobs", "take_events", "after"),
-    "first event taken": Step(
+    "first event committed": Step(
         "server.reconciler.job_record", "JobRecord._take_events", "after", lambda self, seen: _has_events(self, seen)
     ),
 }
-"""In their order, with the names by which they are asked for."""
+"""The steps by name, in their order."""
 
 
 def _has_events(record: Any, seen: Any) -> bool:
@@ -59,11 +59,11 @@ def _has_events(record: Any, seen: Any) -> bool:
     return bool(path.exists() and path.stat().st_size)
 
 
-AMID_S = 0.05
+DURING_S = 0.05
 
 
 def owner_of(step: Step) -> tuple[Any, str]:
-    """The module or class that the step's function is looked up in, and its name there. Raises AttributeError if it is not."""
+    """Return the module or class that has the step's function, and its name there. Raises AttributeError if it is missing."""
     owner: Any = importlib.import_module(step.module)
     *path, name = step.name.split(".")
     for part in path:
@@ -72,40 +72,40 @@ def owner_of(step: Step) -> tuple[Any, str]:
     return owner, name
 
 
-def _die() -> NoReturn:
+def _kill_process() -> NoReturn:
     os.kill(os.getpid(), signal.SIGKILL)
     raise AssertionError("unreachable")
 
 
 def arm(step: Step) -> None:
-    """From now on the process dies at this step."""
+    """Wrap the step's function so that the process is killed at this step."""
     owner, name = owner_of(step)
     original = getattr(owner, name)
 
     @functools.wraps(original)
-    async def amid(*arguments: Any, **options: Any) -> Any:
-        if not step.of(*arguments, **options):
+    async def async_wrapper(*arguments: Any, **options: Any) -> Any:
+        if not step.matches(*arguments, **options):
             return await original(*arguments, **options)
         if step.when == "before":
-            _die()
+            _kill_process()
         call = asyncio.create_task(original(*arguments, **options))
-        if step.when == "amid":
-            await asyncio.sleep(AMID_S)
+        if step.when == "during":
+            await asyncio.sleep(DURING_S)
         else:
             await call
-        _die()
+        _kill_process()
 
     @functools.wraps(original)
-    def around(*arguments: Any, **options: Any) -> Any:
-        chosen = step.of(*arguments, **options)
-        if chosen and step.when == "before":
-            _die()
+    def wrapper(*arguments: Any, **options: Any) -> Any:
+        matches_call = step.matches(*arguments, **options)
+        if matches_call and step.when == "before":
+            _kill_process()
         result = original(*arguments, **options)
-        if chosen:
-            _die()
+        if matches_call:
+            _kill_process()
         return result
 
-    setattr(owner, name, amid if inspect.iscoroutinefunction(original) else around)
+    setattr(owner, name, async_wrapper if inspect.iscoroutinefunction(original) else wrapper)
 
 
 if __name__ == "__main__":

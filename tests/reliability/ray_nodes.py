@@ -1,6 +1,6 @@
-"""A Ray of several nodes, each on a host of its own, started as an operator starts it: `ray start`, with a token.
+"""Run a Ray of several nodes, each on its own host, started as an operator would: `ray start`, with a token.
 
-The first node is the head. It has no CPU to give: workers lie on the others, one CPU each, as drivers lie on the head.
+The first node is the head. It has no CPUs, so that only drivers run on it; the other nodes have one CPU each for workers.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from tests.reliability.hosts import Host
 READY_WITHIN_S = 180.0
 ROOT = Path(__file__).parents[2]
 RAYLET, DASHBOARD, AGENT = "/raylet/raylet ", "/ray/dashboard/dashboard.py", "ray::DashboardAgent"
-"""Words on the command lines of a node's processes."""
+"""Parts of the command lines of a node's processes."""
 
 
 class RayNodes:
-    """A context manager around a running Ray: node n on host n."""
+    """A context manager that runs a Ray with node n on host n."""
 
     def __init__(self, hosts: Sequence[Host]) -> None:
         self.hosts = list(hosts)
@@ -40,10 +40,10 @@ class RayNodes:
         self._started: dict[int, subprocess.Popen[bytes]] = {}
 
     def __enter__(self) -> RayNodes:
-        self.directory = Path(tempfile.mkdtemp(prefix="cafe-nodes-", dir="/tmp"))  # the paths of Ray's sockets are to be short
+        self.directory = Path(tempfile.mkdtemp(prefix="cafe-nodes-", dir="/tmp"))  # the paths of Ray's sockets must be short
         (self.directory / "token").write_text(self.token, encoding="utf-8")
         try:
-            self.heal()
+            self.restore()
         except BaseException:
             self.close()
             raise
@@ -87,7 +87,7 @@ class RayNodes:
         }
 
     def kill(self, number: int) -> None:
-        """The host loses power: everything on it is killed at once."""
+        """Kill all processes on a host, as if it lost power."""
         while pids := self.hosts[number].pids():
             for pid in pids:
                 with contextlib.suppress(ProcessLookupError):
@@ -96,7 +96,7 @@ class RayNodes:
         self._started.pop(number).wait()
 
     def processes(self, number: int, words: str) -> list[psutil.Process]:
-        """Of those on a host, the ones that have `words` on their command line."""
+        """Return the processes on a host whose command line contains `words`."""
         found = []
         for pid in self.hosts[number].pids():
             with contextlib.suppress(psutil.Error):
@@ -105,18 +105,18 @@ class RayNodes:
                     found.append(process)
         return found
 
-    def heal(self) -> None:
-        """Make all nodes be there: those that have ended, or that Ray gave up, are started anew. Waits until Ray has them."""
+    def restore(self) -> None:
+        """Restart nodes that have ended or that Ray has given up, all of them if the head has. Wait until Ray lists all nodes."""
         old: set[str] = set()
-        if not self._runs(0):
+        if not self._is_healthy(0):
             for number in list(self._started):
                 self.kill(number)
             self.start(0)
             self._wait_until(lambda: [*self._nodes().values()] == [self.hosts[0].address])
         else:
-            old = {id for id, address in self._nodes().items() if not self._runs(self._number(address))}
+            old = {id for id, address in self._nodes().items() if not self._is_healthy(self._number(address))}
         for number in range(1, len(self.hosts)):
-            if not self._runs(number) or self.hosts[number].address not in self._nodes().values():
+            if not self._is_healthy(number) or self.hosts[number].address not in self._nodes().values():
                 if number in self._started:
                     self.kill(number)
                 self.start(number)
@@ -129,8 +129,8 @@ class RayNodes:
             )
         )
 
-    def _runs(self, number: int) -> bool:
-        """What a node's health check asks: `ray start --block` lives on when its raylet has left with its agent."""
+    def _is_healthy(self, number: int) -> bool:
+        """Return whether a node passes its health check: `ray start --block` keeps running without raylet and agent."""
         if number not in self._started or self._started[number].poll() is not None or not self.processes(number, RAYLET):
             return False
         return number != 0 or bool(self.processes(0, DASHBOARD))
@@ -144,11 +144,11 @@ class RayNodes:
             with contextlib.suppress(httpx.TransportError, KeyError):
                 if condition():
                     return
-            assert time.monotonic() < deadline, self.printed()
+            assert time.monotonic() < deadline, self.output()
             time.sleep(0.2)
 
-    def printed(self) -> str:
-        """What the nodes have printed."""
+    def output(self) -> str:
+        """Return the end of the output of each node."""
         return "\n".join(f"{path.name}: {path.read_text()[-2000:]}" for path in sorted(self.directory.glob("output-*")))
 
     def _get(self, path: str, **options: Any) -> httpx.Response:
@@ -156,20 +156,20 @@ class RayNodes:
         return httpx.get(f"{self.address}{path}", headers=headers, timeout=10, trust_env=False, **options)
 
     def _nodes(self) -> dict[str, str]:
-        """The living nodes, as Ray knows them: {id: address}."""
+        """Return the nodes that Ray lists as alive: {id: address}."""
         summary = self._get("/nodes", params={"view": "summary"}).json()["data"]["summary"]
         alive = [entry["raylet"] for entry in summary if entry["raylet"].get("state") == "ALIVE"]
         return {raylet["nodeId"]: raylet["nodeManagerAddress"] for raylet in alive}
 
     def close(self) -> None:
-        """End all nodes and whatever runs on their hosts. Safe to call twice."""
+        """Kill all processes on the hosts and delete the files of the nodes. Idempotent."""
         for number in list(self._started):
             self.kill(number)
         shutil.rmtree(self.directory, ignore_errors=True)
 
 
-def held(address: str, token: str) -> list[str]:
-    """What jobs hold of the Ray whose dashboard is at `address`: placement groups and actors that live, or may."""
+def remaining_resources(address: str, token: str) -> list[str]:
+    """Return the placement groups and actors that have not ended. `address` is that of Ray's dashboard."""
     found = []
     for kind, ended in (("placement_groups", "REMOVED"), ("actors", "DEAD")):
         url, headers = f"{address}/api/v0/{kind}", {"Authorization": f"Bearer {token}"}

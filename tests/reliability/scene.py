@@ -1,4 +1,4 @@
-"""One job on a real server and a real Ray, to which something happens."""
+"""Run a job on a real server and a real Ray, and observe it while a fault happens."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ SPEC: dict[str, Any] = {
     "resources": {"workers": 2},
     "evaluation": {"networks": [{"width": 16, "depth": 2}], "repeats": 4, "epochs": 60},
 }
-"""A few seconds of condensing on two workers, and a few of evaluating."""
+"""A job that condenses for a few seconds on two workers, and evaluates for a few seconds."""
 WAIT_S = 240.0
 
 
 class Ray(Protocol):
-    """Where it runs."""
+    """A running Ray."""
 
     @property
     def address(self) -> str: ...
@@ -44,43 +44,43 @@ class Ray(Protocol):
 
 @dataclass
 class Scene:
-    """A job and what it runs on."""
+    """A job, and the server and Ray that run it."""
 
     ray: Ray
     server: Server
     spec: dict[str, Any] = field(default_factory=lambda: SPEC)
     key: str = field(default_factory=lambda: uuid.uuid4().hex)
-    """Its Idempotency-Key."""
+    """The Idempotency-Key of the submission."""
     job_id: str = ""
     fault_at: str = ""
-    """When it happened, as events tell the time."""
+    """When the fault happened, in the format of the events' times."""
 
     def submit(self) -> None:
-        """POST the job; again, for a client that heard no answer, gives the same job."""
+        """Submit the job. A repeated submission, like that of a client that got no response, returns the same job."""
         response = self.server.api.post("/v1/jobs", json=self.spec, headers={"Idempotency-Key": self.key})
         assert response.status_code in (200, 201), response.text
         self.job_id = response.json()["id"]
 
-    def happens_now(self) -> None:
-        """Note the time of the fault."""
+    def record_fault_time(self) -> None:
+        """Record the current time as that of the fault."""
         self.fault_at = utc_now()
 
     def job(self) -> dict[str, Any]:
-        """The job, once the server answers."""
+        """Return the job. Wait until the server responds."""
         found: list[dict[str, Any]] = []
 
-        def answered() -> bool:
+        def is_available() -> bool:
             with contextlib.suppress(httpx.TransportError):
                 response = self.server.api.get(f"/v1/jobs/{self.job_id}")
                 if response.is_success:
                     found.append(response.json())
             return bool(found)
 
-        self.wait_until(answered)
+        self.wait_until(is_available)
         return found[0]
 
     def events(self) -> list[dict[str, Any]]:
-        """All events of the job."""
+        """Return all events of the job."""
         events: list[dict[str, Any]] = []
         while True:
             parameters = {"after": events[-1]["id"] if events else 0, "limit": 1000}
@@ -90,14 +90,14 @@ class Scene:
             events += found
 
     def wait_until(self, condition: Callable[[], bool], within_s: float = WAIT_S) -> None:
-        """Raises AssertionError with what is known of the job when it takes too long."""
+        """Wait until a condition holds. Raises AssertionError with the output of the server after `within_s`."""
         deadline = time.monotonic() + within_s
         while not condition():
-            assert time.monotonic() < deadline, f"{self.job_id} after {within_s:g} s:\n{self.server.printed()}"
+            assert time.monotonic() < deadline, f"{self.job_id} after {within_s:g} s:\n{self.server.output()}"
             time.sleep(0.05)
 
-    def amid_condensing(self, iterations: int = 12) -> None:
-        """Submit it, and wait until so many iterations are done."""
+    def start_condensing(self, iterations: int = 12) -> None:
+        """Submit the job and wait until so many iterations are done."""
         self.submit()
         self.await_iterations(iterations)
         job = self.job()
@@ -107,32 +107,32 @@ class Scene:
         """Wait until so many iterations are done."""
         self.wait_until(lambda: self.job()["progress"]["done"] >= count)
 
-    def amid_evaluating(self) -> None:
-        """Submit it, and wait until workers evaluate."""
+    def start_evaluating(self) -> None:
+        """Submit the job and wait until its workers evaluate."""
         self.submit()
 
-        def evaluates() -> bool:
+        def is_evaluating() -> bool:
             types = [e["data"].get("phase", e["type"]) for e in self.events()]
             return "evaluating" in types and "workers" in types[types.index("evaluating") :]
 
-        self.wait_until(evaluates)
+        self.wait_until(is_evaluating)
 
-    def ended(self, within_s: float = WAIT_S) -> dict[str, Any]:
-        """The job when it has ended."""
+    def await_end(self, within_s: float = WAIT_S) -> dict[str, Any]:
+        """Wait until the job has ended, and return it."""
         self.wait_until(lambda: self.job()["status"] in ENDED, within_s)
         return self.job()
 
     def workers(self) -> list[dict[str, Any]]:
-        """Rank, pid, node of the workers that started last."""
+        """Return rank, pid and node of the workers that started last."""
         workers: list[dict[str, Any]] = [e for e in self.events() if e["type"] == "workers"][-1]["data"]["workers"]
         return workers
 
     def pid_of(self, rank: int) -> int:
-        """The process of a worker."""
+        """Return the process ID of a worker."""
         return next(int(worker["pid"]) for worker in self.workers() if worker["rank"] == rank)
 
-    def wait_in_a_collective(self, rank: int) -> int:
-        """Bring the worker into a collective that cannot end, by freezing the other one. Returns the other's pid."""
+    def block_in_collective(self, rank: int) -> int:
+        """Freeze the other worker, and wait until this one waits for it in a collective. Return the other's process ID."""
         other = self.pid_of(1 - rank)
         os.kill(other, signal.SIGSTOP)
         waiting = psutil.Process(self.pid_of(rank))
@@ -147,7 +147,7 @@ class Scene:
         return other
 
     def processes(self) -> list[psutil.Process]:
-        """Those that have the job's id on their command line: driver and supervisor, workers (by their titles)."""
+        """Return the processes with the job's ID in the command line or title: driver, supervisor and workers."""
         found = []
         for process in psutil.process_iter():
             with contextlib.suppress(psutil.Error):
@@ -156,11 +156,11 @@ class Scene:
         return found
 
     def driver(self) -> psutil.Process:
-        """The newest driver's process; not what it has started (what writes its log has the same command line)."""
+        """Return the process of the newest driver, not its child that writes the log and has the same command line."""
         found = {p.pid: p for p in self.processes() if "-m workers run" in " ".join(p.cmdline()) and "python" in p.name()}
         return max((p for p in found.values() if p.ppid() not in found), key=lambda process: process.create_time())
 
     def supervisor(self) -> psutil.Process:
-        """Ray's actor that has started the newest driver."""
+        """Return the process of Ray's job supervisor, which started the newest driver."""
         [found] = [p for p in self.driver().parents() if p.cmdline()[0].startswith("ray::")]
         return found

@@ -1,4 +1,4 @@
-"""`cafe serve` as a process on a port of its own, to be killed and started again at will."""
+"""Run `cafe serve` as a process on its own port, which tests kill and restart."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ ROOT = Path(__file__).parents[2]
 
 
 class Server:
-    """A context manager around it. It keeps its port from one start to the next."""
+    """A context manager that runs `cafe serve`. It has the same port after a restart."""
 
     def __init__(self, data_dir: Path, *options: str, **environ: str) -> None:
-        """options: of `cafe serve`; environ: added to this process's environment."""
+        """options: for `cafe serve`. environ: added to the environment of this process."""
         self.data_dir = data_dir
         self.log = data_dir.parent / f"{data_dir.name}.log"
         self.port = free_port()
@@ -43,16 +43,16 @@ class Server:
     def __exit__(self, *exc_info: object) -> None:
         self.close()
 
-    def start(self, *, dies_at: str | None = None) -> None:
-        """Start it and wait until it is ready; dies_at: a step of :mod:`tests.reliability.mortal`."""
-        program = ["-m", "tests.reliability.mortal", dies_at] if dies_at else ["-c", "from server.cli.main import main; main()"]
+    def start(self, *, kill_at: str | None = None) -> None:
+        """Start the server and wait until it is ready. kill_at: a step of :mod:`tests.reliability.mortal`."""
+        program = ["-m", "tests.reliability.mortal", kill_at] if kill_at else ["-c", "from server.cli.main import main; main()"]
         command = [sys.executable, *program, "serve", "--port", str(self.port), "--data-dir", str(self.data_dir), *self._options]
         with self.log.open("ab") as output:
             self._process = subprocess.Popen(command, env=os.environ | self._environ, cwd=ROOT, stdout=output, stderr=output)
         deadline = time.monotonic() + START_WITHIN_S
         while not self._is_ready():
-            assert self._process.poll() is None, self.printed()
-            assert time.monotonic() < deadline, self.printed()
+            assert self._process.poll() is None, self.output()
+            assert time.monotonic() < deadline, self.output()
             time.sleep(0.1)
 
     def _is_ready(self) -> bool:
@@ -63,32 +63,32 @@ class Server:
 
     @property
     def pid(self) -> int:
-        """Its process's number."""
+        """Return the process ID."""
         assert self._process is not None
         return self._process.pid
 
     @property
     def process(self) -> psutil.Process:
-        """Its process, to be measured."""
+        """Return the process."""
         return psutil.Process(self.pid)
 
     def kill(self) -> None:
-        """SIGKILL."""
-        self.ended_by(signal.SIGKILL)
+        """Kill the server with SIGKILL and wait until it has ended."""
+        self.await_exit(signal.SIGKILL)
 
-    def ended_by(self, how: signal.Signals | None = None) -> None:
-        """Send it a signal, if one is given, and wait until it has ended."""
+    def await_exit(self, number: signal.Signals | None = None) -> None:
+        """Send a signal, if one is given, and wait until the server has ended."""
         assert self._process is not None
-        if how is not None:
-            self._process.send_signal(how)
+        if number is not None:
+            self._process.send_signal(number)
         self._process.wait(60)
 
-    def printed(self) -> str:
-        """The end of what it has printed."""
+    def output(self) -> str:
+        """Return the end of the server's output."""
         return self.log.read_text()[-6000:]
 
     def stop(self) -> None:
-        """End it, as an operator does; what it had to end is gone then."""
+        """Stop the server with SIGTERM, and wait until it has ended. Kill it if it takes too long."""
         assert self._process is not None
         self._process.terminate()
         try:
@@ -98,14 +98,14 @@ class Server:
             self._process.wait()
 
     def close(self) -> None:
-        """End it, and the connections to it. Safe to call twice."""
+        """Stop the server and close the connections to it. Idempotent."""
         if self._process is not None and self._process.poll() is None:
             self.stop()
         self.api.close()
 
 
 def free_port() -> int:
-    """A port of 127.0.0.1 that nobody listens on now."""
+    """Return a port of 127.0.0.1 that is free now."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port: int = listener.getsockname()[1]

@@ -1,4 +1,4 @@
-"""Readers of event streams (text/event-stream), many at a time."""
+"""Read event streams (text/event-stream), many at a time."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ import httpx
 
 @dataclass
 class Reader:
-    """What one reader of a job's events has got."""
+    """The events of a job that one reader has received."""
 
     ids: list[int] = field(default_factory=list)
     events: list[dict[str, Any]] = field(default_factory=list)
-    """Kept only where asked for: five hundred readers get the same."""
+    """Kept only on request, because 500 readers receive the same events."""
     connections: int = 0
 
 
 async def read_stream(http: httpx.AsyncClient, job_id: str, reader: Reader, *, keep: bool = False, connect: int = 1) -> None:
-    """Read a job's events to the end of the stream. A broken one is opened again, after the last event, up to `connect` times.
+    """Read a job's events to the end of the stream. Reconnect after the last event if it breaks, up to `connect` connections.
 
-    Raises httpx.TransportError when that was not enough.
+    Raises httpx.TransportError if the last of them breaks.
     """
     while True:
         reader.connections += 1
@@ -55,6 +55,6 @@ async def _read_once(http: httpx.AsyncClient, job_id: str, reader: Reader, keep:
 
 
 def client(base_url: str) -> httpx.AsyncClient:
-    """For as many streams at once as one likes."""
+    """Return a client for any number of concurrent streams."""
     limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
     return httpx.AsyncClient(base_url=base_url, timeout=httpx.Timeout(60, read=120), limits=limits, trust_env=False)

@@ -1,4 +1,4 @@
-"""The Ray that a server starts for itself."""
+"""Test that the Ray which a server started itself is restarted."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from server.ray.keeper import restarting
 
 
 @pytest.mark.real_ray
-def test_a_local_ray_that_has_ended_is_started_again_at_the_same_address() -> None:
+def test_embedded_ray_is_restarted_at_the_same_address() -> None:
     with EmbeddedRay(num_cpus=1) as ray, restarting(ray):
         assert not ray.has_ended()
         address, before = ray.address, ray.pid
         [raylet] = [p for p in psutil.Process(before).children(recursive=True) if p.name() == "raylet"]
         raylet.kill()
         deadline = time.monotonic() + 90
-        while psutil.pid_exists(before) or not answers(ray):
+        while psutil.pid_exists(before) or not is_ready(ray):
             assert time.monotonic() < deadline, ray.output()
             time.sleep(0.2)
         assert ray.address == address
@@ -31,8 +31,8 @@ def test_a_local_ray_that_has_ended_is_started_again_at_the_same_address() -> No
     assert not directory.exists()
 
 
-def answers(ray: EmbeddedRay) -> bool:
-    """Whether a Ray, takes jobs."""
+def is_ready(ray: EmbeddedRay) -> bool:
+    """Return whether Ray responds and its only node is alive."""
     try:
         headers = {"Authorization": f"Bearer {ray.token}"}
         nodes = httpx.get(f"{ray.address}/nodes", params={"view": "summary"}, headers=headers, timeout=5, trust_env=False)
