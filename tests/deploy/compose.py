@@ -1,4 +1,4 @@
-"""What docker-compose.yml says of a service, as far as this project uses Compose's language: the rest is refused.
+"""Read docker-compose.yml. Only what this project uses of the Compose language is supported; the rest is refused.
 
 Reference: the Compose specification (interpolation, services, networks, volumes, secrets).
 """
@@ -15,7 +15,7 @@ import yaml
 
 ROOT = Path(__file__).parents[2]
 _VARIABLE = re.compile(r"\$(?:\$|\{(?P<name>\w+)(?::-(?P<default>[^}]*))?\})")
-_SERVICE = {
+_SUPPORTED_KEYS = {
     *("build", "cap_drop", "command", "depends_on", "deploy", "environment", "healthcheck", "image", "init", "logging"),
     *("networks", "ports", "profiles", "read_only", "restart", "secrets", "security_opt", "shm_size", "stop_grace_period"),
     *("tmpfs", "user", "volumes"),
@@ -24,7 +24,7 @@ _SERVICE = {
 
 @dataclass(frozen=True)
 class Mount:
-    """source: a named volume, a path under the project, or None for a volume of the container's own."""
+    """A mount of a service. source: a named volume, a path in the project, or None for an anonymous volume."""
 
     source: str | None
     target: str
@@ -42,7 +42,7 @@ class Service:
     environment: dict[str, str]
     healthcheck: list[str] | None
     depends_on: dict[str, str]
-    """Service → the condition it has to meet first."""
+    """For each service that must start first: the condition that it must meet."""
     networks: list[str]
     mounts: list[Mount]
     tmpfs: list[str]
@@ -52,17 +52,17 @@ class Service:
 
 @dataclass(frozen=True)
 class Project:
-    """The services in the order in which they can start."""
+    """A compose project. The services are in the order in which they can start."""
 
     services: dict[str, Service]
     secrets: dict[str, Path]
     volumes: list[str]
     networks: dict[str, bool]
-    """Network → whether it is internal."""
+    """For each network: whether it is internal."""
 
 
 def load(path: Path, profiles: set[str], variables: Mapping[str, str]) -> Project:
-    """The project in a compose file. Raises ValueError for what this module does not know."""
+    """Load the project of a compose file. Raises ValueError for what is not supported."""
     document = interpolate(yaml.safe_load(path.read_text(encoding="utf-8")), variables)
     services = {
         name: _service(name, entry)
@@ -78,7 +78,7 @@ def load(path: Path, profiles: set[str], variables: Mapping[str, str]) -> Projec
 
 
 def interpolate(value: Any, variables: Mapping[str, str]) -> Any:
-    """`${NAME}` and `${NAME:-default}` in every string; `$$` is a dollar sign."""
+    """Replace `${NAME}` and `${NAME:-default}` in every string, and `$$` by a dollar sign."""
     if isinstance(value, str):
         return _VARIABLE.sub(lambda found: _value(found, variables), value)
     if isinstance(value, list):
@@ -98,11 +98,11 @@ def _value(found: re.Match[str], variables: Mapping[str, str]) -> str:
 
 
 def _service(name: str, entry: dict[str, Any]) -> Service:
-    if unknown := entry.keys() - _SERVICE:
-        raise ValueError(f"{name}: {sorted(unknown)} is not known here")
+    if unknown := entry.keys() - _SUPPORTED_KEYS:
+        raise ValueError(f"{name}: {sorted(unknown)} is not supported here")
     test = entry.get("healthcheck", {}).get("test")
     if test is not None and test[0] != "CMD":
-        raise ValueError(f"{name}: a health check is a command without a shell")
+        raise ValueError(f"{name}: a health check must be a command without a shell")
     depends_on = entry.get("depends_on", {})
     return Service(
         name=name,
@@ -123,20 +123,20 @@ def _service(name: str, entry: dict[str, Any]) -> Service:
 def _mount(entry: str | dict[str, Any]) -> Mount:
     if isinstance(entry, dict):
         if entry.keys() != {"type", "target"} or entry["type"] != "volume":
-            raise ValueError(f"{entry} is not known here")
+            raise ValueError(f"{entry} is not supported here")
         return Mount(None, entry["target"])
     source, target, *options = entry.split(":")
     if options not in ([], ["ro"]):
-        raise ValueError(f"{entry}: {options} is not known here")
+        raise ValueError(f"{entry}: {options} is not supported here")
     return Mount(source, target, bool(options))
 
 
 def _in_order(services: dict[str, Service]) -> list[str]:
-    """Names, each behind those it depends on."""
+    """Return the names of the services, each after those it depends on."""
     ordered: list[str] = []
     while left := [name for name in services if name not in ordered]:
         ready = [name for name in left if services[name].depends_on.keys() <= set(ordered)]
         if not ready:
-            raise ValueError(f"{left} depend on each other, or on what no profile starts")
+            raise ValueError(f"{left} depend on each other, or on services that no profile starts")
         ordered += ready
     return ordered

@@ -1,8 +1,8 @@
-"""Process 1 of a container: lays its file system out, runs its command as its user, waits for it.
+"""Process 1 of a container: build its file system, run its command as its user, and wait for it.
 
-Run by root in new mount, PID, UTS and IPC namespaces with a JSON specification on standard input; needs the standard library
-only. The root is an overlay of this machine's own, read-only from then on; capabilities go with the change of user, and
-cannot come back (no_new_privs).
+Root runs this program in new mount, PID, UTS and IPC namespaces, with a JSON specification on standard input. It needs only
+the standard library. The container's root is an overlay of this machine's root and becomes read-only. The change of user drops
+all capabilities, and no_new_privs prevents getting them back.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pathlib import Path
 def main() -> int:
     spec = json.load(sys.stdin)
     root = Path(spec["scratch"]) / "root"
-    lay_out(spec, root)
+    build_file_system(spec, root)
     subprocess.run(["hostname", spec["hostname"]], check=True)
     os.chroot(root)
     os.chdir(spec["cwd"])
@@ -32,7 +32,7 @@ def main() -> int:
     return reap_until(child.pid)
 
 
-def lay_out(spec: dict, root: Path) -> None:  # type: ignore[type-arg]
+def build_file_system(spec: dict, root: Path) -> None:  # type: ignore[type-arg]
     """Build the container's file system at `root`."""
     scratch = root.parent
     mount("-t", "tmpfs", "tmpfs", scratch)
@@ -49,9 +49,9 @@ def lay_out(spec: dict, root: Path) -> None:  # type: ignore[type-arg]
         directory = inside(root, target)
         directory.mkdir(parents=True, exist_ok=True)
         mount("-t", "tmpfs", "-o", "mode=1777", "tmpfs", directory)
-    for kept in spec["kept"]:  # what the image would bring: python, its packages and this project
-        reachable(root, kept)
-        bind(kept, inside(root, kept), read_only=True)
+    for path in spec["host_paths"]:  # what the image would contain: Python, its packages and this project
+        make_reachable(root, path)
+        bind(path, inside(root, path), read_only=True)
     for source, target, read_only in spec["mounts"]:
         bind(source, inside(root, target), read_only=read_only)
     mount("-o", "remount,ro", root)
@@ -61,8 +61,8 @@ def inside(root: Path, path: str) -> Path:
     return root / path.lstrip("/")
 
 
-def reachable(root: Path, path: str) -> None:
-    """Let everybody pass through the directories above `path`: a change of the overlay alone."""
+def make_reachable(root: Path, path: str) -> None:
+    """Let all users pass through the directories above `path`. This changes only the overlay."""
     for parent in reversed(Path(path).parents[:-1]):
         directory = inside(root, str(parent))
         directory.mkdir(exist_ok=True)
@@ -85,7 +85,7 @@ def mount(*arguments: str | Path) -> None:
 
 
 def reap_until(pid: int) -> int:
-    """Wait for what becomes this process's children until `pid` ends; returns its exit code."""
+    """Reap child processes until `pid` ends, and return its exit code."""
     while True:
         ended, status = os.wait()
         if ended == pid:

@@ -1,9 +1,9 @@
-"""Starts the services of a compose project as processes, each in namespaces of its own: no container engine.
+"""Start the services of a compose project as processes, each in its own namespaces, without a container engine.
 
-Like a container, each has its own network (an address on a bridge for each of its networks; names of its peers in
-/etc/hosts), processes, host name and file system (read-only root; volumes, secrets and tmpfs where the file says), the
-user that the file names, and no capabilities. Unlike one, it has this machine's programs instead of its image's, and no
-limit on memory.
+Like a container, each service has its own network (an address on a bridge for each of its networks; its peers' names in
+/etc/hosts), processes, host name and file system (read-only root; volumes, secrets and tmpfs as in the compose file), runs
+as the user in the compose file, and has no capabilities. Unlike a container, it uses the programs of this machine instead of
+an image's, and has no memory limit.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from tests.deploy.compose import ROOT, Mount, Project, Service
 HERE = Path(__file__).parent
 POSTGRES = Path("/usr/lib/postgresql/15/bin")
 ENTRYPOINTS = {"cafe": [], "postgres": [str(HERE / "postgres_entrypoint.sh")], "prom/prometheus": ["prometheus"]}
-"""What the images of the services run their command with."""
+"""The entry points of the images."""
 SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 START_WITHIN_S = 90.0
 
 
-def missing() -> str | None:
-    """Why containers cannot be had here; None where they can."""
+def unavailable_reason() -> str | None:
+    """Return why containers cannot be started on this machine, or None if they can."""
     if os.geteuid() != 0:
         return "network namespaces need root"
     programs = {"ip", "unshare", "nsenter", "setpriv", "prometheus", "wget", str(POSTGRES / "postgres")}
@@ -41,7 +41,7 @@ def missing() -> str | None:
     name = f"cafe-try-{os.getpid()}"
     tried = subprocess.run(["ip", "netns", "add", name], capture_output=True, text=True, check=False)
     if tried.returncode != 0:
-        return f"no network namespaces: {tried.stderr.strip()}"
+        return f"cannot create a network namespace: {tried.stderr.strip()}"
     subprocess.run(["ip", "netns", "delete", name], check=True)
     return None
 
@@ -53,24 +53,24 @@ class Container:
     service: Service
     namespace: str
     addresses: dict[str, str]
-    """Network → this service's address there."""
+    """The address of the service in each network."""
     environment: dict[str, str]
     log: Path
     process: subprocess.Popen[bytes]
 
-    def init(self) -> int | None:
-        """Process 1 as this machine knows it, once it has gone into the container's file system."""
+    def init_pid(self) -> int | None:
+        """Return this machine's ID of the container's process 1, or None if it has not entered its file system yet."""
         try:
             for child in Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split():
                 if Path(f"/proc/{child}/root").readlink() != Path("/"):
                     return int(child)
         except FileNotFoundError:
-            pass  # it has ended
+            pass  # the process has ended
         return None
 
     def run(self, command: list[str], *, as_root: bool = False) -> subprocess.CompletedProcess[str]:
         """Run a command in the container, as its user."""
-        init = self.init()
+        init = self.init_pid()
         assert init is not None
         uid, gid = ("0", "0") if as_root else self.service.user.split(":")
         return subprocess.run(
@@ -85,9 +85,9 @@ class Container:
             check=False,
         )
 
-    def healthy(self) -> bool:
-        """Whether it lives and its health check passes."""
-        if self.process.poll() is not None or self.init() is None:
+    def is_healthy(self) -> bool:
+        """Return whether the service is running and passes its health check."""
+        if self.process.poll() is not None or self.init_pid() is None:
             return False
         assert self.service.healthcheck is not None
         return self.run(self.service.healthcheck).returncode == 0
@@ -95,14 +95,14 @@ class Container:
 
 @dataclass
 class Containers:
-    """A context manager around the services of a project."""
+    """A context manager that runs the services of a project."""
 
     project: Project
     directory: Path
-    """Volumes and logs."""
+    """The directory of volumes and logs."""
     running: dict[str, Container] = field(default_factory=dict)
     networks: dict[str, tuple[str, dict[str, str]]] = field(default_factory=dict)
-    """Service → its network namespace, and its address in each network."""
+    """For each service: its network namespace, and its address in each network."""
 
     def __post_init__(self) -> None:
         self._id = os.getpid() % 0xFFFF
@@ -119,7 +119,7 @@ class Containers:
                 if not internal:
                     _ip("address", "add", f"{self._subnets[network]}.1/24", "dev", bridge)
             for service in self.project.services.values():
-                self.networks[service.name] = self.namespace(service.name, service.networks)
+                self.networks[service.name] = self.add_namespace(service.name, service.networks)
         except BaseException:
             self.close()
             raise
@@ -129,21 +129,21 @@ class Containers:
         self.close()
 
     def close(self) -> None:
-        """End all processes, for certain, and take the networks down."""
+        """Kill all processes and delete the networks."""
         for container in reversed(self.running.values()):
-            container.process.send_signal(signal.SIGKILL)  # unshare; its child, process 1 of the rest, goes with it
+            container.process.send_signal(signal.SIGKILL)  # unshare; its child, process 1 of the container, ends with it
             container.process.wait()
         for namespace in _namespaces(f"cafe-{self._id:x}-"):
             _ip("netns", "delete", namespace)
-        for link in self._links:  # a namespace lives on for minutes where connections linger in it, and its links with it
-            with contextlib.suppress(subprocess.CalledProcessError):  # its namespace is gone, and it with that
+        for link in self._links:  # lingering connections keep a namespace and its links for minutes
+            with contextlib.suppress(subprocess.CalledProcessError):  # deleted with its namespace
                 _ip("link", "delete", link)
         for bridge in self._bridges.values():
-            with contextlib.suppress(subprocess.CalledProcessError):  # it had not been made yet
+            with contextlib.suppress(subprocess.CalledProcessError):  # not created yet
                 _ip("link", "delete", bridge)
 
     def start(self, names: list[str]) -> None:
-        """Start services one after the other, each when what it depends on is as it has to be."""
+        """Start services one after the other, each when the services it depends on meet their conditions."""
         for name in names:
             service = self.project.services[name]
             for other, condition in service.depends_on.items():
@@ -156,8 +156,8 @@ class Containers:
             if container.service.healthcheck:
                 self._await(container, "service_healthy")
 
-    def namespace(self, name: str, networks: list[str]) -> tuple[str, dict[str, str]]:
-        """A network namespace with an address on each of `networks`; returns its name and {network: address}."""
+    def add_namespace(self, name: str, networks: list[str]) -> tuple[str, dict[str, str]]:
+        """Create a network namespace with an address in each network. Return its name and {network: address}."""
         namespace = f"cafe-{self._id:x}-{name}"
         host = 10 + len(_namespaces(f"cafe-{self._id:x}-"))
         _ip("netns", "add", namespace)
@@ -180,14 +180,14 @@ class Containers:
         log = self.directory / f"{service.name}.log"
         environment = _image_environment(service) | service.environment
         container_spec = {
-            "scratch": str(self._made(self.directory / "scratch" / service.name)),
+            "scratch": str(self._create(self.directory / "scratch" / service.name)),
             "hostname": service.name,
             "user": service.user,
             "environment": environment,
             "command": [*ENTRYPOINTS[_image(service)], *service.command],
             "cwd": "/",
             "tmpfs": service.tmpfs,
-            "kept": outermost(ROOT, Path(sys.prefix), Path(sys.base_prefix)),
+            "host_paths": outermost(ROOT, Path(sys.prefix), Path(sys.base_prefix)),
             "mounts": [*(self._mounted(service, mount) for mount in service.mounts), *self._secrets(service)],
             "files": {
                 "/etc/hosts": self._hosts(service),
@@ -212,7 +212,7 @@ class Containers:
         return Container(service, namespace, addresses, environment, log, process)
 
     def _hosts(self, service: Service) -> str:
-        """The services by name, each at its address in the first network that it shares with `service`."""
+        """Return /etc/hosts: the services, each with its address in the first network that it shares with `service`."""
         lines = ["127.0.0.1 localhost"]
         for name, (_, addresses) in self.networks.items():
             lines += [f"{addresses[network]} {name}" for network in service.networks if network in addresses][:1]
@@ -222,9 +222,9 @@ class Containers:
         if mount.source is not None and mount.source.startswith("."):
             return str(ROOT / mount.source), mount.target, mount.read_only
         volume = self.directory / "volumes" / (mount.source or f"{service.name}{mount.target.replace('/', '-')}")
-        if not volume.exists():  # an empty volume takes over the owner of the directory that the image has there
+        if not volume.exists():  # an empty volume gets the owner of the image's directory at that path
             uid, gid = service.user.split(":")
-            self._made(volume)
+            self._create(volume)
             os.chown(volume, int(uid), int(gid))
             volume.chmod(0o700 if _image(service) == "postgres" else 0o755)
         return str(volume), mount.target, mount.read_only
@@ -233,7 +233,7 @@ class Containers:
         return [(str(self.project.secrets[name]), f"/run/secrets/{name}", True) for name in service.secrets]
 
     def _await(self, container: Container, condition: str) -> None:
-        """Raises RuntimeError, with the end of its log, when the service does not get there in time."""
+        """Wait until a service meets a condition. Raises RuntimeError with the end of its log if it fails or takes too long."""
         name = container.service.name
         deadline = time.monotonic() + START_WITHIN_S
         while time.monotonic() < deadline:
@@ -243,7 +243,7 @@ class Containers:
                     return
                 case "service_completed_successfully" if code == 0:
                     return
-                case "service_healthy" if container.healthy():
+                case "service_healthy" if container.is_healthy():
                     return
             if code:
                 break
@@ -252,7 +252,7 @@ class Containers:
         raise RuntimeError(f"{name} did not meet {condition} (exit code {container.process.poll()}):\n{log}")
 
     @staticmethod
-    def _made(directory: Path) -> Path:
+    def _create(directory: Path) -> Path:
         directory.mkdir(parents=True)
         return directory
 
@@ -265,7 +265,7 @@ def _image(service: Service) -> str:
 
 
 def _image_environment(service: Service) -> dict[str, str]:
-    """What the image sets. Programs come from this machine: python's from the environment that the tests run in."""
+    """Return the environment of the image. Programs are those of this machine, Python's those of the tests' environment."""
     if _image(service) == "cafe":
         from_image = DockerfileParser(str(ROOT / "deploy" / "Dockerfile")).envs
         return from_image | {"PATH": f"{Path(sys.prefix) / 'bin'}:{SYSTEM_PATH}", "OMP_NUM_THREADS": "1"}
@@ -282,5 +282,5 @@ def _ip(*arguments: str) -> None:
 
 
 def outermost(*paths: Path) -> list[str]:
-    """Those that do not lie within another one: `make` puts .venv into the project."""
+    """Return the paths that are not inside another one: `make` creates .venv in the project."""
     return [str(path) for path in paths if not any(other in path.parents for other in paths)]

@@ -1,5 +1,5 @@
 #!/bin/sh
-# What the entry point of PostgreSQL's image does with the variables that docker-compose.yml sets, for the test of that file.
+# Does what the entry point of PostgreSQL's image does with the variables of docker-compose.yml, for the test of that file.
 set -eu
 PGDATA=/var/lib/postgresql/data
 if [ ! -s "$PGDATA/PG_VERSION" ]; then

@@ -1,4 +1,4 @@
-"""docker-compose.yml: its form, and that what it names works: every service's own command, environment, user and mounts."""
+"""Test the form of docker-compose.yml, and that its services work with their commands, environment, users and mounts."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ import pytest
 import yaml
 
 from tests.deploy.compose import ROOT, Project, load
-from tests.deploy.containers import Containers, missing
+from tests.deploy.containers import Containers, unavailable_reason
 
 COMPOSE = ROOT / "docker-compose.yml"
 T = TypeVar("T")
-NOT_HERE = missing()
-needs_namespaces = pytest.mark.skipif(NOT_HERE is not None, reason=str(NOT_HERE))
+UNAVAILABLE = unavailable_reason()
+needs_namespaces = pytest.mark.skipif(UNAVAILABLE is not None, reason=str(UNAVAILABLE))
 
 
 def document() -> dict[str, Any]:
@@ -30,13 +30,13 @@ def document() -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("file", ["docker-compose.yml", "deploy/publish-grafana.yml"])
-def test_it_is_what_the_compose_specification_allows(file: str) -> None:
+def test_file_matches_the_compose_specification(file: str) -> None:
     check = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", "vendor.compose-spec", str(ROOT / file)]
     checked = subprocess.run(check, capture_output=True, text=True, check=False)
     assert checked.returncode == 0, checked.stdout
 
 
-def test_every_service_is_hardened_bounded_and_watched() -> None:
+def test_every_service_is_hardened_and_has_a_memory_limit_and_a_health_check() -> None:
     for name, service in document()["services"].items():
         assert service["read_only"] is True, name
         assert service["cap_drop"] == ["ALL"], name
@@ -49,7 +49,7 @@ def test_every_service_is_hardened_bounded_and_watched() -> None:
         assert not service["image"].endswith(":latest"), name
 
 
-def test_only_the_api_is_published_and_on_loopback() -> None:
+def test_only_the_api_is_published_and_by_default_on_loopback() -> None:
     services = document()["services"]
     assert {name for name, service in services.items() if "ports" in service or "outside" in service["networks"]} == {"api"}
     assert load(COMPOSE, {"cpu"}, {}).services["api"].ports == ["127.0.0.1:8000:8000"]
@@ -57,7 +57,7 @@ def test_only_the_api_is_published_and_on_loopback() -> None:
     assert load(COMPOSE, set(), {"CAFE_BIND": "10.0.0.1", "CAFE_PORT": "80"}).services["api"].ports == ["10.0.0.1:80:8000"]
 
 
-def test_profiles_choose_the_workers() -> None:
+def test_profiles_select_the_workers() -> None:
     always = {"postgres", "init", "api", "ray-head", "prometheus", "grafana"}
     assert load(COMPOSE, set(), {}).services.keys() == always
     assert load(COMPOSE, {"cpu"}, {}).services.keys() == always | {"ray-worker-cpu"}
@@ -66,7 +66,7 @@ def test_profiles_choose_the_workers() -> None:
     assert device == {"driver": "nvidia", "count": "all", "capabilities": ["gpu"]}
 
 
-def test_secrets_are_files_of_their_owner_and_in_no_environment(tmp_path: Path) -> None:
+def test_secrets_are_private_files_and_not_in_the_configuration(tmp_path: Path) -> None:
     made = make_secrets(tmp_path)
     assert {path.name for path in made.iterdir()} == document()["secrets"].keys()
     assert made.stat().st_mode & 0o777 == 0o700
@@ -90,7 +90,7 @@ def make_secrets(directory: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def containers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Containers]:
-    """All services of the profile `cpu` but Grafana, which is not to be had here, up and healthy."""
+    """Start the services of the profile `cpu` except Grafana, which is not available here, and wait until they are healthy."""
     directory = tmp_path_factory.mktemp("compose")
     secrets = make_secrets(directory)
     project = load(COMPOSE, {"cpu"}, {})
@@ -103,7 +103,7 @@ def containers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Containers]
 
 @pytest.fixture
 def api(containers: Containers) -> Iterator[httpx.Client]:
-    """As its first key sees the API."""
+    """Return a client of the API with its first key."""
     key = containers.project.secrets["admin_key"].read_text()
     url = f"http://{containers.running['api'].addresses['outside']}:8000"
     with httpx.Client(base_url=url, headers={"Authorization": f"Bearer {key}"}, timeout=30, trust_env=False) as client:
@@ -111,7 +111,7 @@ def api(containers: Containers) -> Iterator[httpx.Client]:
 
 
 def eventually(ask: Callable[[], T | None], within_s: float = 60) -> T:
-    """What `ask` answers, once it is something."""
+    """Call `ask` until its result is true, and return the result."""
     deadline = time.monotonic() + within_s
     while not (answer := ask()):
         assert time.monotonic() < deadline, f"not within {within_s} s"
@@ -120,8 +120,8 @@ def eventually(ask: Callable[[], T | None], within_s: float = 60) -> T:
 
 
 @needs_namespaces
-@pytest.mark.timeout(600)  # it starts everything; a busy machine takes minutes
-def test_a_job_runs_on_the_worker(containers: Containers, api: httpx.Client) -> None:
+@pytest.mark.timeout(600)  # starts all services, which takes minutes on a busy machine
+def test_job_runs_on_the_worker(containers: Containers, api: httpx.Client) -> None:
     spec = {
         "dataset": {"name": "digits"},
         "ipc": 1,
@@ -154,13 +154,13 @@ def test_a_job_runs_on_the_worker(containers: Containers, api: httpx.Client) -> 
 
 
 def nodes_of_drivers(containers: Containers) -> set[str]:
-    """The services in whose containers a driver runs now."""
+    """Return the services in whose containers a driver is running."""
     listed = {name: containers.running[name].run(["ps", "-e", "-o", "args"]).stdout for name in ("ray-head", "ray-worker-cpu")}
     return {name for name, processes in listed.items() if "-m workers run --job-dir" in processes}
 
 
 @needs_namespaces
-def test_prometheus_reads_the_api_and_ray_on_every_node(containers: Containers) -> None:
+def test_prometheus_scrapes_the_api_and_ray_on_every_node(containers: Containers) -> None:
     prometheus = containers.running["prometheus"]
 
     def series(query: str) -> list[dict[str, str]]:
@@ -179,8 +179,8 @@ def test_prometheus_reads_the_api_and_ray_on_every_node(containers: Containers) 
 
 
 @needs_namespaces
-def test_outsiders_reach_the_apis_port_and_nothing_else(containers: Containers) -> None:
-    visitor, _ = containers.namespace("visitor", ["outside"])
+def test_only_the_port_of_the_api_is_reachable_from_outside(containers: Containers) -> None:
+    visitor, _ = containers.add_namespace("visitor", ["outside"])
     api = containers.running["api"].addresses
     ports = {
         "postgres": [5432],
@@ -192,7 +192,7 @@ def test_outsiders_reach_the_apis_port_and_nothing_else(containers: Containers) 
     inside = [(name, containers.running[name].addresses["cluster"], port) for name in ports for port in ports[name]]
     assert connects(visitor, api["outside"], 8000)
     assert not [(name, port) for name, address, port in inside if connects(visitor, address, port)]
-    # They are open, to their peers: it is the network that keeps the visitor out.
+    # These ports are open to their peers: it is the network that blocks the visitor.
     assert connects(containers.running["api"].namespace, containers.running["ray-head"].addresses["cluster"], 8265)
     assert connects(containers.running["api"].namespace, containers.running["postgres"].addresses["cluster"], 5432)
     assert listening(containers.running["api"].namespace) == {8000}
@@ -205,14 +205,14 @@ def connects(namespace: str, address: str, port: int) -> bool:
 
 
 def listening(namespace: str) -> set[int]:
-    """TCP ports that others can connect to."""
+    """Return the TCP ports to which other hosts can connect."""
     shown = subprocess.run(["ip", "netns", "exec", namespace, "ss", "-Hltn"], capture_output=True, text=True, check=True).stdout
     local = [line.split()[3] for line in shown.splitlines()]
     return {int(address.rpartition(":")[2]) for address in local if not address.startswith("127.")}
 
 
 @needs_namespaces
-def test_the_backups_commands_work_in_the_services(containers: Containers) -> None:
+def test_documented_backup_commands_work_in_the_services(containers: Containers) -> None:
     text = (ROOT / "docs" / "deployment.md").read_text(encoding="utf-8")
     wanted = re.findall(r"^docker compose exec -T (postgres pg_dump|api tar|postgres psql) (.*) [<>] backup/\S+$", text, re.M)
     (_, dump), (_, create), (_, restore) = wanted
@@ -237,7 +237,7 @@ def test_services_have_no_privileges(containers: Containers, name: str) -> None:
 
 
 @needs_namespaces
-def test_secrets_are_in_no_environment(containers: Containers) -> None:
+def test_secrets_are_in_no_environment_command_line_or_log(containers: Containers) -> None:
     secrets = [path.read_text() for path in containers.project.secrets.values()]
     for name, container in containers.running.items():
         if container.process.poll() is None:

@@ -1,4 +1,4 @@
-"""The files of deploy/, against the schemas of what reads them, and against what the server has."""
+"""Check the files of deploy/ against the schemas of the programs that read them, and against settings and metrics."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ from tests.deploy.compose import ROOT
 DEPLOY = ROOT / "deploy"
 KUBERNETES = DEPLOY / "kubernetes"
 KUBERNETES_VERSION = "1.33"
-OTHERS = {"RayCluster", "PodMonitor", "Kustomization"}
-"""Kinds that are not Kubernetes' own."""
+CUSTOM_KINDS = {"RayCluster", "PodMonitor", "Kustomization"}
+"""Kinds that are not part of Kubernetes."""
 
 
 def manifests() -> list[tuple[str, dict[str, Any]]]:
-    """All documents of the manifests, each with its file's name."""
+    """Return (file name, document) for all documents of the manifests."""
     return [(path.name, each) for path in sorted(KUBERNETES.glob("*.yaml")) for each in yaml.safe_load_all(path.read_text())]
 
 
@@ -39,7 +39,7 @@ def of_kind(kind: str) -> list[dict[str, Any]]:
 
 
 def pods() -> list[tuple[str, dict[str, Any]]]:
-    """All pod templates there are."""
+    """Return (name, template) for all pod templates."""
     [cluster] = of_kind("RayCluster")
     groups = [cluster["spec"]["headGroupSpec"], *cluster["spec"]["workerGroupSpecs"]]
     return [
@@ -48,14 +48,14 @@ def pods() -> list[tuple[str, dict[str, Any]]]:
     ]
 
 
-def test_kubernetes_knows_every_field() -> None:
-    checked = [document for _, document in manifests() if document["kind"] not in OTHERS]
+def test_manifests_match_the_kubernetes_schemas() -> None:
+    checked = [document for _, document in manifests() if document["kind"] not in CUSTOM_KINDS]
     for document in checked:
         kubernetes_validate.validate(document, KUBERNETES_VERSION, strict=True)
     assert {"Deployment", "Service", "PodDisruptionBudget", "NetworkPolicy", "Secret"} <= {each["kind"] for each in checked}
 
 
-def test_the_ray_cluster_is_what_kuberay_takes() -> None:
+def test_ray_cluster_matches_the_schema_of_kuberay() -> None:
     [cluster] = of_kind("RayCluster")
     schema = yaml.safe_load(Path(__file__).with_name("schemas").joinpath("raycluster.yaml").read_text())
     jsonschema.validate(cluster, schema)
@@ -67,7 +67,7 @@ def test_the_ray_cluster_is_what_kuberay_takes() -> None:
     assert cluster["spec"]["headGroupSpec"]["rayStartParams"].items() >= {"num-cpus": "0", "num-gpus": "0"}.items()
 
 
-def test_pods_meet_the_restricted_standard() -> None:
+def test_pods_meet_the_restricted_pod_security_standard() -> None:
     for name, template in pods():
         spec = template["spec"]
         assert spec["securityContext"]["runAsNonRoot"] is True, name
@@ -80,7 +80,7 @@ def test_pods_meet_the_restricted_standard() -> None:
             assert container["resources"]["limits"]["memory"], name
 
 
-def test_only_the_api_ray_and_those_who_watch_reach_rays_ports() -> None:
+def test_only_ray_the_api_kuberay_and_monitoring_reach_the_ports_of_ray() -> None:
     policies = {each["metadata"]["name"]: each["spec"] for each in of_kind("NetworkPolicy")}
     assert policies["default-deny"] == {"podSelector": {}, "policyTypes": ["Ingress", "Egress"]}
     allowed = []
@@ -94,19 +94,19 @@ def test_only_the_api_ray_and_those_who_watch_reach_rays_ports() -> None:
         assert policies["ray"]["podSelector"]["matchLabels"].items() <= template["metadata"]["labels"].items()
 
 
-def test_kustomization_names_every_manifest_but_the_secrets() -> None:
+def test_kustomization_lists_every_manifest_except_the_secrets() -> None:
     [kustomization] = of_kind("Kustomization")
     files = {path.name for path in KUBERNETES.glob("*.yaml")} - {"kustomization.yaml", "secrets.example.yaml"}
     assert set(kustomization["resources"]) == files
 
 
 @pytest.mark.skipif(shutil.which("kubectl") is None, reason="no kubectl here")
-def test_kustomize_builds_it() -> None:
+def test_kustomize_builds_the_manifests() -> None:
     built = subprocess.run(["kubectl", "kustomize", str(KUBERNETES)], capture_output=True, text=True, check=True).stdout
     assert "image: cafe\n" not in built
 
 
-def test_settings_that_are_named_exist() -> None:
+def test_settings_in_the_files_exist() -> None:
     texts = [ROOT / "docker-compose.yml", *KUBERNETES.glob("*.yaml")]
     named = {name for path in texts for name in re.findall(r"\b(CAFE_\w+)(?::\s|, value)", path.read_text())}
     assert len(named) >= 8
@@ -114,13 +114,13 @@ def test_settings_that_are_named_exist() -> None:
     assert {name.removesuffix("_FILE") for name in named} <= known
 
 
-def test_ray_takes_the_autoscalers_configuration() -> None:
+def test_autoscaler_configuration_matches_the_schema_of_ray() -> None:
     schema = json.loads((Path(ray.__file__).parent / "autoscaler" / "ray-schema.json").read_text())
     jsonschema.validate(yaml.safe_load((DEPLOY / "ray-autoscaler.yaml").read_text()), schema)
 
 
 @pytest.mark.skipif(shutil.which("promtool") is None, reason="no promtool here")
-def test_prometheus_takes_its_configuration() -> None:
+def test_prometheus_accepts_its_configuration() -> None:
     for check in (["config", "--syntax-only", "prometheus.yml"], ["rules", "alerts.yml"]):
         checked = subprocess.run(
             ["promtool", "check", *check], cwd=DEPLOY / "prometheus", capture_output=True, text=True, check=False
@@ -129,7 +129,7 @@ def test_prometheus_takes_its_configuration() -> None:
 
 
 def expressions() -> list[str]:
-    """Every query of the dashboard and of the alerts."""
+    """Return all queries of the dashboard and of the alerts."""
     rules = yaml.safe_load((DEPLOY / "prometheus" / "alerts.yml").read_text())["groups"][0]["rules"]
     return [target["expr"] for panel in panels() for target in panel.get("targets", [])] + [rule["expr"] for rule in rules]
 
@@ -139,7 +139,7 @@ def panels() -> list[dict[str, Any]]:
     return found
 
 
-def test_every_metric_that_is_asked_for_exists() -> None:
+def test_all_queried_metrics_exist() -> None:
     ours = set(re.findall(r"`((?:cafe|process)_\w+)`", (ROOT / "docs" / "metrics.md").read_text()))
     histograms = {f"{name}_{suffix}" for name in ours if name.endswith("seconds") for suffix in ("bucket", "sum", "count")}
     rays = Path(ray.__file__).parent / "dashboard" / "modules" / "reporter" / "reporter_agent.py"
@@ -151,13 +151,13 @@ def test_every_metric_that_is_asked_for_exists() -> None:
 
 
 def metrics_in(expression: str) -> set[str]:
-    """The names of the metrics in a PromQL expression, which is parsed as Prometheus does. Raises ValueError."""
+    """Return the names of the metrics in a PromQL expression. Raises ValueError if it is invalid."""
     printed = promql_parser.parse(expression).prettify()
     words = re.sub(r"\{[^}]*\}|\[[^\]]*\]|\b(?:by|on|without|group_left)\s*\([^)]*\)|\"[^\"]*\"", " ", printed)
     return set(re.findall(r"\b(?:up|(?:cafe|ray|process)_\w+)\b", words))
 
 
-def test_the_dashboard_is_provisioned_with_its_data_source() -> None:
+def test_dashboard_is_provisioned_with_its_data_source() -> None:
     provisioning = DEPLOY / "grafana" / "provisioning"
     [source] = yaml.safe_load((provisioning / "datasources" / "prometheus.yml").read_text())["datasources"]
     [provider] = yaml.safe_load((provisioning / "dashboards" / "cafe.yml").read_text())["providers"]
@@ -169,14 +169,14 @@ def test_the_dashboard_is_provisioned_with_its_data_source() -> None:
     assert all(panel["gridPos"]["x"] + panel["gridPos"]["w"] <= 24 for panel in drawn)
 
 
-def test_the_dockerfile_is_clean() -> None:
+def test_dockerfile_passes_hadolint() -> None:
     linted = subprocess.run(
         [str(Path(sys.prefix) / "bin" / "hadolint"), str(DEPLOY / "Dockerfile")], capture_output=True, text=True, check=False
     )
     assert linted.returncode == 0, linted.stdout
 
 
-def test_the_image_is_pinned_and_runs_as_nobody_special() -> None:
+def test_image_is_pinned_and_runs_as_an_unprivileged_user() -> None:
     parser = dockerfile_parse.DockerfileParser(str(DEPLOY / "Dockerfile"))
     last = {step["instruction"]: step["value"] for step in parser.structure}
     [python] = re.findall(r"^ARG PYTHON_IMAGE=(\S+)$", parser.content, re.MULTILINE)
@@ -189,7 +189,7 @@ def test_the_image_is_pinned_and_runs_as_nobody_special() -> None:
     assert all((ROOT / name).exists() for name in kept)
 
 
-def test_the_lock_file_satisfies_the_project() -> None:
+def test_lock_file_satisfies_the_requirements() -> None:
     locked = dict(re.findall(r"^([\w.-]+)(?:\[[^\]]*\])?==(\S+) \\$", (DEPLOY / "requirements.lock").read_text(), re.MULTILINE))
     text = (ROOT / "pyproject.toml").read_text()
     wanted = re.findall(r'"([\w-]+)(?:\[[\w,-]+\])?([=<>].*?)"', text.partition("dependencies = [")[2].partition("\n]")[0])
