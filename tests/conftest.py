@@ -7,6 +7,13 @@ lane each, so that module fixtures are set up once.
 
 from __future__ import annotations
 
+import os
+
+# One thread for each process: lanes and their subprocesses share few cores, and waiting threads of OpenMP spin. NumPy and torch
+# read these when they are imported.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
 from collections.abc import Iterator
 from typing import Any
 

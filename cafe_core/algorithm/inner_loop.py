@@ -16,6 +16,7 @@ from cafe_core.algorithm.model import Model
 from cafe_core.algorithm.real_images import BatchIndices, RealImages
 from cafe_core.algorithm.shared_gradient import shared_gradient
 from cafe_core.algorithm.synthetic_shard import SyntheticShard
+from cafe_core.networks.sgd import Sgd
 
 
 def train_epoch(
@@ -28,7 +29,7 @@ def train_epoch(
     """
     parameters = list(network.parameters())
     gradient = shared_gradient(parameters)
-    optimizer = torch.optim.SGD(parameters, lr=lr)
+    optimizer = Sgd(parameters, lr=lr)
     first_row = shard.classes.start * shard.ipc
     for start in range(0, len(permutation), batch):
         members = permutation[start : start + batch]

@@ -23,6 +23,7 @@ from cafe_core.algorithm.real_images import BatchIndices, RealImages
 from cafe_core.algorithm.sampling import generator
 from cafe_core.algorithm.shared_gradient import shared_gradient
 from cafe_core.errors import NonFiniteLossError
+from cafe_core.networks.sgd import Sgd, decayed
 
 # As in evaluations.
 _MOMENTUM = 0.9
@@ -77,11 +78,10 @@ def train(
     """
     parameters = list(network.parameters())
     gradient = shared_gradient(parameters)
-    optimizer = torch.optim.SGD(parameters, lr=recipe.lr, momentum=_MOMENTUM, weight_decay=_WEIGHT_DECAY)
-    # Half of an odd number of epochs is rounded up, as in evaluations: a single epoch runs at the full rate.
-    schedule = torch.optim.lr_scheduler.StepLR(optimizer, step_size=(recipe.epochs + 1) // 2, gamma=0.1)
+    optimizer = Sgd(parameters, lr=recipe.lr, momentum=_MOMENTUM, weight_decay=_WEIGHT_DECAY)
     mine = _OwnImages.of(real, classes, num_classes, comm)
     for number in range(1, recipe.epochs + 1):
+        optimizer.lr = decayed(recipe.lr, number - 1, recipe.epochs)
         sums = torch.zeros(2, dtype=torch.float64, device=real.device)  # of cross-entropies and hits, read once per epoch
         correct = torch.zeros(mine.count, dtype=torch.bool, device=real.device)
         permutation = torch.randperm(mine.total, generator=generator(recipe.seed, "real epoch", number))
@@ -101,7 +101,6 @@ def train(
                 first += len(hits)
             comm.all_reduce(gradient)
             optimizer.step()
-        schedule.step()
         loss_sum, hit_count = comm.all_reduce(sums).tolist()
         if not math.isfinite(loss_sum):
             raise NonFiniteLossError(

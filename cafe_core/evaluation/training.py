@@ -17,6 +17,7 @@ from cafe_core.evaluation.augmentation import augmented_epoch
 from cafe_core.evaluation.ensemble import Ensemble
 from cafe_core.evaluation.images import Images
 from cafe_core.networks import init_network
+from cafe_core.networks.sgd import Sgd, decayed
 from cafe_core.spec.dataset import DatasetInfo
 from cafe_core.spec.estimate import EVALUATION_BATCH
 from cafe_core.spec.evaluation import Augmentation
@@ -62,11 +63,10 @@ def train(recipe: Recipe, images: Images, rows: Tensor, seeds: Sequence[int]) ->
     M, count = rows.shape
     networks = [init_network(recipe.network, images.shape, recipe.info.num_classes, _initial(seed)) for seed in seeds]
     ensemble = Ensemble(networks).to(images.normalisation.device, images.normalisation.dtype).train()
-    optimizer = torch.optim.SGD(ensemble.parameters(), lr=_LR, momentum=_MOMENTUM, weight_decay=_WEIGHT_DECAY)
-    # Half of an odd number of epochs is rounded up: a single epoch runs at the full rate.
-    schedule = torch.optim.lr_scheduler.StepLR(optimizer, step_size=(recipe.epochs + 1) // 2, gamma=0.1)
+    optimizer = Sgd(ensemble.parameters(), lr=_LR, momentum=_MOMENTUM, weight_decay=_WEIGHT_DECAY)
     first_draw = count * torch.arange(M)[:, None]
     for epoch in range(recipe.epochs):
+        optimizer.lr = decayed(_LR, epoch, recipe.epochs)
         orders = torch.stack([torch.randperm(count, generator=generator(seed, "evaluation order", epoch)) for seed in seeds])
         batch = augmented_epoch(recipe.augment, images, seeds, epoch, count, recipe.info.is_digits)
         for order in torch.split(orders, EVALUATION_BATCH, dim=1):  # (M, b)
@@ -78,7 +78,6 @@ def train(recipe: Recipe, images: Images, rows: Tensor, seeds: Sequence[int]) ->
             optimizer.zero_grad()
             torch.autograd.backward(loss)
             optimizer.step()
-        schedule.step()
     return ensemble
 
 

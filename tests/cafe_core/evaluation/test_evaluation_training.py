@@ -11,6 +11,7 @@ from cafe_core.evaluation.ensemble import Ensemble
 from cafe_core.evaluation.images import HeldImages, Normalisation, StoredImages
 from cafe_core.evaluation.training import accuracies, network_seed
 from cafe_core.networks import init_network
+from cafe_core.networks.sgd import Sgd
 from cafe_core.spec.evaluation import Augmentation
 from cafe_core.spec.network import NetworkSpec
 from tests.cafe_core.separable import CPU, MLP, learnable_images, normalisation, separable_store, stored_test_set, train_and_test
@@ -48,13 +49,13 @@ def test_convnets_train_with_augmentation(store: ClassStore, norm: str) -> None:
 
 def test_learning_rate_falls_after_half_of_the_epochs(store: ClassStore, monkeypatch: pytest.MonkeyPatch) -> None:
     rates: list[float] = []
-    step = torch.optim.SGD.step
+    step = Sgd.step
 
-    def recorded(self: torch.optim.SGD) -> None:
-        rates.append(self.param_groups[0]["lr"])
+    def recorded(self: Sgd) -> None:
+        rates.append(self.lr)
         step(self)
 
-    monkeypatch.setattr(torch.optim.SGD, "step", recorded)
+    monkeypatch.setattr(Sgd, "step", recorded)
     for epochs, expected in ((1, [0.01]), (2, [0.01, 0.001]), (5, [0.01] * 3 + [0.001] * 2)):
         rates.clear()
         train_and_test(store, learnable_images(store, 6), epochs=epochs)
