@@ -1,9 +1,11 @@
-"""A real PostgreSQL for tests: a cluster of its own in a temporary directory, reached by a unix socket, gone with the tests.
+"""Start a temporary PostgreSQL cluster for tests.
+
+The cluster lives in a temporary directory, listens on a Unix socket only, and is removed after the tests:
 
     with postgres_cluster() as postgres:
         url = postgres.create("a_database")
 
-It is not durable (no fsync), so that a database is made and thrown away in a few milliseconds.
+It is not durable (no fsync), so that creating and dropping a database takes a few milliseconds.
 """
 
 from __future__ import annotations
@@ -21,10 +23,10 @@ from pathlib import Path
 
 import psycopg
 
-STARTS_WITHIN_S = 60
+START_TIMEOUT_S = 60
 ABSENT = "PostgreSQL's server is not installed (Debian: apt-get install postgresql)"
 
-# Ends PostgreSQL when the tests end, however they do: then its standard input is closed.
+# Run PostgreSQL and kill it when standard input is closed, which happens however the test process ends.
 _GUARD = """
 "$@" & child=$!
 trap 'kill -QUIT $child 2>/dev/null' TERM INT HUP
@@ -44,14 +46,14 @@ _SETTINGS = {
 
 @cache
 def binaries() -> Path | None:
-    """The directory with `initdb` and `postgres`, of the newest version; None where PostgreSQL is not installed."""
+    """Return the directory with `initdb` and `postgres` of the newest version, or None if PostgreSQL is not installed."""
     debian = sorted(Path("/usr/lib/postgresql").glob("*/bin"), key=lambda path: float(path.parent.name), reverse=True)
     on_path = [Path(found).resolve().parent] if (found := shutil.which("postgres")) else []
     return next((path for path in [*debian, *on_path] if (path / "initdb").exists() and (path / "postgres").exists()), None)
 
 
 class PostgresCluster:
-    """A cluster in `directory`, made by :func:`postgres_cluster`."""
+    """A PostgreSQL cluster in `directory`. Use :func:`postgres_cluster` to create one."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
@@ -61,36 +63,38 @@ class PostgresCluster:
         self._binaries = found
 
     def initialise(self) -> None:
-        """Make the cluster's files."""
+        """Create the cluster's files."""
         if os.geteuid() == 0:
             shutil.chown(self._directory, "postgres", "postgres")
         command = [self._binaries / "initdb", "--pgdata", self._data, "--username=cafe", "--auth=trust", "--encoding=UTF8"]
-        made = subprocess.run([*command, "--no-locale", "--no-sync"], **_not_as_root(), cwd="/", capture_output=True, text=True)
+        made = subprocess.run(
+            [*command, "--no-locale", "--no-sync"], **_unprivileged_user(), cwd="/", capture_output=True, text=True
+        )
         assert made.returncode == 0, made.stderr
 
     def start(self) -> None:
-        """Start it; returns when it answers."""
+        """Start the server and wait until it accepts connections."""
         assert self._process is None
         settings = [word for name, value in _SETTINGS.items() for word in ("-c", f"{name}={value}")]
         command = [self._binaries / "postgres", "-D", self._data, "-k", self._directory, *settings]
         with (self._directory / "log").open("ab") as log:
             self._process = subprocess.Popen(
                 ["sh", "-c", _GUARD, "sh", *map(str, command)],
-                **_not_as_root(),
+                **_unprivileged_user(),
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=log,
                 cwd="/",
-                start_new_session=True,  # Ctrl-C is for the tests, which end it then
+                start_new_session=True,  # so that Ctrl-C reaches only the tests, which then stop the server
             )
-        deadline = time.monotonic() + STARTS_WITHIN_S
-        while not self._answers():
+        deadline = time.monotonic() + START_TIMEOUT_S
+        while not self._accepts_connections():
             assert self._process.poll() is None, self.log()
             assert time.monotonic() < deadline, self.log()
             time.sleep(0.02)
 
     def stop(self) -> None:
-        """End it as a crash does: connections break, nobody is told, what was committed stays."""
+        """Stop the server as a crash would: connections break without notice, and committed transactions are kept."""
         if self._process is None:
             return
         assert self._process.stdin is not None
@@ -98,12 +102,12 @@ class PostgresCluster:
         try:
             self._process.wait(timeout=30)
         finally:
-            self._kill_what_is_left()
+            self._kill_if_still_running()
             self._process = None
 
     @contextmanager
     def down(self) -> Iterator[None]:
-        """Not there within the block."""
+        """Stop the server for the duration of the block."""
         self.stop()
         try:
             yield
@@ -111,11 +115,11 @@ class PostgresCluster:
             self.start()
 
     def url(self, database: str) -> str:
-        """As CAFE_DATABASE_URL says it."""
+        """Return the URL of a database, in the form of CAFE_DATABASE_URL."""
         return f"postgresql://cafe@/{database}?host={self._directory}"
 
     def create(self, database: str, *, template: str = "template0") -> str:
-        """A new database, a copy of `template`, which nobody is connected to; its URL."""
+        """Create a database as a copy of `template`, which must have no open connections, and return its URL."""
         self.execute(f'CREATE DATABASE "{database}" TEMPLATE "{template}"')
         return self.url(database)
 
@@ -130,31 +134,31 @@ class PostgresCluster:
             return cursor.fetchall() if cursor.description else []
 
     def log(self) -> str:
-        """What it printed."""
+        """Return the output of the server."""
         return (self._directory / "log").read_text()
 
     @property
     def _data(self) -> Path:
         return self._directory / "data"
 
-    def _answers(self) -> bool:
+    def _accepts_connections(self) -> bool:
         try:
             psycopg.connect(self.url("postgres"), connect_timeout=5).close()
         except psycopg.OperationalError:
             return False
         return True
 
-    def _kill_what_is_left(self) -> None:
+    def _kill_if_still_running(self) -> None:
         pid_file = self._data / "postmaster.pid"
-        if pid_file.exists():  # it did not end by itself
+        if pid_file.exists():  # the server did not stop by itself
             os.kill(int(pid_file.read_text().split()[0]), signal.SIGKILL)
             pid_file.unlink()
 
 
 @contextmanager
 def postgres_cluster() -> Iterator[PostgresCluster]:
-    """A running cluster; removed with all its databases at the end of the block."""
-    directory = Path(tempfile.mkdtemp(prefix="cafe-pg-", dir="/tmp"))  # the path of a unix socket is short
+    """Start a cluster, and remove it with all its databases at the end of the block."""
+    directory = Path(tempfile.mkdtemp(prefix="cafe-pg-", dir="/tmp"))  # in /tmp, because the path of a Unix socket must be short
     cluster = PostgresCluster(directory)
     try:
         cluster.initialise()
@@ -165,6 +169,6 @@ def postgres_cluster() -> Iterator[PostgresCluster]:
         shutil.rmtree(directory)
 
 
-def _not_as_root() -> dict[str, object]:
-    """How to start a process as somebody whom PostgreSQL accepts."""
+def _unprivileged_user() -> dict[str, object]:
+    """Return the arguments of `subprocess` that avoid running as root, which PostgreSQL refuses."""
     return {"user": "postgres", "group": "postgres", "extra_groups": []} if os.geteuid() == 0 else {}

@@ -18,7 +18,7 @@ from cafe_core.data.class_store import ClassStore
 from tests.benchmarks.figures import Figure
 from tests.benchmarks.straightforward import ConvNet3, outer_step
 from tests.cafe_core.made_data import make_spec, make_store
-from tests.cafe_core.started import started
+from tests.cafe_core.started import start_run
 
 K, N, IPC = 10, 64, 10
 CPU = torch.device("cpu")
@@ -28,7 +28,7 @@ METHOD = {"batch_real": N}
 def make_run(store: ClassStore, checkpoints: Path, **fields: object) -> tuple[LearningMethod, Callable[[], Tensor]]:
     """Return a run and a function that computes ∂L/∂S of its first outer step, without updating S."""
     spec = make_spec(store, ipc=IPC, network={}, **{"method": METHOD, **fields})
-    run, shard = started(spec, store, Comm.single(), Budget.of(CPU), checkpoints)
+    run, shard = start_run(spec, store, Comm.single(), Budget.of(CPU), checkpoints)
 
     def step() -> Tensor:
         return run.gradient(shard, run.context.sample("real", N, 0, 0), None)[0]

@@ -19,7 +19,7 @@ from tests.benchmarks.figures import Figure
 from tests.cafe_core.gangs import free_port
 from tests.cafe_core.live_memory import LiveBytes
 from tests.cafe_core.made_data import make_spec, make_store
-from tests.cafe_core.started import started
+from tests.cafe_core.started import start_run
 
 CPU = torch.device("cpu")
 STEPS = 6
@@ -32,7 +32,7 @@ def _steps_per_second(rank: int, world: int, port: int, store: Path, checkpoints
     data = ClassStore.open(store)
     comm = Comm.connect(rank=rank, world=world, address=f"127.0.0.1:{port}", device=CPU, timeout_s=300, host="127.0.0.1")
     spec = make_spec(data, ipc=10, precision="float32", network={}, method={"batch_real": 64})
-    run, shard = started(spec, data, comm, Budget.of(CPU), checkpoints)
+    run, shard = start_run(spec, data, comm, Budget.of(CPU), checkpoints)
     run.update_images(shard, 0, 0)
     comm.all_reduce(torch.zeros(1))  # all ranks are warm
     sent, began = comm.numbers, time.perf_counter()
@@ -53,7 +53,7 @@ def peak_of_a_step(classes: int, directory: Path, *, batch_real: int = 64) -> fl
     torch.set_num_threads(2)
     data = make_store(directory / f"store {classes}", [batch_real] * classes, side=32, channels=3)
     spec = make_spec(data, ipc=10, precision="float32", network={}, method={"batch_real": batch_real})
-    run, shard = started(spec, data, Comm.single(), Budget.of(CPU), directory / f"checkpoints {classes}")
+    run, shard = start_run(spec, data, Comm.single(), Budget.of(CPU), directory / f"checkpoints {classes}")
     with LiveBytes() as live:
         run.update_images(shard, 0, 0)
     return live.peak / 2**20

@@ -1,4 +1,4 @@
-"""A whole gang in one process: a thread per rank, real Gloo between them."""
+"""Run a whole gang in one process: one thread per rank, connected by real Gloo."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def free_port() -> int:
 
 
 def run_gang(world: int, work: Callable[[Comm], T], timeout_s: float = 60) -> list[T]:
-    """work(comm) on every rank; the results in rank order. The first exception is raised."""
+    """Call `work(comm)` on every rank. Return the results in rank order, or raise the first exception."""
     address = f"127.0.0.1:{free_port()}"
 
     def rank_main(rank: int) -> T:

@@ -1,4 +1,4 @@
-"""How many bytes of tensors are alive at once: the same on every run and machine, unlike resident memory."""
+"""Count the bytes of tensors that are alive at once. Unlike resident memory, the count is the same on every run and machine."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from torch.utils._pytree import tree_iter
 
 
 class LiveBytes(TorchDispatchMode):
-    """Counts the storages that operations within the `with` block make."""
+    """Count the bytes of the storages that operations within the `with` block allocate."""
 
     def __init__(self) -> None:
         super().__init__()
         self.peak = 0
-        """Most bytes that were alive at once."""
+        """Largest number of bytes that were alive at once."""
         self._live = 0
         self._sizes: dict[int, int] = {}
 

@@ -1,4 +1,4 @@
-"""Small class stores made by the tests: any number of classes, unequal and undersized ones."""
+"""Build small class stores for tests, with any number of classes, of different and of too small sizes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from cafe_core.spec.resolution import resolve
 
 
 def made_info(counts: list[int], *, side: int, channels: int = 3, test_count: int = 0) -> DatasetInfo:
-    """What is known of a dataset with classes of `counts` images."""
+    """Return the description of a dataset whose classes have `counts` images."""
     return DatasetInfo(
         name="made",
         class_names=[f"class {k}" for k in range(len(counts))],
@@ -30,7 +30,7 @@ def made_info(counts: list[int], *, side: int, channels: int = 3, test_count: in
 def make_store(
     path: Path, counts: list[int], *, side: int = 8, channels: int = 1, test_count: int = 20, seed: int = 0
 ) -> ClassStore:
-    """Classes of `counts` images: a blob per class at its own place, with noise."""
+    """Build a store whose classes have `counts` images: one random image per class, with noise added."""
     random = np.random.default_rng(seed)
     K = len(counts)
     centres = random.integers(0, 200, size=(K, channels, side, side))
@@ -51,7 +51,7 @@ def make_store(
 
 
 def make_spec(store: ClassStore, **fields: object) -> CondenseSpec:
-    """A resolved spec of a small network on `store`."""
+    """Return a resolved spec of a job that condenses `store` with a small network."""
     spec = {
         "dataset": {"name": "digits"},
         "ipc": 2,

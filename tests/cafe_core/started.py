@@ -1,4 +1,4 @@
-"""A run of a method before its first outer step."""
+"""Prepare the run of a method up to its first outer step."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from cafe_core.spec.condense import CondenseSpec
 CPU = torch.device("cpu")
 
 
-def started(
+def start_run(
     spec: CondenseSpec, store: ClassStore, comm: Comm, budget: Budget, checkpoints: Path
 ) -> tuple[LearningMethod, SyntheticShard]:
-    """Return the method of `spec` with the network of iteration 0, and the initial S of its worker."""
+    """Return the method of `spec` with the network of iteration 0, and this worker's shard of the initial S."""
     method = make_method(ShardContext.of(spec, store, comm, CPU, budget))
     assert isinstance(method, LearningMethod)
     _, shard = start(method.context, method, Checkpoints(checkpoints), ignore_events)

@@ -1,7 +1,7 @@
-"""The synthetic sets of version 0.1.0 (commit 8c782fe), which the same specs and seeds must still give.
+"""Check that the specs and seeds of version 0.1.0 (commit 8c782fe) still give the same synthetic sets.
 
-`golden/digits.npz` holds the images of each run, made by that commit with one thread. On the machine that made them they had the
-same bytes when the code was moved into rooms; another CPU rounds differently, so the test allows for that.
+`golden/digits.npz` holds the images of each run, computed by that commit with one thread. On the machine that computed them, the
+images were still byte-identical after the code had been reorganised. Other CPUs round differently, so the test has a tolerance.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("name", SPECS)
-def test_the_same_spec_gives_the_images_of_version_0_1(name: str, tmp_path: Path, cache: Path) -> None:
+def test_spec_gives_the_images_of_version_0_1(name: str, tmp_path: Path, cache: Path) -> None:
     roots = DataRoots(datasets=tmp_path, uploads=tmp_path, downloads=tmp_path, cache=cache)
     job = local.prepare(BASE | SPECS[name], tmp_path / "out", roots)
     job.run(lambda *_, **__: None)

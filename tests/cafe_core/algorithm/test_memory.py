@@ -19,7 +19,7 @@ from cafe_core.spec.network import NetworkSpec
 from cafe_core.spec.network_sizes import DOUBLE_GRAPH_FACTOR
 from tests.cafe_core.live_memory import LiveBytes
 from tests.cafe_core.made_data import make_spec, make_store
-from tests.cafe_core.started import started
+from tests.cafe_core.started import start_run
 
 CPU = torch.device("cpu")
 
@@ -64,7 +64,7 @@ def test_memory_of_a_double_graph_matches_the_estimate(fields: dict[str, object]
 def test_memory_of_a_step_does_not_exceed_the_estimate(store: ClassStore, tmp_path: Path, method: dict[str, object]) -> None:
     """Run an outer step with more synthetic images than fit into a chunk, with the budget of a CPU."""
     spec = make_spec(store, ipc=26, network={}, method={"batch_real": 8, **method}, precision="float32")
-    run, shard = started(spec, store, Comm.single(), Budget.of(CPU), tmp_path)
+    run, shard = start_run(spec, store, Comm.single(), Budget.of(CPU), tmp_path)
     assert run.context.images_per_double_graph < spec.ipc
     with LiveBytes() as live:
         run.update_images(shard, 0, 0)
@@ -79,7 +79,7 @@ def test_memory_of_weight_gradients_matches_the_estimate(store: ClassStore, tmp_
     spec = make_spec(
         store, ipc=ipc, network={"name": "mlp", "width": 1500}, method={"name": "dc", "batch_real": 1}, precision="float32"
     )
-    run, shard = started(spec, store, Comm.single(), Budget(1, 1), tmp_path)  # one image at a time
+    run, shard = start_run(spec, store, Comm.single(), Budget(1, 1), tmp_path)  # one image at a time
     with LiveBytes() as live:
         run.update_images(shard, 0, 0)
     estimated = estimate(spec, store.info).statistics_bytes

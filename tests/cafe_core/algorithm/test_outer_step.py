@@ -16,7 +16,7 @@ from cafe_core.data.class_store import ClassStore
 from cafe_core.spec.condense import CondenseSpec
 from tests.cafe_core.gangs import run_gang
 from tests.cafe_core.made_data import make_spec, make_store
-from tests.cafe_core.started import started
+from tests.cafe_core.started import start_run
 
 CPU = torch.device("cpu")
 ROOMY = Budget(1 << 30, 1 << 30)
@@ -69,7 +69,7 @@ def test_gradient_matches_the_loss_of_the_paper(
     store: ClassStore, tmp_path: Path, preset: str, budget: Budget, method: dict[str, object]
 ) -> None:
     spec = make_spec(store, method={"preset": preset, "batch_real": 8, **method})
-    run, shard = started(spec, store, Comm.single(), budget, tmp_path)
+    run, shard = start_run(spec, store, Comm.single(), budget, tmp_path)
     expected_loss, expected = reference_gradient(spec, run, shard.images)
     gradient, losses = run.gradient(shard, run.context.sample("real", 8, 0, 0), None)
     assert float(losses["loss"]) == pytest.approx(expected_loss, rel=1e-10)
@@ -84,7 +84,7 @@ def test_outer_step_sends_2kd_numbers_and_two_losses(store: ClassStore, tmp_path
         spec = make_spec(store, ipc=ipc, method={"batch_real": batch_real, "discrimination": discrimination})
 
         def work(comm: Comm) -> int:
-            run, shard = started(spec, store, comm, ROOMY, tmp_path / f"{ipc} {batch_real}")
+            run, shard = start_run(spec, store, comm, ROOMY, tmp_path / f"{ipc} {batch_real}")
             before = comm.numbers
             run.update_images(shard, 0, 0)
             return comm.numbers - before
@@ -100,7 +100,7 @@ def test_outer_step_sends_2kd_numbers_and_two_losses(store: ClassStore, tmp_path
 def test_step_matches_sgd_with_momentum(store: ClassStore, tmp_path: Path) -> None:
     """Compare with torch.optim.SGD over three steps, with the learning rate halved at the milestone."""
     spec = make_spec(store, method={"batch_real": 8, "image_milestones": [1]})
-    run, shard = started(spec, store, Comm.single(), ROOMY, tmp_path)
+    run, shard = start_run(spec, store, Comm.single(), ROOMY, tmp_path)
     twin = shard.images.clone().requires_grad_()
     optimizer = torch.optim.SGD([twin], lr=0.1, momentum=0.5)
     for iteration in range(3):

@@ -24,7 +24,7 @@ from cafe_core.spec.estimate import method_sizes
 from cafe_core.spec.method import LearningMethodSpec
 from tests.cafe_core.gangs import run_gang
 from tests.cafe_core.made_data import make_spec, make_store
-from tests.cafe_core.started import started
+from tests.cafe_core.started import start_run
 
 CPU = torch.device("cpu")
 ROOMY = Budget(1 << 30, 1 << 30)
@@ -108,7 +108,7 @@ def hand_distance(a: Tensor, b: Tensor) -> tuple[float, Tensor]:
 def test_dm_gradient_by_hand(store: ClassStore, tmp_path: Path, budget: Budget) -> None:
     method = {"name": "dm", "augment": "none", "init": "noise", "batch_real": N}
     spec = make_spec(store, ipc=IPC, network={"name": "mlp", "width": 16}, method=method)
-    run, shard = started(spec, store, Comm.single(), budget, tmp_path)
+    run, shard = start_run(spec, store, Comm.single(), budget, tmp_path)
     hand, loss, expected = HandMLP(run), 0.0, []
     for T, S in real_and_synthetic(run, shard):
         h1, h2 = hand.hidden(S.flatten(1))
@@ -124,7 +124,7 @@ def test_dm_gradient_by_hand(store: ClassStore, tmp_path: Path, budget: Budget) 
 @pytest.mark.parametrize("budget", [ROOMY, TIGHT], ids=["kept graph", "graph made anew per image"])
 def test_dc_gradient_by_hand(store: ClassStore, tmp_path: Path, budget: Budget) -> None:
     spec = make_spec(store, ipc=IPC, network={"name": "mlp", "width": 16}, method={"name": "dc", "batch_real": N})
-    run, shard = started(spec, store, Comm.single(), budget, tmp_path)
+    run, shard = start_run(spec, store, Comm.single(), budget, tmp_path)
     hand, loss, expected = HandMLP(run), 0.0, []
     for k, (T, S) in enumerate(real_and_synthetic(run, shard)):
         x = S.flatten(1)
@@ -147,7 +147,7 @@ def test_siamese_gradient_is_that_of_the_paper_loss_in_one_graph(
 ) -> None:
     """DSA's and DM's losses as their papers write them, by autograd through convolutions and normalisation."""
     spec = make_spec(store, ipc=IPC, network=network, method={"name": name, "augment": "dsa", "init": "noise", "batch_real": N})
-    run, shard = started(spec, store, Comm.single(), budget, tmp_path)
+    run, shard = start_run(spec, store, Comm.single(), budget, tmp_path)
     draws = augment.draw("dsa", 4, store.info.shape, True, torch.Generator().manual_seed(3)).to("cpu", torch.float64)
     S = shard.images.clone().requires_grad_()
     net = run.context.model.network.requires_grad_(True)
@@ -176,7 +176,7 @@ def test_matching_is_local_to_a_class(store: ClassStore, tmp_path: Path, name: s
     spec = make_spec(store, method={"name": name, "batch_real": N})
 
     def work(comm: Comm) -> int:
-        run, shard = started(spec, store, comm, ROOMY, tmp_path)
+        run, shard = start_run(spec, store, comm, ROOMY, tmp_path)
         before = comm.numbers
         run.update_images(shard, 0, 0)
         return comm.numbers - before
@@ -209,7 +209,7 @@ def test_only_methods_that_couple_classes_communicate_statistics(name: str, stor
     spec = make_spec(store, method={"name": name, "batch_real": N})
 
     def work(comm: Comm) -> tuple[int, int]:
-        run, shard = started(spec, store, comm, ROOMY, tmp_path)
+        run, shard = start_run(spec, store, comm, ROOMY, tmp_path)
         before = comm.numbers
         losses = run.update_images(shard, 0, 0)
         return comm.numbers - before, len(losses)

@@ -1,4 +1,4 @@
-"""The job spec: presets, what each default resolves to, and what is refused with which field named."""
+"""Test the job spec: presets, resolved defaults, and which field a refusal names."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def method(preset: str, **fields: Any) -> CafeMethod:
     return sent.resolved(ResolutionContext(ipc=10, num_classes=10, network=NetworkSpec().resolved()))
 
 
-def test_paper_preset_is_the_papers() -> None:
+def test_paper_preset_matches_the_paper() -> None:
     m = method("paper")
     assert (m.beta, m.layer_weights, m.layers) == (1.0, [1.0] * 4, [0, 1, 2, 3])
     assert (m.lambda_1, m.lambda_2, m.gamma, m.max_outer, m.max_inner) == (0.05, 0.05, 10, 10, 50)
@@ -43,14 +43,14 @@ def test_paper_preset_is_the_papers() -> None:
     assert (m.image_lr, m.image_momentum, m.image_milestones, m.network_lr) == (0.1, 0.5, [1200, 1400, 1800], 0.01)
 
 
-def test_reference_preset_is_what_the_released_code_does() -> None:
+def test_reference_preset_matches_the_released_code() -> None:
     m = method("reference")
     assert (m.beta, m.layer_weights) == (pytest.approx(25.6), [0.1, 0.1, 1.0, 2.0])
     assert (m.lambda_1, m.lambda_2, m.gamma) == (0.04, 0.03, 10)
     assert (m.query_per_class, m.query_carry, m.image_milestones) == (128, True, [1200, 1600, 1800])
 
 
-def test_what_depends_on_other_fields_follows_them() -> None:
+def test_defaults_depend_on_other_fields() -> None:
     assert method("reference", batch_real=64).beta == pytest.approx(0.01 * 10 * 64)
     assert method("paper", batch_real=64).query_per_class == 64
     assert method("reference", layers=[1, 3]).layer_weights == [0.1, 2.0]
@@ -81,7 +81,7 @@ def test_image_lr_is_halved_at_each_milestone() -> None:
     assert [m.image_lr_at(i) for i in range(6)] == pytest.approx([0.1, 0.1, 0.05, 0.05, 0.025, 0.025])
 
 
-def test_a_resolved_spec_stands_for_itself() -> None:
+def test_resolved_spec_is_unchanged_by_json_and_by_resolving_again() -> None:
     resolved = resolve(spec(evaluation={"networks": [{"name": "mlp"}, {"name": "convnet", "depth": 2}]}), info(), cluster_gpus=2)
     assert resolved.resources.gpus_per_worker == 1
     assert resolve(spec(), info()).resources.gpus_per_worker == 0
@@ -121,7 +121,7 @@ def test_a_resolved_spec_stands_for_itself() -> None:
         ({"evaluation": {"networks": []}}, ("evaluation", "networks")),
     ],
 )
-def test_refused_fields_are_named(fields: dict[str, Any], loc: tuple[str, ...]) -> None:
+def test_refusal_names_the_field(fields: dict[str, Any], loc: tuple[str, ...]) -> None:
     with pytest.raises(ValidationError) as refused:
         spec(**fields)
     assert field_path(refused.value.errors()[0]["loc"]) == ".".join(loc)
@@ -138,7 +138,7 @@ def test_refused_fields_are_named(fields: dict[str, Any], loc: tuple[str, ...]) 
         ({"method": {"layer_weights": [1, 2]}}, info(), "method.layer_weights: 2 weights for 4 aligned maps"),
     ],
 )
-def test_what_does_not_fit_the_data_is_refused(fields: dict[str, Any], dataset: DatasetInfo, message: str) -> None:
+def test_refuses_spec_that_does_not_fit_the_dataset(fields: dict[str, Any], dataset: DatasetInfo, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         resolve(spec(**fields), dataset)
 
@@ -155,7 +155,7 @@ def test_every_field_is_documented() -> None:
     assert undocumented == []
 
 
-def test_the_spec_needs_no_torch() -> None:
+def test_importing_the_spec_does_not_import_torch() -> None:
     code = (
         "import sys, cafe_core.spec.job, cafe_core.spec.estimate, cafe_core.synthetic_set.synthetic_set;"
         "sys.exit('torch' in sys.modules)"
@@ -163,6 +163,6 @@ def test_the_spec_needs_no_torch() -> None:
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-def test_the_documentation_of_the_spec_is_current() -> None:
+def test_documentation_of_the_spec_is_current() -> None:
     documented = (Path(__file__).parents[3] / "docs" / "spec.md").read_text(encoding="utf-8")
     assert documented == markdown(), "run: python -m cafe_core.spec.reference > docs/spec.md"

@@ -1,4 +1,4 @@
-"""The estimate's arithmetic against the networks themselves."""
+"""Compare the estimate's arithmetic with the networks themselves."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ NETWORKS = [
 
 @pytest.mark.parametrize("side", [8, 16, 28, 32, 64])
 @pytest.mark.parametrize("fields", NETWORKS, ids=lambda fields: "-".join(str(v) for v in fields.values()))
-def test_map_shapes_are_the_networks(fields: dict[str, object], side: int) -> None:
+def test_map_shapes_and_parameter_count_match_the_network(fields: dict[str, object], side: int) -> None:
     spec = NetworkSpec.model_validate(fields)
     network = build_network(spec, (3, side, side), 10)
     assert map_shapes(spec, (3, side, side)) == list(network.map_shapes)
@@ -34,49 +34,54 @@ def test_map_shapes_are_the_networks(fields: dict[str, object], side: int) -> No
     assert parameter_count(spec, (3, side, side), 10) == pytest.approx(actual, rel=0.15)
 
 
-def test_estimate_grows_with_what_is_held() -> None:
+def test_estimate_depends_on_workers_ipc_and_precision() -> None:
     info = made_info([500] * 1000, side=64)
 
-    def of(**fields: object) -> int:
+    def memory_bytes(**fields: object) -> int:
         spec = CondenseSpec.model_validate({"dataset": {"path": "x"}, "ipc": 10, "network": {"depth": 4}, **fields})
         return estimate(resolve(spec, info), info).memory_bytes
 
-    base = of()
-    assert of(resources={"workers": 4}) < base
-    assert of(ipc=50) > base
-    assert of(precision="float64") > base
+    base = memory_bytes()
+    assert memory_bytes(resources={"workers": 4}) < base
+    assert memory_bytes(ipc=50) > base
+    assert memory_bytes(precision="float64") > base
     whole = estimate(resolve(CondenseSpec.model_validate({"dataset": {"path": "x"}, "ipc": 10}), info), info)
     assert whole.numbers_per_outer_step == 2 * 1000 * prod((128, 8, 8))
     assert whole.synthetic_bytes == 3 * 1000 * 10 * 3 * 64 * 64 * 4
 
 
-def test_training_to_judge_is_counted_wherever_it_happens() -> None:
+def test_estimate_includes_training_of_evaluation_networks() -> None:
     info = BUILTIN["cifar10"]
 
-    def condensing(**fields: object) -> int:
+    def network_bytes(**fields: object) -> int:
         spec = CondenseSpec.model_validate({"dataset": {"name": "cifar10"}, "ipc": 1, **fields})
         return estimate(resolve(spec, info), info).network_bytes
 
     large = {"name": "resnet18"}
     ten = training_bytes(NetworkSpec(name="resnet18"), info, 10)
-    assert condensing() < ten
-    assert condensing(evaluation={"networks": [{}, large]}) == ten
-    assert condensing(validation={"every": 5, "network": large}) == ten
+    assert network_bytes() < ten
+    assert network_bytes(evaluation={"networks": [{}, large]}) == ten
+    assert network_bytes(validation={"every": 5, "network": large}) == ten
     full = training_bytes(NetworkSpec(name="resnet18"), info, 256)
-    assert condensing(evaluation={"networks": [large], "baselines": ["whole"]}) == full
+    assert network_bytes(evaluation={"networks": [large], "baselines": ["whole"]}) == full
 
-    def judging(ipc: int | None, **fields: object) -> Estimate:
+    def evaluation(ipc: int | None, **fields: object) -> Estimate:
         synthetic = {"path": "a.npz"}
         spec = EvaluateSpec.model_validate({"kind": "evaluate", "synthetic": synthetic, "networks": [large], **fields})
         return estimate_evaluation(spec, info, ipc)
 
-    assert judging(1).network_bytes == ten
-    assert judging(1, baselines=["whole"]).network_bytes == judging(None).network_bytes == judging(100).network_bytes == full
-    assert judging(None).synthetic_bytes == 0
-    assert judging(10).synthetic_bytes == 10 * judging(1).synthetic_bytes == 100 * 3 * 32 * 32 * 5
+    assert evaluation(1).network_bytes == ten
+    assert (
+        evaluation(1, baselines=["whole"]).network_bytes
+        == evaluation(None).network_bytes
+        == evaluation(100).network_bytes
+        == full
+    )
+    assert evaluation(None).synthetic_bytes == 0
+    assert evaluation(10).synthetic_bytes == 10 * evaluation(1).synthetic_bytes == 100 * 3 * 32 * 32 * 5
 
 
-def test_methods_that_choose_hold_the_features_of_the_largest_class() -> None:
+def test_estimate_of_coreset_methods_counts_features_of_the_largest_class() -> None:
     info = made_info([500, 13861, 70], side=32)
 
     def statistics(name: str) -> int:

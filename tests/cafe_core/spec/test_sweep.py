@@ -35,11 +35,11 @@ def sweep(space: dict[str, Any], **fields: Any) -> SweepSpec:
     return resolve_sweep(spec, concurrent=2)
 
 
-def made(space: dict[str, Any], **fields: Any) -> list[Trial]:
-    return planned(sweep(space, **fields))
+def make_trials(space: dict[str, Any], **fields: Any) -> list[Trial]:
+    return plan_trials(sweep(space, **fields))
 
 
-def planned(spec: SweepSpec) -> list[Trial]:
+def plan_trials(spec: SweepSpec) -> list[Trial]:
     return trials(spec, DatasetFacts.gather(datasets_of(spec), describe))
 
 
@@ -51,12 +51,12 @@ def test_datasets_to_describe() -> None:
 
 
 def test_each_trial_is_resolved_against_its_own_dataset() -> None:
-    digits, mnist = made({"dataset.name": {"grid": ["digits", "mnist"]}})
+    digits, mnist = make_trials({"dataset.name": {"grid": ["digits", "mnist"]}})
     assert (digits.spec.dataset.name, mnist.spec.dataset.name) == ("digits", "mnist")
 
 
 def test_grid_is_every_combination_with_the_first_field_slowest() -> None:
-    found = made({"method.beta": {"grid": [0.1, 1.0]}, "ipc": {"grid": [1, 10]}})
+    found = make_trials({"method.beta": {"grid": [0.1, 1.0]}, "ipc": {"grid": [1, 10]}})
     assert [trial.overrides for trial in found] == [
         {"method.beta": 0.1, "ipc": 1},
         {"method.beta": 0.1, "ipc": 10},
@@ -67,27 +67,27 @@ def test_grid_is_every_combination_with_the_first_field_slowest() -> None:
 
 
 def test_each_trial_has_the_defaults_of_its_own_overrides() -> None:
-    one, ten = made({"ipc": {"grid": [1, 10]}})
+    one, ten = make_trials({"ipc": {"grid": [1, 10]}})
     assert (one.spec.method.max_outer, ten.spec.method.max_outer) == (1, 10)  # type: ignore[union-attr]
-    cafe, dm = made({"method": {"grid": [{"name": "cafe"}, {"name": "dm"}]}})
+    cafe, dm = make_trials({"method": {"grid": [{"name": "cafe"}, {"name": "dm"}]}})
     assert (cafe.spec.method.image_lr, dm.spec.method.image_lr) == (0.1, 1.0)  # type: ignore[union-attr]
 
 
 def test_nested_field_is_set_after_its_parent() -> None:
     space = {"method.beta": {"grid": [0.5]}, "method": {"grid": [{"name": "cafe", "gamma": 7}]}}
-    (trial,) = made(space)
+    (trial,) = make_trials(space)
     assert (trial.spec.method.beta, trial.spec.method.gamma) == (0.5, 7)  # type: ignore[union-attr]
-    (trial,) = made({"validation.every": {"grid": [3]}}, base={**BASE, "validation": None})
+    (trial,) = make_trials({"validation.every": {"grid": [3]}}, base={**BASE, "validation": None})
     assert trial.spec.validation is not None
     assert trial.spec.validation.every == 3
 
 
-def test_replaced_resources_keep_the_bases_gpus() -> None:
+def test_replaced_resources_keep_the_gpus_of_the_base() -> None:
     space = {"resources": {"grid": [{"workers": 2}, {"cpus_per_worker": 2, "gpus_per_worker": 0}]}}
     spec = resolve_sweep(SweepSpec.model_validate({"kind": "sweep", "base": BASE, "space": space}), concurrent=1, cluster_gpus=4)
-    assert [trial.spec.resources.gpus_per_worker for trial in planned(spec)] == [1, 0]
+    assert [trial.spec.resources.gpus_per_worker for trial in plan_trials(spec)] == [1, 0]
     stored = SweepSpec.model_validate(json.loads(spec.model_dump_json(exclude_none=True)))
-    assert planned(stored) == planned(spec)
+    assert plan_trials(stored) == plan_trials(spec)
 
 
 @pytest.mark.parametrize(
@@ -100,7 +100,7 @@ def test_replaced_resources_keep_the_bases_gpus() -> None:
 )
 def test_refuses_trials_that_cannot_be_compared(space: dict[str, Any], fields: dict[str, Any], loc: str, message: str) -> None:
     with pytest.raises(SpecError) as refused:
-        made(space, **fields)
+        make_trials(space, **fields)
     assert refused.value.loc == loc
     assert message in refused.value.message
 
@@ -113,7 +113,7 @@ def test_samples_draw_new_values_at_each_point_of_the_grid() -> None:
         "method.gamma": {"integers": [5, 20]},
         "method.init": {"choice": ["noise", "real"]},
     }
-    found = made(space, samples=30)
+    found = make_trials(space, samples=30)
     assert len(found) == 60 == sweep(space, samples=30).trial_count
     assert [trial.overrides["ipc"] for trial in found] == [1] * 30 + [2] * 30
     assert len({trial.overrides["method.beta"] for trial in found}) == 60
@@ -124,13 +124,13 @@ def test_samples_draw_new_values_at_each_point_of_the_grid() -> None:
     assert 0.05 < rates[30] < 2  # about half are below the middle of the logarithms, 0.32
     assert {trial.overrides["method.gamma"] for trial in found} <= set(range(5, 21))
     assert {trial.overrides["method.init"] for trial in found} == {"noise", "real"}
-    assert made(space, samples=30) == found
-    assert made(space, samples=30, seed=1) != found
+    assert make_trials(space, samples=30) == found
+    assert make_trials(space, samples=30, seed=1) != found
 
 
 def test_adding_a_field_does_not_change_other_draws() -> None:
-    alone = made({"method.beta": {"uniform": [0.0, 1.0]}}, samples=3)
-    both = made({"method.lambda_1": {"uniform": [0.0, 1.0]}, "method.beta": {"uniform": [0.0, 1.0]}}, samples=3)
+    alone = make_trials({"method.beta": {"uniform": [0.0, 1.0]}}, samples=3)
+    both = make_trials({"method.lambda_1": {"uniform": [0.0, 1.0]}, "method.beta": {"uniform": [0.0, 1.0]}}, samples=3)
     assert [t.overrides["method.beta"] for t in alone] == [t.overrides["method.beta"] for t in both]
     assert all(t.overrides["method.beta"] != t.overrides["method.lambda_1"] for t in both)
 
@@ -138,7 +138,7 @@ def test_adding_a_field_does_not_change_other_draws() -> None:
 def test_stored_sweep_has_the_same_trials() -> None:
     spec = sweep({"method.beta": {"uniform": [0.5, 2.0]}}, samples=3)
     stored = SweepSpec.model_validate(json.loads(spec.model_dump_json(exclude_none=True)))
-    assert planned(stored) == planned(spec)
+    assert plan_trials(stored) == plan_trials(spec)
 
 
 def test_fields_inside_lists_and_of_the_evaluation_can_be_swept() -> None:
@@ -150,7 +150,7 @@ def test_fields_inside_lists_and_of_the_evaluation_can_be_swept() -> None:
             "space": {"evaluation.networks.0.width": {"grid": [16, 32]}, "network.depth": {"grid": [2]}},
         }
     )
-    found = planned(resolve_sweep(spec, concurrent=1))
+    found = plan_trials(resolve_sweep(spec, concurrent=1))
     assert [trial.spec.evaluation.networks[0].width for trial in found if trial.spec.evaluation] == [16, 32]
     assert found[0].spec.network.depth == 2
 
@@ -181,18 +181,18 @@ def test_refuses_invalid_value_of_the_space(space: dict[str, Any], loc: str, mes
     base = {**BASE, "evaluation": {"networks": [{}]}}
     spec = SweepSpec.model_validate({"kind": "sweep", "base": base, "space": space})
     with pytest.raises(SpecError) as refused:
-        planned(resolve_sweep(spec, concurrent=1))
+        plan_trials(resolve_sweep(spec, concurrent=1))
     assert refused.value.loc == loc
     assert message in refused.value.message
 
 
 def test_refusal_names_all_overrides_that_conflict() -> None:
     with pytest.raises(SpecError) as refused:
-        made({"network.depth": {"grid": [3, 1]}, "method.layers": {"grid": [[0], [3]]}})
+        make_trials({"network.depth": {"grid": [3, 1]}, "method.layers": {"grid": [[0], [3]]}})
     assert refused.value.loc == "space.method.layers"
     assert "[3]" in refused.value.message
     with pytest.raises(SpecError) as refused:
-        made({"network": {"grid": [{"name": "convnet", "depth": 1}]}, "method": {"grid": [{"layers": [3]}]}})
+        make_trials({"network": {"grid": [{"name": "convnet", "depth": 1}]}, "method": {"grid": [{"layers": [3]}]}})
     assert refused.value.loc == "space.method"
 
 
@@ -228,7 +228,7 @@ def test_asha_adds_a_validation() -> None:
     spec = sweep({"ipc": {"grid": [1, 2]}}, scheduler="asha")
     assert spec.base.validation is not None
     assert spec.base.validation.every == 1
-    assert all(trial.spec.validation is not None for trial in planned(spec))
+    assert all(trial.spec.validation is not None for trial in plan_trials(spec))
 
 
 def test_asha_needs_a_method_with_checkpoints() -> None:
@@ -236,4 +236,4 @@ def test_asha_needs_a_method_with_checkpoints() -> None:
     with pytest.raises(ValueError, match="scheduler: asha stops trials by validations, and herding has no checkpoints"):
         sweep({"seed": {"grid": [1, 2]}}, scheduler="asha", base=base)
     swept = sweep({"method": {"grid": [{"name": "dm"}]}}, scheduler="asha", base=base)
-    assert planned(swept)[0].spec.validation is not None
+    assert plan_trials(swept)[0].spec.validation is not None
