@@ -1,4 +1,4 @@
-"""Test that an attempt that was given up, at any of its events, changes no more files."""
+"""Test that a stale attempt changes no more files, whichever event it had reached."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def files_of(directory: JobDir) -> dict[Path, bytes]:
     return {path: path.read_bytes() for path in found}
 
 
-def give_up(directory: JobDir) -> None:
+def supersede_attempt(directory: JobDir) -> None:
     job = json.loads(directory.job_file.read_bytes())
     write_atomically(directory.job_file, json.dumps(job | {"attempt": 2}).encode())
 
@@ -69,7 +69,7 @@ def test_stale_attempt_changes_no_file(
 
     def report(type: str, **data: Any) -> None:
         if not left and moment.items() <= {"type": type, **data}.items():
-            give_up(directory)
+            supersede_attempt(directory)
             left.update(files_of(directory))
 
     job = local.prepare(spec, directory.path, roots)
@@ -93,7 +93,7 @@ def test_pickled_fence_lets_only_its_attempt_write(tmp_path: Path) -> None:
     write_atomically(tmp_path / "file", b"1", fence=fence)
     with closing(LineLog(tmp_path / "log", fence=fence)) as log:
         log.append({"a": 1})
-        give_up(directory)
+        supersede_attempt(directory)
         with pytest.raises(StaleAttemptError):
             log.append({"a": 2})
     with (tmp_path / "log").open("ab") as half:
@@ -107,14 +107,14 @@ def test_pickled_fence_lets_only_its_attempt_write(tmp_path: Path) -> None:
 def test_fence_is_checked_right_before_the_rename(tmp_path: Path) -> None:
     directory = JobDir(tmp_path)
     write_atomically(directory.job_file, b'{"attempt": 1}')
-    asked = []
+    seen = []
 
     def fence() -> None:
         AttemptFence.of(directory, 1)()
-        asked.append([path.name for path in tmp_path.iterdir()])
-        give_up(directory)
+        seen.append([path.name for path in tmp_path.iterdir()])
+        supersede_attempt(directory)
 
     with pytest.raises(StaleAttemptError):
         write_atomically(tmp_path / "file", b"2", fence=fence)
-    assert asked == [["job.json"]]
+    assert seen == [["job.json"]]
     assert [path.name for path in tmp_path.iterdir()] == ["job.json"]

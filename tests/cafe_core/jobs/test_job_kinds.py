@@ -71,7 +71,7 @@ def test_best_validated_set_is_the_result(tmp_path: Path, roots: DataRoots) -> N
     result = local.prepare(spec, tmp_path / "out", roots).run(lambda type, **data: phases.append(data.get("phase", type)))
     assert [v["iteration"] for v in result["validations"]] == [1, 2, 3, 4]
     assert all(len(v["accuracies"]) == 2 and v["mean"] == pytest.approx(np.mean(v["accuracies"])) for v in result["validations"])
-    best = max(result["validations"], key=lambda v: v["mean"])  # of equals the first
+    best = max(result["validations"], key=lambda v: v["mean"])  # the first of equal ones
     assert result["best_iteration"] == best["iteration"]
     assert phases.count("validating") == phases.count("validated") == 4
 
@@ -96,7 +96,7 @@ def test_held_out_images_are_not_condensed(tmp_path: Path, roots: DataRoots) -> 
     mean_std = store.info.mean + store.info.std
     for name, position, same in (("held", held[0], True), ("kept", kept[0], False)):
         images = arrays["images"].copy()
-        # Mirrored, so that the dataset's mean and std stay.
+        # Mirror the image, so that the dataset's mean and std do not change.
         images[in_class[position]] = images[in_class[position], ::-1]
         np.savez(roots.datasets / "own.npz", **{**arrays, "images": images})
         local.prepare(spec, tmp_path / name, roots).run(silent)
@@ -179,7 +179,7 @@ def test_evaluate_job_gives_the_accuracies_of_the_condense_job(tmp_path: Path, r
 
 
 def test_real_images_are_evaluated_like_a_synthetic_set(tmp_path: Path, roots: DataRoots) -> None:
-    def judged(name: str, **synthetic: Any) -> dict[str, Any]:
+    def evaluate(name: str, **synthetic: Any) -> dict[str, Any]:
         spec = {
             **EVALUATE,
             "networks": [{"name": "mlp", "width": 32}],
@@ -188,10 +188,10 @@ def test_real_images_are_evaluated_like_a_synthetic_set(tmp_path: Path, roots: D
         }
         return local.prepare(spec, tmp_path / name, roots).run(silent)
 
-    whole = judged("whole", selection="whole")
-    random = judged("random", selection="random", ipc=2)
+    whole = evaluate("whole", selection="whole")
+    random = evaluate("random", selection="random", ipc=2)
     assert whole["networks"][0]["mean"] > random["networks"][0]["mean"]  # the test images are among the training images
-    herding = judged("herding", selection="herding", ipc=2)
+    herding = evaluate("herding", selection="herding", ipc=2)
     assert herding["networks"][0]["n"] == 2
     chosen = SyntheticSet.load(JobDir(tmp_path / "herding").attempt(1).synthetic_file)
     with np.load(roots.datasets / "own.npz") as arrays:
@@ -238,7 +238,7 @@ def test_sweep_publishes_the_best_trials_set(tmp_path: Path, roots: DataRoots) -
     assert np.array_equal(*images)
 
 
-def test_a_trial_fails_alone(tmp_path: Path, roots: DataRoots) -> None:
+def test_failed_trial_does_not_fail_the_others(tmp_path: Path, roots: DataRoots) -> None:
     spec = {**SWEEP, "space": {"method.image_lr": {"grid": [1e30, 0.1]}}}
     result = local.prepare(spec, tmp_path / "out", roots).run(silent)
     rows = json.loads((JobDir(tmp_path / "out").attempt(1).artifacts / "trials.json").read_text())
@@ -269,11 +269,11 @@ def test_resumed_sweep_repeats_trials_with_retryable_errors(
 ) -> None:
     spec = {**SWEEP, "space": {"method.image_lr": {"grid": [1e30, 0.1, 0.2]}}}
 
-    def full(*_: Any, **__: Any) -> None:
+    def raise_disk_full(*_: Any, **__: Any) -> None:
         raise DiskFullError("the disk is full")
 
     with monkeypatch.context() as broken:
-        broken.setattr(condense_job, "condensed_set", full)
+        broken.setattr(condense_job, "condensed_set", raise_disk_full)
         with pytest.raises(SweepError, match="3 of 3 failed: the disk is full") as failed:
             local.prepare(spec, tmp_path / "out", roots).run(silent)
     assert failed.value.as_dict()["retryable"]
@@ -304,6 +304,6 @@ def test_asha_needs_a_server(tmp_path: Path, roots: DataRoots) -> None:
         local.prepare({**SWEEP, "scheduler": "asha"}, tmp_path / "out", roots)
 
 
-def test_another_jobs_set_needs_a_server(tmp_path: Path, roots: DataRoots) -> None:
+def test_set_of_another_job_needs_a_server(tmp_path: Path, roots: DataRoots) -> None:
     with pytest.raises(SpecError, match="a job of a server"):
         local.prepare({**EVALUATE, "synthetic": {"job_id": "job_x"}}, tmp_path / "out", roots)

@@ -39,7 +39,7 @@ class InterruptedJobError(Exception):
 
 @pytest.fixture
 def roots(tmp_path: Path) -> DataRoots:
-    """A dataset root with own.npz: three classes of grey 8×8 images."""
+    """Create a dataset root with own.npz: three classes of grey 8×8 images."""
     save_images(tmp_path / "datasets" / "own.npz", seed=0)
     return DataRoots(datasets=tmp_path / "datasets", uploads=tmp_path / "u", downloads=tmp_path / "d", cache=tmp_path / "c")
 
@@ -80,7 +80,7 @@ def test_files_and_events_of_a_job(tmp_path: Path, roots: DataRoots) -> None:
     assert synthetic.images.shape == (6, 1, 8, 8)
     assert synthetic.labels.tolist() == [0, 0, 1, 1, 2, 2]
     assert synthetic.iteration == 4
-    assert synthetic.spec["method"]["beta"] == 1.0  # resolved: every default written out
+    assert synthetic.spec["method"]["beta"] == 1.0  # resolved: it includes all defaults
 
 
 @pytest.mark.parametrize(

@@ -222,4 +222,4 @@ def test_refuses_more_networks_than_the_limit(submit: Submit, sent: dict[str, An
 def test_accepts_as_many_networks_as_the_limit(submit: Submit) -> None:
     chosen = {"dataset": {"name": "digits"}, "selection": "random", "ipc": 1}
     sent = {"kind": "evaluate", "synthetic": chosen, "repeats": 10_000, "networks": [{}] * 10, "baselines": ["random"]}
-    assert isinstance(submit(sent).spec, EvaluateSpec)  # random is judged, so it adds nothing as a baseline
+    assert isinstance(submit(sent).spec, EvaluateSpec)  # random is evaluated anyway, so it adds nothing as a baseline

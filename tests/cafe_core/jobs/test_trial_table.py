@@ -19,7 +19,7 @@ def test_incomplete_line_is_ignored_but_kept_in_the_file(tmp_path: Path) -> None
     content = json.dumps(asdict(ended)) + "\n" + '{"number": 5, "sta'
     log.write_text(content)
     assert read_outcomes(log) == {4: ended}
-    assert log.read_text() == content  # its driver may be writing it
+    assert log.read_text() == content  # the driver may still be writing the line
     log.write_text('{"set": "a", "task"')
     assert network_rows(log, [NetworkSpec()]) == []
 

@@ -7,7 +7,7 @@ import pytest
 from cafe_core.jobs.watch_clock import GAP_S, WatchClock
 
 
-def test_clock_stops_while_nobody_watches(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_clock_counts_at_most_the_gap_between_two_calls(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 100.0
     monkeypatch.setattr(time, "monotonic", lambda: now)
     clock = WatchClock()
@@ -15,7 +15,7 @@ def test_clock_stops_while_nobody_watches(monkeypatch: pytest.MonkeyPatch) -> No
         now += 0.5
         watched = clock.look()
     assert watched == 10.0
-    now += 3600.0  # frozen, with all that it waits for
+    now += 3600.0  # the process was frozen, and so was everything that it waits for
     assert clock.look() == 10.0 + GAP_S
     now += 0.5
     assert clock.look() == 10.0 + GAP_S + 0.5

@@ -1,4 +1,4 @@
-"""The walkthrough of docs/add-a-method.md, followed to the letter."""
+"""Follow docs/add-a-method.md literally: install its package, run its job, and use its method."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ print("same images")
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The package of the page, installed into a folder of its own, with the job's spec beside it."""
+    """Install the package of the page into a directory of its own, with the job's spec beside it. Return the directory."""
     directory = tmp_path_factory.mktemp("page")
     for name, content in FILE.findall(PAGE.read_text(encoding="utf-8")):
         path = directory / ("." if name.endswith(".yaml") else "cafe-moments") / name
@@ -61,28 +61,28 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
-def python(installed: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+def run_python(installed: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     paths = os.pathsep.join([str(installed / "site"), str(ROOT)])
     command = [sys.executable, *arguments]
     environment = os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
     return subprocess.run(command, cwd=installed, env=environment, capture_output=True, text=True, timeout=240, check=False)
 
 
-def test_one_and_three_shards_give_the_same_images(installed: Path, tmp_path: Path) -> None:
-    done = python(installed, "-c", SHARDS, str(tmp_path))
+def test_images_do_not_depend_on_the_number_of_shards(installed: Path, tmp_path: Path) -> None:
+    done = run_python(installed, "-c", SHARDS, str(tmp_path))
     assert done.stdout == "same images\n", done.stderr
 
 
-def test_the_command_runs_it(installed: Path) -> None:
+def test_cafe_run_runs_the_method(installed: Path) -> None:
     cafe = "import sys; sys.argv[0] = 'cafe'; from server.cli.main import main; main()"
-    done = python(installed, "-c", cafe, "run", "moments.yaml", "--out", "moments")
+    done = run_python(installed, "-c", cafe, "run", "moments.yaml", "--out", "moments")
     assert done.returncode == 0, done.stderr
     result = json.loads(next((installed / "moments").rglob("result.json")).read_bytes())
     assert result["iterations"] == 20
     assert result["evaluation"]["networks"][0]["n"] == 2
 
 
-def test_the_reference_and_the_estimate_take_it_from_the_registry(installed: Path) -> None:
+def test_reference_and_estimate_include_the_method(installed: Path) -> None:
     code = """
 import sys
 from cafe_core.data.builtin import BUILTIN
@@ -98,5 +98,5 @@ assert estimate(resolved, BUILTIN["digits"]).statistics_bytes > 0
 assert "MomentsMethod" in markdown()
 assert "torch" not in sys.modules
 """
-    done = python(installed, "-c", code)
+    done = run_python(installed, "-c", code)
     assert done.returncode == 0, done.stderr

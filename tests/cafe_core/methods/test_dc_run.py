@@ -1,4 +1,7 @@
-"""A whole run of DC against its paper's Algorithm 1 in torch's own layers and optimizers; only the draws are the same."""
+"""Compare a whole run of DC with Algorithm 1 of its paper, written with torch's own layers and optimizers.
+
+The two implementations share only the random draws.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +31,7 @@ def one_thread() -> None:
 
 
 def convnet(spec: CondenseSpec, store: ClassStore, iteration: int) -> nn.Sequential:
-    """ConvNet of depth 2 for 8×8 images, NCHW, with the weights that our network of `iteration` starts with."""
+    """Return a ConvNet of depth 2 for 8×8 images (NCHW) with the initial weights of our network of `iteration`."""
     layers: list[nn.Module] = []
     for channels in (1, WIDTH):
         norm = nn.InstanceNorm2d(WIDTH, affine=True)
@@ -41,7 +44,10 @@ def convnet(spec: CondenseSpec, store: ClassStore, iteration: int) -> nn.Sequent
 
 
 def distance(synthetic: list[Tensor], real: list[Tensor]) -> Tensor:
-    """As the authors' `match_loss` is described: cosine distances of output nodes; biases and affine parameters do not count."""
+    """Return the distance as the authors' `match_loss` is described: the sum of the cosine distances of the output nodes.
+
+    Biases and affine parameters are left out.
+    """
     terms = []
     for s, t in zip(synthetic, real, strict=True):
         if s.dim() > 1:
@@ -51,7 +57,7 @@ def distance(synthetic: list[Tensor], real: list[Tensor]) -> Tensor:
 
 
 @pytest.mark.parametrize("ipc", [1, 3])
-def test_a_run_of_dc_is_its_papers(tmp_path: Path, ipc: int) -> None:
+def test_run_of_dc_matches_its_paper(tmp_path: Path, ipc: int) -> None:
     store = make_store(tmp_path / "store", COUNTS)
     loops = {"max_outer": 3, "max_inner": 2, "batch_train": 5}
     spec = make_spec(
@@ -99,5 +105,5 @@ def test_a_run_of_dc_is_its_papers(tmp_path: Path, ipc: int) -> None:
         losses.append(float(loss.detach()))
 
     assert reported == pytest.approx(losses, rel=1e-9)
-    assert (ours - start).abs().amax(dim=(1, 2, 3)).min() > 0.1  # every image was moved
+    assert (ours - start).abs().amax(dim=(1, 2, 3)).min() > 0.1  # every image has changed
     torch.testing.assert_close(ours, S.detach(), rtol=0, atol=1e-9)

@@ -1,4 +1,4 @@
-"""A method with state of its own, and with artifacts made before its loop: both survive a restart on other workers."""
+"""Test that a method's own state, and artifacts computed before its loop, survive a restart with another number of workers."""
 
 from __future__ import annotations
 
@@ -27,7 +27,10 @@ CPU = torch.device("cpu")
 
 
 class AdaptiveSteps(LearningMethod):
-    """Moves S to the mean of the real images by Adagrad: its second moments belong to classes, its step count to none."""
+    """Move S towards the mean of the real images by Adagrad.
+
+    Its second moments are state per class; its step count is shared state.
+    """
 
     def __init__(self, context: ShardContext) -> None:
         super().__init__(context)
@@ -66,7 +69,7 @@ def store(tmp_path: Path) -> ClassStore:
 
 
 @pytest.fixture(autouse=True)
-def adaptive(monkeypatch: pytest.MonkeyPatch) -> None:
+def use_adaptive_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loop, "make_method", AdaptiveSteps)
 
 
@@ -82,7 +85,7 @@ def run(spec: CondenseSpec, store: ClassStore, directory: Path, world: int, unti
     return found
 
 
-def test_a_run_resumes_with_its_methods_state_on_any_number_of_workers(store: ClassStore, tmp_path: Path) -> None:
+def test_run_resumes_with_its_methods_state_on_any_number_of_workers(store: ClassStore, tmp_path: Path) -> None:
     spec = make_spec(store, iterations=6, method={"name": "dm"})
     undisturbed = run(spec, store, tmp_path / "undisturbed", 1, 6)
     assert undisturbed.per_class["squares"].shape == undisturbed.images.shape
@@ -94,7 +97,7 @@ def test_a_run_resumes_with_its_methods_state_on_any_number_of_workers(store: Cl
     torch.testing.assert_close(resumed.per_class["squares"], undisturbed.per_class["squares"], rtol=0, atol=1e-12)
 
 
-def test_a_method_without_state_refuses_a_checkpoint_with_state(
+def test_method_without_state_refuses_checkpoint_with_state(
     store: ClassStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spec = make_spec(store, iterations=2, method={"name": "dm"})
@@ -104,7 +107,7 @@ def test_a_method_without_state_refuses_a_checkpoint_with_state(
         run(spec, store, tmp_path / "run", 1, 2)
 
 
-def test_artifacts_are_made_once_and_made_again_when_damaged(tmp_path: Path) -> None:
+def test_artifacts_are_computed_once_and_recomputed_when_damaged(tmp_path: Path) -> None:
     made: list[int] = []
 
     def load(world: int, key: dict[str, int]) -> list[Tensor]:

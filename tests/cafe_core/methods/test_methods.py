@@ -1,4 +1,4 @@
-"""DM's and DC's gradients against ones derived by hand; what every method owes its callers, whatever it does."""
+"""Compare the gradients of DM and DC with gradients derived by hand, and check what callers expect of every method."""
 
 from __future__ import annotations
 
@@ -39,30 +39,30 @@ def one_thread() -> None:
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> ClassStore:
-    """Four classes, one of them smaller than N and one smaller than ipc."""
+    """Build a store of four classes, one of them smaller than N and one smaller than ipc."""
     return make_store(tmp_path_factory.mktemp("store") / "s", [20, 5, 20, 1], channels=3)
 
 
 def real_and_synthetic(run: LearningMethod, shard: SyntheticShard) -> list[tuple[Tensor, Tensor]]:
-    """(T_k, S_k) of every class, as the first outer step takes them."""
+    """Return (T_k, S_k) of every class, as sampled by the first outer step."""
     rows = run.context.sample("real", N, 0, 0)
     real = [run.context.real.batch(k, indices) for k, indices in zip(rows.classes, rows.indices, strict=True)]
     return list(zip(real, shard.images.split(shard.ipc), strict=True))
 
 
 class HandMLP:
-    """The MLP with two hidden layers as matrices: o = W3 h2 + b3, h2 = [W2 h1 + b2]₊, h1 = [W1 x + b1]₊. No autograd."""
+    """The MLP with two hidden layers, without autograd: o = W3 h2 + b3, h2 = [W2 h1 + b2]₊, h1 = [W1 x + b1]₊."""
 
     def __init__(self, run: LearningMethod) -> None:
         self.W1, self.b1, self.W2, self.b2, self.W3, self.b3 = (p.detach() for p in run.context.model.parameters())
 
     def hidden(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """h1, h2 of x (n, P)."""
+        """Return h1 and h2 of x (n, P)."""
         h1 = (x @ self.W1.T + self.b1).clamp(min=0)
         return h1, (h1 @ self.W2.T + self.b2).clamp(min=0)
 
     def residual(self, x: Tensor, k: int) -> tuple[Tensor, Tensor]:
-        """p and (p − onehot(k))/n: (n, K), the gradient of the mean cross-entropy in the logits."""
+        """Return p and (p − onehot(k))/n, the gradient of the mean cross-entropy with respect to the logits; both are (n, K)."""
         p = torch.exp(self.hidden(x)[1] @ self.W3.T + self.b3)
         p = p / p.sum(1, keepdim=True)
         onehot = torch.zeros_like(p)
@@ -70,7 +70,7 @@ class HandMLP:
         return p, (p - onehot) / len(x)
 
     def weight_gradients(self, x: Tensor, k: int) -> list[Tensor]:
-        """∇ of the mean cross-entropy of class k's images x in W1, W2, W3: backpropagation, written out."""
+        """Return the gradients of the mean cross-entropy of class k's images x with respect to W1, W2 and W3."""
         h1, h2 = self.hidden(x)
         d3 = self.residual(x, k)[1]
         d2 = d3 @ self.W3 * (h2 > 0)
@@ -78,7 +78,10 @@ class HandMLP:
         return [d1.T @ x, d2.T @ h1, d3.T @ h2]
 
     def matched_gradient(self, x: Tensor, k: int, V: list[Tensor]) -> Tensor:
-        """∂/∂x ⟨∇_W CE(x), V⟩: ⟨∇_W CE, V⟩ is CE's derivative along V, R{CE} (Pearlmutter 1994); then the chain rule."""
+        """Return ∂/∂x ⟨∇_W CE(x), V⟩.
+
+        ⟨∇_W CE, V⟩ is the derivative R{CE} of CE along V (Pearlmutter 1994). The chain rule gives its gradient.
+        """
         V1, V2, V3 = V
         h1, h2 = self.hidden(x)
         p, d = self.residual(x, k)
@@ -92,8 +95,8 @@ class HandMLP:
         return d_a1 @ self.W1 + d_Ra1 @ V1
 
 
-def hand_distance(a: Tensor, b: Tensor) -> tuple[float, Tensor]:
-    """Σ_i 1 − ⟨a_i, b_i⟩/(‖a_i‖‖b_i‖ + ε) and its gradient in a, row by row by the quotient rule."""
+def distance_and_gradient(a: Tensor, b: Tensor) -> tuple[float, Tensor]:
+    """Return Σ_i 1 − ⟨a_i, b_i⟩/(‖a_i‖‖b_i‖ + ε) and its gradient with respect to a, row by row by the quotient rule."""
     value, gradient = 0.0, torch.zeros_like(a)
     for i in range(len(a)):
         dot, norm_a, norm_b = a[i] @ b[i], a[i].square().sum().sqrt(), b[i].square().sum().sqrt()
@@ -105,7 +108,7 @@ def hand_distance(a: Tensor, b: Tensor) -> tuple[float, Tensor]:
 
 
 @pytest.mark.parametrize("budget", [ROOMY, TIGHT], ids=["whole classes", "image by image"])
-def test_dm_gradient_by_hand(store: ClassStore, tmp_path: Path, budget: Budget) -> None:
+def test_dm_gradient_matches_hand_derivation(store: ClassStore, tmp_path: Path, budget: Budget) -> None:
     method = {"name": "dm", "augment": "none", "init": "noise", "batch_real": N}
     spec = make_spec(store, ipc=IPC, network={"name": "mlp", "width": 16}, method=method)
     run, shard = start_run(spec, store, Comm.single(), budget, tmp_path)
@@ -121,15 +124,16 @@ def test_dm_gradient_by_hand(store: ClassStore, tmp_path: Path, budget: Budget) 
     torch.testing.assert_close(gradient.flatten(1), torch.cat(expected), rtol=1e-10, atol=1e-14)
 
 
-@pytest.mark.parametrize("budget", [ROOMY, TIGHT], ids=["kept graph", "graph made anew per image"])
-def test_dc_gradient_by_hand(store: ClassStore, tmp_path: Path, budget: Budget) -> None:
+@pytest.mark.parametrize("budget", [ROOMY, TIGHT], ids=["kept graph", "graph rebuilt per image"])
+def test_dc_gradient_matches_hand_derivation(store: ClassStore, tmp_path: Path, budget: Budget) -> None:
     spec = make_spec(store, ipc=IPC, network={"name": "mlp", "width": 16}, method={"name": "dc", "batch_real": N})
     run, shard = start_run(spec, store, Comm.single(), budget, tmp_path)
     hand, loss, expected = HandMLP(run), 0.0, []
     for k, (T, S) in enumerate(real_and_synthetic(run, shard)):
         x = S.flatten(1)
         terms = [
-            hand_distance(a, b) for a, b in zip(hand.weight_gradients(x, k), hand.weight_gradients(T.flatten(1), k), strict=True)
+            distance_and_gradient(a, b)
+            for a, b in zip(hand.weight_gradients(x, k), hand.weight_gradients(T.flatten(1), k), strict=True)
         ]
         loss += sum(value for value, _ in terms)
         expected.append(hand.matched_gradient(x, k, [V for _, V in terms]))
@@ -140,12 +144,12 @@ def test_dc_gradient_by_hand(store: ClassStore, tmp_path: Path, budget: Budget) 
 
 
 @pytest.mark.parametrize("network", [{"width": 6, "depth": 2}, {"width": 4, "depth": 2, "norm": "layer"}], ids=str)
-@pytest.mark.parametrize("budget", [ROOMY, TIGHT], ids=["kept graph", "graph made anew per image"])
+@pytest.mark.parametrize("budget", [ROOMY, TIGHT], ids=["kept graph", "graph rebuilt per image"])
 @pytest.mark.parametrize("name", ["dc", "dm"])
-def test_siamese_gradient_is_that_of_the_paper_loss_in_one_graph(
+def test_gradient_with_augmentation_matches_autograd_of_the_papers_loss(
     store: ClassStore, tmp_path: Path, name: str, budget: Budget, network: dict[str, Any]
 ) -> None:
-    """DSA's and DM's losses as their papers write them, by autograd through convolutions and normalisation."""
+    """Write the losses of DSA and DM as in their papers, and differentiate them by autograd through convolutions and norms."""
     spec = make_spec(store, ipc=IPC, network=network, method={"name": name, "augment": "dsa", "init": "noise", "batch_real": N})
     run, shard = start_run(spec, store, Comm.single(), budget, tmp_path)
     draws = augment.draw("dsa", 4, store.info.shape, True, torch.Generator().manual_seed(3)).to("cpu", torch.float64)
@@ -171,8 +175,8 @@ def test_siamese_gradient_is_that_of_the_paper_loss_in_one_graph(
 
 
 @pytest.mark.parametrize(("name", "numbers"), [("dm", 2), ("dc", 1)])
-def test_matching_is_local_to_a_class(store: ClassStore, tmp_path: Path, name: str, numbers: int) -> None:
-    """An outer step of DC or DM sends its loss, whatever the network and the images are."""
+def test_outer_step_of_dc_and_dm_sends_only_losses(store: ClassStore, tmp_path: Path, name: str, numbers: int) -> None:
+    """Workers exchange no statistics of classes, because the loss is a sum over classes."""
     spec = make_spec(store, method={"name": name, "batch_real": N})
 
     def work(comm: Comm) -> int:
@@ -185,8 +189,8 @@ def test_matching_is_local_to_a_class(store: ClassStore, tmp_path: Path, name: s
 
 
 @pytest.mark.parametrize("name", list(METHODS))
-def test_every_registered_method_runs_and_is_exact_over_shards(name: str, store: ClassStore, tmp_path: Path) -> None:
-    """One worker and three give the same images, whatever the method."""
+def test_images_of_every_method_do_not_depend_on_the_number_of_shards(name: str, store: ClassStore, tmp_path: Path) -> None:
+    """One worker and three workers give the same images."""
     fields = {"network_epochs": 2} if "network_epochs" in METHODS[name].spec.model_fields else {}
     iterations = 2 if issubclass(METHODS[name].spec, LearningMethodSpec) else 0
     spec = make_spec(store, iterations=iterations, method={"name": name, **fields})
@@ -204,8 +208,8 @@ def test_every_registered_method_runs_and_is_exact_over_shards(name: str, store:
 
 
 @pytest.mark.parametrize("name", [name for name, method in METHODS.items() if issubclass(method.spec, LearningMethodSpec)])
-def test_only_methods_that_couple_classes_communicate_statistics(name: str, store: ClassStore, tmp_path: Path) -> None:
-    """The numbers of an outer step are those that the spec states, and the losses."""
+def test_outer_step_sends_the_numbers_that_the_spec_states(name: str, store: ClassStore, tmp_path: Path) -> None:
+    """An outer step sends the numbers stated by the spec, and its losses."""
     spec = make_spec(store, method={"name": name, "batch_real": N})
 
     def work(comm: Comm) -> tuple[int, int]:

@@ -1,4 +1,4 @@
-"""The registry refuses a method that leaves something out, and says what."""
+"""Test that the registry refuses an incomplete method and says what is missing."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ _numbers = itertools.count()
 
 @pytest.fixture
 def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder that can be imported, with a complete method in it."""
+    """Create an importable folder with a complete method."""
     monkeypatch.syspath_prepend(tmp_path)
     folder = tmp_path / f"made_method_{next(_numbers)}"
     folder.mkdir()
@@ -55,7 +55,7 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-def test_registers_a_complete_method(package: Path) -> None:
+def test_registers_complete_method(package: Path) -> None:
     registered = register("made", package.name)
     assert registered.spec.published_iterations == 10
     assert f"{package.name}.method" not in sys.modules
@@ -83,7 +83,7 @@ def test_registers_a_complete_method(package: Path) -> None:
         ("class Spec(LearningMethodSpec):", "class Spec:", "exactly one subclass"),
     ],
 )
-def test_refuses_an_incomplete_spec(package: Path, old: str, new: str, problem: str) -> None:
+def test_refuses_incomplete_spec(package: Path, old: str, new: str, problem: str) -> None:
     assert old in SPEC
     (package / "spec.py").write_text(SPEC.replace(old, new))
     with pytest.raises(MethodDefinitionError) as refused:
@@ -92,19 +92,19 @@ def test_refuses_an_incomplete_spec(package: Path, old: str, new: str, problem: 
 
 
 @pytest.mark.parametrize("absent", ["spec", "method"])
-def test_refuses_a_folder_without_a_module(package: Path, absent: str) -> None:
+def test_refuses_folder_without_required_module(package: Path, absent: str) -> None:
     (package / f"{absent}.py").unlink()
     with pytest.raises(MethodDefinitionError, match=rf"has no {absent}\.py"):
         register("made", package.name)
 
 
 @pytest.mark.parametrize("name", ["Made", "1st", "", "a-b", "m" * 41])
-def test_refuses_an_invalid_name(package: Path, name: str) -> None:
+def test_refuses_invalid_name(package: Path, name: str) -> None:
     with pytest.raises(MethodDefinitionError, match="at most 40 characters"):
         register(name, package.name)
 
 
-def test_refuses_a_computation_of_another_kind(package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_refuses_method_class_that_does_not_fit_its_spec(package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from cafe_core.algorithm.method import load_method
 
     (package / "method.py").write_text(
@@ -116,6 +116,6 @@ def test_refuses_a_computation_of_another_kind(package: Path, monkeypatch: pytes
         load_method("made")
 
 
-def test_the_methods_of_this_package() -> None:
+def test_registry_lists_the_methods_of_this_package() -> None:
     assert list(METHODS)[:8] == ["cafe", "dc", "dm", "forgetting", "herding", "k_center", "kmeans", "random"]
     assert {"forgetting", "herding", "k_center", "kmeans", "random"} <= set(SELECTIONS)

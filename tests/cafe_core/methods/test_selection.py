@@ -1,4 +1,4 @@
-"""Whole condense jobs that choose real images: what they give, for any number of shards, and what they say on the way."""
+"""Test whole condense jobs that choose real images: their results for any number of shards, and the events they report."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def one_thread() -> None:
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> ClassStore:
-    """K = 7 with unequal classes, two of them smaller than ipc."""
+    """Build a store of K = 7 classes of different sizes, two of them smaller than ipc."""
     return make_store(tmp_path_factory.mktemp("store") / "seven", COUNTS, channels=3)
 
 
@@ -49,10 +49,10 @@ def coreset_spec(store: ClassStore, name: str, **fields: Any) -> CondenseSpec:
     return make_spec(store, **{"ipc": 4, "iterations": 0, "method": {"name": name, **method}, **fields})
 
 
-def selected(
+def select_images(
     spec: CondenseSpec, store: ClassStore, path: Path, world: int = 1, events: list[dict[str, Any]] | None = None
 ) -> Tensor:
-    """S: (K·ipc, C, H, W)."""
+    """Run the job with `world` workers and return S (K·ipc, C, H, W). Events are added to `events`."""
 
     def report(type: str, **data: Any) -> None:
         if events is not None:
@@ -66,40 +66,43 @@ def selected(
     return checkpoint.images
 
 
-def normalised(store: ClassStore, k: int) -> Tensor:
-    """The real images of class k: (n_k, C, H, W) float64."""
+def normalised_images(store: ClassStore, k: int) -> Tensor:
+    """Return the real images of class k: (n_k, C, H, W) float64."""
     mean, std = (torch.tensor(values, dtype=torch.float64).view(-1, 1, 1) for values in (store.info.mean, store.info.std))
     return (torch.from_numpy(store.images(k).copy()).double() / 255 - mean) / std
 
 
 def positions(images: Tensor, store: ClassStore, ipc: int, atol: float = 1e-12) -> list[list[int]]:
-    """Which real image of its class each image of S is; fails for one that is none."""
+    """Return, for each class, which of its real images the images of S are. Fail if an image of S is not a real image."""
     found = []
     for k, of_class in enumerate(images.split(ipc)):
-        gaps = (of_class[:, None] - normalised(store, k)[None]).abs().amax(dim=(2, 3, 4))  # (ipc, n_k)
+        gaps = (of_class[:, None] - normalised_images(store, k)[None]).abs().amax(dim=(2, 3, 4))  # (ipc, n_k)
         assert gaps.amin(1).max() < atol
         found.append(gaps.argmin(1).tolist())
     return found
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_any_number_of_shards_chooses_the_same_real_images(store: ClassStore, name: str, tmp_path: Path) -> None:
+def test_selected_images_do_not_depend_on_the_number_of_shards(store: ClassStore, name: str, tmp_path: Path) -> None:
     spec = coreset_spec(store, name)
-    one = selected(spec, store, tmp_path / "1")
+    one = select_images(spec, store, tmp_path / "1")
     for chosen, count in zip(positions(one, store, 4), COUNTS, strict=True):
         distinct = min(4, count)
         assert len(set(chosen)) == distinct
-        assert chosen == (chosen[:distinct] * 4)[:4]  # a class with too few gives its images again
+        assert chosen == (chosen[:distinct] * 4)[:4]  # a class with too few images repeats them
     for world in (2, 3, len(COUNTS)):
-        assert torch.equal(selected(spec, store, tmp_path / str(world), world), one)
+        assert torch.equal(select_images(spec, store, tmp_path / str(world), world), one)
 
 
-def trained_by_hand(spec: CondenseSpec, store: ClassStore) -> tuple[torch.nn.Module, list[Tensor]]:
-    """The network that judges, trained with torch's own parts on one tensor of all images; per epoch, what it got right."""
+def train_with_torch(spec: CondenseSpec, store: ClassStore) -> tuple[torch.nn.Module, list[Tensor]]:
+    """Train the embedding network with torch's own optimizer on one tensor of all images.
+
+    Return the network and, for each epoch, which images it classified correctly.
+    """
     seed = counter_seed(spec.seed, "embedding network")
     network = init_network(spec.network, store.info.shape, len(COUNTS), counter_seed(seed, "network", 0)).double()
     optimizer = torch.optim.SGD(network.parameters(), lr=0.02, momentum=0.9, weight_decay=5e-4)
-    images = torch.cat([normalised(store, k) for k in range(len(COUNTS))])
+    images = torch.cat([normalised_images(store, k) for k in range(len(COUNTS))])
     labels = torch.arange(len(COUNTS)).repeat_interleave(torch.tensor(COUNTS))
     record = []
     for epoch in range(1, 5):
@@ -120,37 +123,37 @@ def kmeans_seed(k: int) -> int:
 
 
 @pytest.mark.parametrize("name", ["herding", "k_center", "kmeans"])
-def test_a_trained_network_embeds_the_images(store: ClassStore, name: str, tmp_path: Path) -> None:
+def test_images_are_embedded_by_a_trained_network(store: ClassStore, name: str, tmp_path: Path) -> None:
     spec = coreset_spec(store, name)
-    network, _ = trained_by_hand(spec, store)
-    for k, chosen in enumerate(positions(selected(spec, store, tmp_path), store, 4)):
+    network, _ = train_with_torch(spec, store)
+    for k, chosen in enumerate(positions(select_images(spec, store, tmp_path), store, 4)):
         with torch.no_grad():
-            features = network.features(normalised(store, k))[-1].flatten(1)
+            features = network.features(normalised_images(store, k))[-1].flatten(1)
         algorithm = {"herding": herding, "k_center": k_center, "kmeans": partial(kmeans, seed=kmeans_seed(k))}[name]
         assert chosen[: COUNTS[k]] == algorithm(features, 4).tolist()
 
 
-def test_forgetting_chooses_by_the_record_of_the_training(store: ClassStore, tmp_path: Path) -> None:
+def test_forgetting_selects_by_the_forgetting_counts_of_the_training(store: ClassStore, tmp_path: Path) -> None:
     spec = coreset_spec(store, "forgetting")
-    _, record = trained_by_hand(spec, store)
+    _, record = train_with_torch(spec, store)
     tally = ForgettingCounts(sum(COUNTS))
     for correct in record:
         tally.update(correct)
     counts = tally.counts().split(COUNTS)
-    assert len(set(torch.cat(counts).tolist())) > 2  # something was forgotten, and not all alike
-    for k, chosen in enumerate(positions(selected(spec, store, tmp_path), store, 4)):
+    assert len(set(torch.cat(counts).tolist())) > 2  # some images were forgotten, and not equally often
+    for k, chosen in enumerate(positions(select_images(spec, store, tmp_path), store, 4)):
         assert chosen[: COUNTS[k]] == most_forgotten(counts[k], 4).tolist()
 
 
-def test_methods_and_seeds_choose_differently(store: ClassStore, tmp_path: Path) -> None:
-    chosen = [positions(selected(coreset_spec(store, name), store, tmp_path / name), store, 4) for name in METHODS]
-    chosen.append(positions(selected(coreset_spec(store, "random", seed=1), store, tmp_path / "seed"), store, 4))
+def test_methods_and_seeds_select_different_images(store: ClassStore, tmp_path: Path) -> None:
+    chosen = [positions(select_images(coreset_spec(store, name), store, tmp_path / name), store, 4) for name in METHODS]
+    chosen.append(positions(select_images(coreset_spec(store, "random", seed=1), store, tmp_path / "seed"), store, 4))
     assert len({str(c) for c in chosen}) == len(METHODS) + 1
 
 
 def test_epochs_are_reported_once(store: ClassStore, tmp_path: Path) -> None:
     events: list[dict[str, Any]] = []
-    selected(coreset_spec(store, "herding"), store, tmp_path, 3, events)
+    select_images(coreset_spec(store, "herding"), store, tmp_path, 3, events)
     epochs = [event for event in events if event["type"] == "epoch"]
     assert [(e["epoch"], e["total"]) for e in epochs] == [(n, 4) for n in range(1, 5)]
     assert all(0 <= e["accuracy"] <= 1 and e["loss"] > 0 and e["seconds"] >= 0 for e in epochs)
@@ -158,31 +161,31 @@ def test_epochs_are_reported_once(store: ClassStore, tmp_path: Path) -> None:
     assert epochs[-1]["loss"] < epochs[0]["loss"]
 
 
-def test_a_choice_that_is_made_is_not_made_again(store: ClassStore, tmp_path: Path) -> None:
+def test_finished_selection_is_not_repeated(store: ClassStore, tmp_path: Path) -> None:
     spec = coreset_spec(store, "kmeans")
-    first = selected(spec, store, tmp_path)
+    first = select_images(spec, store, tmp_path)
     events: list[dict[str, Any]] = []
-    assert torch.equal(selected(spec, store, tmp_path, 2, events), first)
+    assert torch.equal(select_images(spec, store, tmp_path, 2, events), first)
     assert events == []
 
 
-def test_an_untrained_network_can_embed(store: ClassStore, tmp_path: Path) -> None:
+def test_images_can_be_embedded_by_an_untrained_network(store: ClassStore, tmp_path: Path) -> None:
     spec = coreset_spec(store, "herding", method={"name": "herding", "network_epochs": 0})
     events: list[dict[str, Any]] = []
-    positions(selected(spec, store, tmp_path, 2, events), store, 4)
+    positions(select_images(spec, store, tmp_path, 2, events), store, 4)
     assert events == []
 
 
-def test_a_training_that_diverges_says_what_to_change(store: ClassStore, tmp_path: Path) -> None:
+def test_error_of_diverging_training_names_the_field_to_change(store: ClassStore, tmp_path: Path) -> None:
     method = {"name": "herding", "network_epochs": 3, "batch_train": 16, "network_lr": 1e30}
     with pytest.raises(NonFiniteLossError, match=r"training on the real images.*network_lr"):
-        selected(coreset_spec(store, "herding", method=method, precision="float32"), store, tmp_path, 2)
+        select_images(coreset_spec(store, "herding", method=method, precision="float32"), store, tmp_path, 2)
     assert not list(tmp_path.glob("checkpoint*"))
 
 
 @pytest.mark.parametrize("name", ["herding", "k_center", "kmeans"])
-def test_a_last_step_that_diverges_is_noticed_by_every_rank(store: ClassStore, tmp_path: Path, name: str) -> None:
-    """One minibatch: its loss is that of the fresh network, and only the features show what the step did."""
+def test_every_rank_detects_divergence_in_the_last_step(store: ClassStore, tmp_path: Path, name: str) -> None:
+    """The loss of the only minibatch is computed before its step, so only the features show that the step diverged."""
     spec = coreset_spec(
         store,
         name,
@@ -190,20 +193,20 @@ def test_a_last_step_that_diverges_is_noticed_by_every_rank(store: ClassStore, t
         network={"name": "mlp", "width": 8},
         precision="float32",
     )
-    said = []
+    messages = []
 
     def work(comm: Comm) -> None:
         with pytest.raises(NonFiniteLossError, match=r"features became infinite.*network_lr") as raised:
             condense(spec, store, comm, CPU, checkpoints=Checkpoints(tmp_path), report=lambda *_, **__: None)
-        said.append(raised.value.message)
+        messages.append(raised.value.message)
 
     run_gang(3, work)
-    assert len(said) == 3
+    assert len(messages) == 3
     assert not list(tmp_path.glob("checkpoint*"))
 
 
-def test_a_whole_job_in_one_process(store: ClassStore, tmp_path: Path) -> None:
-    """Through `cafe_core.jobs.local`: from images in a file to a set of real ones, with the phases and epochs on the way."""
+def test_whole_job_in_one_process(store: ClassStore, tmp_path: Path) -> None:
+    """Run `cafe_core.jobs.local` from a file of images to a set of real images, and check the reported phases and epochs."""
     images = np.concatenate([store.images(k) for k in range(len(COUNTS))]).transpose(0, 2, 3, 1)
     labels = np.repeat(np.arange(len(COUNTS)), COUNTS)
     (tmp_path / "datasets").mkdir()
