@@ -24,13 +24,6 @@ needs_mnist = pytest.mark.skipif(not (SHARED / "MNIST/raw").is_dir(), reason=f"n
 needs_cifar = pytest.mark.skipif(not (SHARED / "cifar10-jpg.zip").is_file(), reason=f"no cifar10-jpg.zip under {SHARED}")
 
 
-@pytest.fixture
-def roots(tmp_path: Path) -> DataRoots:
-    for name in ("datasets", "uploads", "downloads"):
-        (tmp_path / name).mkdir()
-    return DataRoots(**{name: tmp_path / name for name in ("datasets", "uploads", "downloads", "cache")})
-
-
 def test_importing_data_modules_does_not_import_torch() -> None:
     code = (
         "import sys; import cafe_core.synthetic_set.synthetic_set, cafe_core.data.catalog;"

@@ -24,13 +24,6 @@ from cafe_core.errors import DatasetError, DiskFullError
 from cafe_core.spec.dataset import DatasetSpec
 
 
-@pytest.fixture
-def roots(tmp_path: Path) -> DataRoots:
-    for name in ("datasets", "uploads", "downloads"):
-        (tmp_path / name).mkdir()
-    return DataRoots(**{name: tmp_path / name for name in ("datasets", "uploads", "downloads", "cache")})
-
-
 def _arrays(seed: int = 0) -> tuple[Images, np.ndarray]:
     """Return 29 images in random order, and their labels: three classes of 4, 20 and 5 images."""
     rng = np.random.default_rng(seed)
