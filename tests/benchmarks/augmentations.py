@@ -21,7 +21,7 @@ CPU = torch.device("cpu")
 
 
 def _milliseconds(work: Callable[[int], object], repeats: int) -> float:
-    """Return the median time of an epoch, after one to warm up."""
+    """Return the median time of an epoch after a warm-up epoch."""
     times = []
     for epoch in range(repeats + 1):
         started = time.perf_counter()
@@ -31,7 +31,7 @@ def _milliseconds(work: Callable[[int], object], repeats: int) -> float:
 
 
 def measure() -> Iterator[Figure]:
-    """Milliseconds per epoch of 10 and of 100 images."""
+    """Measure the milliseconds per epoch of 10 and of 100 images."""
     torch.set_num_threads(1)
     for count in (10, 100):
         images = torch.randn(count, *INFO.shape, generator=torch.Generator().manual_seed(0))

@@ -1,4 +1,4 @@
-"""Measure training an evaluation's networks together against one after the other: ConvNet-3, ten 32×32 colour images (ipc 1)."""
+"""Compare training networks together with training them one after the other: ConvNet-3, ten 32×32 colour images (ipc 1)."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def _use_group_norm(module: nn.Module) -> None:
 
 
 def _seconds(device: torch.device, work: Callable[[], object]) -> float:
-    """Return the best time of three, after one run to warm up."""
+    """Return the best time of three runs after a warm-up run."""
     times = []
     for _ in range(4):
         started = time.perf_counter()

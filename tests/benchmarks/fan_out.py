@@ -1,4 +1,4 @@
-"""Measure an evaluation fanned out by Ray Tune over two workers: 20 ConvNet-3 networks on digits, 300 epochs, ipc 1."""
+"""Measure an evaluation that Ray Tune distributes over two workers: 20 ConvNet-3 networks on digits, 300 epochs, ipc 1."""
 
 from __future__ import annotations
 
@@ -48,12 +48,15 @@ class TimedNetworks(TrainNetworks):
 
 @dataclass(frozen=True)
 class Times:
-    """Seconds. `start`: from the request until the first network begins; `working`: from there to the last accuracy."""
+    """Times in seconds.
+
+    `start` lasts from the request until the first network begins, `working` from there until the last accuracy.
+    """
 
     start: float
     working: float
     training: float
-    """Summed over the networks."""
+    """The sum over the networks."""
 
     @property
     def total(self) -> float:
@@ -61,7 +64,7 @@ class Times:
 
     @property
     def cost(self) -> float:
-        """Return the workers' time besides training, as a fraction of their training time."""
+        """Return the time that the workers spend on anything but training, as a fraction of their training time."""
         return (self.working * WORKERS - self.training) / self.training
 
 
@@ -70,19 +73,19 @@ def _evaluation(store: Path) -> tuple[list[EvaluationTask], EvaluationSetup]:
     return all_tasks(spec, "random"), EvaluationSetup(spec, seed=0, store=store, synthetic=None, ipc=1)
 
 
-def _fanned_out(store: Path, directory: Path) -> Times:
-    """Evaluate by Ray Tune, as a job does."""
+def _by_ray(store: Path, directory: Path) -> Times:
+    """Evaluate with Ray Tune, as a job does."""
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # see tests/workers/conftest.py
     import ray
 
     ray.init(address="local", num_cpus=WORKERS, num_gpus=0, include_dashboard=False, _node_ip_address="127.0.0.1")
-    times = _by_tune(store, directory)
+    times = _run_tune(store, directory)
     ray.shutdown()
     return times
 
 
-def _by_tune(store: Path, directory: Path) -> Times:
+def _run_tune(store: Path, directory: Path) -> Times:
     tasks, setup = _evaluation(store)
     requested = time.time()
     from workers.cluster import bundle_of
@@ -123,21 +126,21 @@ def _one_after_the_other(store: Path) -> Times:
     return Times(began - requested, taken, taken)
 
 
-def _in_a_process(work: Callable[..., T], *arguments: object) -> T:
+def _in_process(work: Callable[..., T], *arguments: object) -> T:
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         return pool.submit(work, *arguments).result()
 
 
 def measure() -> list[Figure]:
-    """Take the best of three rounds of each."""
+    """Run both three times and take the best times of each."""
     with TemporaryDirectory() as name:
         directory = Path(name)
         roots = DataRoots(datasets=directory, uploads=directory, downloads=directory, cache=directory / "cache")
         store = sources.prepare(DatasetSpec(name="digits"), roots)
         alone, by_tune = [], []
         for _ in range(ROUNDS):  # alternate, because the machine's speed varies over time
-            alone.append(_in_a_process(_one_after_the_other, store))
-            by_tune.append(_in_a_process(_fanned_out, store, directory))
+            alone.append(_in_process(_one_after_the_other, store))
+            by_tune.append(_in_process(_by_ray, store, directory))
     working, total, start = (
         [min(getattr(times, name) for times in rounds) for rounds in (alone, by_tune)] for name in ("working", "total", "start")
     )

@@ -25,7 +25,7 @@ class Figure:
 
 
 def machine() -> dict[str, object]:
-    """Return what the figures depend on."""
+    """Return the hardware and the versions that the figures depend on."""
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     cpu = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), "")
     return {

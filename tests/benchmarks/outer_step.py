@@ -1,4 +1,4 @@
-"""Measure the outer step against a straightforward one: K = 10, N = 64, ipc = 10, ConvNet-3, 32×32 colour."""
+"""Compare the outer step with a straightforward one: K = 10, N = 64, ipc = 10, ConvNet-3, 32×32 colour images."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def _silent(_type: str, **_data: object) -> None:
 
 
 def seconds(step: Callable[[], Tensor], repeats: int) -> float:
-    """Return the median time of a step, after one to warm up (and compile)."""
+    """Return the median time of a step after one step that warms up (and compiles)."""
     step()
     times: list[float] = []
     while len(times) < repeats and (not times or times[0] < SLOW_S):
@@ -69,11 +69,11 @@ def seconds(step: Callable[[], Tensor], repeats: int) -> float:
 
 
 SLOW_S = 10.0
-"""A step slower than this is timed once, such as bfloat16 on a CPU without instructions for it."""
+"""A step slower than this is timed once: for example bfloat16 on a CPU that has no instructions for it."""
 
 
 def measure(repeats: int = 5) -> Iterator[Figure]:
-    """Seconds per outer step, and how many times faster it is than the straightforward step."""
+    """Measure the seconds per outer step, and the speed-up over the straightforward step."""
     torch.set_num_threads(2)
     with TemporaryDirectory() as directory:
         path = Path(directory)

@@ -1,4 +1,4 @@
-"""Run the parts of the benchmark one after the other, and report figures and failures as they come."""
+"""Run the parts of the benchmark one after the other, and report each figure and failure immediately."""
 
 from __future__ import annotations
 

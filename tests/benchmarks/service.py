@@ -1,4 +1,4 @@
-"""Measure how soon a job's first step ends in the service, and the service's overhead over the same job in one process."""
+"""Measure the time to a job's first step in the service, and the service's overhead over the same job in one process."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def _in_process(directory: Path) -> float:
 
 
 def measure() -> list[Figure]:
-    """Alternate three rounds of each after a job that makes the class store, and take the best round of each."""
+    """Run a job that builds the class store, then alternate three rounds of each kind and take the best round of each."""
     with TemporaryDirectory() as name:
         directory = Path(name)
         first_steps, service, process = [], [], []

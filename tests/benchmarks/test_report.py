@@ -1,4 +1,4 @@
-"""The benchmark keeps every figure it measured, whatever happens to its parts."""
+"""Test that the benchmark keeps every figure it measured, even if one of its parts fails."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Measure two workers against one, what they send, and the memory of a step as the number of classes grows."""
+"""Compare two workers with one, count the numbers they send, and measure a step's memory for few and for many classes."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def _steps_per_second(rank: int, world: int, port: int, store: Path, checkpoints
     spec = make_spec(data, ipc=10, precision="float32", network={}, method={"batch_real": 64})
     run, shard = start_run(spec, data, comm, Budget.of(CPU), checkpoints)
     run.update_images(shard, 0, 0)
-    comm.all_reduce(torch.zeros(1))  # all ranks are warm
+    comm.all_reduce(torch.zeros(1))  # wait until all ranks have warmed up
     sent, began = comm.numbers, time.perf_counter()
     for outer in range(STEPS):
         run.update_images(shard, 0, outer + 1)
@@ -45,10 +45,10 @@ def _steps_per_second(rank: int, world: int, port: int, store: Path, checkpoints
 
 
 def peak_of_a_step(classes: int, directory: Path, *, batch_real: int = 64) -> float:
-    """Return the most MiB of tensors that one outer step holds at once, beyond what was there before it.
+    """Return the peak MiB of the tensors that one outer step allocates.
 
-    Tensors are traced as they are allocated and freed. Resident memory would not do: its peak is set before the step,
-    while the data is prepared, and a step of few classes adds nothing to it.
+    Tensors are traced as they are allocated and freed. Resident memory is unsuitable: it peaks before the step, while the data
+    is prepared, and a step with few classes does not exceed that peak.
     """
     torch.set_num_threads(2)
     data = make_store(directory / f"store {classes}", [batch_real] * classes, side=32, channels=3)
@@ -70,7 +70,7 @@ def _in_processes(work: Callable[..., T], argument_lists: list[tuple[Any, ...]])
 
 
 def measure() -> Iterator[Figure]:
-    """Speed-up by a second worker, numbers per step, and memory at K = 10 and K = 200."""
+    """Measure the speed-up by a second worker, the numbers sent per step, and the memory at K = 10 and K = 200."""
     with TemporaryDirectory() as name:
         directory = Path(name)
         store = make_store(directory / "store", [200] * 10, side=32, channels=3).path

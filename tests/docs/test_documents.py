@@ -1,4 +1,4 @@
-"""Check that what the documents refer to exists: links, headings, files of the repository, and the version."""
+"""Check that the links, headings and files that the documents refer to exist, and that all versions agree."""
 
 from __future__ import annotations
 

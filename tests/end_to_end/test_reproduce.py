@@ -1,4 +1,4 @@
-"""`cafe reproduce` from end to end: Table 2 and Figure 5 as a user gets them."""
+"""Run `cafe reproduce` from end to end, as a user would, for Table 2 and Figure 5."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def cafe_reproduce(table: str, out: Path) -> Result:
 
 
 def means(table: str, out: Path) -> dict[str, float]:
-    """Return our numbers by row."""
+    """Return our mean accuracy of each row."""
     content = json.loads((out / f"{table}.json").read_text())
     return {cell["row"]: cell["mean"] for cell in content["cells"]}
 
@@ -41,7 +41,10 @@ def assert_drawn(path: Path) -> None:
 
 @pytest.mark.timeout(600)  # two jobs and an embedding network, on a busy machine
 def test_two_jobs_of_table2_and_figure5(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Run both with only the two jobs that they share, each of seconds. One test, since the figure continues the table's jobs."""
+    """Run both with only the two jobs that they share, shortened to seconds.
+
+    This is one test because the figure reuses the table's jobs.
+    """
     smoke = SCALES["smoke"]
     seconds = replace(
         smoke, iterations={"cafe": 2}, repeats=2, epochs=5, matching=smoke.matching | {"max_outer": 2, "max_inner": 2}
@@ -71,7 +74,7 @@ def test_two_jobs_of_table2_and_figure5(tmp_path: Path, monkeypatch: pytest.Monk
 @pytest.mark.soak
 @pytest.mark.timeout(1200)
 def test_table2_and_figure5_at_scale_smoke(tmp_path: Path) -> None:
-    """Run all jobs of both. One test, since the figure continues the table's jobs."""
+    """Run all jobs of both. This is one test because the figure reuses the table's jobs."""
     out = tmp_path / "out"
     table2 = cafe_reproduce("table2", out)
     assert table2.exit_code == 0, table2.stderr
