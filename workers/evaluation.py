@@ -9,18 +9,18 @@ from cafe_core.evaluation.tasks import EvaluationTask, chunks
 from cafe_core.spec.resources import ResourcesSpec
 
 ENSEMBLE = 20
-"""Most networks in a chunk for a GPU. How many of them are trained at the same time depends on the GPU's memory."""
+"""Maximum number of networks in a chunk for a GPU. How many of them are trained at the same time depends on the GPU's memory."""
 CHUNKS_PER_WORKER = 16
 """Chunks per CPU worker: the workers then finish within a sixteenth of the total time of each other, and a chunk costs Tune only
 a few milliseconds."""
 
 
 def split_tasks(tasks: Sequence[EvaluationTask], resources: ResourcesSpec) -> list[list[EvaluationTask]]:
-    """Split `tasks` into chunks that differ in `repeat` alone, in the order in which to train them.
+    """Split `tasks` into chunks, each of tasks that differ only in `repeat`, in the order in which to train them.
 
     A GPU trains the networks of a chunk at the same time, so chunks are as large as possible with at least one for each worker.
     CPUs train networks one by one, so chunks are small. Chunks are ordered by their first task, except that trainings on the
-    whole dataset, which take by far the longest, come first and alone. Started last, they would delay the end of the job.
+    whole dataset, which take by far the longest, come first, each in its own chunk. Started last, they would delay the end.
     """
     place = {task: position for position, task in enumerate(tasks)}
     if resources.gpus_per_worker:

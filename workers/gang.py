@@ -238,12 +238,12 @@ class Gang:
         return seen
 
     def dismiss(self, ranks: set[int]) -> None:
-        """End some workers for certain, and keep the others."""
+        """End some workers reliably, and keep the others."""
         _end([worker for worker in self.workers if worker.rank in ranks])
         self.workers = [worker for worker in self.workers if worker.rank not in ranks]
 
     def stop(self) -> None:
-        """End all workers for certain. Idempotent."""
+        """End all workers reliably. Idempotent."""
         _end(self.workers)
         self.workers = []
 

@@ -1,4 +1,4 @@
-"""End processes for certain, on any node of the cluster.
+"""End processes reliably on any node of the cluster.
 
 `ray.kill` asks a process to exit. A frozen process (SIGSTOP, or stuck in a device driver) does not react, and Ray 2.60 sends
 SIGKILL only after 5 s (measured). A gang must not start while a worker of the previous one may still write.
@@ -92,7 +92,7 @@ def _wait_until_gone(processes: list[Process], timeout_s: float) -> list[Process
 
 
 def end_everywhere(processes: Iterable[Process]) -> None:
-    """End processes on every node that is alive, as :func:`end_here` does. Processes of a dead node are gone with it.
+    """End processes on every node that is alive, as :func:`end_here` does. Processes on a dead node have ended with it.
 
     Raises WorkerLostError if a process cannot be ended.
     """

@@ -244,7 +244,7 @@ class TuneRun:
                 self.workers.remove(worker)
 
     def _kill(self, workers: Sequence[Worker]) -> None:
-        """End workers for certain, and release what their trials hold."""
+        """End workers reliably, and release the resources that their trials hold."""
         for worker in workers:
             ray.kill(worker.actor)
         end_everywhere([worker.process for worker in workers if worker.process is not None])
@@ -279,7 +279,7 @@ class TuneRun:
                 end_everywhere([process] if process is not None else [])
 
     def stop(self) -> None:
-        """End the experiment and its workers for certain. Idempotent."""
+        """End the experiment and its workers reliably. Idempotent."""
         self._experiment.end()
         self._end_workers()
         self._experiment.close()

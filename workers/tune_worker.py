@@ -1,7 +1,7 @@
 """Define the actor of a Ray Tune trial. It runs the trial's work and reports progress in Tune results.
 
-The work runs in a thread (:mod:`workers.background`), and each result is the answer to a poll. Records reach the driver at once,
-and an answer without records is the worker's heartbeat.
+The work runs in a thread (:mod:`workers.background`), and each result is the answer to a poll. Records reach the driver
+immediately, and an answer without records is the worker's heartbeat.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ METRICS = "metrics"
 """Type of the records whose data the experiment's scheduler uses."""
 
 Records = list[tuple[str, dict[str, Any]]]
-"""What the work reported: (type, data)."""
+"""The records that the work reported: (type, data)."""
 
 
 class TrialWork(Protocol):
-    """The work of a trial. Pickled."""
+    """The work of a trial. It is pickled."""
 
     def __call__(self, assignment: WorkerAssignment, report: Report) -> Any: ...
 
@@ -63,7 +63,7 @@ class TuneWorker(tune.Trainable):
 
     @classmethod
     def default_resource_request(cls, config: dict[str, Any]) -> tune.PlacementGroupFactory:
-        """Return the resources of a worker. (`tune.with_resources` would rename the class, which names the processes.)"""
+        """Return the resources of a worker. (`tune.with_resources` would rename the class, and with it the processes.)"""
         return tune.PlacementGroupFactory([config["bundle"]])
 
     def setup(self, config: dict[str, Any]) -> None:

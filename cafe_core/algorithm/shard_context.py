@@ -1,4 +1,4 @@
-"""Hold the state of one worker of a run, which its method works with."""
+"""Hold the state of one worker of a run, for use by its method."""
 
 from __future__ import annotations
 
@@ -22,14 +22,17 @@ from cafe_core.spec.dataset import DatasetInfo
 
 @dataclass(frozen=True)
 class ShardContext:
-    """A worker owns the classes 𝒦_r: it alone holds their real images and learns their synthetic ones. θ is the same on all."""
+    """The state of a worker that owns the classes 𝒦_r.
+
+    Only this worker holds their real images and learns their synthetic images. θ is the same on all workers.
+    """
 
     spec: CondenseSpec
     """Resolved."""
     info: DatasetInfo
     """The facts about the dataset. class_counts do not include the images that a validation holds out."""
     dataset_key: str
-    """Identifies the content of the dataset, for what is cached."""
+    """Identifies the content of the dataset in the keys of cached artifacts."""
     classes: range
     """𝒦_r."""
     real: RealImages
@@ -53,9 +56,9 @@ class ShardContext:
         return cls(spec, info, store.path.name, classes, real, Model(spec, info, device, dtype), comm, budget)
 
     def sample(self, purpose: str, count: int, *counters: int) -> BatchIndices:
-        """Draw `count` real images of each own class, all of it where it has fewer.
+        """Draw `count` real images of each own class, or all images of a class that has fewer.
 
-        purpose, counters: the address of the draw, such as ("real", iteration, outer step).
+        purpose, counters: identify the draw, for example ("real", iteration, outer step).
         """
         drawn = [choose(generator(self.spec.seed, purpose, *counters, k), self.real.count(k), count) for k in self.classes]
         return BatchIndices(list(self.classes), drawn)
@@ -67,22 +70,25 @@ class ShardContext:
 
     @property
     def images_per_chunk(self) -> int:
-        """Images to take through the network at once, without a graph."""
+        """Return how many images to pass through the network at once without a graph."""
         return self.budget.images_per_chunk(self.model)
 
     @property
     def images_per_graph(self) -> int:
-        """Images to take through the network at once, with a graph to the weights or to the images."""
+        """Return how many images to pass through the network at once with a graph to the weights or to the images."""
         return self.budget.classes_per_chunk(self.model, 1)
 
     @property
     def images_per_double_graph(self) -> int:
-        """Images to take through the network at once, with a graph through the gradient of the weights to the images."""
+        """Return how many images to pass through the network at once with a graph through the weights' gradient to the images."""
         return self.budget.images_per_double_graph(self.model)
 
 
 def _kept(spec: CondenseSpec, class_counts: Sequence[int]) -> list[Tensor] | None:
-    """Return the images of each class that no validation holds out, None for all. All workers need all classes' counts."""
+    """Return the images of every class that are not held out for validation, or None if none are held out.
+
+    Every worker needs the counts of all classes.
+    """
     if spec.validation is None:
         return None
     return [split(spec.seed, k, count, spec.validation.fraction)[0] for k, count in enumerate(class_counts)]

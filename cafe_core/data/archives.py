@@ -23,7 +23,7 @@ _LOCAL_HEADER_BYTES = 30
 
 
 class _DirectoryBounded(io.BufferedReader):
-    """A file that limits the size of each read while `bounded` is set, which is while the directory is read."""
+    """A file that limits the size of each read while `bounded` is set, that is, while the directory is read."""
 
     bounded = True
 

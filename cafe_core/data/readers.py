@@ -1,4 +1,4 @@
-"""Find the files of own data (a spec's `path` or `id`) and open them as a source for a class store.
+"""Find the files of users' own data (a spec's `path` or `id`) and open them as a source for a class store.
 
 A path is relative to the server's dataset root (or absolute within it) and must not leave it by `..` or links.
 """

@@ -1,4 +1,4 @@
-"""Provide one interface for all augmentations of an evaluation, and address their random draws."""
+"""Provide one interface for all augmentations of an evaluation, and number their random draws."""
 
 from __future__ import annotations
 

@@ -1,14 +1,14 @@
-"""Augment uint8 levels as is usual for training on real images, with one draw per image.
+"""Augment uint8 pixel levels as in the usual training on real images, with one draw per image.
 
 ======================  ========================================================================================
 ``autoaugment``         AutoAugment (Cubuk et al., CVPR 2019): one of 25 pairs of operations. Uses the SVHN policy for
                         digits, the CIFAR10 policy for other images up to 32 pixels, and the ImageNet policy above
 ``randaugment``         RandAugment (Cubuk et al., CVPRW 2020): one of 14 operations, magnitude 9 of 31
-``crop_flip_cutout``    crop from a black border of 4 of 32 pixels, flip (not for digits), then cutout (DeVries & Taylor
-                        2017) of half the side, which leaves the dataset's mean
+``crop_flip_cutout``    pad with a black border (4 pixels for a side of 32) and crop, flip (not for digits), then cut out
+                        (DeVries & Taylor 2017) a box of half the side, which is filled with the dataset's mean
 ======================  ========================================================================================
 
-They have the settings of DC-BENCH (Cui et al., NeurIPS 2022, arXiv 2207.09639), including one operation for RandAugment.
+They use the settings of DC-BENCH (Cui et al., NeurIPS 2022, arXiv 2207.09639), including one operation for RandAugment.
 DC-BENCH draws once per minibatch. Here, as in the papers of the augmentations, every image has its own draw; images with the
 same operation are processed together.
 """
@@ -38,7 +38,10 @@ UNIFORMS = 5
 
 
 def augmented(name: str, images: Images, rows: Tensor, u: Tensor, is_digits: bool) -> Tensor:
-    """Return images `rows` (r,) augmented by draws `u` (r, UNIFORMS), on the CPU: (r, C, H, W), normalised, on the device."""
+    """Return the images `rows` (r,), augmented by the draws `u` and normalised: (r, C, H, W) on the device.
+
+    u: (r, UNIFORMS), on the CPU.
+    """
     levels = images.levels(rows)
     if name == "crop_flip_cutout":
         moved = _crop_and_flip(levels, u, is_digits)
@@ -95,7 +98,7 @@ def _policy(name: str, height: int, width: int, is_digits: bool) -> _Policy:
 
 
 def _by_policy(policy: _Policy, levels: Tensor, u: Tensor) -> Tensor:
-    """Augment levels (n, C, H, W) uint8. u: sub-policy, then for each of its operations whether to apply it, and its sign."""
+    """Augment levels (n, C, H, W) uint8. u: the sub-policy, then whether to apply each of its operations, and with which sign."""
     sub_policies, stages, _ = policy.chosen.shape
     picked = (u[:, 0] * sub_policies).long()
     for stage in range(stages):
@@ -106,7 +109,7 @@ def _by_policy(policy: _Policy, levels: Tensor, u: Tensor) -> Tensor:
 
 
 def _each(policy: _Policy, levels: Tensor, numbers: Tensor) -> Tensor:
-    """Apply operation `numbers`[i] to image i. Images are sorted by operation and back, to apply each operation once."""
+    """Apply operation `numbers`[i] to image i. Images are grouped by operation, so that each operation is called only once."""
     order = numbers.argsort(stable=True)
     counts = torch.bincount(numbers, minlength=len(policy.operations)).tolist()
     groups = torch.split(levels[order.to(levels.device)], counts)

@@ -17,7 +17,7 @@ from cafe_core.spec.resources import ResourcesSpec
 def measure(
     attempt: Attempt, tasks: Sequence[EvaluationTask], setup: EvaluationSetup, resources: ResourcesSpec
 ) -> dict[EvaluationTask, float]:
-    """Return the accuracy of each task in percent. Each is appended to evaluation.jsonl at once, and never measured twice."""
+    """Return the accuracy of each task in percent. Each is appended to evaluation.jsonl immediately and never measured again."""
     spec, log_file = setup.spec, attempt.directory.evaluation_file
     judged = "real" if setup.synthetic is None else hashlib.sha256(setup.synthetic.read_bytes()).hexdigest()
     with closing(LineLog(log_file, fence=attempt.fence)) as log:

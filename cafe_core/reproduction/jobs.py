@@ -83,7 +83,7 @@ Outcome = Finished | Failed
 
 
 class Runner(Protocol):
-    """Where jobs run: :class:`cafe_core.reproduction.local_runner.LocalRunner`, or a server."""
+    """Run jobs, on this machine (:class:`cafe_core.reproduction.local_runner.LocalRunner`) or on a server."""
 
     def run(self, jobs: Sequence[Job], report: JobReport) -> Iterator[Outcome]:
         """Yield the outcome of each job as it ends, in any order. Jobs that an earlier run finished are not run again."""

@@ -39,7 +39,7 @@ class NoReading:
 
 
 def read(cell: Cell, outcomes: Mapping[str, Outcome]) -> Reading | NoReading:
-    """Return the number of `cell`. outcomes: of the ended jobs, by name."""
+    """Return the number of `cell`. outcomes: the outcomes of the ended jobs by name."""
     values: list[float] = []
     for job in cell.jobs:
         match outcomes.get(job.name):

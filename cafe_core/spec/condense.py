@@ -26,8 +26,8 @@ class CondenseSpec(JobFields):
     ipc: Annotated[int, Field(ge=1, le=10_000)]
     """Synthetic images per class."""
     iterations: int = resolved_later(ge=0, le=1_000_000)
-    """Networks, one after the other. Default: as published for the method; methods that choose real images have none. 0 returns
-    the initial images."""
+    """Number of iterations, each with a fresh network. Default: the number published for the method; methods that choose real
+    images have none. 0 returns the initial images."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """Seed of all random draws of the job."""
     method: AnyMethod = CafeMethod()
@@ -39,8 +39,8 @@ class CondenseSpec(JobFields):
     precision: Precision = "float32"
     """float64 for checks; bfloat16 computes features in bfloat16 and keeps images, statistics and weights in float32."""
     compile: bool = False
-    """Compile the feature pass of cafe and dm (torch.compile): slower to start, faster per step. The training of networks, and
-    with it all of dc, is never compiled; of the methods that choose images only the last pass over the images is."""
+    """Compile the feature pass of cafe and dm (torch.compile): slower to start, faster per step. The training of networks,
+    and therefore all of dc, is never compiled. Of methods that choose real images, only the last pass over the images is."""
     checkpoint_every: Annotated[int, Field(ge=1, le=1_000_000)] = 50
     """Iterations between checkpoints."""
     evaluation: EvaluationSpec | None = None

@@ -32,7 +32,7 @@ class EvaluationSpec(SpecModel):
     """Epochs per network. paper 300; reference 600, or 1000 with augmentation."""
     augment: _OneOrSeveral = "none"
     """Augmentation while training, or several to compare (the first gives the main result). The reference
-    uses `crop_scale_rotate` for MNIST; autoaugment, randaugment and crop_flip_cutout are torchvision's, for DC-BENCH's table."""
+    uses `crop_scale_rotate` for MNIST; autoaugment, randaugment and crop_flip_cutout are those of DC-BENCH's table."""
     baselines: Annotated[list[Baseline], Field(max_length=2), AfterValidator(all_different)] = []
     """Also train the same networks on `random` (equally many random real images per class) or on `whole` (all training images).
     With both, the result includes DD-Ranking's scores."""

@@ -116,10 +116,10 @@ class MethodSpec(SpecModel, ABC):
 
 
 class LearningMethodSpec(MethodSpec):
-    """What the methods share that learn synthetic images by gradient descent."""
+    """The fields of all methods that learn synthetic images by gradient descent."""
 
     batch_real: int = resolved_later(ge=1, le=65536)
-    """N, real images per class and outer step. A smaller class uses all it has."""
+    """N, real images per class and outer step. A smaller class uses all of its images."""
     image_lr: float = resolved_later(gt=0, le=1e30)
     """Learning rate of the synthetic images."""
     image_momentum: float = resolved_later(ge=0, lt=1)
@@ -137,7 +137,7 @@ class LearningMethodSpec(MethodSpec):
 
 
 class BilevelMethodSpec(LearningMethodSpec):
-    """What the methods share that train the network on S between steps of the images."""
+    """The fields of all methods that train the network on S between updates of the images."""
 
     max_outer: int = resolved_later(ge=1, le=100_000)
     """Bound on outer steps per iteration."""
@@ -155,7 +155,7 @@ class BilevelMethodSpec(LearningMethodSpec):
 
 
 class SelectionMethodSpec(MethodSpec):
-    """What the methods share that choose real images. They have no iterations, and choosing is local to a class."""
+    """The fields of all methods that choose real images. They have no iterations, and choosing is local to a class."""
 
     published_iterations: ClassVar[int] = 0
     couples_classes: ClassVar[bool] = False
@@ -174,9 +174,9 @@ class NetworkSelectionSpec(SelectionMethodSpec):
 
     name: str
     network_epochs: Annotated[int, Field(ge=0, le=100_000)] = 50
-    """Epochs of training on all real images. 0: embed with a random network (not forgetting). No checkpoints are written on the
-    way: a job that is interrupted starts this training again."""
+    """Epochs of training on all real images. 0: embed with an untrained network (not for forgetting). No checkpoints are written
+    during this training, so an interrupted job starts it again."""
     network_lr: Annotated[float, Field(gt=0, le=1e30)] = 0.01
-    """Learning rate of that training; a tenth after half the epochs. Momentum and weight decay as in evaluations."""
+    """Learning rate of this training, divided by 10 after half the epochs. Momentum and weight decay are as in evaluations."""
     batch_train: Annotated[int, Field(ge=1, le=65536)] = 256
-    """Minibatch of that training, over all classes."""
+    """Minibatch of this training, over all classes."""

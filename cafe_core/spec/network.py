@@ -21,7 +21,7 @@ class NetworkSpec(SpecModel):
     depth: int = resolved_later(ge=1, le=8)
     """Blocks of the convnet, default 3."""
     norm: Literal["none", "instance", "batch", "layer", "group"] = resolved_later()
-    """Normalisation (all but mlp and lenet), default instance (alexnet: none). `batch` only where networks are evaluated."""
+    """Normalisation (all but mlp and lenet), default instance (alexnet: none). `batch` only in evaluations and validations."""
     activation: Literal["relu", "leaky_relu", "sigmoid"] = resolved_later()
     """Activation (convnet), default relu."""
     pooling: Literal["none", "max", "avg"] = resolved_later()

@@ -13,7 +13,7 @@ class ResourcesSpec(SpecModel):
     """The resources of a job's workers."""
 
     workers: Annotated[int, Field(ge=1, le=4096)] = 1
-    """Class shards, one actor each. At most the number of classes."""
+    """Number of workers. In a condense job each holds one class shard, so at most the number of classes."""
     gpus_per_worker: Annotated[float, Field(ge=0, le=1)] = resolved_later()
     """GPUs per worker: 1, 0 to run on the CPU, or a fraction (several workers that condense need a whole GPU each). Default: 1 if
     the cluster has GPUs, else 0."""

@@ -60,20 +60,21 @@ class DimensionSpec(SpecModel):
 class SweepSpec(JobFields):
     """Condense with many settings and keep the best synthetic set.
 
-    Best is the mean accuracy of the first kind of network: of the validation where `base` has one, else of the evaluation.
-    The evaluation's is measured on the test set, so what it chooses looks a little better than it is: `validation` is honest.
+    The best set has the highest mean accuracy of the first kind of network, in the validation if `base` has one, otherwise in
+    the evaluation. The evaluation uses the test set, so the reported accuracy of the best set is slightly too high. Use
+    `validation` to avoid this.
     """
 
     kind: Literal["sweep"]
     """The kind of job."""
     base: CondenseSpec
-    """What all trials share, with an evaluation. Not resolved: its defaults depend on the trial."""
+    """The job that all trials have in common, with an evaluation. It is not resolved: its defaults depend on the trial."""
     space: Annotated[dict[str, DimensionSpec], Field(min_length=1, max_length=64), max_entries(64)]
     """Fields of `base` by path, e.g. `method.beta`, and the values that each takes."""
     samples: Annotated[int, Field(ge=1, le=10_000)] = 1
     """Trials per point of the grid; each draws new values of the random dimensions."""
     scheduler: Literal["fifo", "asha"] = "fifo"
-    """`asha`: stop trials early whose validation falls behind (Li et al., MLSys 2020). It needs `base.validation`,
+    """`asha`: stop trials early if their validation falls behind (Li et al., MLSys 2020). It needs `base.validation`,
     by default every quarter of the iterations."""
     max_concurrent: int = resolved_later(ge=1, le=10_000)
     """Trials that run at the same time; each uses `base.resources`. Default: as many as fit into the cluster."""

@@ -54,7 +54,7 @@ class RefusedError(ClientError):
 
 
 class _NoStreamError(Exception):
-    """The server, or a proxy before it, does not stream events."""
+    """The server, or a proxy in front of it, does not stream events."""
 
 
 class _Access(httpx.Auth):
@@ -90,7 +90,7 @@ class Client:
 
     @cached_property
     def _http(self) -> httpx.Client:
-        """Created for the first request: loading the certificates is slow, and not every command of `cafe` needs a server."""
+        """Create the HTTP client on first use: loading certificates is slow, and not every command of `cafe` needs a server."""
         try:
             return httpx.Client(base_url=self._url, auth=self._access, timeout=TIMEOUT_S)
         except httpx.InvalidURL as error:
@@ -118,7 +118,7 @@ class Client:
     def jobs(
         self, status: str | None = None, kind: str | None = None, labels: tuple[str, ...] = (), limit: int = 50
     ) -> list[dict[str, Any]]:
-        """Return at most `limit` jobs, newest first. Reads several pages where jobs are large. labels: `KEY=VALUE` or `KEY`."""
+        """Return at most `limit` jobs, newest first. Reads several pages if jobs are large. labels: `KEY=VALUE` or `KEY`."""
         wanted = [(name, value) for name, value in (("status", status), ("kind", kind)) if value]
         query = httpx.QueryParams([*wanted, *(("label", label) for label in labels)])
         found: list[dict[str, Any]] = []
@@ -148,7 +148,7 @@ class Client:
     def follow(self, job_id: str, attempt: int | None = None) -> Iterator[dict[str, Any]]:
         """Yield the events of a job from an attempt on (default: the current one) as they happen, until the job ends.
 
-        Each event is yielded once, in order. Survives restarts of the server. Polls where a proxy does not pass streams on.
+        Each event is yielded once, in order. Survives restarts of the server. Falls back to polling if a proxy buffers streams.
         """
         first = self.job(job_id)["attempt"] if attempt is None else attempt
         after, streaming, deadline = 0, True, time.monotonic() + RETRY_FOR_S
@@ -247,7 +247,7 @@ class Client:
                 time.sleep(1)
 
     def download(self, job_id: str, out: Path) -> Iterator[Path]:
-        """Download a job's artifacts and check their hashes. Before it has any: its latest synthetic set and preview.
+        """Download a job's artifacts and check their hashes. If it has none yet, download its latest synthetic set and preview.
 
         Yields the path of each file.
         """

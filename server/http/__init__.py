@@ -1,1 +1,1 @@
-"""What a web server does for any application: body limits, conditional requests, request IDs, graceful stop."""
+"""HTTP features that do not depend on the application: body limits, conditional requests, request IDs, graceful stop."""

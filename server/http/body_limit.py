@@ -1,7 +1,7 @@
 """ASGI middleware that limits the size of request bodies: 413 for too many bytes, 422 for too many fields in JSON.
 
-Parsing a JSON body with very many fields, lists and objects blocks the event loop and with it every other request, most of all
-where each field is an error.
+Parsing a JSON body with very many fields, lists and objects blocks the event loop and therefore every other request, especially
+if every field is invalid.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class BodyLimit:
         self._limit_of = limit_of
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """ASGI."""
+        """Handle an ASGI connection."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return

@@ -32,7 +32,7 @@ def with_autoscaled_nodes(cluster: RayCluster, autoscaled: list[RayNode]) -> Ray
 def without_driver_cpus(cluster: RayCluster, resources: ResourcesSpec, driver_cpus: float) -> RayCluster:
     """Subtract the driver's CPUs from the node where that leaves room for the fewest of the job's workers.
 
-    Ray places the driver before it knows of the workers, so a job that fits only with a well-placed driver may wait forever.
+    Ray places the driver before the workers are requested, so a job that fits only with a well-placed driver may wait forever.
     If no node can hold the driver, the result has no nodes.
     """
     if not driver_cpus:
@@ -60,12 +60,12 @@ def too_large(resources: ResourcesSpec, cluster: RayCluster, driver_cpus: float 
     return (
         f"{resources.workers} workers of {each} each, but the cluster ({len(cluster.nodes)} nodes, {cluster.cpus:g} CPUs, "
         f"{cluster.gpus:g} GPUs in all) can hold at most {fitting} of them"
-        + (f" beside their driver's {driver_cpus:g} CPU" if driver_cpus else "")
+        + (f" in addition to the driver's {driver_cpus:g} CPU" if driver_cpus else "")
     )
 
 
 def jobs_held(resources: ResourcesSpec, cluster: RayCluster, worker_bytes: int = 0, driver_cpus: float = 0.0) -> int:
-    """Return how many trials of a sweep fit on an otherwise empty cluster at the same time, beside the sweep's driver.
+    """Return how many trials of a sweep fit on an otherwise empty cluster at the same time, in addition to the sweep's driver.
 
     worker_bytes: memory per worker on CPUs. Workers on GPUs use their share of the GPU's memory instead.
     """

@@ -1,6 +1,6 @@
 """Restart the local Ray when it ends while the server runs.
 
-Its jobs are lost with it and continue as new attempts once it is back: see :mod:`server.reconciler.policy`.
+Its jobs are lost with it and continue as new attempts after the restart: see :mod:`server.reconciler.policy`.
 """
 
 from __future__ import annotations

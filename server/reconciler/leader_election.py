@@ -29,11 +29,11 @@ from server.store.database import Database
 log = logging.getLogger(__name__)
 
 EVERY_S = 1.0
-"""How often the lock is requested, and its holder checks that it still holds it."""
+"""Interval at which servers try to acquire the lock, and at which its holder checks that it still holds it."""
 ANSWER_WITHIN_S = 3.0
 """A leader whose check takes longer than this steps down."""
 LOCK_EXPIRES_AFTER_S = 8
-"""When PostgreSQL ends the session of a holder that is frozen or disconnected. Later than the holder steps down by itself."""
+"""PostgreSQL ends the session of a frozen or disconnected holder after this time. By then, the holder has stepped down."""
 LEADER_LOCK = 0x0CAFE002
 """Key of the PostgreSQL advisory lock."""
 
@@ -42,7 +42,7 @@ Answer = TypeVar("Answer")
 
 
 class Leader:
-    """Runs the duties that only one server at a time may have."""
+    """Run the duties that only one server at a time may perform."""
 
     def __init__(self, database: Database, lock_file: Path) -> None:
         """lock_file: the file to lock with SQLite."""
@@ -54,12 +54,12 @@ class Leader:
 
     @property
     def leads(self) -> bool:
-        """Whether this server is the leader."""
+        """Return whether this server is the leader."""
         return self._leads
 
     @property
     def ended(self) -> bool:
-        """Whether :meth:`run` has returned or failed: this server will not lead again."""
+        """Return whether :meth:`run` has returned or failed. If so, this server will not lead again."""
         return self._ended
 
     async def run(self, *duties: Duty) -> None:
@@ -178,7 +178,7 @@ class _PostgresLock:
         return bool(acquired)
 
     def still_held(self) -> bool:
-        """A session that still answers still holds its locks."""
+        """Return whether the session still responds: as long as it exists, it holds its locks."""
         if self._connection is None:
             return False
         try:

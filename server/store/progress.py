@@ -1,4 +1,4 @@
-"""The progress of a job as its driver's events report it: pure functions."""
+"""Derive the progress of a job from the events of its driver, with pure functions."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class DriverEvent:
         if not isinstance(data, dict) or not isinstance(data.get("type"), str) or not isinstance(data.get("time"), str):
             raise ValueError(f"not an event: {line[:200]!r}")
         if any(len(data[field]) > 32 or "\0" in data[field] for field in ("type", "time")):  # the size of the database columns
-            raise ValueError(f"its type or time is not one of an event: {line[:200]!r}")
+            raise ValueError(f"its type or time is too long or contains NUL: {line[:200]!r}")
         return cls(data.pop("time"), data.pop("type"), data)
 
 

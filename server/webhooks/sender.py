@@ -42,7 +42,7 @@ TIMEOUT_S = 15.0
 CONNECT_S = 5.0
 SECRET_FILE = "webhook-secret"
 GONE = 410
-"""The status of a receiver that wants no more tries."""
+"""The status with which a receiver refuses all further tries."""
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ def _write_private(path: Path, content: bytes) -> None:
 
 
 class WebhookSender:
-    """Sends due webhooks while :meth:`run` runs."""
+    """Send due webhooks while :meth:`run` is running."""
 
     def __init__(self, database: Database, settings: Settings) -> None:
         self._database = database
@@ -174,7 +174,7 @@ class WebhookSender:
             del self._tries[due.id]
 
     async def _try(self, http: httpcore.AsyncConnectionPool, delivery_id: str) -> _Outcome | None:
-        """Make one try; None if there is nothing to send any more. Raises SQLAlchemyError."""
+        """Make one try. Return its outcome, or None if there is nothing left to send. Raises SQLAlchemyError."""
         try:
             this = await asyncio.to_thread(self._begin_try, delivery_id)
             outcome = await post(http, this) if this is not None else None

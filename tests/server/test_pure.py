@@ -142,7 +142,7 @@ def test_memory_per_worker(wanted: ResourcesSpec, nodes: list[RayNode], size: in
 def test_driver_is_placed_where_it_costs_most() -> None:
     cluster = RayCluster("2", [node(2), node(2.5)])
     assert too_large(resources(4), cluster) is None
-    assert "at most 3 of them beside their driver's 0.25 CPU" in (too_large(resources(4), cluster, 0.25) or "")
+    assert "at most 3 of them in addition to the driver's 0.25 CPU" in (too_large(resources(4), cluster, 0.25) or "")
     assert too_large(resources(3), cluster, 0.25) is None
     assert jobs_held(resources(2), cluster) == 2
     assert jobs_held(resources(2), cluster, driver_cpus=0.25) == 1

@@ -16,7 +16,7 @@ DEFAULT_PRESET: Preset = "paper"
 
 
 class CafeMethod(BilevelMethodSpec):
-    """CAFE (Wang et al., CVPR 2022): aligned features and discrimination. The preset fills in what is left out."""
+    """CAFE (Wang et al., CVPR 2022): aligned features and discrimination. The preset fills in the fields that are left out."""
 
     published_iterations: ClassVar[int] = 2000
     couples_classes: ClassVar[bool] = True
@@ -36,11 +36,11 @@ class CafeMethod(BilevelMethodSpec):
     bilevel: Literal["dynamic", "fixed"] = "dynamic"
     """`dynamic`: Algorithm 1's stop rules; `fixed`: always max_outer and max_inner."""
     lambda_1: float = resolved_later(ge=0, le=1)
-    """λ1: the outer loop ends when the last γ query accuracies span less.
+    """λ1: the outer loop ends when the last γ query accuracies span less than λ1.
 
-    With 1280 query images the sampling noise of a window of 10 alone spans about 0.04: λ is close to it."""
+    With 1280 query images, sampling noise alone makes a window of 10 accuracies span about 0.04, so λ1 is close to the noise."""
     lambda_2: float = resolved_later(ge=0, le=1)
-    """λ2: the inner loop ends when the last γ query accuracies span more. Close to the noise too: see lambda_1."""
+    """λ2: the inner loop ends when the last γ query accuracies span more than λ2. It is also close to the noise: see lambda_1."""
     gamma: int = resolved_later(ge=1, le=1000)
     """γ: length of both queues."""
     query_per_class: int = resolved_later(ge=1, le=65536)

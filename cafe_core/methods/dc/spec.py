@@ -15,7 +15,7 @@ WEIGHT_GRADIENTS_HELD = 6
 class DcMethod(BilevelMethodSpec):
     """DC, gradient matching (Zhao et al., ICLR 2021); with `augment: dsa` it is DSA (Zhao & Bilen, ICML 2021).
 
-    It fails where a block normalises maps of 2×2 pixels: use a network of depth 2 for 8×8 images.
+    It fails if a block normalises maps of 2×2 pixels: use a network of depth 2 for 8×8 images.
     """
 
     published_iterations: ClassVar[int] = 1000  # of the authors' released code

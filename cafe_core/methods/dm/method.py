@@ -2,11 +2,11 @@
 
     loss = Σ_k ‖ (1/N_k) Σ_{x∈T_k} ψ(A(x)) − (1/ipc) Σ_{s∈S_k} ψ(A(s)) ‖²
 
-ψ is the flattened last feature map of a fresh network that is never trained, A the augmentation that a class's real and
-synthetic images share. This is CAFE's feature alignment (its Eq. 1) of the last map alone, without discrimination, so the step is
-shared. An iteration has one step.
+ψ is the flattened last feature map of a fresh network that is never trained, and A is the augmentation that a class's real and
+synthetic images share. This is CAFE's feature alignment (its Eq. 1) of the last map only, without discrimination, so both methods
+use the same outer step. Each iteration has one step.
 
-A worker needs θ and its own classes' images. The loss is a sum over classes: workers exchange only its value.
+A worker needs θ and its own classes' images. The loss is a sum over classes, so workers exchange only its value.
 """
 
 from __future__ import annotations
@@ -30,6 +30,6 @@ class DistributionMatching(LearningMethod):
         self._step = OuterStep.of(context, layers=[last], weights=[1.0], beta=None)
 
     def gradient(self, shard: SyntheticShard, batch: BatchIndices, draws: Draws | None) -> tuple[Tensor, Losses]:
-        """Return ∂loss/∂S and the loss, as :class:`cafe_core.algorithm.method.LearningMethod` says."""
+        """Return ∂loss/∂S and the loss, as specified by :class:`cafe_core.algorithm.method.LearningMethod`."""
         gradient, parts = self._step.gradient(shard, batch, 0, draws)
         return gradient, {"loss": parts.feature}

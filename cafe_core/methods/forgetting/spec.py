@@ -10,7 +10,7 @@ from cafe_core.spec.method import NetworkSelectionSpec, Sizes
 
 
 class ForgettingMethod(NetworkSelectionSpec):
-    """Forgetting (Toneva et al., ICLR 2019): the images that the training of a network learned and lost again most often."""
+    """Forgetting (Toneva et al., ICLR 2019): the images that a network forgets most often while it is trained."""
 
     name: Literal["forgetting"]
     """Most forgotten images."""

@@ -11,7 +11,7 @@ FEATURES_HELD = 1
 
 
 class HerdingMethod(NetworkSelectionSpec):
-    """Herding (Welling, ICML 2009): images whose running mean follows the class mean, by a trained network's features."""
+    """Herding (Welling, ICML 2009): images whose running mean follows the class mean, in the features of a trained network."""
 
     name: Literal["herding"]
     """Herding."""

@@ -11,7 +11,7 @@ FEATURES_HELD = 1
 
 
 class KCenterMethod(NetworkSelectionSpec):
-    """K-Center (Sener & Savarese, ICLR 2018): images that cover the class, by a trained network's features."""
+    """K-Center (Sener & Savarese, ICLR 2018): images that cover the class, in the features of a trained network."""
 
     name: Literal["k_center"]
     """Greedy k-center."""

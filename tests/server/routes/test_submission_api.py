@@ -435,5 +435,5 @@ def test_refuses_job_that_leaves_no_cpu_for_driver(settings: Settings, ray: Fake
     with running(settings.model_copy(update={"driver_cpus": 0.25}), ray) as api:
         refused = api.post("/v1/jobs", json=SPEC | {"resources": {"workers": 4}})
         assert refused.status_code == 422
-        assert "at most 3 of them beside their driver's 0.25 CPU" in refused.text
+        assert "at most 3 of them in addition to the driver's 0.25 CPU" in refused.text
         assert api.post("/v1/jobs", json=SPEC | {"resources": {"workers": 3}}).status_code == 201
