@@ -247,7 +247,7 @@ class Containers:
                     return
             if code:
                 break
-            time.sleep(0.3)
+            time.sleep(1)  # a health check starts a process
         log = container.log.read_text(errors="replace")[-3000:]
         raise RuntimeError(f"{name} did not meet {condition} (exit code {container.process.poll()}):\n{log}")
 

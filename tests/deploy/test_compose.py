@@ -126,9 +126,10 @@ def test_job_runs_on_the_worker(containers: Containers, api: httpx.Client) -> No
         "dataset": {"name": "digits"},
         "ipc": 1,
         "iterations": 2,
+        "network": {"width": 8, "depth": 2},
         "resources": {"workers": 2},
         "method": {"max_outer": 2, "max_inner": 1},
-        "evaluation": {"repeats": 1, "epochs": 2},
+        "evaluation": {"networks": [{"width": 8, "depth": 2}], "repeats": 1, "epochs": 2},
     }
     assert httpx.post(f"{api.base_url}/v1/jobs", json=spec, trust_env=False).status_code == 401
     eventually(lambda: len(api.get("/v1/cluster").json()["nodes"]) == 2)

@@ -17,6 +17,7 @@ from cafe_core.spec.condense import CondenseSpec
 from cafe_core.spec.dataset import DatasetInfo
 from cafe_core.spec.estimate import Estimate, estimate, map_shapes
 from cafe_core.spec.resolution import resolve
+from server.ray.embedded import EmbeddedRay
 from tests.cafe_core.made_data import made_info
 from tests.postgres import ABSENT, binaries, postgres_cluster
 
@@ -40,9 +41,8 @@ def commands(*labels: str) -> str:
     return "".join(text for label, text in blocks if label in ("", *labels))
 
 
-@pytest.mark.real_ray
 @pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
-def test_documented_commands_work(kind: str, tmp_path: Path) -> None:
+def test_documented_commands_work(kind: str, embedded_ray: EmbeddedRay, tmp_path: Path) -> None:
     (tmp_path / "job.yaml").write_text(yaml.safe_dump(JOB))
     port = _free_port()
     environment = {name: value for name, value in os.environ.items() if not name.startswith("CAFE_")} | {
@@ -50,7 +50,8 @@ def test_documented_commands_work(kind: str, tmp_path: Path) -> None:
         "PYTHONPATH": str(ROOT),
         "CAFE_DATA_DIR": str(tmp_path / "data"),
         "CAFE_URL": f"http://127.0.0.1:{port}",
-        "CAFE_NUM_CPUS": "2",
+        "CAFE_RAY_ADDRESS": embedded_ray.address,
+        "CAFE_RAY_TOKEN": embedded_ray.token,
     }
     with ExitStack() as stack:
         if kind == "postgresql":

@@ -20,6 +20,8 @@ from tests.workers.jobs import driving
 pytestmark = pytest.mark.usefixtures("leaves_nothing")
 
 CONDENSE: dict[str, Any] = {"evaluation": None}
+ONE_WORKER: dict[str, Any] = {"resources": {"workers": 1, "gpus_per_worker": 0}}
+"""For jobs whose number of workers does not matter: every worker's start costs seconds."""
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +35,7 @@ def undisturbed(small_ray: SmallRay, cache: Path, tmp_path_factory: pytest.TempP
 
 @pytest.fixture(scope="module")
 def same_bytes(small_ray: SmallRay, cache: Path, tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    """The synthetic file of a job of two workers that runs undisturbed, without an evaluation."""
+    """Return the synthetic file of a job of two workers that runs undisturbed, without an evaluation."""
     with driving(jobs.create(tmp_path_factory.mktemp("jobs") / "job_alone", cache, **CONDENSE), small_ray.address) as driver:
         return driver.succeeds()
 
@@ -135,7 +137,9 @@ def test_killed_driver_leaves_no_processes_and_next_attempt_gives_the_same_resul
 def test_cancelling_in_any_phase_leaves_no_processes(
     phase: str, number: signal.Signals, cluster: str, cache: Path, tmp_path: Path
 ) -> None:
-    resources = {"workers": 2, "gpus_per_worker": 0, "cpus_per_worker": 99 if phase == "waiting_for_resources" else 1}
+    workers = 2 if phase in ("starting_workers", "condensing") else 1
+    cpus = 99 if phase == "waiting_for_resources" else 1
+    resources = {"workers": workers, "gpus_per_worker": 0, "cpus_per_worker": cpus}
     evaluation = jobs.spec()["evaluation"] | {"repeats": 1000} if phase == "evaluating" else None
     iterations = 12 if phase == "evaluating" else 10_000
     directory = jobs.create(tmp_path / "job_cancelled", cache, resources=resources, iterations=iterations, evaluation=evaluation)
@@ -156,7 +160,7 @@ def test_cancelling_in_any_phase_leaves_no_processes(
 
 
 def test_cancelling_while_publishing_finishes_or_cancels(cluster: str, cache: Path, tmp_path: Path) -> None:
-    with driving(jobs.create(tmp_path / "job_late", cache, iterations=1, **CONDENSE), cluster) as driver:
+    with driving(jobs.create(tmp_path / "job_late", cache, iterations=1, **CONDENSE, **ONE_WORKER), cluster) as driver:
         driver.wait_for(lambda: "publishing" in driver.phases())
         driver.process.terminate()
         exit_code = driver.process.wait(60)
@@ -165,7 +169,8 @@ def test_cancelling_while_publishing_finishes_or_cancels(cluster: str, cache: Pa
 
 
 def test_non_finite_loss_fails_the_job_without_restart(cluster: str, cache: Path, tmp_path: Path) -> None:
-    directory = jobs.create(tmp_path / "job_nan", cache, **CONDENSE, method=jobs.spec()["method"] | {"image_lr": 1e30})
+    method = jobs.spec()["method"] | {"image_lr": 1e30}
+    directory = jobs.create(tmp_path / "job_nan", cache, **CONDENSE, **ONE_WORKER, method=method)
     with driving(directory, cluster) as driver:
         failed = driver.ends_with(1)
         assert failed["type"] == "failed"
@@ -176,7 +181,7 @@ def test_non_finite_loss_fails_the_job_without_restart(cluster: str, cache: Path
 
 
 def test_exceeding_the_restart_limit_fails_the_job_as_retryable(cluster: str, cache: Path, tmp_path: Path) -> None:
-    directory = jobs.create(tmp_path / "job_lost", cache, max_restarts=1, iterations=10_000, **CONDENSE)
+    directory = jobs.create(tmp_path / "job_lost", cache, max_restarts=1, iterations=10_000, **CONDENSE, **ONE_WORKER)
     with driving(directory, cluster) as driver:
         for gang in (1, 2):
             driver.wait_for(lambda gang=gang: len(driver.events("workers")) == gang)

@@ -19,7 +19,11 @@ from tests.workers.jobs import Driver, driving
 
 pytestmark = pytest.mark.usefixtures("leaves_nothing")
 
-SPEC = {"iterations": 30, "evaluation": jobs.spec()["evaluation"] | {"repeats": 30}}
+SPEC = {
+    "iterations": 30,
+    "resources": {"workers": 1, "gpus_per_worker": 0},
+    "evaluation": jobs.spec()["evaluation"] | {"repeats": 30},
+}
 
 
 @pytest.fixture(scope="module")

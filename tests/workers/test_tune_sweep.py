@@ -24,12 +24,14 @@ from tests.workers.jobs import Driver, driving
 VALIDATION = {"every": 3, "network": {"width": 8, "depth": 2}, "repeats": 1, "epochs": 1}
 ITERATIONS = 40
 """Enough that a trial which has started is still running when a signal arrives."""
+ONE_WORKER = {"workers": 1, "gpus_per_worker": 0}
+TWO_WORKERS = {"workers": 2, "gpus_per_worker": 0}
 EVALUATION = {"networks": [{"width": 8, "depth": 2}], "repeats": 2, "epochs": 2}
 
 
 def sweep(values: list[float], *, space: str = "method.image_lr", **changes: Any) -> dict[str, Any]:
-    """A sweep of two concurrent trials with two workers each, which fill the cluster."""
-    base = {"evaluation": EVALUATION, "iterations": ITERATIONS} | changes.pop("base", {})
+    """Return a sweep of two concurrent trials, by default with one worker each: every worker's start costs seconds."""
+    base = {"evaluation": EVALUATION, "iterations": ITERATIONS, "resources": ONE_WORKER} | changes.pop("base", {})
     return {"kind": "sweep", "base": jobs.spec(**base), "space": {space: {"grid": values}}, "max_concurrent": 2} | changes
 
 
@@ -85,7 +87,8 @@ def test_trials_are_separate_jobs_and_fail_separately(undisturbed: JobDir, clust
     assert not undisturbed.tune.exists()
 
     method = jobs.spec()["method"] | {"image_lr": 1.0}
-    alone = jobs.create(tmp_path / "job_alone", cache, evaluation=EVALUATION, iterations=ITERATIONS, method=method)
+    changes = {"evaluation": EVALUATION, "iterations": ITERATIONS, "resources": ONE_WORKER, "method": method}
+    alone = jobs.create(tmp_path / "job_alone", cache, **changes)
     with driving(alone, cluster) as driver:
         assert driver.succeeds() == synthetic(undisturbed, 2)
     evaluation = json.loads(alone.attempt(1).result_file.read_text())["evaluation"]
@@ -99,12 +102,12 @@ def test_lost_trial_driver_and_lost_worker_do_not_change_the_result(
     directory = jobs.create_job(tmp_path / "job_lost", cache, sweep([0.1, 1.0]), timeout_s=10)
     with driving(directory, cluster) as driver:
         driver.wait_for(lambda: len(iterations(directory, 0)) >= 5)
-        os.kill(gang(directory, 0)[1], signal.SIGKILL)
+        os.kill(gang(directory, 0)[0], signal.SIGKILL)
         driver.wait_for(lambda: len(iterations(directory, 1)) >= 5)
         os.kill(driver_of(gang(directory, 1)[0]), signal.SIGKILL)
         assert driver.ends_with(0)["type"] == "finished"
         reasons = {event["reason"] for event in driver.events("restart")}
-    assert reasons == {"trial 0: worker 1 died", "trial 1: its driver died"}
+    assert reasons == {"trial 0: worker 0 died", "trial 1: its driver died"}
     assert synthetic(directory, 0) == synthetic(undisturbed, 0)
     assert synthetic(directory, 1) == synthetic(undisturbed, 2)
     for number in (0, 1):
@@ -157,7 +160,7 @@ def test_killed_sweep_leaves_no_processes_and_next_attempt_repeats_no_finished_t
 
 @pytest.mark.usefixtures("leaves_nothing")
 def test_cancelling_a_sweep_with_a_frozen_worker_leaves_no_processes(cluster: str, cache: Path, tmp_path: Path) -> None:
-    base = {"iterations": 10_000}
+    base = {"iterations": 10_000, "resources": TWO_WORKERS}
     directory = jobs.create_job(tmp_path / "job_cancelled", cache, sweep([0.1, 0.2, 0.3], base=base))
     with driving(directory, cluster) as driver:
         driver.wait_for(lambda: all(iterations(directory, number) for number in (0, 1)))

@@ -28,7 +28,7 @@ JOB = {
     "iterations": 40,
     "checkpoint_every": 2,
     "method": {"batch_real": 32, "max_outer": 4, "max_inner": 4},
-    "resources": {"workers": 2},
+    "resources": {"workers": 1},
     "evaluation": {"repeats": 1, "epochs": 2},
 }
 ENDLESS = JOB | {"iterations": 1_000_000}
