@@ -88,7 +88,7 @@ def create_app(settings: Settings, ray: RayApi) -> FastAPI:
             await ray.close()
             database.close()
 
-    app: FastAPI = FastAPIOffline(  # serves the files of /docs itself, so they need no network
+    app: FastAPI = FastAPIOffline(  # serves the assets of /docs itself, so that /docs works without internet access
         title="CAFE as a service",
         version=VERSION,
         description="Dataset condensation by aligning features: submit a job, download a small synthetic training set.",
@@ -105,16 +105,14 @@ def create_app(settings: Settings, ray: RayApi) -> FastAPI:
 
     app.add_middleware(BodyLimit, limit_of=body_limit)
     app.add_middleware(Gate, settings=settings)  # outside BodyLimit, so that the body of a refused request is not read
-    app.add_middleware(
-        RequestId, metrics=registry_metrics, routes=app.routes
-    )  # outermost, so that refused requests have an id as well
+    app.add_middleware(RequestId, metrics=registry_metrics)  # outermost, so that refused requests have an id as well
     app.include_router(system.health_router)  # first: FastAPI prepares later routes at the first request to one of them
-    app.include_router(jobs.router, prefix="/v1")
-    app.include_router(events.router, prefix="/v1")
-    app.include_router(trials.router, prefix="/v1")
-    app.include_router(artifacts.router, prefix="/v1")
-    app.include_router(datasets.router, prefix="/v1")
-    app.include_router(system.cluster_router, prefix="/v1")
+    app.include_router(jobs.router)
+    app.include_router(events.router)
+    app.include_router(trials.router)
+    app.include_router(artifacts.router)
+    app.include_router(datasets.router)
+    app.include_router(system.cluster_router)
     app.include_router(dashboard.router)
     app.include_router(metrics.router)
 
@@ -129,7 +127,7 @@ def create_app(settings: Settings, ray: RayApi) -> FastAPI:
 
 
 def _tidy_up(database: Database, settings: Settings) -> None:
-    """Finish the deletions, and undo the unfinished creations, of a server that died."""
+    """Finish deletions and undo incomplete creations of a server that crashed."""
     with database.read() as session:
         known_jobs, known_datasets = set(session.scalars(select(Job.id))), set(session.scalars(select(Dataset.id)))
     finish_removals(settings.data_dir / "jobs", known_jobs)

@@ -8,6 +8,7 @@ lane each, so that module fixtures are set up once.
 from __future__ import annotations
 
 import os
+import shutil
 
 # One thread for each process: lanes and their subprocesses share few cores, and waiting threads of OpenMP spin. NumPy and torch
 # read these when they are imported.
@@ -15,12 +16,18 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import hypothesis
 import pytest
 
 from server.ray.embedded import EmbeddedRay
+
+SHARED_MEMORY = "/dev/shm"
+if Path(SHARED_MEMORY).is_dir() and shutil.disk_usage(SHARED_MEMORY).free >= 4 << 30:
+    # Temporary directories in memory: every commit and every file of a job is flushed, which takes milliseconds on a disk.
+    os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", SHARED_MEMORY)
 
 # A busy machine is slow: an example that takes long is no failure.
 hypothesis.settings.register_profile("without deadlines", deadline=None)

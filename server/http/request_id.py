@@ -10,13 +10,10 @@ import logging
 import re
 import secrets
 import time
-from collections.abc import Sequence
 from contextvars import ContextVar
 from typing import Any, Protocol
 
-from fastapi.routing import iter_route_contexts
 from prometheus_client import Gauge
-from starlette.routing import BaseRoute
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 log = logging.getLogger("cafe.access")
@@ -46,15 +43,12 @@ class RequestMetrics(Protocol):
 class RequestId:
     """Pure ASGI middleware, so that responses are streamed unchanged."""
 
-    def __init__(self, app: ASGIApp, metrics: RequestMetrics, routes: Sequence[BaseRoute]) -> None:
-        """routes: the routes of the app."""
+    def __init__(self, app: ASGIApp, metrics: RequestMetrics) -> None:
         self._app = app
         self._metrics = metrics
-        self._routes = routes
-        self._templates: dict[int, str] = {}  # by identity: some routes are not hashable
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """ASGI."""
+        """Handle an ASGI connection."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -85,19 +79,10 @@ class RequestId:
             self._metrics.in_flight.dec()
             if stream:
                 self._metrics.event_streams.dec()
-            route = self._template(scope)
+            route = getattr(scope.get("route"), "path", "") or UNMATCHED  # a template, e.g. /v1/jobs/{job_id}
             self._metrics.request(scope["method"], route, status, seconds, stream=stream)
             if log.isEnabledFor(logging.INFO):
                 _log_access(scope, route, status, seconds)
-
-    def _template(self, scope: Scope) -> str:
-        """Return the path template of the matched route, e.g. /v1/jobs/{job_id}."""
-        route = scope.get("route")
-        if route is None:
-            return UNMATCHED
-        if not self._templates:
-            self._templates = {id(each.original_route): each.path or UNMATCHED for each in iter_route_contexts(self._routes)}
-        return self._templates.get(id(route), UNMATCHED)
 
 
 def header() -> dict[str, str]:

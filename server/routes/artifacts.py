@@ -20,7 +20,7 @@ from server.files.synthetic_sets import synthetic_set
 from server.http.conditional import Body
 from server.store import jobs
 
-router = APIRouter(tags=["results"])
+router = APIRouter(prefix="/v1", tags=["results"])
 
 Format = Literal["safetensors", "npz", "zip"]
 
@@ -105,8 +105,8 @@ async def get_synthetic(
 ) -> Response:
     """Download the synthetic set of a job.
 
-    Before the job has a result: for a condensation the set of the latest checkpoint, for a sweep that of the best trial so far,
-    for an evaluation the set under evaluation.
+    Before the job has a result, this is the set of the latest checkpoint for a condensation, the set of the best trial so far
+    for a sweep, and the set under evaluation for an evaluation.
     """
     media_type, convert = _CONVERTERS[format]
 

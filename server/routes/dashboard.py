@@ -1,7 +1,7 @@
 """/dashboard/: a read-only proxy of Ray's dashboard for keys of scope admin. A browser sends the key as the password.
 
-Only the listed paths are passed on, by GET and HEAD; paths that change something or run code (submitting jobs, profiling a
-worker) are not. Ray's token is added to the request, and only a few harmless headers of the browser are passed on.
+Only GET and HEAD requests to the listed paths are forwarded, not paths that change something or run code (submitting jobs,
+profiling a worker). Ray's token is added to the request, and only a few harmless headers of the browser are forwarded.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from cafe_core.data.builtin import list_builtin
 from cafe_core.spec.dataset import DatasetInfo
 from server import schemas
 from server.auth.access import Principal, Reader, Writer, max_upload_bytes
-from server.auth.limits import check_room
+from server.auth.limits import check_storage_quota
 from server.auth.visibility import find_dataset, listed_owner
 from server.deps import Services, ServicesDep
 from server.errors import ConflictError, problems
@@ -21,10 +21,10 @@ from server.http.body_limit import FORM_BYTES
 from server.store import models, serializers
 from server.store.datasets_in_use import datasets_in_use
 
-router = APIRouter(tags=["datasets"])
+router = APIRouter(prefix="/v1", tags=["datasets"])
 
 DatasetId = Annotated[
-    str, Path(description="The `id` of a dataset: the name of a built-in one, or the id that an upload was given.")
+    str, Path(description="The `id` of a dataset: the name of a built-in one, or the id assigned to an upload.")
 ]
 
 
@@ -32,7 +32,8 @@ DatasetId = Annotated[
 def list_datasets(principal: Reader, services: ServicesDep) -> Response:
     """List datasets.
 
-    Lists the built-in datasets, then those that the API key has uploaded, newest first; for a key of scope admin all uploads.
+    Lists the built-in datasets, then those that the API key has uploaded, newest first. A key of
+    scope admin sees all uploads.
     """
     query = select(models.Dataset).order_by(models.Dataset.number.desc())
     if (owner := listed_owner(principal)) is not None:
@@ -62,7 +63,7 @@ async def upload(
     The file is a `.zip` of an image folder (`train/CLASS/*.png`, optional `test/`) or an `.npz` with `images` (uint8 N×H×W[×C]),
     `labels`, and optionally `test_images` and `test_labels`. Pickles are never read.
     """
-    await run_in_threadpool(_check_room, services, principal, file.size or 0)
+    await run_in_threadpool(_check_quota, services, principal, file.size or 0)
     max_bytes = max_upload_bytes(request.scope, services.settings)
     row = await services.upload_checks.run_fair(
         principal.key_id, store_upload, file, name, services.settings.roots, max_bytes=max_bytes
@@ -76,15 +77,15 @@ async def upload(
     return serializers.dataset(row)
 
 
-def _check_room(services: Services, principal: Principal, size: int) -> None:
+def _check_quota(services: Services, principal: Principal, size: int) -> None:
     """Check the key's quota before the upload is validated and stored; `_add` checks again. Raises TooLargeError."""
     with services.database.read() as session:
-        check_room(session, principal.key_id, services.settings, size)
+        check_storage_quota(session, principal.key_id, services.settings, size)
 
 
 def _add(services: Services, principal: Principal, row: models.Dataset) -> None:
     with services.database.write() as session:
-        check_room(session, principal.key_id, services.settings, row.size)
+        check_storage_quota(session, principal.key_id, services.settings, row.size)
         session.add(row)
 
 

@@ -11,7 +11,7 @@ from starlette.concurrency import run_in_threadpool
 
 from server import schemas
 from server.auth.access import Principal, Reader
-from server.auth.open_requests import will_last
+from server.auth.open_requests import mark_long_lived
 from server.auth.visibility import find_job
 from server.deps import JobId, Services, ServicesDep
 from server.errors import NotAcceptableError, UnavailableError, problems
@@ -22,7 +22,7 @@ from server.store import jobs, serializers
 from server.store.events import events_after
 from workers.client import RayError
 
-router = APIRouter(tags=["jobs"])
+router = APIRouter(prefix="/v1", tags=["jobs"])
 
 JSON, EVENT_STREAM = "application/json", "text/event-stream"
 
@@ -76,8 +76,8 @@ async def get_events(
     page = await services.streams.read(job_id, after if last_event_id is None else last_event_id)
     if page.complete and not page.content and last_event_id is not None:
         return Response(status_code=204, headers={"Vary": "Accept"})
-    will_last(request)
-    return EventStream(services.streams, job_id, page, partial(services.keys.still_holds, principal))
+    mark_long_lived(request)
+    return EventStream(services.streams, job_id, page, partial(services.keys.is_still_valid, principal))
 
 
 def _page(services: Services, principal: Principal, job_id: str, after: int, limit: int) -> schemas.EventPage:

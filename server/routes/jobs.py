@@ -14,7 +14,7 @@ from cafe_core.spec.job import JobSpec
 from server import schemas
 from server.auth.access import Principal, Reader, Writer
 from server.auth.limits import check_queue
-from server.auth.open_requests import will_last
+from server.auth.open_requests import mark_long_lived
 from server.auth.visibility import find_job, listed_owner
 from server.deps import JobId, Services, ServicesDep
 from server.errors import UnauthorizedError, problems
@@ -33,7 +33,7 @@ from server.submission.planning import Plan
 from server.webhooks.sender import check_url
 from workers.client import RayCluster, RayError
 
-router = APIRouter(tags=["jobs"])
+router = APIRouter(prefix="/v1", tags=["jobs"])
 
 TRIALS_SHOWN = 20
 """Trials of a sweep that a dry run shows."""
@@ -153,7 +153,7 @@ def list_jobs(
 ) -> Response:
     """List jobs, newest first.
 
-    Lists the jobs of the API key; for a key of scope admin all jobs. `next_cursor` is null on the last page.
+    Lists the jobs of the API key. A key of scope admin sees all jobs. `next_cursor` is null on the last page.
     """
     wanted = listing.Filter(status, kind, tuple(label or ()), listed_owner(principal))
     listed: list[str] = []
@@ -182,14 +182,15 @@ async def get_job(
 ) -> Response:
     """Get a job.
 
-    With `wait`, the response comes as soon as the job changes; for a job that has ended, at once unless If-None-Match is sent.
+    With `wait`, the server responds as soon as the job changes. If the job has ended and there is no If-None-Match, it responds
+    immediately.
     """
     job = await run_in_threadpool(_get, services, principal, job_id)
     if wait and (job.state not in ENDED or if_none_match is not None):
         seen = if_none_match if if_none_match is not None else serializers.job_etag(job)
-        will_last(request)
+        mark_long_lived(request)
         job = await _changed_from(seen, job_id, request, principal, services, wait)
-        if not await services.keys.still_holds(principal):
+        if not await services.keys.is_still_valid(principal):
             raise UnauthorizedError("the API key was revoked during the request", "Bearer")
     if matches(if_none_match, serializers.job_etag(job)):
         return not_modified(serializers.job_etag(job))

@@ -9,7 +9,7 @@ from server.auth.access import Reader
 from server.deps import ServicesDep
 from server.errors import UnavailableError, problems
 
-cluster_router = APIRouter(tags=["cluster"])
+cluster_router = APIRouter(prefix="/v1", tags=["cluster"])
 health_router = APIRouter(tags=["health"])
 
 

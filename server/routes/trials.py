@@ -18,7 +18,7 @@ from server.files.trials import rows_of
 from server.states import IN_RAY
 from server.store.events import started_trials
 
-router = APIRouter(tags=["results"])
+router = APIRouter(prefix="/v1", tags=["results"])
 
 PAGE = 1000
 CSV: dict[int | str, dict[str, Any]] = {200: {"content": {"text/csv": {"schema": {"type": "string"}}}}}

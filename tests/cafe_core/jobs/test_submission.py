@@ -174,7 +174,7 @@ def test_refuses_unreadable_set(submit: Submit, roots: DataRoots, synthetic: dic
         ({"baselines": ["random"], "synthetic": {"dataset": {"name": "digits"}, "selection": "whole"}}, "baselines: "),
         (
             {"dataset": {"name": "mnist"}, "synthetic": {"dataset": {"name": "digits"}, "selection": "whole"}},
-            "dataset: images chosen from a dataset are judged on its own test images",
+            "dataset: images chosen from a dataset are evaluated on its own test images",
         ),
     ],
 )

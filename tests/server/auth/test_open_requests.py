@@ -30,7 +30,7 @@ def until(condition: Callable[[], bool]) -> None:
 
 
 def test_stream_limit_does_not_block_plain_requests(settings: Settings, ray: FakeRay, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server.auth.open_requests, "MAX_LASTING", 2)
+    monkeypatch.setattr(server.auth.open_requests, "MAX_LONG_LIVED", 2)
     key, other = (add_key(settings, Scope.WRITE) for _ in range(2))
     with running(settings, ray) as api, client_of(api, key) as client, client_of(api, other) as another, ExitStack() as streams:
         job, others = (f"/v1/jobs/{each.make()['id']}" for each in (client, another))
@@ -91,7 +91,7 @@ def test_key_with_maximum_streams_can_send_plain_requests(settings: Settings, ra
             assert stream.recv(64).startswith(b"HTTP/1.1 200 ")
             return stream
 
-        for stream in pool.map(opened, range(server.auth.open_requests.MAX_LASTING)):
+        for stream in pool.map(opened, range(server.auth.open_requests.MAX_LONG_LIVED)):
             streams.callback(stream.close)
         assert statuses([client.get(job), client.get("/v1/jobs"), client.get(job, params={"wait": 1})]) == [200, 200, 429]
         assert client.post(f"{job}/cancel").status_code == 202

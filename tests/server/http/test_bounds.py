@@ -21,7 +21,7 @@ from server.auth.keys import Scope
 from server.client import Client
 from server.errors import SHOWN_CHARACTERS, SHOWN_ERRORS, TooManyRequestsError, spec_refusal
 from server.http.body_limit import MAX_PARTS
-from server.http.heavy_work import AT_ONCE, HeavyWork
+from server.http.heavy_work import MAX_THREADS, HeavyWork
 from server.settings import Settings
 from server.store import jobs
 from server.store.database import Database
@@ -69,7 +69,7 @@ def test_heavy_work_runs_in_order_with_limited_concurrency() -> None:
         heavy, work = HeavyWork(waiting_per_key=2), Work()
         tasks = [asked(heavy, None, work, number) for number in range(7)]
         others = asked(heavy, "a", work, 7)
-        await _until(lambda: len(work.begun) == AT_ONCE)
+        await _until(lambda: len(work.begun) == MAX_THREADS)
         await asyncio.sleep(0.2)
         assert sorted(work.begun) == [0, 7]
         tasks[3].cancel()  # who waits may leave
@@ -77,7 +77,7 @@ def test_heavy_work_runs_in_order_with_limited_concurrency() -> None:
         work.may_end.set()
         outcomes = await asyncio.gather(*tasks, others, return_exceptions=True)
         assert [outcome for outcome in outcomes if isinstance(outcome, int)] == [0, 1, 2, 4, 5, 6, 7]
-        assert work.most <= AT_ONCE
+        assert work.most <= MAX_THREADS
         assert [number for number in work.begun if number != 7] == [0, 1, 2, 4, 5, 6]
 
     asyncio.run(scenario())
@@ -108,7 +108,7 @@ def test_keys_take_turns_at_heavy_work() -> None:
     async def scenario() -> None:
         heavy, hold, work = HeavyWork(waiting_per_key=9), Work(), Work()
         held = [asked(heavy, owner, hold, 0) for owner in "ab"]
-        await _until(lambda: len(hold.begun) == AT_ONCE)
+        await _until(lambda: len(hold.begun) == MAX_THREADS)
         waiting = [asked(heavy, owner, work, number) for number, owner in enumerate("aaabbbc")]
         await asyncio.sleep(0)
         work.may_end.set()
@@ -128,7 +128,7 @@ def test_cancelled_work_keeps_its_thread_until_it_ends() -> None:
     async def scenario() -> None:
         heavy, abandoned, next_ = HeavyWork(waiting_per_key=9), Work(), Work()
         first = [asked(heavy, owner, abandoned, 0) for owner in "ab"]
-        await _until(lambda: len(abandoned.begun) == AT_ONCE)
+        await _until(lambda: len(abandoned.begun) == MAX_THREADS)
         for task in first:
             task.cancel()
         await asyncio.gather(*first, return_exceptions=True)

@@ -283,7 +283,7 @@ def test_best_set_of_sweep_can_be_evaluated(api: Api, ray: FakeRay, settings: Se
 def test_random_real_images_are_not_a_set(api: Api) -> None:
     made = api.submit(EVALUATE)
     errors = refused(api.post("/v1/jobs", json=EVALUATE | {"synthetic": {"job_id": made["id"]}}))
-    assert "it judges real images (random)" in errors["synthetic.job_id"]
+    assert "it evaluates real images (random)" in errors["synthetic.job_id"]
 
 
 def test_idempotency_key_creates_one_job_with_one_set(api: Api, settings: Settings) -> None:

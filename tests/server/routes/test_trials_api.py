@@ -187,7 +187,7 @@ def test_evaluation_serves_set_under_evaluation(api: Api, ray: FakeRay, settings
     drawn = running_job(api, ray, EVALUATE)
     response = api.get(f"/v1/jobs/{drawn}/preview.png")
     refused(response, 404)
-    assert "it judges real images (random)" in response.json()["detail"]
+    assert "it evaluates real images (random)" in response.json()["detail"]
 
 
 # -- progress

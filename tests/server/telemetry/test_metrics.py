@@ -217,7 +217,7 @@ def test_scrape_with_ten_thousand_jobs_is_fast_and_bounded(database: Database) -
         session.execute(insert(models.Attempt), [{"job_id": f"job_{i}", "number": 1} for i in range(10_000)])
     with database.read() as session:
         started = time.perf_counter()
-        seen = job_metrics.look(session)
+        seen = job_metrics.read_jobs(session)
         seconds = time.perf_counter() - started
     assert sum(seen.counts.values()) == 10_000
     assert len(seen.running) == job_metrics.JOBS_SHOWN
