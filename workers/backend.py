@@ -1,7 +1,6 @@
 """Run any job on a Ray cluster: condense on a gang, evaluate and sweep with Ray Tune.
 
-An evaluation is spread by Ray Tune over workers of its own. A validation uses the gang instead, which continues condensing
-afterwards.
+Ray Tune spreads an evaluation over separate workers. A validation uses the gang instead, which continues condensing afterwards.
 """
 
 from __future__ import annotations
@@ -23,10 +22,10 @@ from workers.policy import GiveUp, decide
 from workers.work import ACCURACY, TrainNetworks
 
 if TYPE_CHECKING:
-    from workers.tune_run import TuneRun  # importing Ray Tune takes most of a second, and a condensation does without it
+    from workers.tune_run import TuneRun  # importing Ray Tune takes almost a second, and a condensation does not need it
 
 NOTICE_S = 5.0
-"""How long an evaluation waits for its first worker before it reports that it waits."""
+"""How long an evaluation waits for its first worker before it reports the phase `waiting_for_resources`."""
 
 
 class RayBackend(GangBackend):
@@ -53,7 +52,7 @@ class RayBackend(GangBackend):
     ) -> Iterator[tuple[EvaluationTask, float]]:
         """Run one Tune trial per chunk, on as many workers as a gang would have. Stop the gang first to free its resources."""
         self.close()
-        from workers import tune_run  # takes most of a second
+        from workers import tune_run  # importing Ray Tune takes almost a second
 
         with self._interruption.shielded():
             run = self._tune = tune_run.TuneRun(
@@ -105,7 +104,7 @@ class RayBackend(GangBackend):
         self.close()
 
     def close(self) -> None:
-        """End all workers and give their resources back. Idempotent."""
+        """End all workers and release their resources. Idempotent."""
         with self._interruption.shielded():
             if self._tune is not None:
                 self._tune.stop()

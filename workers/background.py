@@ -1,7 +1,7 @@
 """Run work in a thread, so that the process can answer polls meanwhile.
 
-The answers are the process's heartbeat. They are also the only way back for reports, return values and exceptions, so these
-always arrive in order.
+The answers are the process's heartbeat. Reports, return values and exceptions are sent only in answers, so they always arrive in
+order.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Raised:
 
 @dataclass(frozen=True)
 class Answer:
-    """Answer a poll: the records since the last poll, and the outcome once the work has ended."""
+    """The answer to a poll: the records since the last poll, and the outcome once the work has ended."""
 
     records: list[tuple[str, dict[str, Any]]]
     outcome: Done | Raised | None
@@ -67,7 +67,7 @@ class Background:
         """Start work(report). Its progress is read with :meth:`poll`."""
         with self._changed:
             self._records, self._outcome = [], None
-        # A daemon, because it may be stuck in a collective when the process should exit.
+        # A daemon, so that the process can exit while the thread is stuck in a collective.
         threading.Thread(target=self._run, args=(work,), name="work", daemon=True).start()
 
     def poll(self, wait_s: float) -> Answer:

@@ -1,7 +1,7 @@
 """Run one attempt of a job, from job.json to its last event. This is what a Ray Job executes.
 
 Exit codes: 0 if the attempt finished, 1 if it failed, 128 + n if signal n cancelled it (as in a shell: 143 for SIGTERM).
-The attempt's last event says how it ended. It is written after all workers have ended and all resources are released. There are
+The attempt's last event states how it ended. It is written after all workers have ended and all resources are released. There are
 two exceptions. A driver that is killed writes no event; Ray then ends its actors and releases its resources. A driver whose
 attempt was given up meanwhile ends its workers and exits with code 1, without an event.
 """
@@ -56,7 +56,7 @@ def run_attempt(job_dir: Path, attempt: int) -> int:
 
 
 def _run(directory: JobDir, attempt: int, events: EventLog, interruption: Interruption, held: ExitStack) -> dict[str, Any]:
-    """Run the job's phases. `held` receives what must be released at the very end."""
+    """Run the job's phases. Resources to release last are added to `held`."""
     fence = AttemptFence.of(directory, attempt)
     fence()
     job = JobFile.model_validate_json(directory.job_file.read_bytes())
@@ -77,7 +77,7 @@ def _run(directory: JobDir, attempt: int, events: EventLog, interruption: Interr
 def _connect(interruption: Interruption) -> Callable[[], None]:
     """Connect to the cluster; return a function that disconnects.
 
-    Ray is imported here, so that bad data is refused a second sooner and signals are handled during the import.
+    Ray is imported here, so that an invalid dataset is refused a second earlier and signals are handled during the import.
     """
     import ray
 

@@ -20,7 +20,7 @@ def split_tasks(tasks: Sequence[EvaluationTask], resources: ResourcesSpec) -> li
 
     A GPU trains the networks of a chunk at the same time, so chunks are as large as possible with at least one for each worker.
     CPUs train networks one by one, so chunks are small. Chunks are ordered by their first task, except that trainings on the
-    whole dataset, which take by far the longest, come first, each in its own chunk. Started last, they would delay the end.
+    whole dataset, which take by far the longest, come first, each in its own chunk: started last, they would delay the end.
     """
     place = {task: position for position, task in enumerate(tasks)}
     if resources.gpus_per_worker:

@@ -64,7 +64,7 @@ Observation = WorkerReport | WorkerResult | Failure
 
 
 class Reservation:
-    """A placement group of `workers` bundles, packed onto as few nodes as possible."""
+    """A placement group of `workers` bundles, placed on as few nodes as possible."""
 
     def __init__(self, resources: ResourcesSpec, workers: int, name: str) -> None:
         self.resources = resources

@@ -1,9 +1,9 @@
 """Condense and evaluate on a gang of workers, and recover when some of them are lost.
 
 :mod:`workers.policy` decides what to do about a loss; this carries it out. A condensation continues from its last checkpoint with
-a new gang. An evaluation continues with the workers that are left.
+a new gang. An evaluation continues with the remaining workers.
 
-A trial of a sweep uses this backend alone, so that it never holds more than its gang. :mod:`workers.backend` adds Ray Tune.
+A trial of a sweep uses only this backend, so that it never holds more than its gang. :mod:`workers.backend` adds Ray Tune.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ WATCH_S = 0.5
 CAUSE_WAIT_S = 4.0
 """How long to wait for the cause of a broken collective when only its consequences are known."""
 SUSPECT_SILENCE_S = 2.0
-"""Once a collective has broken, a worker whose answer is overdue for this long is taken for the cause."""
+"""Once a collective has broken, a worker whose answer is overdue for this long is considered the cause."""
 SHRINK_AFTER_S = 10.0
-"""How long a restart waits for all its workers before it accepts fewer: a moment for a node to come back."""
+"""How long a restart waits for all its workers before it accepts fewer, so that a node can return meanwhile."""
 
 
 class GangBackend:
@@ -60,7 +60,7 @@ class GangBackend:
         self.run(work, condensation.spec.resources, condensation.num_classes, report)
 
     def run(self, work: Work, resources: ResourcesSpec, num_classes: int, report: Report) -> None:
-        """Run `work` on every worker at once. If one is lost, repeat it with a new gang, as often as the job allows."""
+        """Run `work` on all workers concurrently. If one is lost, repeat it with a new gang, as often as the job allows."""
         while failures := self._run_once(work, resources, num_classes, report):
             self._prepare_restart(failures)
 
@@ -78,8 +78,8 @@ class GangBackend:
         last_look = False
         while working and not last_look:
             self._interruption.check()
-            # Watch once more even if the cause is known: NCCL ends the process of a rank that waits in vain, and the rank that
-            # it waited for should be named too.
+            # Watch once more even if the cause is known: NCCL ends the process of a rank whose wait times out, and the rank
+            # that it waited for should be named too.
             last_look = cause_known(failures) or (bool(failures) and time.monotonic() - first_failure > CAUSE_WAIT_S)
             silence_s = SUSPECT_SILENCE_S if failures else self._job.collective_timeout_s
             for seen in gang.watch(0 if last_look else WATCH_S, silence_s):
@@ -124,11 +124,11 @@ class GangBackend:
                 self._continue_without(gang, failures, report)
 
     def run_trials(self, trials: Sequence[Trial], finished: Mapping[int, TrialOutcome], report: Report) -> Iterator[TrialOutcome]:
-        """Not supported: a trial is never a sweep itself."""
+        """Raise NotImplementedError: a trial is never a sweep itself."""
         raise NotImplementedError
 
     def close(self) -> None:
-        """End all workers and give their resources back. Idempotent."""
+        """End all workers and release their resources. Idempotent."""
         with self._interruption.shielded():
             if self._gang is not None:
                 self._gang.stop()

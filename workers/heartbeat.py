@@ -1,6 +1,6 @@
 """Send heartbeats from a driver: a thread increments a counter in the attempt's directory, whatever the main thread does.
 
-Ray reports a driver that is frozen, or whose machine hangs, as running for ever. The server therefore checks whether the counter
+Ray reports a driver that is frozen, or whose machine hangs, as running forever. The server therefore checks whether the counter
 changes (:mod:`server.reconciler.driver_watch`).
 """
 
@@ -22,7 +22,7 @@ CLOSE_WITHIN_S = 1.0
 
 @contextmanager
 def sending_heartbeats(directory: JobDir, attempt: int) -> Iterator[None]:
-    """Send heartbeats inside the `with` block. A full disk or a deleted directory stops the heartbeats, nothing else."""
+    """Send heartbeats inside the `with` block. A full disk or a deleted directory stops only the heartbeats."""
     over = threading.Event()
     thread = threading.Thread(target=_beat_until, args=(over, directory, attempt), name="heartbeat", daemon=True)
     thread.start()
@@ -35,7 +35,7 @@ def sending_heartbeats(directory: JobDir, attempt: int) -> Iterator[None]:
 
 def _beat_until(over: threading.Event, directory: JobDir, attempt: int) -> None:
     heartbeat, beats = directory.attempt(attempt).heartbeat_file, 0
-    with suppress(StaleAttemptError):  # nobody watches a stale attempt
+    with suppress(StaleAttemptError):  # a stale attempt needs no heartbeats
         while not _create(heartbeat, AttemptFence.of(directory, attempt)):
             if over.wait(EVERY_S):
                 return
@@ -45,7 +45,7 @@ def _beat_until(over: threading.Event, directory: JobDir, attempt: int) -> None:
 
 
 def _create(heartbeat: Path, fence: AttemptFence) -> bool:
-    """Create the empty file; return whether that worked. Raises StaleAttemptError."""
+    """Create the empty file; return whether that succeeded. Raises StaleAttemptError."""
     try:
         fence()
         heartbeat.parent.mkdir(parents=True, exist_ok=True)

@@ -39,7 +39,7 @@ class Interruption:
             signal.signal(number, self._handle)
 
     def disarm(self) -> None:
-        """Ignore signals from here on, because there is nothing left to cancel."""
+        """Ignore signals from now on, because there is nothing left to cancel."""
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, signal.SIG_IGN)
 
@@ -51,13 +51,13 @@ class Interruption:
             raise KeyboardInterrupt
 
     def check(self) -> None:
-        """Raise KeyboardInterrupt if a signal was received. Not for clean-up code."""
+        """Raise KeyboardInterrupt if a signal was received. Do not call it in clean-up code."""
         if self.signal is not None:
             raise KeyboardInterrupt
 
     @contextmanager
     def shielded(self) -> Iterator[None]:
-        """Delay interruption: a signal received inside the `with` block raises at its end."""
+        """Delay interruption: a signal received inside the `with` block raises KeyboardInterrupt at its end."""
         before = self.signal
         self._shields += 1
         try:

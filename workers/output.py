@@ -1,7 +1,7 @@
 """Copy a driver's output to its attempt's directory, so that it survives the node and Ray's own logs.
 
-A separate process does so, forked before anything else is loaded. It receives even the last lines of a driver that crashes or is
-killed. It ends when the driver, and every process that inherited its output, has ended.
+A separate process copies the output. It is forked before anything else is loaded, and receives even the last lines of a driver
+that crashes or is killed. It ends when the driver, and every process that inherited the driver's output, has ended.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def copying_output(log: Path, older: Path) -> Iterator[None]:
 
 
 def _wait_for(copier: int) -> None:
-    """Wait until all output is written, but not for long, because a left-over process may still hold the pipe."""
+    """Wait briefly until all output is written: a process that outlives the driver may still hold the pipe."""
     deadline = time.monotonic() + CLOSE_WITHIN_S
     while os.waitpid(copier, os.WNOHANG) == (0, 0) and time.monotonic() < deadline:
         time.sleep(0.005)

@@ -63,8 +63,8 @@ def cause_known(failures: Iterable[Failure]) -> bool:
 def decide(failures: Sequence[Failure], *, restarts: int, max_restarts: int) -> Restart | GiveUp:
     """Decide what follows from a gang's failures (at least one), after `restarts` restarts.
 
-    Causes have priority over consequences: a CafeError, then a lost worker, then an unexpected exception. A broken collective
-    alone is the consequence of an unnoticed loss, and is treated as one.
+    Causes have priority over consequences: a CafeError, then a lost worker, then an unexpected exception. If only broken
+    collectives are known, an unnoticed loss caused them, and they are treated as one.
     """
     for failure in failures:
         if failure.error is not None:
@@ -81,15 +81,15 @@ def decide(failures: Sequence[Failure], *, restarts: int, max_restarts: int) -> 
 
 def workers_that_fit(nodes: Iterable[Mapping[str, float]], bundle: Mapping[str, float]) -> int:
     """Return how many bundles the nodes' resources hold. Each bundle must fit on one node."""
-    # The margin makes three thirds of a GPU a whole one despite rounding.
+    # The margin lets three workers with a third of a GPU each fit on one GPU despite rounding.
     return sum(int(min(node.get(resource, 0.0) / amount for resource, amount in bundle.items()) + 1e-6) for node in nodes)
 
 
 def gang_size(wanted: int, *, fits_now: int, capacity_now: int, capacity_at_start: int) -> int:
-    """Return the number of workers for a gang that has waited for `wanted` bundles in vain.
+    """Return the number of workers for a gang that has waited for `wanted` bundles without success.
 
-    If the cluster has become smaller since the job started, it is the number that fits now, at least one. Otherwise it stays
-    `wanted`: a cluster that is merely busy becomes free again.
+    If the cluster has become smaller since the job started, this is the number that fits now, at least one. Otherwise it is
+    `wanted`, because the resources of a busy cluster become free again.
     """
     if capacity_now < capacity_at_start and 1 <= fits_now < wanted:
         return fits_now

@@ -31,7 +31,7 @@ NODE_LOST_WITHIN_S = 90.0
 
 @dataclass(frozen=True)
 class Process:
-    """Identify a process of the cluster. Unlike a pid alone, it is never confused with a later process."""
+    """Identify a process of the cluster. Unlike a pid, it never identifies a later process as well."""
 
     pid: int
     started: int

@@ -17,7 +17,7 @@ from workers.processes import Process
 
 @dataclass(frozen=True)
 class WorkerAssignment:
-    """Tell a worker its rank, its device, and how to reach the other workers."""
+    """The rank and device of a worker, and the addresses for reaching the other workers."""
 
     rank: int
     world: int
@@ -31,7 +31,7 @@ class WorkerAssignment:
 
 
 class Work(Protocol):
-    """A callable that runs on a worker. Pickled."""
+    """A callable that runs on a worker. It is pickled."""
 
     def __call__(self, assignment: WorkerAssignment, report: Report) -> Any: ...
 
@@ -82,7 +82,7 @@ class ShardWorker:
             return port
 
     def begin(self, work: Work, assignment: WorkerAssignment) -> Answer:
-        """Start `work` in a thread, and return an empty answer at once, as the first poll."""
+        """Start `work` in a thread, and immediately return an empty answer, as from a first poll."""
         self._background.begin(lambda report: work(assignment, report))
         return Answer([], None)
 

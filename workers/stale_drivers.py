@@ -1,7 +1,7 @@
 """End the drivers of a job's previous attempts if Ray has not.
 
 Before it submits a new attempt, the server asks Ray to stop the previous one. Ray passes this on to the job supervisor, the actor
-that started the driver. A frozen supervisor ends nothing, and the old driver's workers then hold the resources that the new
+that started the driver. A frozen supervisor does not end its driver, whose workers then hold the resources that the new
 attempt waits for.
 """
 

@@ -49,7 +49,7 @@ noisy, and a sweep has dozens of trials rather than hundreds, so a smaller η st
 
 @dataclass(frozen=True)
 class RunTrial:
-    """Drive a trial in the process of its Tune worker, and return its TrialOutcome."""
+    """Run a trial's driver in the process of its Tune worker, and return its TrialOutcome."""
 
     trial: Trial
     sweep: JobFile
@@ -81,7 +81,7 @@ class RunTrial:
 
     @property
     def _prefix(self) -> str:
-        """Return the prefix of the names of everything that this trial's drivers hold, including drivers that died before."""
+        """Return the name prefix of everything that this trial's drivers create, including drivers that died before."""
         return f"{self.sweep.job_id}/trial {self.trial.number}, driver "
 
     def after(self, reported: Records) -> RunTrial:

@@ -31,7 +31,7 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from workers.tune_worker import Records, TrialConfig, TrialUpdate, TrialWork, TuneWorker
 
 END_S = 2.0
-"""How long to wait for Tune's thread at the end. It holds no resources any more, and ends with the driver at the latest."""
+"""How long to wait for Tune's thread at the end. It no longer holds resources, and ends with the driver at the latest."""
 
 # Tune reads these when an experiment starts.
 _ENVIRONMENT = {
@@ -79,7 +79,7 @@ class Experiment:
         self._storage = storage
         self._names: list[str] = []
         self._stopper = _Stopper()
-        self._listener = _Listener(self.messages, retries_for_ever=max_failures < 0)
+        self._listener = _Listener(self.messages, retries_forever=max_failures < 0)
         make = partial(
             self._tuner,
             title=title,
@@ -156,11 +156,11 @@ class InOrder(FIFOScheduler):
     """Schedule trials first come, first served.
 
     Tune's own FIFO gives a free actor to the first trial whose own actor is still *starting*, and ends the starting process. If
-    work is shorter than a start, no new process ever gets to work, so a lost slot is never replaced.
+    trials are shorter than the start of a process, no new process ever runs one, so a lost worker is never replaced.
     """
 
     def choose_trial_to_run(self, tune_controller: Any) -> None:
-        """Choose none, so that new trials come before trials whose actor is starting."""
+        """Return None, so that new trials come before trials whose actor is starting."""
 
 
 class _Stopper(tune.Stopper):
@@ -179,9 +179,9 @@ class _Stopper(tune.Stopper):
 class _Listener(tune.Callback):
     """Turn Tune's callbacks into messages. Tune calls its methods in its thread, one at a time."""
 
-    def __init__(self, messages: queue.SimpleQueue[Message | BaseException], *, retries_for_ever: bool) -> None:
+    def __init__(self, messages: queue.SimpleQueue[Message | BaseException], *, retries_forever: bool) -> None:
         self._messages = messages
-        self._retries_for_ever = retries_for_ever
+        self._retries_forever = retries_forever
         self.given_up: list[TrialConfig] = []
         """Trials that Tune gave up, to be run again."""
         self._reported: dict[int, Records] = {}
@@ -207,7 +207,7 @@ class _Listener(tune.Callback):
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:  # noqa: ARG002
         # Tune counts a worker that is lost while it takes over a trial twice: it retries the trial, and also gives it up.
-        if self._retries_for_ever:
+        if self._retries_forever:
             self.given_up.append(self._rest(trial))
         else:
             self._messages.put(Message(_trial_of(trial).number, lost=_error_of(trial), ended=True))

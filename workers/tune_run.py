@@ -54,7 +54,7 @@ class TrialResult:
 
 @dataclass(frozen=True)
 class TrialFailure:
-    """A trial's work raised, or its worker was lost. Tune retries it unless `ended`. `failure.rank` is the worker's rank."""
+    """A trial's work raised an exception, or its worker was lost. `failure.rank`: the worker. Tune retries it unless `ended`."""
 
     trial: int
     failure: Failure
@@ -220,7 +220,7 @@ class TuneRun:
         return seen
 
     def _handle_loss(self, trial: int, lost: RayActorError, ended: bool) -> TrialFailure:
-        # If no worker has the trial, a worker was lost that was about to take it over, or that did not start.
+        # If no worker has the trial, the lost worker was about to take it over, or did not start.
         worker = next((w for w in self.workers if w.trial == trial), next((w for w in self.workers if w.trial is None), None))
         rank = self._worker_count if worker is None else worker.rank
         log.warning("worker %d: %s", rank, lost)

@@ -35,7 +35,7 @@ class TrialWork(Protocol):
         """Return the remaining work after the worker was lost. Called in the driver, before Tune retries the trial."""
 
     def release(self, reported: Records) -> None:
-        """Release cluster resources that it holds besides its worker, which was ended. Called in the driver."""
+        """Release the cluster resources that it holds besides its worker, which has already ended. Called in the driver."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class TuneWorker(tune.Trainable):
         return tune.PlacementGroupFactory([config["bundle"]])
 
     def setup(self, config: dict[str, Any]) -> None:
-        """Start the work at once, because importing torch takes as long as the rest of the start."""
+        """Start the work immediately, because importing torch takes as long as the rest of the start."""
         logging.basicConfig(level=logging.INFO, format="%(message)s")
         self._title = str(config["title"])
         threads = max(1, int(config["bundle"].get("CPU", 1)))

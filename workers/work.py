@@ -1,4 +1,4 @@
-"""Define the work of a gang or of a Tune trial. Pickled to the actors; only they import torch."""
+"""Define the work of a gang or of a Tune trial. It is pickled and sent to the actors; only they import torch."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from workers.background import Report
 from workers.shard_worker import WorkerAssignment
 
 IMPORTS = ("cafe_core.algorithm.condense",)
-"""Modules that a gang's worker imports before it is ready. torch alone takes seconds."""
+"""Modules that a gang's worker imports before it is ready. Importing torch takes seconds."""
 
 ACCURACY = "accuracy"
 """Type of the record of a trained network: its task and its accuracy in percent."""
