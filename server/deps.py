@@ -35,13 +35,13 @@ class Services:
     keys: KeyRing
     streams: EventStreams
     heavy: HeavyWork = field(default_factory=partial(HeavyWork, waiting_per_key=64))
-    """Planning jobs and converting synthetic sets: seconds at most."""
+    """For planning jobs and converting synthetic sets, which takes seconds."""
     upload_checks: HeavyWork = field(default_factory=partial(HeavyWork, waiting_per_key=16))
-    """Validating uploads: up to minutes. Waiting uploads are on disk."""
+    """For validating uploads, which may take minutes. Waiting uploads are kept on disk."""
 
     @cached_property
     def readiness(self) -> Readiness:
-        """Check whether jobs can be accepted and run."""
+        """Return the check of whether jobs can be accepted and run."""
         return Readiness(self.database, self.ray)
 
     def close(self) -> None:

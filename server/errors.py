@@ -170,7 +170,7 @@ def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
 
 
 def validation_refusal(errors: Sequence[Any], *, outer: int = 0) -> RefusedSpecError:
-    """Pydantic's errors as an answer; `outer` leading parts of each location are left out (`body`, `query`, …)."""
+    """Convert Pydantic's errors, without the first `outer` parts of each location (`body`, `query`, …)."""
     refused = [refused_field(error, outer=outer) for error in errors[:SHOWN_ERRORS]]
     return RefusedSpecError([FieldError(loc=loc, msg=msg) for loc, msg in refused], total=len(errors))
 
@@ -180,7 +180,7 @@ def _shown(text: str) -> str:
 
 
 def spec_refusal(error: ValueError | SpecError) -> RefusedSpecError:
-    """What validating a spec and `cafe_core.jobs.submission.accept` raise, as the answer."""
+    """Convert an error that spec validation or `cafe_core.jobs.submission.accept` raised."""
     match error:
         case ValidationError():
             return validation_refusal(error.errors())

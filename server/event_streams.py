@@ -1,6 +1,6 @@
 """Stream the events of jobs as server-sent events (https://html.spec.whatwg.org/multipage/server-sent-events.html).
 
-A stream consists of two tasks and no thread. It sleeps until its job changes, then reads the events after the last one it sent.
+A stream uses two tasks and no thread. It waits until its job changes, then reads the events after the last one it sent.
 Streams that need the same page at the same time share one read and its bytes. A stream reads the next page only when the client's
 connection has accepted the previous one (backpressure), so a client that does not read costs the memory of one page.
 """
@@ -31,13 +31,13 @@ from server.store.models import Event, Job
 log = logging.getLogger(__name__)
 
 HEARTBEAT_S = 15.0
-"""Send a comment after this much silence, so that proxies keep the connection and both sides notice when the other is gone."""
+"""Send a comment after this much silence, so that proxies keep the connection and both sides notice a lost connection."""
 RETRY_MS = 500
 """How long a browser waits before it reconnects."""
 PAGE = 200
 """Events per read."""
 READERS = 4
-"""Concurrent reads: the other routes need the database too."""
+"""Maximum number of concurrent reads, because the other routes need the database too."""
 SEND_TIMEOUT_S = 60.0
 """Timeout of sending to a client that does not read. The client may reconnect."""
 CLOSE_TIMEOUT_S = 0.2
@@ -57,7 +57,7 @@ class Page:
     complete: bool
     """No more events will follow: the job has ended or was deleted."""
     more: bool
-    """More events can be read at once."""
+    """More events can be read immediately."""
 
 
 class EventStreams:

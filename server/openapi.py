@@ -10,7 +10,7 @@ from workers.client import RayClient
 
 
 def openapi_json() -> str:
-    """Return what a server responds with at /openapi.json, indented. Starts no server and reaches no Ray."""
+    """Return the document that a server serves at /openapi.json, indented. Does not start a server or connect to Ray."""
     app = create_app(Settings(), RayClient("http://127.0.0.1:8265"))
     return json.dumps(app.openapi(), indent=1, ensure_ascii=False) + "\n"
 

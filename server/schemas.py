@@ -27,7 +27,7 @@ class Progress(_Schema):
 
 
 class JobError(_Schema):
-    """Why a job failed."""
+    """The reason why a job failed."""
 
     code: str
     message: str
@@ -57,13 +57,13 @@ class Job(_Schema):
     labels: dict[str, str]
     status: Status
     attempt: int
-    """Number of the current attempt, from 1. Resuming a job, and the loss of an attempt, start a new one."""
+    """Number of the current attempt, from 1. Resuming a job or losing an attempt starts a new one."""
     phase: str | None
     """Phase of the driver: preparing, waiting_for_resources, starting_workers, condensing, validating, evaluating, sweeping or
     publishing."""
     progress: Progress
     spec: dict[str, Any]
-    """The resolved spec, with every default written out; except in a sweep's `base`, which each trial resolves."""
+    """The resolved spec, with all defaults filled in, except in a sweep's `base`, which each trial resolves."""
     result: dict[str, Any] | None
     """The result, whose fields depend on `kind`; all have `versions` and `seconds`. Accuracies are in percent.
 
@@ -92,10 +92,10 @@ class JobPage(_Schema):
 
 
 class Estimates(Estimate):
-    """Estimated resources of a job, and what is available."""
+    """Estimated resources of a job, and the memory that is available."""
 
     available_memory_bytes: int
-    """Memory of a worker on this cluster."""
+    """Memory available to each worker on this cluster."""
 
 
 class PlannedTrials(_Schema):
@@ -107,12 +107,12 @@ class PlannedTrials(_Schema):
 
 
 class DryRun(_Schema):
-    """What submitting without `dry_run` would create."""
+    """The job that a request without `dry_run` would create."""
 
     spec: dict[str, Any]
     """The resolved spec, as in a job."""
     estimates: Estimates
-    """For a sweep: of the trial that needs the most memory."""
+    """For a sweep: the estimates of the trial that needs the most memory."""
     dataset: DatasetInfo
     total: int
     """Number of iterations, networks to train, or trials."""

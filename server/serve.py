@@ -35,8 +35,8 @@ MAX_HEADER_BYTES = 64 << 10
 def run_server(settings: Settings, host: str, port: int, *, share_port: bool = False) -> None:
     """Serve until SIGTERM or SIGINT, then stop the local Ray if one was started.
 
-    share_port: allow other servers of the same user to listen on the port, so that a new server can replace an old one without a
-    gap.
+    share_port: allow other servers of the same user to listen on the port, so that a new server can replace an old one without
+    downtime.
 
     Raises click.UsageError if the host is not loopback and there are no API keys, if the port is shared but Ray is local, if the
     port cannot be bound, if Ray's token is missing, and if the dataset root overlaps the data directory; NewerDatabaseError;
@@ -80,7 +80,7 @@ def run_server(settings: Settings, host: str, port: int, *, share_port: bool = F
 
 
 def uvicorn_config(app: FastAPI, *, host: str = "127.0.0.1", port: int) -> uvicorn.Config:
-    """Return uvicorn's configuration. Slow clients and the number of connections are left to a reverse proxy."""
+    """Return uvicorn's configuration. A reverse proxy must handle slow clients and limit the number of connections."""
     return uvicorn.Config(
         app,
         host=host,

@@ -1,7 +1,7 @@
 """Settings of the server, from environment variables (`CAFE_*`). The command line takes precedence.
 
-Not with pydantic-settings: it has no `_FILE` variables and reads the environment on every construction, so that it would need as
-much code here.
+This module does not use pydantic-settings, which has no `_FILE` variables and reads the environment on every construction: it
+would not save any code.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class Settings(BaseModel):
     max_upload_bytes: Annotated[int, Field(ge=1)] = 4 * 2**30
     """Maximum size of an uploaded dataset. An API key's own limit takes precedence."""
     max_lost_attempts: Annotated[int, Field(ge=0)] = 3
-    """How often in a row, without progress, the server starts a new attempt after losing Ray, a node or the driver."""
+    """How many times in a row, without progress, the server starts a new attempt after losing Ray, a node or the driver."""
     driver_cpus: Annotated[float, Field(ge=0)] = 0.0
     """CPUs that Ray reserves for a driver. If above 0, drivers are not placed on nodes without CPUs, e.g. a dedicated head."""
     autoscaled_nodes: Annotated[int, Field(ge=0)] = 0
@@ -76,8 +76,8 @@ class Settings(BaseModel):
     max_stored_bytes: Annotated[int, Field(ge=1)] = 256 * 2**30
     """Storage quota of one API key: its uploads and its jobs' files. Beyond it, uploads, submissions and resumes fail.
 
-    A job counts with what its submission wrote (the set that an evaluation judges) and, after each attempt, with all files in its
-    directory. What a running attempt has written so far does not count, nor do copies of images under `cache/`.
+    A job's usage includes the file that its submission wrote (the synthetic set to evaluate) and, after each attempt, all files
+    in its directory. Files of a running attempt are counted when it ends. Copies of images under `cache/` are never counted.
     """
     metrics_token: SecretStr | None = None
     """Bearer token for /metrics, as an alternative to a key of scope admin."""

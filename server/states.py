@@ -45,7 +45,7 @@ TRANSITIONS: dict[Status, frozenset[Status]] = {
 }
 
 ENDED = frozenset({Status.SUCCEEDED, Status.FAILED, Status.CANCELLED})
-"""States in which nothing of the job runs."""
+"""States in which no part of the job runs."""
 IN_RAY = frozenset({Status.STARTING, Status.RUNNING, Status.CANCELLING})
 """States in which the job may have a driver."""
 RESUMABLE = frozenset({Status.FAILED, Status.CANCELLED})
@@ -62,7 +62,7 @@ def check_transition(old: Status, new: Status) -> None:
 
 
 def after_cancel(status: Status) -> Status:
-    """Return the state right after a cancel: a queued job is cancelled at once, an ended one keeps its state."""
+    """Return the state right after a cancel: a queued job is cancelled immediately, and an ended job keeps its state."""
     if status is Status.QUEUED:
         return Status.CANCELLED
     return status if status in ENDED else Status.CANCELLING

@@ -1,8 +1,9 @@
 """Authentication and authorization of every request, before its body is read and its route is found.
 
-As soon as the database has an API key, every path except those in :data:`OPEN` needs one. Without keys the server belongs to one
-person on one machine: it accepts requests from loopback only, no changes from pages of other origins in a browser, and nothing
-that a proxy has forwarded. A proxy that adds no headers cannot be told from a local program: docs/deployment.md warns of it.
+As soon as the database has an API key, every path except those in :data:`OPEN` needs one. A server without keys is meant for one
+person on one machine. It accepts requests from loopback only, and refuses changes that a browser sends for pages of other origins
+and all requests that a proxy has forwarded. A proxy that adds no headers cannot be distinguished from a local program;
+docs/deployment.md warns about this.
 """
 
 from __future__ import annotations
@@ -101,7 +102,7 @@ class KeyRing:
         await self._refresh()
         return self._keys.by_hash.get(hash_of(key))
 
-    async def still_holds(self, principal: Principal) -> bool:
+    async def is_still_valid(self, principal: Principal) -> bool:
         """Return whether a principal is still valid, for responses that take long. Raises UnavailableError."""
         await self._refresh()
         if principal is ANYBODY:
@@ -145,7 +146,7 @@ class Gate:
         self._open = OpenRequests()
 
     async def __call__(self, scope: AsgiScope, receive: Receive, send: Send) -> None:
-        """ASGI."""
+        """Handle an ASGI connection."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return

@@ -79,8 +79,8 @@ def stored_bytes(session: Session, key_id: str) -> int:
     return int(session.scalar(datasets) or 0) + int(session.scalar(jobs) or 0)
 
 
-def check_room(session: Session, owner: str | None, settings: Settings, adding: int) -> None:
-    """Check the quota within the transaction that stores `adding` bytes for `owner`, a key's id. Raises TooLargeError."""
+def check_storage_quota(session: Session, owner: str | None, settings: Settings, adding: int) -> None:
+    """Check the storage quota within the transaction that stores `adding` bytes for `owner`, a key's id. Raises TooLargeError."""
     if owner is None:
         return
     limits = _locked(session, owner, settings)
@@ -107,7 +107,7 @@ def check_queue(session: Session, owner: str | None, settings: Settings, *, addi
         raise TooManyRequestsError(
             f"queue limit reached: {limits.max_queued_jobs} jobs; wait for one to start or cancel one", QUEUE_RETRY_AFTER_S
         )
-    check_room(session, owner, settings, max(adding, 1))
+    check_storage_quota(session, owner, settings, max(adding, 1))
 
 
 def _locked(session: Session, key_id: str, settings: Settings) -> Limits:

@@ -1,7 +1,7 @@
-"""Limit how many requests of one API key are answered at a time, so that no key takes all of a server's connections and memory.
+"""Limit the number of open requests per API key, so that no key uses up a server's connections and memory.
 
-Event streams and long polls are counted apart from plain requests: a key that has reached the limit of streams can still send
-plain requests.
+Event streams and long polls are counted separately from plain requests: a key that has reached the limit of streams can still
+send plain requests.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from fastapi import Request
 from server.errors import TooManyRequestsError
 
 MAX_PLAIN = 500
-"""Plain requests per key. Not fewer than MAX_LASTING: each stream is a plain request until its route calls `will_last`."""
-MAX_LASTING = 500
-"""Event streams and long polls per key."""
+"""Maximum number of plain requests per key, at least MAX_LONG_LIVED: each stream is a plain request until its route marks it."""
+MAX_LONG_LIVED = 500
+"""Maximum number of event streams and long polls per key."""
 RETRY_AFTER_S = 5
 
 
@@ -27,7 +27,7 @@ class OpenRequests:
 
     def __init__(self) -> None:
         self._plain: Counter[str] = Counter()
-        self._lasting: Counter[str] = Counter()
+        self._long_lived: Counter[str] = Counter()
 
     @contextmanager
     def track(self, key_id: str) -> Iterator[OpenRequest]:
@@ -37,13 +37,13 @@ class OpenRequests:
         try:
             yield request
         finally:
-            _remove(self._lasting if request.lasts else self._plain, key_id)
+            _remove(self._long_lived if request.is_long_lived else self._plain, key_id)
 
-    def move_to_lasting(self, request: OpenRequest) -> None:
+    def move_to_long_lived(self, request: OpenRequest) -> None:
         """Count a request as an event stream or long poll from now on. Raises TooManyRequestsError."""
-        _add(self._lasting, request.key_id, MAX_LASTING, "open event streams and long polls")
+        _add(self._long_lived, request.key_id, MAX_LONG_LIVED, "open event streams and long polls")
         _remove(self._plain, request.key_id)
-        request.lasts = True
+        request.is_long_lived = True
 
 
 @dataclass
@@ -52,17 +52,17 @@ class OpenRequest:
 
     all: OpenRequests
     key_id: str
-    lasts: bool = False
+    is_long_lived: bool = False
 
 
-def will_last(request: Request) -> None:
+def mark_long_lived(request: Request) -> None:
     """Count `request` as an event stream or long poll. A route calls it once, before it answers.
 
     Raises TooManyRequestsError.
     """
     tracked: OpenRequest | None = request.state.open_request
     if tracked is not None:  # None: the server has no API keys
-        tracked.all.move_to_lasting(tracked)
+        tracked.all.move_to_long_lived(tracked)
 
 
 def _add(counts: Counter[str], key_id: str, limit: int, what: str) -> None:

@@ -70,7 +70,7 @@ def backup(file: Path, data_dir: Path | None) -> None:
 def _migrate(revision: str, data_dir: Path | None) -> None:
     with _database(data_dir) as database:
         database.migrate(revision)
-        click.echo(f"the tables are at revision {database.revision() or 'base: there are none'}")
+        click.echo(f"the tables are at revision {database.revision() or 'base (no tables)'}")
 
 
 @contextmanager

@@ -54,7 +54,7 @@ def main(out: Path) -> None:
             click.echo(f"downloaded {path}")
         api.close()
     _compare(job["result"]["evaluation"])
-    click.echo(f"{duration(time.monotonic() - started)} in all. Look at {out / 'preview.png'}.")
+    click.echo(f"{duration(time.monotonic() - started)} in total. Look at {out / 'preview.png'}.")
 
 
 @contextmanager

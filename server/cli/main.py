@@ -22,7 +22,7 @@ from server.store.revisions import NewerDatabaseError
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 _LAZY_COMMANDS = {"db": "server.cli.db", "keys": "server.cli.keys", "reproduce": "server.cli.reproduce"}
-"""Modules of commands that are imported on demand, because they import what no other command needs."""
+"""Modules of commands that are imported on demand, because they import slow modules that no other command needs."""
 
 
 class _Group(click.Group):
@@ -110,7 +110,7 @@ _SPEC = click.argument("spec", type=click.Path(exists=True, dir_okay=False, path
 @click.option(
     "--share-port",
     is_flag=True,
-    help="Share the port with other servers started with this flag, to replace a server without a gap.",
+    help="Share the port with other servers started with this flag, to replace a server without downtime.",
 )
 def serve(host: str, port: int, share_port: bool, **options: Any) -> None:
     """Run the API server. Without --ray-address, start a local Ray and stop it at exit."""

@@ -107,14 +107,14 @@ class _Progress:
         self._printed_at: dict[str, float] = {}
         self._lock = threading.Lock()
 
-    def report(self, name: str, how_far: str) -> None:
+    def report(self, name: str, progress: str) -> None:
         """Print the progress of a job. Thread-safe."""
         with self._lock:
             now = time.monotonic()
             if now - self._printed_at.setdefault(name, now) < _PLAIN_EVERY_S:
                 return
             self._printed_at[name] = now
-            click.echo(f"  {self._experiment.label(name)}: {how_far}", err=True)
+            click.echo(f"  {self._experiment.label(name)}: {progress}", err=True)
 
     def ended(self, outcome: Outcome, count: int) -> None:
         """Print the outcome of the `count`th job that ended."""

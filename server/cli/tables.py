@@ -1,6 +1,6 @@
 """Format rows of the API as lines with aligned columns.
 
-Not with rich: its tables take 10 s for the 10,000 trials that a job may have (2 cores, AMD EPYC).
+This module does not use rich, whose tables take 10 s for the 10,000 trials that a job may have (2 cores, AMD EPYC).
 """
 
 from __future__ import annotations

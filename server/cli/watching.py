@@ -75,7 +75,7 @@ class Display:
 
 
 def describe(type_: str, data: dict[str, Any]) -> str | None:
-    """Return the line that describes an event; None for an event that a person need not see."""
+    """Return the line that describes an event; None for an event that is not shown."""
     match type_:
         case "status":
             error = data.get("error")
@@ -118,14 +118,14 @@ def describe(type_: str, data: dict[str, Any]) -> str | None:
 
 
 def _trained(data: dict[str, Any]) -> str:
-    """Return e.g. `convnet 88.20 %`, or `convnet on random, dsa 70.10 %` where set and augmentation are not the usual ones."""
+    """Return e.g. `convnet 88.20 %`, or `convnet on random, dsa 70.10 %` if the set or the augmentation is not the default."""
     on = "" if data.get("source", "synthetic") == "synthetic" else f" on {data['source']}"
     augment = "" if data.get("augment", "none") == "none" else f", {data['augment']}"
     return f"{data['network']}{on}{augment} {data['accuracy']:.2f} %"
 
 
 def _progress(what: str, done: int, total: int, numbers: list[str], eta_s: float | None) -> str:
-    """Return e.g. `iteration 5/10  1 min 1 s left  loss 12.5`: what matters least comes last, since a terminal may cut it off."""
+    """Return e.g. `iteration 5/10  1 min 1 s left  loss 12.5`, the most important part first: a terminal may cut off the end."""
     eta = f"{duration(eta_s)} left" if eta_s is not None and done < total else ""
     return "  " + "  ".join(filter(None, [f"{what} {done}/{total}", eta, *numbers]))
 

@@ -44,7 +44,7 @@ class UnreachableError(ClientError):
 
 
 class RefusedError(ClientError):
-    """The server responded with a 4xx. `status` is 0 where the URL itself is invalid."""
+    """The server responded with a 4xx. `status` is 0 if the URL itself is invalid."""
 
     def __init__(self, status: int, detail: str, errors: list[dict[str, str]] | None = None) -> None:
         super().__init__(detail)

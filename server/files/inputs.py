@@ -1,4 +1,4 @@
-"""The synthetic set that an evaluate job judges: stored in the job's directory when it is submitted."""
+"""Store the synthetic set of an evaluate job in the job's directory when the job is submitted."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def stage_input(database: Database, directory: JobDir, judged: SyntheticSet | No
         _save(judged, directory.input_file)
         yield keep
     except BaseException:
-        # A commit that failed may have succeeded in the database, with only the answer lost.
+        # A commit may raise although it succeeded in the database, if only the response was lost.
         if not kept or not _may_exist(database, job_id):
             _remove(directory.path)
         raise

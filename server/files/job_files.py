@@ -1,4 +1,4 @@
-"""A job's files: which of them are its result, and how many bytes they take."""
+"""Find the result files of a job, and measure the size of its directory."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from server.store.models import Artifact
 
 @dataclass(frozen=True)
 class Result:
-    """The result of a succeeded job: its attempt and the files of it that are served."""
+    """The result of a succeeded job: its attempt, and the files of the attempt that are served."""
 
     attempt: AttemptDir
     artifacts: Sequence[Artifact]
@@ -35,7 +35,7 @@ def result_of(directory: JobDir, rows: Sequence[Artifact]) -> Result | None:
 def bytes_in(directory: Path) -> int:
     """Return the total size of the files below a directory; 0 if it does not exist.
 
-    Files that disappear meanwhile or cannot be read are skipped: measuring must not keep a job from ending.
+    Files that disappear meanwhile or cannot be read are skipped, so that measuring never prevents a job from ending.
     """
     size = 0
     for parent, _, names in os.walk(directory):

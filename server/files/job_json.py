@@ -1,4 +1,4 @@
-"""Write a job's job.json: what its driver does, and which attempt may write files (:mod:`cafe_core.jobs.fence`).
+"""Write a job's job.json, which contains the driver's task and the attempt that may write files (:mod:`cafe_core.jobs.fence`).
 
 It is written outside of transactions: SQLite has one writer at a time, and a slow disk must not block all of them. The job
 becomes `starting` first, then job.json is written before each try to submit it. A server that dies in between leaves a job that
@@ -46,13 +46,13 @@ def authorize_attempt(database: Database, settings: Settings, job_id: str, attem
 
 
 def revoke_attempts(settings: Settings, job_id: str) -> None:
-    """Let no attempt write: a driver that still starts ends at its first check. A resume authorizes an attempt again."""
+    """Forbid all attempts to write: a driver that starts late ends at its first check. A resume authorizes an attempt again."""
     path = settings.job_dir(job_id).job_file
     try:
         file = JobFile.model_validate_json(path.read_bytes())
         write_atomically(path, _content(file.model_copy(update={"attempt": 0})))
     except FileNotFoundError:
-        return  # no driver starts without it
+        return  # without job.json, no driver starts
     except (OSError, DiskFullError) as error:  # for example a full disk: the job ends anyway
         log.warning("job %s: cannot revoke its attempts; a driver that Ray starts late could still write: %s", job_id, error)
 
@@ -71,7 +71,7 @@ def _starting(database: Database, job_id: str, attempt: int) -> Job:
             job = jobs.get(session, job_id)
         except NotFoundError as error:
             raise StaleAttemptError(f"job {job_id} was deleted") from error
-    if job.attempt != attempt or job.state not in (Status.STARTING, Status.RUNNING):  # running: its events were stored first
+    if job.attempt != attempt or job.state not in (Status.STARTING, Status.RUNNING):  # its events may be stored already
         raise StaleAttemptError(f"attempt {attempt} of job {job_id} is over: the job is {job.status}, with attempt {job.attempt}")
     return job
 

@@ -18,7 +18,7 @@ from server.store.models import Artifact
 
 
 def synthetic_set(directory: JobDir, rows: Sequence[Artifact], attempts: int, spec: JobSpec) -> SyntheticSet:
-    """Return the set of the job's result, or else its current state; for an evaluate job, the set that it judges.
+    """Return the set of the job's result, or else its current state; for an evaluate job, the set that it evaluates.
 
     rows: the job's artifacts. Raises NotFoundError if there is none yet, and SyntheticSetError for a damaged file.
     """
@@ -52,12 +52,12 @@ def _judged(directory: JobDir, attempts: int, spec: EvaluateSpec) -> SyntheticSe
     if spec.synthetic.dataset is None:
         return SyntheticSet.load(directory.input_file)
     if spec.synthetic.selection in ("random", "whole"):
-        raise NotFoundError(f"the job has no synthetic set: it judges real images ({spec.synthetic.selection})")
+        raise NotFoundError(f"the job has no synthetic set: it evaluates real images ({spec.synthetic.selection})")
     chosen = [directory.attempt(number).synthetic_file for number in range(attempts, 0, -1)]
     for path in chosen:
         if path.exists():
             return SyntheticSet.load(path)
-    raise NotFoundError(f"the job has no synthetic set yet: {spec.synthetic.selection} has not selected its images yet")
+    raise NotFoundError(f"the job has no synthetic set yet: {spec.synthetic.selection} has not selected any images")
 
 
 def _best_so_far(directory: JobDir) -> SyntheticSet:

@@ -28,7 +28,7 @@ MAX_NAME_LENGTH = 128
 def store_upload(file: UploadFile, name: str | None, roots: DataRoots, *, max_bytes: int) -> Dataset:
     """Store an upload and return its row, not yet added to the database.
 
-    Raises RefusedSpecError if it is not a valid dataset and TooLargeError if it exceeds `max_bytes`; its files are removed then.
+    Raises RefusedSpecError if it is not a valid dataset and TooLargeError if it exceeds `max_bytes`, after removing its files.
     """
     filename = PurePosixPath((file.filename or "").replace("\\", "/")).name
     suffix = PurePosixPath(filename).suffix.lower()
@@ -116,7 +116,7 @@ def _readable(spec: DatasetSpec, roots: DataRoots) -> bool:
 
 
 def _described(spec: DatasetSpec, roots: DataRoots) -> DatasetInfo:
-    """Raises SpecError and DatasetError."""
+    """Return the dataset's description. Raises SpecError and DatasetError."""
     from cafe_core.data import catalog  # imports NumPy, which would slow down startup
 
     return catalog.describe(spec, roots)

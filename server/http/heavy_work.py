@@ -18,9 +18,9 @@ from typing import ParamSpec, TypeVar
 from server.errors import TooManyRequestsError
 from server.http.fair_turns import Turns
 
-AT_ONCE = 2
-PER_KEY = 1
-"""Threads per key: one stays free for other keys, however long the work takes."""
+MAX_THREADS = 2
+THREADS_PER_KEY = 1
+"""Fewer than MAX_THREADS, so that one stays free for other keys, however long the work takes."""
 RETRY_AFTER_S = 5
 
 P = ParamSpec("P")
@@ -29,19 +29,19 @@ T = TypeVar("T")
 
 @dataclass(eq=False)
 class _Turn:
-    """A piece of work that waits, then runs."""
+    """A piece of work that waits for its turn, or runs."""
 
     owner: str | None
     started: asyncio.Event
 
 
 class HeavyWork:
-    """Run one kind of work; kinds do not wait for each other. Belongs to one event loop."""
+    """Run one kind of work; different kinds do not wait for each other. Belongs to one event loop."""
 
     def __init__(self, waiting_per_key: int) -> None:
         self._waiting_per_key = waiting_per_key
-        self._turns = Turns(AT_ONCE, PER_KEY)
-        self._threads = ThreadPoolExecutor(AT_ONCE, thread_name_prefix="heavy work")
+        self._turns = Turns(MAX_THREADS, THREADS_PER_KEY)
+        self._threads = ThreadPoolExecutor(MAX_THREADS, thread_name_prefix="heavy work")
         self._waiting: list[_Turn] = []
 
     async def run_fair(self, owner: str | None, work: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
@@ -74,7 +74,7 @@ class HeavyWork:
         except asyncio.CancelledError:
             if turn in self._waiting:
                 self._waiting.remove(turn)
-            else:  # it started at the same moment
+            else:  # it has just started
                 self._end(turn)
             raise
         return turn

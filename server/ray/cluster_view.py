@@ -1,4 +1,4 @@
-"""Cache the cluster's state, so that a POST need not ask Ray each time and does not fail while Ray's head restarts."""
+"""Cache the cluster's state, so that a POST does not always query Ray, and does not fail while Ray's head restarts."""
 
 from __future__ import annotations
 

@@ -4,7 +4,7 @@ Several can run on one machine: all ports are free ones or chosen by Ray, and ea
 path, because socket paths are limited to 107 bytes). Token authentication is on. The token is created per server and stored in
 a file that only this user can read; it appears on no command line and in no job.
 
-It ends with the server: on `close`, or by PR_SET_PDEATHSIG when the server dies, upon which Ray ends its own processes.
+Ray ends with the server: `close` ends it, or PR_SET_PDEATHSIG if the server dies; Ray then ends its own processes.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class EmbeddedRay:
 
     @property
     def pid(self) -> int:
-        """The id of the process that started the others, which is also their session id."""
+        """Return the id of the process that started the others, which is also their session id."""
         assert self._process is not None
         return self._process.pid
 
@@ -139,7 +139,7 @@ class EmbeddedRay:
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                start_new_session=True,  # Ctrl-C in the terminal is handled by the server
+                start_new_session=True,  # so that Ctrl-C in the terminal reaches only the server
             )
 
     def _environment(self) -> dict[str, str]:

@@ -37,7 +37,7 @@ SUBMIT_WITHIN_S = 60.0
 """How long a submission is retried before the job fails and frees its slot. Ray refuses submissions while a node's agent
 starts, and writing job.json fails while the disk is full; both may be temporary."""
 RETRY_PAUSE_S = 5.0
-"""Pause before a new attempt, times the number of consecutive losses without progress: the cause of the loss may pass."""
+"""Pause before a new attempt, times the number of consecutive losses without progress, because the cause may be temporary."""
 
 
 class JobKeeper:
@@ -80,8 +80,8 @@ class JobKeeper:
         ray_job = await self._ray.job(self._job_id, seen.attempt)
         if ray_job is None and seen.submitted:
             if not await self._ray.ready():
-                return False  # Ray is still starting and may yet know the attempt
-            ray_job = await self._ray.job(self._job_id, seen.attempt)  # Ray may have become ready after the first question
+                return False  # Ray is still starting and may report the attempt later
+            ray_job = await self._ray.job(self._job_id, seen.attempt)  # Ray may have become ready after the first query
         directory = self.record.attempt_dir(seen.attempt)
         driver = await asyncio.to_thread(self._watch.observe, directory, has_terminal_event=seen.terminal_event is not None)
         running, retries = ray_job is not None and not ray_job.state.ended, 0
@@ -136,7 +136,7 @@ class JobKeeper:
         return False
 
     async def _submit(self, seen: JobSnapshot) -> bool:
-        """Submit the attempt. Return True when that has failed for too long and the job has failed with it."""
+        """Submit the attempt. Return True if submissions have failed for too long, so that the job has failed."""
         job_dir, settings = self._settings.job_dir(self._job_id), self._settings
         if not await self._previous.has_ended(seen.attempt):
             return False
@@ -170,12 +170,12 @@ class JobKeeper:
         return False
 
     async def _stop(self, attempt: int) -> None:
-        """Ask Ray to stop the attempt. A job without a supervisor yet does not receive this; the next step asks again."""
+        """Ask Ray to stop the attempt. Before its supervisor has started, this has no effect; the next step asks again."""
         if await self._ray.stop(self._job_id, attempt):
             self._watch.stop_received()
 
     async def _keep_logs(self, attempt: int) -> None:
-        """Copy the driver's output from Ray to the attempt's directory unless the driver did: Ray loses it when it restarts."""
+        """Copy the driver's output from Ray to the attempt's directory unless the driver did so: Ray loses it on a restart."""
         path = self.record.attempt_dir(attempt).log_file
         if await asyncio.to_thread(path.exists):
             return
@@ -187,5 +187,5 @@ class JobKeeper:
         if text is not None:
             try:
                 await asyncio.to_thread(write_atomically, path, text.encode("utf-8", "replace"))
-            except (OSError, DiskFullError) as error:  # a full disk must not keep the job from ending: it can be deleted then
+            except (OSError, DiskFullError) as error:  # a full disk must not prevent the job from ending
                 log.warning("job %s: cannot keep its logs: %s", self._job_id, error)

@@ -1,4 +1,4 @@
-"""The database side of reconciling one job: read it, store its driver's events, and record what happened to an attempt.
+"""Access the database for reconciling one job: read it, store its driver's events, and record the outcome of attempts.
 
 All methods block, so the keeper calls them in threads.
 """
@@ -34,7 +34,7 @@ CHUNK_BYTES = 8 << 20
 
 @dataclass(frozen=True)
 class JobSnapshot:
-    """A job and its current attempt as they were in the database."""
+    """A job and its current attempt, as last read from the database."""
 
     status: Status
     attempt: int
@@ -169,11 +169,11 @@ class JobRecord:
     def _store_events(
         events: list[DriverEvent], offset: int, new_offset: int, session: Session, job: Job, attempt: Attempt
     ) -> None:
-        if attempt.events_offset == offset:  # otherwise the previous leader has stored them a moment ago
+        if attempt.events_offset == offset:  # otherwise the previous leader has just stored them
             jobs.take_events(session, job, attempt, events, new_offset)
 
     def _parse(self, lines: list[bytes]) -> list[DriverEvent]:
-        """Parse events. Log and skip a malformed line (left by a full disk), so that it does not keep the job from ending."""
+        """Parse events. Log and skip a malformed line (left by a full disk), so that it does not prevent the job from ending."""
         events = []
         for line in lines:
             try:

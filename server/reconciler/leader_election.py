@@ -2,7 +2,7 @@
 
 The leader holds a lock: a PostgreSQL session advisory lock on a dedicated connection, or, with SQLite, flock on a file beside the
 database. Both are released when the holder dies. The leader checks every second that it still holds the lock, and the other
-servers try to acquire it as often.
+servers try to acquire it at the same interval.
 
 For a moment two servers may both believe that they lead, for example after a network partition. Correctness therefore does not
 depend on the lock: every change to a job happens in a transaction that locks the job's row and checks its state again, a
@@ -63,7 +63,7 @@ class Leader:
         return self._ended
 
     async def run(self, *duties: Duty) -> None:
-        """Run the duties whenever this server leads, and cancel them when it no longer does, until cancelled.
+        """Run the duties while this server leads, and cancel them when it no longer leads. Runs until cancelled.
 
         Each duty is called again for each term. If one returns or fails, this method raises, and another server can lead.
         """
@@ -101,7 +101,7 @@ class Leader:
             await asyncio.sleep(EVERY_S)
 
     async def _ask(self, question: Callable[[], bool]) -> bool:
-        """Return the answer, or False if there is none in time. Later questions wait until the thread is free."""
+        """Return the result of `question`, or False after a timeout. Later calls wait until the thread is free."""
         try:
             async with asyncio.timeout(ANSWER_WITHIN_S):
                 return await self._in_thread(question)

@@ -1,8 +1,8 @@
 """Decide what the reconciler does next about a job, as a pure function of the known facts.
 
 The driver's files take precedence over Ray: a job has a result if its manifest exists, and failed for the reason its driver
-wrote. Ray tells whether the driver still runs, and what happened when the driver could not write anything: then the attempt is
-lost through no fault of the job, and a new one continues from the last checkpoint.
+wrote. Ray reports whether the driver still runs, and why it ended if the driver could not write that itself. Such an attempt
+is lost through no fault of the job, and a new one continues from the last checkpoint.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Facts:
     retries: int = 0
     """Consecutive lost attempts without progress, see `server.store.jobs.consecutive_losses`."""
     max_retries: int = 0
-    """How many of them may follow each other."""
+    """Maximum number of consecutive lost attempts without progress."""
 
 
 class Act(Enum):
@@ -83,7 +83,10 @@ def decide(facts: Facts) -> Decision:
 
 
 def _while_running(facts: Facts) -> Act:
-    """Giving up is recorded before the stop request, so that the next server does not mistake it for a user's request."""
+    """Return the next action for an attempt whose driver runs.
+
+    Giving up is recorded before the stop request, so that the next server does not mistake it for a user's request.
+    """
     if facts.status is Status.CANCELLING or facts.given_up or facts.lingers:
         return Act.WAIT if facts.stop_asked else Act.STOP
     return Act.GIVE_UP if facts.silent else Act.WAIT

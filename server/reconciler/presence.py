@@ -1,4 +1,4 @@
-"""Detect other servers on the same data directory: only a server that is alone may clean up what a crashed one left behind.
+"""Detect other servers on the same data directory: only if there are none may a server clean up after one that crashed.
 
 While other servers run, something that looks abandoned (a job's directory without a row, a directory set aside for removal) may
 belong to one of their open transactions.

@@ -1,6 +1,6 @@
 """Wait until the previous attempt has released its resources before the next one starts.
 
-A lost attempt may still run, and Ray may come to know it again. Once the next attempt is authorized, the previous one can no
+A lost attempt may still run, and Ray may report it again later. Once the next attempt is authorized, the previous one can no
 longer write (:mod:`server.files.job_json`), but its workers hold CPUs and GPUs that the next attempt's workers wait for.
 """
 
@@ -15,7 +15,7 @@ from workers.client import RayRefusedError
 log = logging.getLogger(__name__)
 
 ENDS_WITHIN_S = 30.0
-"""How long to wait for it. Ray kills a driver that does not end within RAY_JOB_STOP_WAIT_TIME_S after the stop request."""
+"""Timeout of stopping the previous attempt. Ray kills a driver RAY_JOB_STOP_WAIT_TIME_S after the stop request."""
 STOP_EVERY_S = 3.0
 """How often the stop request is repeated."""
 
@@ -32,7 +32,7 @@ class PreviousAttempt:
     async def has_ended(self, attempt: int) -> bool:
         """Return whether the attempt before `attempt` has ended according to Ray; if not, ask Ray to stop it. Raises RayError.
 
-        After ENDS_WITHIN_S the answer is True in any case, so that a job does not wait forever for one that cannot be stopped.
+        Always returns True after ENDS_WITHIN_S, so that a job does not wait forever for an attempt that cannot be stopped.
         """
         if attempt == 1:
             return True

@@ -1,4 +1,4 @@
-"""Choose which jobs to reconcile: the active ones, and queued ones while there is room, shared fairly between owners."""
+"""Choose which jobs to reconcile: the active ones, and queued ones while slots are free, shared fairly between owners."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from server.store.models import ApiKey, Job
 
 
 def jobs_to_reconcile(session: Session, admitted: Collection[str], *, max_active: int, max_per_owner: int | None) -> list[str]:
-    """Return the ids of all jobs that may have a driver, and of as many queued ones as `max_active` leaves room for.
+    """Return the ids of all jobs that may have a driver, and of queued jobs, up to `max_active` in total.
 
     Among queued jobs, the owner with the fewest active jobs goes first, with its oldest job. An owner has at most as many active
     jobs as its key allows, or else `max_per_owner` (None: unlimited). Jobs without an owner count as one owner without a limit.
@@ -23,7 +23,7 @@ def jobs_to_reconcile(session: Session, admitted: Collection[str], *, max_active
     is_active = or_(Job.status.in_([s.value for s in IN_RAY]), and_(Job.status == Status.QUEUED.value, Job.id.in_(admitted)))
     active = session.execute(select(Job.id, Job.owner).where(is_active).order_by(Job.number)).all()
     chosen = [id for id, _ in active]
-    if (room := max_active - len(active)) <= 0:
+    if (free_slots := max_active - len(active)) <= 0:
         return chosen
     # An owner's n-th queued job would be its (active + n)-th active one; ordering by that number makes owners take turns.
     active_of = Counter(owner for _, owner in active)
@@ -37,4 +37,4 @@ def jobs_to_reconcile(session: Session, admitted: Collection[str], *, max_active
     limit = func.coalesce(ApiKey.max_running_jobs, max_per_owner)
     allowed = or_(waiting.c.owner.is_(None), limit.is_(None), turn <= limit)
     candidates = select(waiting.c.id).join(ApiKey, ApiKey.id == waiting.c.owner, isouter=True)
-    return chosen + list(session.scalars(candidates.where(allowed).order_by(turn, waiting.c.number).limit(room)))
+    return chosen + list(session.scalars(candidates.where(allowed).order_by(turn, waiting.c.number).limit(free_slots)))

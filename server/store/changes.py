@@ -46,7 +46,7 @@ class Changes:
 
     @property
     def closed(self) -> bool:
-        """Whether the server is shutting down, so that nothing should wait any longer."""
+        """Return whether the server is shutting down, so that nothing should wait any longer."""
         return self._closed
 
     def close(self) -> None:
@@ -62,7 +62,7 @@ class Changes:
 
     @property
     def version(self) -> int:
-        """A number that grows with every change: a read that began at a lower version may be stale."""
+        """Return a number that grows with every change: a read that began at a lower version may be stale."""
         return self._version
 
     def _wake(self, job_id: str) -> None:
@@ -97,8 +97,8 @@ class Changes:
     async def poll_other_servers(self, database: Database) -> None:
         """Wake the waiters of jobs that another server has changed, with one query per second while anything waits.
 
-        A change made by this server wakes its waiters a second time. So does a job that is polled for the first time: it may have
-        changed between its watcher's last read and this one.
+        A change made by this server wakes its waiters a second time. The first poll of a job also wakes its waiters, because the
+        job may have changed between their last read and the poll.
         """
         seen: dict[str, int | None] = {}
         failing = False

@@ -1,4 +1,4 @@
-"""Uploaded datasets that jobs read: they cannot be deleted while a job needs them."""
+"""Find and lock the uploaded datasets that jobs read: they cannot be deleted while a job needs them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from server.store.models import Dataset, Job
 
 
 def datasets_in_use(session: Session) -> set[str]:
-    """Return the ids of uploaded datasets that jobs which have not ended read."""
+    """Return the ids of the uploaded datasets that unfinished jobs read."""
     specs = session.scalars(select(Job.spec).where(Job.status.not_in([s.value for s in ENDED])))
     return {dataset_id for spec in specs for dataset_id in _dataset_ids(parse_job_spec(spec))}
 

@@ -1,4 +1,4 @@
-"""Webhooks to send, stored in the transaction that ends a job: a webhook is sent if and only if the job has ended."""
+"""Store the webhooks to send, in the transaction that ends a job: a webhook is sent if and only if the job has ended."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ FIRST_WAIT_S, WAIT_FACTOR, LONGEST_WAIT_S = 5.0, 3.0, 6 * 3600.0
 """Delays between tries: 5 s, 15 s, 45 s, … 6 h, each ±20 %, so that a recovering receiver does not get all of them at once."""
 GIVE_UP_AFTER = timedelta(hours=24)
 RESERVATION = timedelta(seconds=60)
-"""How long a try reserves its delivery; longer than a try takes."""
+"""How long a try reserves its delivery. This is longer than a try takes."""
 ERROR_CHARACTERS = 500
 
 

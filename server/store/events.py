@@ -1,4 +1,4 @@
-"""A job's events in the database: append and read them."""
+"""Append and read the events of a job in the database."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ from server.store.progress import TERMINAL_EVENTS, DriverEvent, job_update, tota
 def create(session: Session, job_id: str, spec: JobSpec, *, owner: str | None = None, stored_bytes: int = 0) -> Job:
     """Create a queued job with its first attempt.
 
-    spec: resolved. owner: the id of an API key. stored_bytes: what the submission has written to the job's directory.
+    spec: the resolved spec. owner: the id of an API key. stored_bytes: bytes that the submission wrote to the job's directory.
     """
     job = Job(
         id=job_id,

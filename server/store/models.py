@@ -23,7 +23,7 @@ from cafe_core.jobs.jobdir import utc_now
 from server.states import Status
 
 LARGEST_NUMBER = 2**31 - 1
-"""The largest number of a job, attempt or event: PostgreSQL compares its integers with none above it."""
+"""The largest number of a job, attempt or event. PostgreSQL's integer columns cannot be compared with larger ones."""
 
 
 def new_id(prefix: str) -> str:
@@ -58,7 +58,7 @@ class ApiKey(Base):
 
 
 class Job(Base):
-    """A job. `version` grows with every change to the row and makes the ETag."""
+    """A job. `version` grows with every change to the row and determines the ETag."""
 
     __tablename__ = "jobs"
 
@@ -94,12 +94,12 @@ class Job(Base):
 
     @property
     def state(self) -> Status:
-        """`status` as the enum."""
+        """Return `status` as the enum."""
         return Status(self.status)
 
 
 class JobLabel(Base):
-    """A label of a job, in its own table so that jobs can be found by it."""
+    """A label of a job, in a separate table so that jobs can be found by label."""
 
     __tablename__ = "job_labels"
 
@@ -121,7 +121,7 @@ class Attempt(Base):
     """`submitted`, `resumed`, or `lost` if the previous attempt was lost with Ray, its node or its driver."""
     created_at: Mapped[str] = mapped_column(String(32), default=utc_now)
     submitted_at: Mapped[str | None] = mapped_column(String(32))
-    """When Ray accepted it; None: unknown whether Ray has it."""
+    """When Ray accepted it; None if it is unknown whether Ray has it."""
     given_up_at: Mapped[str | None] = mapped_column(String(32))
     """When the server gave it up because its driver was silent. Once Ray has ended it, it counts as lost."""
     finished_at: Mapped[str | None] = mapped_column(String(32))

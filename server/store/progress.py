@@ -34,13 +34,13 @@ class DriverEvent:
         if not isinstance(data, dict) or not isinstance(data.get("type"), str) or not isinstance(data.get("time"), str):
             raise ValueError(f"not an event: {line[:200]!r}")
         if any(len(data[field]) > 32 or "\0" in data[field] for field in ("type", "time")):  # the size of the database columns
-            raise ValueError(f"its type or time is too long or contains NUL: {line[:200]!r}")
+            raise ValueError(f"event type or time too long or with NUL: {line[:200]!r}")
         return cls(data.pop("time"), data.pop("type"), data)
 
 
 @dataclass(frozen=True)
 class JobUpdate:
-    """What an event changes in its job; None leaves a field unchanged."""
+    """The changes that an event makes to its job; None leaves a field unchanged."""
 
     phase: str | None = None
     done: int | None = None
@@ -50,7 +50,7 @@ class JobUpdate:
 
 
 def job_update(event: DriverEvent) -> JobUpdate:
-    """Return what an event changes in its job. Events of other types are stored but change nothing."""
+    """Return the changes that an event makes to its job. Events of other types are stored but change nothing."""
     match event.type:
         case "phase":
             phase = str(event.data["phase"])

@@ -1,6 +1,6 @@
 """Plan a submitted job: gather facts, accept the spec, compare it with the cluster, estimate its memory.
 
-Everything that can be refused is refused here, before anything is stored or a worker started. This module imports NumPy, so
+All reasons to refuse a job are checked here, before anything is stored or a worker is started. This module imports NumPy, so
 routes import it lazily, in a thread.
 """
 
@@ -42,15 +42,15 @@ class Plan:
 
     accepted: Accepted
     estimate: Estimate
-    """The estimate of the phase that needs the most memory; for a sweep, of the trial."""
+    """The estimate of the phase that needs the most memory; for a sweep, of the trial that needs the most."""
     memory_available: int
-    """Bytes per worker."""
+    """Memory available to each worker, in bytes."""
 
 
 def plan(spec: JobSpec, settings: Settings, database: Database, cluster: RayCluster, principal: Principal) -> Plan:
     """Plan the job that `spec` asks for, from the jobs and datasets that `principal` may see.
 
-    Raises RefusedSpecError for the field at fault.
+    Raises RefusedSpecError, which names the invalid field.
     """
     try:
         facts = _gather(spec, settings, database, cluster, principal)
@@ -138,7 +138,7 @@ def _sweep_plan(accepted: Accepted, spec: SweepSpec, datasets: DatasetFacts, clu
     lacking = [need for need in needs if need[1].memory_bytes > need[2]]
     if lacking:
         trial, needed, available = max(lacking, key=lambda need: _memory(need[1]))
-        loc = "base.resources" if len(lacking) == len(needs) else "space"  # `space` if only some of its settings need too much
+        loc = "base.resources" if len(lacking) == len(needs) else "space"  # `space` if only some of its trials need too much
         raise RefusedSpecError.of(loc, f"with {setting(trial.overrides)}: {_too_much(needed, available)}")
     _, needed, available = max(needs, key=lambda need: _memory(need[1]))
     held = min(_trials_held(trial.spec.resources, needed, cluster, driver_cpus) for trial, needed, _ in needs)

@@ -1,7 +1,7 @@
 """Count job ends, lost attempts and webhook deliveries when their transactions are committed.
 
-This counts every change, wherever it is made, and nothing that is rolled back. It sees changes to ORM objects only, which is how
-all of these are made.
+Every committed change is counted, wherever it is made, and nothing that is rolled back. Only changes to ORM objects are seen; all
+of these changes are made that way.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Metrics from the database: the queue and running jobs. One short read per scrape, whatever the number of jobs."""
+"""Collect metrics of the queue and of running jobs from the database, with one short read per scrape."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class RunningJob:
 
 @dataclass(frozen=True)
 class JobsSeen:
-    """Result of one read of the database."""
+    """The result of one read of the database."""
 
     counts: dict[tuple[str, str], int]
     """Number of jobs by kind and status."""
@@ -58,8 +58,8 @@ class JobsSeen:
     running: list[RunningJob]
 
 
-def look(session: Session) -> JobsSeen:
-    """Read everything: two queries, and one per running job."""
+def read_jobs(session: Session) -> JobsSeen:
+    """Read the queue and the running jobs: two queries, and one per running job."""
     counts = {(kind, status): count for kind, status, count in session.execute(_COUNTS)}
     rows = session.execute(_RUNNING).all()
     return JobsSeen(counts, session.scalar(_QUEUED_SINCE), [_running(session, *row) for row in rows])
@@ -100,7 +100,7 @@ def _running(
 
 
 def families(seen: JobsSeen, now: datetime) -> Iterator[Metric]:
-    """Yield the metrics."""
+    """Yield the metrics of the queue and of running jobs."""
     jobs = GaugeMetricFamily("cafe_jobs", "Number of jobs by kind and status.", labels=["kind", "status"])
     for kind in KINDS:
         for status in Status:

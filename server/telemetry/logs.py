@@ -23,13 +23,13 @@ from server.settings import Settings
 
 REDACTED = "[redacted]"
 SHORTEST_SECRET = 6
-"""Shorter values are not redacted: they would match everywhere."""
+"""Shorter values are not redacted, because they would match too often."""
 
 job_id: ContextVar[str | None] = ContextVar("job_id", default=None)
 """The job that the current task works on."""
 
 _SECRET_PATTERNS = (
-    # A fast check, the pattern, the replacement.
+    # (text that every match contains, pattern, replacement): searching the text first is fast.
     ("cafe_", re.compile(r"cafe_[a-z0-9_-]{43}(?![a-z0-9_-])", re.IGNORECASE), REDACTED),  # API keys
     ("bearer", re.compile(r"(bearer\s+)[a-z0-9._~+/=-]{8,}", re.IGNORECASE), rf"\1{REDACTED}"),
     ("basic", re.compile(r"(basic\s+)[a-z0-9._~+/=-]{8,}", re.IGNORECASE), rf"\1{REDACTED}"),

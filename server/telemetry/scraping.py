@@ -16,20 +16,20 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from server.ray.api import RayApi
 from server.store.database import Database
-from server.telemetry.job_metrics import JobsSeen, families, look
+from server.telemetry.job_metrics import JobsSeen, families, read_jobs
 from workers.client import RayError
 
 FRESH_S = 1.0
 """Scrapes within this time share one query."""
 TIMEOUT_S = 4.0
-"""Timeout of the database and Ray. Prometheus's own is 10 s."""
+"""Timeout of queries to the database and Ray. Prometheus's own timeout is 10 s."""
 
 TEXT_TYPE = text.CONTENT_TYPE_PLAIN_0_0_4
 OPENMETRICS_TYPE = "application/openmetrics-text; version=1.0.0; charset=utf-8"
 
 
 class Scraper(Collector):
-    """Collect the metrics from outside of this process. Belongs to one event loop."""
+    """Collect the metrics of the database, Ray and the reconciler. Belongs to one event loop."""
 
     def __init__(self, registry: CollectorRegistry, database: Database, ray: RayApi, leads: Callable[[], bool]) -> None:
         """leads: whether this server runs the reconciler."""
@@ -55,7 +55,7 @@ class Scraper(Collector):
         return await asyncio.to_thread(text.generate_latest, self._registry), TEXT_TYPE
 
     def collect(self) -> Iterator[Metric]:
-        """Called by the registry."""
+        """Yield the metrics of the last query. The registry calls this."""
         yield GaugeMetricFamily("cafe_ray_up", "Whether Ray's jobs API responds and has a node.", value=self._ray_up)
         yield GaugeMetricFamily("cafe_database_up", "Whether the database responds.", value=self._jobs is not None)
         yield GaugeMetricFamily("cafe_reconciler_leader", "Whether this server runs the reconciler.", value=self._leads())
@@ -63,7 +63,7 @@ class Scraper(Collector):
             yield from families(self._jobs, datetime.now(UTC))
 
     def describe(self) -> Iterator[Metric]:
-        """Describe nothing, so that registering does not collect."""
+        """Yield nothing, so that registering this collector does not collect."""
         return iter(())
 
     async def _read_jobs(self) -> JobsSeen | None:
@@ -81,7 +81,7 @@ class Scraper(Collector):
 
     def _read(self) -> JobsSeen:
         with self._database.read() as session:
-            return look(session)
+            return read_jobs(session)
 
     async def _ask_ray(self) -> bool:
         try:

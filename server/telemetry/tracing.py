@@ -25,7 +25,7 @@ REQUEST_TELEMETRY = TelemetryConfig(tracing=True, metrics=False, logs=False, ope
 
 
 def configure(environ: Mapping[str, str]) -> None:
-    """Export spans as the environment says, in the background and at exit.
+    """Export spans as configured by environment variables, in the background and at exit.
 
     Logs a warning and exports nothing if the exporter's package is missing.
     """

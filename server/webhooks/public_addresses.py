@@ -1,7 +1,7 @@
 """Connect to public addresses only: URLs from users must not lead into the server's own network (SSRF).
 
 The name is resolved here, all of its addresses are checked, and the connection goes to a checked address, so a name that
-resolves to another address a moment later (DNS rebinding) gains nothing. TLS and the Host header still use the name.
+resolves to another address a moment later (DNS rebinding) is no risk. TLS and the Host header still use the name.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ REFUSED = [
     for network in (
         "168.63.129.16/32",  # Azure's host agent, which serves a machine's configuration
         "161.26.0.0/16",  # IBM Cloud's services within its private network
-        "166.8.0.0/14",  # likewise
+        "166.8.0.0/14",  # the same
         "192.0.0.0/24",  # protocol assignments: 192.0.0.192 is Oracle's metadata, 192.0.0.9 controls the next NAT gateway
         "192.88.99.0/24",  # 6to4 relays
         "2001::/23",  # protocol assignments: Teredo; 2001:1::1 controls the next NAT gateway
         "3fff::/20",  # documentation
     )
 ]
-"""Networks that count as global, at least in some versions of Python, but lead nowhere or into the server's own network."""
+"""Networks that count as global, at least in some versions of Python, but are unused or belong to the server's own network."""
 
 
 class PrivateAddressError(Exception):

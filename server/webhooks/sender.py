@@ -68,7 +68,7 @@ class _Outcome:
 def check_url(url: str | None, settings: Settings) -> None:
     """Raise RefusedSpecError for a webhook URL that this server would never send to."""
     if url is not None and not url.startswith("https:") and not settings.webhook_allow_private:
-        raise RefusedSpecError.of("webhook", "must be an https URL on this server")
+        raise RefusedSpecError.of("webhook", "must be an https URL; this server does not send to http URLs")
 
 
 def signing_secret(settings: Settings, key_id: str | None) -> str:
@@ -143,7 +143,7 @@ class WebhookSender:
                 await http.aclose()
 
     async def _begin_due(self) -> None:
-        if self._turns.room() == 0:
+        if self._turns.free_slots() == 0:
             return
         due = await asyncio.to_thread(self._due, set(self._tries))
         if not due:
@@ -174,7 +174,7 @@ class WebhookSender:
             del self._tries[due.id]
 
     async def _try(self, http: httpcore.AsyncConnectionPool, delivery_id: str) -> _Outcome | None:
-        """Make one try. Return its outcome, or None if there is nothing left to send. Raises SQLAlchemyError."""
+        """Try to send once. Return the outcome, or None if there is nothing left to send. Raises SQLAlchemyError."""
         try:
             this = await asyncio.to_thread(self._begin_try, delivery_id)
             outcome = await post(http, this) if this is not None else None
