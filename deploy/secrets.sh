@@ -1,8 +1,8 @@
 #!/bin/sh
-# Create the secrets that docker-compose.yml gives to its services, one file each. Existing files are kept.
+# Create the secrets that docker-compose.yml passes to its services, one file each. Existing files are kept.
 #
-# Only the owner can enter the directory (0700), which keeps other users of this machine out. The files in it are readable by
-# everybody (0444), because Compose mounts them as they are and every service runs as its own user id.
+# The directory has mode 0700, so that other users of this machine cannot read the secrets. The files in it are readable by
+# everyone (0444), because Compose mounts them with this mode and each service runs as a different user.
 set -eu
 cd "$(dirname "$0")"
 umask 077
