@@ -56,7 +56,7 @@ def run_server(settings: Settings, host: str, port: int, *, share_port: bool = F
     if settings.ray_address is not None and settings.ray_token is None:
         raise click.UsageError(
             "--ray-address needs Ray's token: start that Ray with RAY_AUTH_MODE=token and set RAY_AUTH_TOKEN_PATH or "
-            "RAY_AUTH_TOKEN here. Without a token, anybody who reaches Ray can run code on its machines"
+            "RAY_AUTH_TOKEN here. Without a token, anyone who can reach Ray can run code on its machines"
         )
     if share_port and settings.ray_address is None:
         raise click.UsageError("--share-port needs --ray-address: a local Ray and its jobs would stop with one of the servers")

@@ -12,7 +12,7 @@ from typing import Any
 class Interruption:
     """Raise KeyboardInterrupt in the main thread at the first SIGTERM or SIGINT, and ignore later ones. A context manager.
 
-    It is KeyboardInterrupt because Ray's C++ waits swallow any other exception. If the exception is swallowed all the same (in a
+    It is KeyboardInterrupt because Ray's C++ waits swallow any other exception. If the exception is swallowed anyway (in a
     destructor or a callback), the next :meth:`check` raises it again. Later signals must not disturb the clean-up that the first
     one started.
     """

@@ -266,7 +266,7 @@ class TuneRun:
         return starting_actors(TuneWorker.__name__)
 
     def _end_stuck_starts(self) -> None:
-        """End workers that froze while they started. Only Ray knows their processes."""
+        """End workers that froze while they started. Only Ray knows their process ids: they have not answered yet."""
         if time.monotonic() - self._checked_at < STARTING_LOOK_S:
             return
         self._checked_at = now = time.monotonic()

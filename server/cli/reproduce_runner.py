@@ -31,7 +31,7 @@ class ServerRunner:
         self._poll_s = poll_s
 
     def run(self, jobs: Sequence[Job], report: JobReport) -> Iterator[Outcome]:
-        """See :class:`cafe_core.reproduction.jobs.Runner`. If the caller stops early, the jobs continue on the server.
+        """Run the jobs, see :class:`cafe_core.reproduction.jobs.Runner`. If the caller stops early, the jobs continue on the server.
 
         Raises UnreachableError.
         """

@@ -64,7 +64,7 @@ class _Access(httpx.Auth):
         self._api_key = api_key
 
     def auth_flow(self, request: httpx.Request) -> Generator[httpx.Request, httpx.Response, None]:
-        """See httpx.Auth."""
+        """Send a request with the key; implements httpx.Auth."""
         if self._api_key:
             request.headers["Authorization"] = f"Bearer {self._api_key}"
         deadline = time.monotonic() + RETRY_FOR_S

@@ -61,7 +61,7 @@ def stage_upload_removal(roots: DataRoots, dataset_id: str) -> AbstractContextMa
 
 
 def finish_upload_removals(roots: DataRoots, known: Collection[str]) -> None:
-    """See :func:`server.files.removal.finish_removals`."""
+    """Finish the removal of uploads, see :func:`server.files.removal.finish_removals`."""
     finish_removals(roots.uploads, known, partial(_clear, roots))
 
 

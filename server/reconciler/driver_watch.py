@@ -1,4 +1,4 @@
-"""Observe one driver over time: whether it is silent, lingers after its last event, or keeps running although Ray was told to
+"""Observe one driver over time: whether it is silent, lingers after its last event, or keeps running although Ray was asked to
 stop it.
 
 All durations come from a :class:`WatchClock`, so time during which this server was frozen or Ray did not answer does not count.

@@ -69,7 +69,7 @@ class JobRecord:
         return self._settings.job_dir(self._job_id).attempt(attempt)
 
     def consecutive_losses(self) -> int:
-        """See :func:`server.store.jobs.consecutive_losses`."""
+        """Return the number of consecutive losses, see :func:`server.store.jobs.consecutive_losses`."""
         with self._database.read() as session:
             return jobs.consecutive_losses(session, jobs.get(session, self._job_id))
 

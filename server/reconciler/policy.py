@@ -95,8 +95,8 @@ def _while_running(facts: Facts) -> Act:
 def _failure(facts: Facts) -> dict[str, Any] | None:
     """Return the error if a new attempt would not help or is not wanted; None if the attempt was lost.
 
-    A driver that reports `cancelled` has received a signal. If Ray sent it, somebody stopped the job; otherwise its machine shut
-    down.
+    A driver that reports `cancelled` has received a signal. If Ray sent it, a user stopped the job in Ray; otherwise its machine
+    shut down.
     """
     event_type = None if facts.terminal_event is None else facts.terminal_event["type"]
     if facts.terminal_event is not None and event_type == "failed":

@@ -40,7 +40,7 @@ class Changes:
         self._waiting: defaultdict[str, set[asyncio.Event]] = defaultdict(set)
         self._version = 0
         self._polled: Counter[str] = Counter()
-        """Watchers per job that also want changes by other servers."""
+        """The number of watchers per job that also wait for changes by other servers."""
         self._any_polled = asyncio.Event()
         self._closed = False
 

@@ -32,6 +32,6 @@ def started_trials(session: Session, job: Job) -> set[int]:
 
 
 def made_progress(session: Session, job: Job, attempt: int) -> bool:
-    """Return whether an attempt produced anything that the next one need not repeat."""
+    """Return whether an attempt produced anything that the next one does not have to repeat."""
     durable = select(Event.data).where(Event.job_id == job.id, Event.attempt == attempt, Event.type.in_(DURABLE_EVENTS))
     return any(data.get("status") != "failed" for data in session.scalars(durable))

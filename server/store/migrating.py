@@ -20,7 +20,7 @@ MIGRATION_LOCK = 0x0CAFE001
 
 
 def migrate(engine: Engine, revision: str) -> None:
-    """See :meth:`server.store.database.Database.migrate`."""
+    """Upgrade or downgrade the tables, see :meth:`server.store.database.Database.migrate`."""
     with engine.connect() as connection, _foreign_keys_off(connection), connection.begin():
         if connection.dialect.name == "postgresql":
             connection.exec_driver_sql("SET LOCAL lock_timeout = 0")  # another server's migration may take long

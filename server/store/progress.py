@@ -16,7 +16,7 @@ COMPUTING = frozenset({"condensing", "validating", "evaluating", "sweeping", "pu
 TERMINAL_EVENTS = frozenset({"finished", "failed", "cancelled"})
 """The types of a driver's last event."""
 DURABLE_EVENTS = frozenset({"checkpoint", "validated", "evaluated", "trial_validated", "trial"})
-"""Types of events for work that the next attempt need not repeat."""
+"""Types of events for work that the next attempt does not have to repeat."""
 
 
 @dataclass(frozen=True)

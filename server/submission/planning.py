@@ -98,7 +98,7 @@ def _check_visible(dataset_id: str, database: Database, principal: Principal) ->
 
 
 def _set_of_job(job_id: str, settings: Settings, database: Database, principal: Principal) -> SyntheticSet:
-    """Return the synthetic set of a job as it is now. Raises SpecError."""
+    """Return the synthetic set of a job in its current state. Raises SpecError."""
     try:
         with database.read() as session:
             job = find_job(session, principal, job_id)
@@ -120,7 +120,7 @@ def _estimates(accepted: Accepted) -> list[Estimate]:
 
 
 def _sweep_plan(accepted: Accepted, spec: SweepSpec, datasets: DatasetFacts, cluster: RayCluster, driver_cpus: float) -> Plan:
-    """Check that each trial fits the cluster by itself, and bound how many run at once by the largest trial."""
+    """Check that each trial fits the cluster, and limit how many run concurrently by the needs of the largest trial."""
     for trial in accepted.trials:
         if reason := too_large(trial.spec.resources, cluster, driver_cpus):
             swept = [path for path in trial.overrides if path.split(".")[0] == "resources"]

@@ -71,7 +71,7 @@ class JsonFormatter(logging.Formatter):
         self._redact = redact
 
     def format(self, record: logging.LogRecord) -> str:
-        """See :class:`logging.Formatter`."""
+        """Return the record as one line of JSON."""
         line: dict[str, Any] = {
             "time": _time_of(record),
             "level": record.levelname.lower(),
@@ -95,7 +95,7 @@ class TextFormatter(logging.Formatter):
         self._redact = redact
 
     def format(self, record: logging.LogRecord) -> str:
-        """See :class:`logging.Formatter`."""
+        """Return the record as one line of text, followed by its traceback if it has one."""
         about = {"request_id": request_id.get(), "job_id": job_id.get()} | getattr(record, "fields", {})
         shown = " ".join(f"{name}={value}" for name, value in about.items() if value is not None)
         line = f"{_time_of(record)} {record.levelname} {record.name}: {record.getMessage()}"

@@ -1,1 +1,1 @@
-"""Migrations to the tables of :mod:`server.store.models`, one per file in `versions/`; see `Database.migrate`."""
+"""Migrations of the tables of :mod:`server.store.models`, one per file in `versions/`; see `Database.migrate`."""
