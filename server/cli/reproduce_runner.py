@@ -31,9 +31,9 @@ class ServerRunner:
         self._poll_s = poll_s
 
     def run(self, jobs: Sequence[Job], report: JobReport) -> Iterator[Outcome]:
-        """Run the jobs, see :class:`cafe_core.reproduction.jobs.Runner`. If the caller stops early, the jobs continue on the server.
+        """Run the jobs, see :class:`cafe_core.reproduction.jobs.Runner`. Raises UnreachableError.
 
-        Raises UnreachableError.
+        If the caller stops early, the jobs continue on the server.
         """
         submitted: dict[str, str] = {}  # name -> id on the server
         for job in jobs:
