@@ -1,4 +1,4 @@
-"""Derive a seed for each random draw from (seed, purpose, counters). No torch import here."""
+"""Derive a seed for each random draw from (seed, purpose, counters). This module does not import torch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Artifacts that a method makes before its loop, such as a pool of trained networks, cached by what they are made from."""
+"""Cache the artifacts that a method makes before its loop, such as a pool of trained networks."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 
 
 class ArtifactCache:
-    """Files of named tensors in a directory that all workers share; without a directory nothing is kept."""
+    """Files of named tensors in a directory that all workers share; without a directory, nothing is cached."""
 
     def __init__(self, directory: Path | None, comm: Comm, device: torch.device) -> None:
         self._directory = directory
@@ -29,7 +29,7 @@ class ArtifactCache:
         self._device = device
 
     def load_or_make(self, key: Mapping[str, Any], make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
-        """Return the tensors stored under `key`; where there are none, make and store them. All workers call it together.
+        """Return the tensors stored under `key`; if there are none, make and store them. All workers call it together.
 
         key: JSON values that determine the tensors: the dataset, the method's fields, the seed. make: called on all workers
         or on none, and returns the same tensors on each; rank 0 stores them.
@@ -57,5 +57,5 @@ def _read(path: Path) -> dict[str, Tensor] | None:
     except FileNotFoundError:
         return None
     except (SafetensorError, OSError):
-        log.warning("%s cannot be read; it is made again", path, exc_info=True)
+        log.warning("cannot read %s; making it again", path, exc_info=True)
         return None

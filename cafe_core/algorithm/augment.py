@@ -1,4 +1,4 @@
-"""Augment images differentiably, with random draws as values that images can share.
+"""Augment images differentiably, with random draws that several images can share.
 
 A draw is one row of :class:`Draws`. Siamese augmentation (DSA, Zhao & Bilen, ICML 2021, section 3.2) draws one row per class
 and applies it to all real and synthetic images of the class; training draws one row per image.

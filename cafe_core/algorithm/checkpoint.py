@@ -1,7 +1,7 @@
-"""The state of a run at an iteration boundary: S, its momentum, the iteration, and what its method adds.
+"""Save and load the state of a run at an iteration boundary: S, its momentum, the iteration, and the method's own state.
 
 Randomness is counter-based, the network is renewed each iteration and the loops' queues start empty, so nothing else needs to be
-kept. All of it is keyed by class, so a run resumes on any number of workers.
+saved. Tensors are ordered by class, so a run can resume on any number of workers.
 """
 
 from __future__ import annotations
@@ -49,13 +49,13 @@ class Checkpoints:
 
     directory: Path
     fence: Fence = unfenced
-    """Called before a checkpoint is written; raises when the run may no longer write."""
+    """Called before a checkpoint is written; raises if the run may no longer write."""
 
     def save(self, checkpoint: Checkpoint, spec: CondenseSpec) -> Path:
         """Write a checkpoint atomically, then delete all but the newest two. Return its path.
 
-        Raises what the fence raises, DiskFullError when the disk is full and CheckpointError for another failure; older
-        checkpoints are intact then.
+        Raises any exception of the fence, DiskFullError if the disk is full and CheckpointError for any other failure.
+        Earlier checkpoints stay intact.
         """
         path = self._path(checkpoint.iteration)
         metadata = {"iteration": str(checkpoint.iteration), "spec_digest": spec_digest(spec)}
@@ -75,9 +75,9 @@ class Checkpoints:
         return path
 
     def latest(self, spec: CondenseSpec) -> Checkpoint | None:
-        """Return the newest readable checkpoint, or None when there is none.
+        """Return the newest readable checkpoint, or None if there is none.
 
-        Raises CheckpointError when it belongs to a run with other settings, or when checkpoints exist but none is readable.
+        Raises CheckpointError if it belongs to a run with other settings, or when checkpoints exist but none is readable.
         """
         files = checkpoint_files(self.directory)
         for path in files:
@@ -90,9 +90,9 @@ class Checkpoints:
         return None
 
     def read(self, iteration: int, spec: CondenseSpec, *, wait_s: float = 60.0) -> Checkpoint:
-        """Return the checkpoint of `iteration`, which another machine has seen; a shared file system may show it here later.
+        """Return the checkpoint of `iteration`, which rank 0 has read; wait for it if the shared file system shows it here later.
 
-        Raises CheckpointError when it does not appear within wait_s, cannot be read or belongs to a run with other settings.
+        Raises CheckpointError if it does not appear within wait_s, cannot be read or belongs to a run with other settings.
         """
         path = self._path(iteration)
         deadline = time.monotonic() + wait_s
@@ -108,10 +108,10 @@ class Checkpoints:
 
 
 def spec_digest(spec: CondenseSpec) -> str:
-    """Return a hash of what determines a run's numbers. Workers, checkpoints, names and the number of iterations may differ."""
+    """Return a hash of the fields that determine a run's results, which exclude its workers, name and number of iterations."""
     decisive = spec.model_dump(mode="json", include={"dataset", "ipc", "seed", "method", "network", "precision"})
     if spec.validation is not None:
-        decisive["held_out"] = spec.validation.fraction  # it determines which real images there are; the rest does not
+        decisive["held_out"] = spec.validation.fraction  # decides which real images are used; the other fields do not
     return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
 
 
@@ -123,7 +123,7 @@ def _read(path: Path, spec: CondenseSpec) -> Checkpoint:
                 f"{path} belongs to a run with another dataset, seed, method, network, ipc, precision or validation.fraction"
             )
         # Cloned off the memory map: the file may change or be deleted.
-        tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 - it is no mapping
+        tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 - not a mapping
     return Checkpoint(
         tensors["images"],
         tensors["momentum"],

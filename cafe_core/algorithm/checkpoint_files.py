@@ -1,4 +1,4 @@
-"""Where checkpoints are. No torch here: the API lists them."""
+"""List the checkpoint files of a run. This module does not import torch, because the API uses it."""
 
 from __future__ import annotations
 
@@ -6,5 +6,5 @@ from pathlib import Path
 
 
 def checkpoint_files(directory: Path) -> list[Path]:
-    """The checkpoints in `directory`, newest first."""
+    """Return the checkpoints in `directory`, newest first."""
     return sorted(directory.glob("checkpoint-*.safetensors"), reverse=True)

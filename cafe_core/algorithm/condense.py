@@ -1,11 +1,11 @@
 """Condense a labelled image set into ipc synthetic images per class: Algorithm 1 of CAFE (Wang et al., CVPR 2022).
 
-Every method that learns images runs in this loop, in the paper's order and words; what differs is in its
-:class:`cafe_core.algorithm.method.LearningMethod`. DC's loops are CAFE's without the stop rules; DM's are one step. A method that
-chooses real images has made its choice when :func:`cafe_core.algorithm.run_state.start` returns.
+Every method that learns images runs in this loop, in the paper's order and words. Methods differ only in their
+:class:`cafe_core.algorithm.method.LearningMethod`. DC uses CAFE's loops without the stop rules; DM takes one step per iteration.
+A method that chooses real images has made its choice when :func:`cafe_core.algorithm.run_state.start` returns.
 
 Every worker of a gang calls :func:`condense` with the same spec. Worker r owns the classes 𝒦_r, holds only their images, and
-meets the others in its method's `gradient` and in the inner loop.
+communicates with the others in its method's `gradient` and in the inner loop.
 
     S   synthetic images     θ  network     γ  length of the queues     λ1, λ2  thresholds of the outer and the inner loop
 """
@@ -43,13 +43,13 @@ def condense(
     until: int | None = None,
     cache: Path | None = None,
 ) -> SyntheticShard:
-    """Run the iterations that the newest checkpoint has not done yet, and return this worker's share of S.
+    """Run the iterations that follow the newest checkpoint, and return this worker's part of S.
 
     spec: resolved. until: stop after that many iterations (default: the spec's); continuing later gives the same images.
     cache: a directory for artifacts that the method makes before the loop, shared by all workers.
 
-    Rank 0 writes checkpoints, always that of the last iteration, and reports `iteration` and `checkpoint` events.
-    Raises NonFiniteLossError when a loss is not finite, CheckpointError when a checkpoint cannot be read or written.
+    Rank 0 writes checkpoints, including one after the last iteration, and reports `iteration` and `checkpoint` events.
+    Raises NonFiniteLossError if a loss is not finite, CheckpointError if a checkpoint cannot be read or written.
     """
     context = ShardContext.of(spec, store, comm, device, budget or Budget.of(device, spec.resources.gpus_per_worker))
     report = report if comm.rank == 0 else ignore_events
@@ -71,7 +71,7 @@ def condense(
         for outer in outer_loop:
             losses = method.update_images(shard, iteration, outer)  # S ← S − step on L (Eq. 5)
             if outer_loop.ends_after(queries.after_outer_step(outer)):
-                break  # the network is replaced next: training it further would change nothing
+                break  # the network is replaced next, so training it further would have no effect
             inner_loop = Loop(loops.max_inner, loops.window, loops.lambda_2, "moved")
             for inner in inner_loop:
                 update_network(context, shard, iteration, outer, inner)  # θ ← one epoch of SGD on S (Eq. 6)

@@ -55,7 +55,7 @@ def k_center(features: Tensor, m: int) -> Tensor:
 
 
 def kmeans(features: Tensor, m: int, *, seed: int) -> Tensor:
-    """Choose the image nearest to each of m cluster centres, never twice the same; return positions in increasing order.
+    """Choose the image nearest to each of m cluster centres, each image at most once; return positions in increasing order.
 
     features: (n, D). seed: of k-means++ (scikit-learn, one start), below 2^32. A class of fewer than m distinct images has
     that many clusters, and several images are chosen per centre.

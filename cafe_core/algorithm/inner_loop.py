@@ -1,7 +1,7 @@
 """Train the network on S for one epoch, and measure its accuracy on a query set: the steps of the inner loop.
 
-Training is data-parallel over class shards; S is never moved. All ranks iterate over one global permutation of S, and each
-rank processes the images of a minibatch that it owns. The reduced gradient, and so θ, is the same on all ranks.
+Training is data-parallel over class shards; the images of S are never sent. All ranks iterate over one global permutation of S,
+and each rank processes the images of a minibatch that it owns. The reduced gradient, and so θ, is the same on all ranks.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def train_epoch(
 
 @torch.no_grad()
 def query_accuracy(network: Model, real: RealImages, comm: Comm, rows: BatchIndices, images_per_chunk: int) -> float:
-    """Return the accuracy (0 … 1) on the query images of all ranks; only the sums of two integers are communicated."""
+    """Return the accuracy (0 … 1) on the query images of all ranks; workers send only two integers."""
     hits = torch.zeros(2, dtype=torch.int64, device=real.device)
     for chunk in real.chunks(rows, images_per_chunk):
         labels = chunk.labels()

@@ -2,7 +2,7 @@
 
 Legend::
 
-    K   classes              k   classes at hand (a shard, or a chunk of one)
+    K   classes              k   classes of this call (a shard, or a chunk of one)
     ipc synthetic images per class           N   real images per class and outer step
     L   aligned feature maps, l = 1 … L      N'  Σ_k N_k, real images of all classes
     D   width of the flattened last map      w_l weight of map l
@@ -62,7 +62,7 @@ def centre_surrogate(centres: Tensor, centre_gradient: Tensor) -> Tensor:
 
 
 MIN_NORM_PRODUCT = 1e-6
-"""Added to ‖a‖·‖b‖ of each cosine, as in DC's released code. Gradients are small, so it matters; rows may be zero."""
+"""Added to ‖a‖·‖b‖ of each cosine, as in DC's released code. Gradients are small, so its value matters; rows may be zero."""
 
 
 def gradient_distance(synthetic: Sequence[Tensor], real: Sequence[Tensor]) -> Tensor:

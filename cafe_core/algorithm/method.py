@@ -3,20 +3,21 @@
 A `method.py` defines one subclass::
 
     Method
-    ├── LearningMethod      learns S by gradient descent on a loss of its own
+    ├── LearningMethod      learns S by gradient descent on its own loss
     └── SelectionMethod     chooses real images
 
-Every worker has an instance. It works on the classes 𝒦_r of its worker, and everything it does together with the other workers
-goes through `self.context.comm`. Every random draw is addressed (:mod:`cafe_core.algorithm.sampling`), never taken from a
-generator that lives on. Then any number of workers gives the same images, and a resumed run the same bytes.
+Every worker has an instance, which works on the worker's classes 𝒦_r and communicates with other workers only through
+`self.context.comm`. Every random draw uses a new generator, seeded by the draw's address
+(:mod:`cafe_core.algorithm.sampling`). Therefore any number of workers gives the same images, and a resumed run gives the same
+bytes.
 
 A new method overrides only what differs:
 
     loops             how many steps of S and epochs of θ an iteration takes
     gradient          the loss and ∂loss/∂S
     prepare           artifacts made before the loop and cached by content, such as a pool of networks trained on real images
-    renew_network     which θ an iteration works with: a fresh one, or one of a pool that never sees S
-    initial_images    what S starts from, for example images that hold several smaller ones
+    renew_network     the θ of an iteration: a fresh one, or one from a pool of networks that are never trained on S
+    initial_images    the initial S, for example images composed of several smaller ones
     update_images     a whole outer step, for another optimizer, several losses, or labels that are learned too
     state, load_state what checkpoints must hold besides S and its momentum: moments, a learned step size, soft labels
 
@@ -56,14 +57,14 @@ _Spec = TypeVar("_Spec", bound=MethodSpec)
 
 @dataclass(frozen=True)
 class Loops:
-    """How many steps an iteration takes, with its network: by default one step of the images."""
+    """The number of steps of an iteration, which uses one network. Default: one step of the images."""
 
     max_outer: int = 1
     """Bound on outer steps: S ← S − step."""
     max_inner: int = 0
     """Bound on inner epochs after each outer step: θ ← SGD on S. Above 0 the spec must be a `BilevelMethodSpec`."""
     window: int = 0
-    """γ, the query accuracies that the stop rules compare. 0: the loops end at their bounds, and nothing is queried."""
+    """γ, the query accuracies that the stop rules compare. 0: the loops end at their bounds, and no accuracy is queried."""
     lambda_1: float = 0.0
     """The outer loop has converged when the window spans less."""
     lambda_2: float = 0.0
@@ -85,14 +86,14 @@ class MethodState:
 
 
 class Method(ABC):
-    """A way to make ipc images of each class."""
+    """The base class of all methods, which make ipc images of each class."""
 
     def __init__(self, context: ShardContext) -> None:
-        """context: what this worker holds. `context.spec` is resolved."""
+        """context: the state of this worker. `context.spec` is resolved."""
         self.context = context
 
     def prepare(self, cache: ArtifactCache) -> None:  # noqa: B027 - most methods need nothing
-        """Make what is needed before the first iteration, after :meth:`load_state`. All workers call it together."""
+        """Make the artifacts needed before the first iteration, after :meth:`load_state`. All workers call it together."""
 
     @abstractmethod
     def initial_images(self, report: Report) -> Tensor:
@@ -103,7 +104,7 @@ class Method(ABC):
         return MethodState()
 
     def load_state(self, state: MethodState) -> None:
-        """Continue from the state in a checkpoint, which :meth:`state` returned on any number of workers."""
+        """Load the state from a checkpoint, as :meth:`state` returned it on any number of workers."""
         if state.per_class or state.shared:
             names = ", ".join([*state.per_class, *state.shared])
             raise CheckpointError(f"the checkpoint holds {names}, which {type(self).__name__} does not load")
@@ -115,7 +116,7 @@ class Method(ABC):
 
 
 class LearningMethod(Method):
-    """A method that learns S by gradient descent on a loss of its own."""
+    """A method that learns S by gradient descent on its own loss."""
 
     loops: Loops = Loops()
 
@@ -127,20 +128,20 @@ class LearningMethod(Method):
 
     @abstractmethod
     def gradient(self, shard: SyntheticShard, batch: BatchIndices, draws: Draws | None) -> tuple[Tensor, Losses]:
-        """Return ∂loss/∂S of the own classes, (k·ipc, C, H, W), and the losses. Change nothing.
+        """Return ∂loss/∂S of the own classes, (k·ipc, C, H, W), and the losses, without changing any state.
 
         batch: the real images T_k of each own class. draws: one augmentation for each own class, shared by all its real and
         synthetic images (Siamese, DSA), or None. θ is `self.context.model`. All workers call it together.
         """
 
     def renew_network(self, iteration: int) -> None:
-        """θ ← the network of `iteration`, the same on all workers: by default a fresh random one."""
+        """Set θ to the network of `iteration`, the same on all workers. Default: a fresh random network."""
         self.context.model.renew(self.context.spec.seed, iteration)
 
     def update_images(self, shard: SyntheticShard, iteration: int, outer: int) -> Losses:
         """Take one outer step, S ← S − η v with v ← μ v + ∂loss/∂S, and return its losses. All workers call it together.
 
-        Raises NonFiniteLossError, on every worker and before S is changed, when the loss is not finite.
+        Raises NonFiniteLossError, on every worker and before S is changed, if the loss is not finite.
         """
         batch = self.context.sample("real", self.learning.batch_real, iteration, outer)
         draws = None
@@ -154,7 +155,7 @@ class LearningMethod(Method):
         return losses
 
     def check_finite(self, losses: Losses, iteration: int, outer: int) -> None:
-        """Raise NonFiniteLossError when the loss is infinite or not a number."""
+        """Raise NonFiniteLossError if the loss is infinite or not a number."""
         loss = float(losses["loss"])
         if not math.isfinite(loss):
             parts = "".join(f", {name} {float(value):.4g}" for name, value in losses.items() if name != "loss")
@@ -164,7 +165,7 @@ class LearningMethod(Method):
             )
 
     def initial_images(self, report: Report) -> Tensor:  # noqa: ARG002
-        """Return noise or real images of the own classes, as `init` says: (k·ipc, C, H, W)."""
+        """Return noise or real images of the own classes, depending on `init`: (k·ipc, C, H, W)."""
         return torch.cat([self._initial_images_of(k) for k in self.context.classes])
 
     def _initial_images_of(self, k: int) -> Tensor:
@@ -185,7 +186,7 @@ class SelectionMethod(Method):
     def select(self, report: Report) -> list[Tensor]:
         """Return the positions of the ipc images of each own class: (ipc,) int64 each. All workers call it together.
 
-        Raises NonFiniteLossError, on every worker, when the training of the method's network diverges.
+        Raises NonFiniteLossError, on every worker, if the training of the method's network diverges.
         """
 
     def initial_images(self, report: Report) -> Tensor:
@@ -195,7 +196,7 @@ class SelectionMethod(Method):
 
 
 def make_method(context: ShardContext) -> Method:
-    """Return the method that `context.spec` names. Raises MethodDefinitionError when its `method.py` is incomplete."""
+    """Return the method that `context.spec` names. Raises MethodDefinitionError if its `method.py` is incomplete."""
     return load_method(context.spec.method.name)(context)
 
 
@@ -207,21 +208,22 @@ def load_method(name: str) -> type[Method]:
     kind: type[Method] = LearningMethod if issubclass(registered.spec, LearningMethodSpec) else SelectionMethod
     if not issubclass(found, kind):
         raise MethodDefinitionError(
-            f"{module.__name__}.{found.__name__} must be a {kind.__name__}, because {registered.spec.__name__} is the spec of one"
+            f"{module.__name__}.{found.__name__} must be a {kind.__name__}, "
+            f"because {registered.spec.__name__} is a {kind.__name__}Spec"
         )
     return found
 
 
 def repeated(chosen: Tensor, ipc: int) -> Tensor:
-    """Return (ipc,) positions: `chosen`, from its start again where a class has fewer images."""
+    """Return (ipc,) positions: `chosen`, repeated from the start if a class has fewer than ipc images."""
     return chosen[torch.arange(ipc) % len(chosen)]
 
 
 def divergence_advice(spec: MethodSpec) -> str:
-    """Return what a user can do about numbers that are not finite."""
+    """Return advice for a user whose run produced numbers that are not finite."""
     fields = "method.image_lr or method.network_lr" if isinstance(spec, BilevelMethodSpec) else "method.image_lr"
     return f"the last checkpoint is intact. A smaller {fields} usually helps"
 
 
 def ignore_events(_type: str, **_data: Any) -> None:
-    """Ignore an event: the `report` of all ranks but 0."""
+    """Ignore an event. All ranks except 0 use this as their `report`."""

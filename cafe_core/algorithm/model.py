@@ -1,4 +1,4 @@
-"""The network θ of a run: renewed each iteration, called in the run's precision, within a byte budget."""
+"""Hold the network θ of a run, call it in the run's precision, and bound the memory that it uses."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from cafe_core.spec.network_sizes import DOUBLE_GRAPH_FACTOR, GRAPH_FACTOR
 class Model:
     """A network object for the whole run, into which the fresh weights of each iteration are copied.
 
-    What is compiled for it once serves all iterations. With `precision: bfloat16` features and logits are
+    The compiled feature pass is therefore reused in all iterations. With `precision: bfloat16` features and logits are
     computed under autocast; weights, images and statistics stay float32.
     """
 
@@ -45,8 +45,8 @@ class Model:
     def features(self, images: Tensor, layers: Sequence[int] | None = None) -> Iterable[Tensor]:
         """Return the maps of `layers` (0-based, increasing; None: all), early → late.
 
-        Weights get no gradient. Maps are computed lazily, so that a caller that reduces each one holds one at a time, which a CPU
-        still has in its caches. When compiled or under autocast all maps are computed together.
+        Weights get no gradient. Maps are computed lazily, so a caller that reduces each map holds only one at a time, and a CPU
+        still has it in its caches. When compiled or under autocast all maps are computed together.
         """
         self.network.requires_grad_(False)
         if self._compiled is None and not self._autocast:
@@ -68,10 +68,10 @@ class Model:
 
 @dataclass(frozen=True)
 class Budget:
-    """Limits on the bytes of feature maps in flight, whatever the number of classes."""
+    """Limits on the bytes of feature maps in flight, regardless of the number of classes."""
 
     forward_bytes: int
-    """Limit on the maps of the images that go through the network at once."""
+    """Limit on the maps of the images that pass through the network together."""
     graph_bytes: int
     """Limit on the graphs of the synthetic images, kept for the backward pass, and the real class means."""
 

@@ -1,4 +1,4 @@
-"""The steps of Algorithm 1 that concern the network θ: train it on S, and query its accuracy."""
+"""Train the network θ on S, and query its accuracy: the steps of Algorithm 1 that concern θ."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def update_network(context: ShardContext, shard: SyntheticShard, iteration: int,
 
 
 class Queries:
-    """The query checks of one iteration. Those that cannot change the run are not made."""
+    """The query checks of one iteration. Checks that cannot change the run are skipped."""
 
     def __init__(self, context: ShardContext, loops: Loops, iteration: int) -> None:
         self._context = context
@@ -35,16 +35,16 @@ class Queries:
         self._average = QueryAverage(context.info.num_classes, loops.query_carry)
         self._outer_needed, self._inner_needed = needed_queries(loops.max_outer, loops.max_inner, loops.window, loops.query_carry)
         self.count = 0
-        """Checks made."""
+        """Number of checks so far."""
         self.latest: float | None = None
         """The accuracy of the latest check, as it enters the queues."""
 
     def after_outer_step(self, outer: int) -> float | None:
-        """Return the query accuracy after an outer step, or None where it is not needed."""
+        """Return the query accuracy after an outer step, or None if it is not needed."""
         return self._query(outer, 0) if self._outer_needed else None
 
     def after_inner_epoch(self, outer: int, inner: int) -> float | None:
-        """Return the query accuracy after an inner epoch, or None where it is not needed."""
+        """Return the query accuracy after an inner epoch, or None if it is not needed."""
         return self._query(outer, inner + 1) if self._inner_needed else None
 
     def real_images(self) -> int:

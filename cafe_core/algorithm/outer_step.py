@@ -1,4 +1,4 @@
-"""Compute the gradient of L = L_f + β L_d in this shard's synthetic images, for an outer step of CAFE (or DM, with L_f alone).
+"""Compute the gradient of L = L_f + β L_d in this shard's synthetic images, for an outer step of CAFE, or of DM with L_f only.
 
 The sharded form is exact. L_f is a sum over classes, so it is local. L_d couples all classes, but only through the
 centres C: ∂L_d/∂S_k = (∂c_k/∂S_k)ᵀ G_k with G = ∂L_d/∂C = Σ_r G_r, and G_r needs only rank r's real images. So a step

@@ -1,4 +1,4 @@
-"""Report the iterations of a run, with their durations and the time that is left."""
+"""Report the iterations of a run, with their durations and the estimated remaining time."""
 
 from __future__ import annotations
 

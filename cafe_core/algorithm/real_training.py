@@ -1,6 +1,6 @@
 """Train a network on all real images, data-parallel over class shards.
 
-Each rank holds the real images of its own classes as uint8; they are never moved. An epoch is one global permutation of all
+Each rank holds the real images of its own classes as uint8; they are never sent. An epoch is one global permutation of all
 ranks' images, and each rank processes the images of a minibatch that it owns. The reduced gradient, and so θ, is the same on
 all ranks, and equal to that of unsharded training up to the order of sums.
 

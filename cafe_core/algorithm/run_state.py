@@ -1,4 +1,4 @@
-"""Start or resume a run, and save it: each worker holds the share of its classes, a checkpoint holds all classes."""
+"""Start or resume a run, and save it. Each worker holds its own classes; a checkpoint holds all classes."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from cafe_core.errors import CheckpointError, NonFiniteLossError
 
 
 def start(context: ShardContext, method: Method, checkpoints: Checkpoints, report: Report) -> tuple[int, SyntheticShard]:
-    """Return (iterations done, this worker's share of S), from the newest checkpoint or else from the method's initial images.
+    """Return (iterations done, this worker's part of S), from the newest checkpoint or else from the method's initial images.
 
-    A run without a checkpoint writes the initial one, so that there is always something to resume and to download.
-    Raises CheckpointError when a checkpoint cannot be read or written, or has more iterations than the spec.
+    A run without a checkpoint writes the initial one, so that there is always a checkpoint to resume from and to download.
+    Raises CheckpointError if a checkpoint cannot be read or written, or has more iterations than the spec.
     """
     spec, real = context.spec, context.real
     checkpoint = checkpoints.latest(spec) if context.comm.rank == 0 else None
-    # Rank 0 decides for all: a shared file system may show each machine another newest checkpoint.
+    # Rank 0 decides for all ranks, because a shared file system may show a different newest checkpoint on each machine.
     found = torch.tensor(0 if checkpoint is None else checkpoint.iteration + 1, device=real.device)
     iteration = int(context.comm.all_reduce(found)) - 1
     if iteration > spec.iterations:
@@ -47,7 +47,7 @@ def start(context: ShardContext, method: Method, checkpoints: Checkpoints, repor
 def save(context: ShardContext, method: Method, checkpoints: Checkpoints, shard: SyntheticShard, iteration: int) -> Path | None:
     """Gather S, its momentum and the method's state on rank 0, which writes a checkpoint. Return its path there, else None.
 
-    Raises NonFiniteLossError, on every worker, when the last step made S or its momentum infinite: nothing is written then.
+    Raises NonFiniteLossError on every worker, and writes nothing, if the last step made S or its momentum infinite.
     """
     finite = shard.images.isfinite().all() & shard.momentum.isfinite().all()
     if context.comm.all_reduce((~finite).long()):

@@ -1,6 +1,6 @@
-"""Choose real images by a network that is trained on all of them; shared by herding, k_center, kmeans, forgetting.
+"""Choose real images with a network that is trained on all of them; used by herding, k_center, kmeans and forgetting.
 
-Choosing is local to a class, hence to a worker. The workers agree on the network θ that judges the images, which they train
+Each class is chosen independently of the others. All workers rate the images with the same network θ, which they train
 together (:mod:`cafe_core.algorithm.real_training`). In float64 any number of workers chooses the same images. In float32 two
 trainings differ in their last bits, so between almost equally good images the choice may depend on the number of workers.
 
@@ -30,7 +30,7 @@ class FeatureSelection(SelectionMethod):
 
     @abstractmethod
     def choose(self, k: int, features: Tensor) -> Tensor:
-        """Return the positions of the chosen images of class k: ipc, or fewer where the class has fewer.
+        """Return the positions of the chosen images of class k: ipc, or fewer if the class has fewer.
 
         features: (n_k, D) float64, the last feature map of each image.
         """
@@ -38,7 +38,7 @@ class FeatureSelection(SelectionMethod):
     def select(self, report: Report) -> list[Tensor]:
         """Train θ, then choose class by class, so that the features of one class are held at a time.
 
-        Raises NonFiniteLossError as :func:`train_network` does, and when only the last step of the training made the features
+        Raises NonFiniteLossError as :func:`train_network` does, and if only the last step of the training made the features
         infinite.
         """
         context = self.context
@@ -52,7 +52,7 @@ class FeatureSelection(SelectionMethod):
                 infinite += 1
                 break
             chosen.append(repeated(self.choose(k, features), context.spec.ipc))
-        if context.comm.all_reduce(infinite):  # on every worker, so that none waits for one that gave up
+        if context.comm.all_reduce(infinite):  # on every worker, so that no worker waits for one that has raised
             raise NonFiniteLossError(
                 "the features became infinite in the last step of the training on the real images. "
                 "A smaller method.network_lr usually helps"
@@ -63,7 +63,7 @@ class FeatureSelection(SelectionMethod):
 def train_network(context: ShardContext, report: Report) -> Iterator[Epoch]:
     """Make θ a fresh network and train it on all real images; yield after each epoch.
 
-    Reports an `epoch` event per epoch. Raises NonFiniteLossError, on every worker, when the training diverges.
+    Reports an `epoch` event per epoch. Raises NonFiniteLossError, on every worker, if the training diverges.
     """
     method = context.spec.method
     assert isinstance(method, NetworkSelectionSpec)

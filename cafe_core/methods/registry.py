@@ -1,4 +1,4 @@
-"""Find the methods: the folders of this package, and the folders that installed packages name by an entry point.
+"""Find the methods: the folders of this package, and the folders that installed packages declare with an entry point.
 
 A method is a folder with two modules:
 
@@ -6,8 +6,9 @@ A method is a folder with two modules:
 * `method.py` defines one subclass of :class:`cafe_core.algorithm.method.Method`: the computation. It may import torch.
 
 An installed package adds a method with an entry point in the group ``cafe_service.methods``, whose name is the method's name and
-whose value is the folder's import path. A definition that leaves a part out is refused when this module is imported. The job
-spec, the estimate, the generated reference and the parametrized tests take the methods from here. No torch here.
+whose value is the folder's import path. An incomplete definition raises MethodDefinitionError when this module is imported. The
+job spec, the estimate, the generated reference and the parametrized tests take the methods from here. This module does not import
+torch.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ _SIZES = Sizes(
 
 
 class MethodDefinitionError(Exception):
-    """A method's folder leaves something out, or contradicts itself."""
+    """The definition of a method is incomplete or inconsistent."""
 
 
 @dataclass(frozen=True)
@@ -68,14 +69,14 @@ def _discover() -> dict[str, RegisteredMethod]:
     for entry_point in sorted(entry_points(group=ENTRY_POINTS), key=lambda entry_point: entry_point.name):
         if entry_point.name in packages:
             raise MethodDefinitionError(
-                f"the entry point {entry_point.value} cannot be named {entry_point.name!r}: {packages[entry_point.name]} is"
+                f"the name {entry_point.name!r} of the entry point {entry_point.value} is taken by {packages[entry_point.name]}"
             )
         packages[entry_point.name] = entry_point.value
     return {name: register(name, package) for name, package in packages.items()}
 
 
 def register(name: str, package: str) -> RegisteredMethod:
-    """Return the method in the folder `package` (an import path). Raises MethodDefinitionError that says what is missing."""
+    """Return the method in the folder `package` (an import path). Raises MethodDefinitionError, which names the missing part."""
     if re.fullmatch(r"[a-z][a-z0-9_]{0,39}", name) is None:
         raise MethodDefinitionError(f"{package}: a method's name has at most 40 characters a-z, 0-9, _; got {name!r}")
     for part in ("spec", "method"):
@@ -103,23 +104,23 @@ def only_subclass(module: ModuleType, base: type[_T]) -> type[_T]:
 
 
 def _check_spec(spec: type[MethodSpec], name: str) -> None:
-    """Raise MethodDefinitionError unless `spec` states everything and is consistent."""
+    """Raise MethodDefinitionError unless `spec` is complete and consistent."""
 
     def refuse(problem: str) -> MethodDefinitionError:
         return MethodDefinitionError(f"{spec.__module__}.{spec.__name__}: {problem}")
 
     if get_args(spec.model_fields["name"].annotation if "name" in spec.model_fields else None) != (name,):
-        raise refuse(f'it must have a field `name: Literal["{name}"]`, as its folder or entry point is named')
+        raise refuse(f'it must have a field `name: Literal["{name}"]`, the name of its folder or entry point')
     for fact, type_ in (("published_iterations", int), ("couples_classes", bool)):
         if type(getattr(spec, fact, None)) is not type_:
-            raise refuse(f"it does not state {fact}, a ClassVar[{type_.__name__}]")
+            raise refuse(f"it must set {fact}, a ClassVar[{type_.__name__}]")
     if issubclass(spec, LearningMethodSpec):
         if spec.published_iterations < 1:
-            raise refuse("published_iterations must be at least 1 where images are learned")
+            raise refuse("published_iterations must be at least 1 for a method that learns images")
     elif not issubclass(spec, SelectionMethodSpec):
         raise refuse("it must be a subclass of LearningMethodSpec or SelectionMethodSpec")
     elif spec.published_iterations != 0 or spec.couples_classes:
-        raise refuse("a method that chooses real images has no iterations, and does not couple classes")
+        raise refuse("a method that chooses real images has no iterations (published_iterations = 0) and does not couple classes")
     for field, info in spec.model_fields.items():
         if not info.description:
             raise refuse(f"the field {field} has no docstring")
@@ -135,7 +136,7 @@ def _check_spec(spec: type[MethodSpec], name: str) -> None:
         if type(value := computed(_SIZES)) is not int or value < 0:
             raise refuse(f"{computed.__name__}() must return a whole number; got {value!r}")
     if bool(sample.numbers_per_outer_step(_SIZES)) != spec.couples_classes:
-        raise refuse("numbers_per_outer_step() must be above 0 if, and only if, couples_classes is True")
+        raise refuse("numbers_per_outer_step() must be above 0 if and only if couples_classes is True")
 
 
 METHODS: dict[str, RegisteredMethod] = _discover()
@@ -146,7 +147,7 @@ SELECTIONS = tuple(name for name, method in METHODS.items() if issubclass(method
 
 
 def _method_name(value: Any) -> str | None:
-    """Return the name of the method of `value`, a spec as sent or validated: cafe where it has none, None where it is unknown."""
+    """Return the method's name in `value`, a submitted or validated spec: cafe if it has none, None if it is unknown."""
     name = value.get("name", DEFAULT_METHOD) if isinstance(value, Mapping) else getattr(value, "name", None)
     return name if isinstance(name, str) and name in METHODS else None
 
@@ -165,4 +166,4 @@ else:
     ]
     """Any registered method's spec."""
     Selection = Literal["random", "whole", *(name for name in SELECTIONS if name != "random")]
-    """A choice of real images to judge."""
+    """A choice of real images to evaluate."""

@@ -32,7 +32,7 @@ def init_network(spec: NetworkSpec, shape: Shape, num_classes: int, seed: int) -
 
 
 def _convnet_stages(spec: NetworkSpec, shape: Shape) -> Stages:
-    """`depth` × (3×3 convolution, normalisation, activation, 2×2 pooling). Maps: each activation, and the last pooled one."""
+    """Return `depth` × (3×3 convolution, normalisation, activation, 2×2 pooling). Maps: each activation and the last pooling."""
     stages: Stages = []
     pooling: nn.Module = nn.Identity()
     padding = 1 + _padding_to_32(shape)
@@ -45,7 +45,7 @@ def _convnet_stages(spec: NetworkSpec, shape: Shape) -> Stages:
 
 
 def _mlp_stages(spec: NetworkSpec, shape: Shape) -> Stages:
-    """Two hidden layers of `width` ReLU units (and the classifier, so three linear layers). Maps: both."""
+    """Return two hidden layers of `width` ReLU units (and the classifier, so three linear layers). Maps: both."""
     channels, height, width = shape
     hidden = (spec.width, 1, 1)
     return [
@@ -55,7 +55,7 @@ def _mlp_stages(spec: NetworkSpec, shape: Shape) -> Stages:
 
 
 def _lenet_stages(_: NetworkSpec, shape: Shape) -> Stages:
-    """LeNet-5 with ReLU and max pooling. Maps: both convolutions' activations, and the 84 hidden units.
+    """Return LeNet-5 with ReLU and max pooling. Maps: both convolutions' activations, and the 84 hidden units.
 
     The first convolution is padded for images below 32×32, as is customary at 28×28; the second one for small maps.
     """
@@ -71,7 +71,7 @@ def _lenet_stages(_: NetworkSpec, shape: Shape) -> Stages:
 
 
 def _alexnet_stages(spec: NetworkSpec, shape: Shape) -> Stages:
-    """AlexNet for small images: 5 convolutions, pooling after 1, 2 and 5. Maps: each activation, and the last pooled one."""
+    """Return AlexNet for small images: 5 convolutions, pooling after 1, 2 and 5. Maps: each activation and the last pooling."""
     return _plain_stages(
         spec,
         shape,
@@ -82,7 +82,7 @@ def _alexnet_stages(spec: NetworkSpec, shape: Shape) -> Stages:
 
 
 def _vgg11_stages(spec: NetworkSpec, shape: Shape) -> Stages:
-    """VGG11 for small images: 8 convolutions in 5 stages. Maps: each stage's last activation, and the last pooled one."""
+    """Return VGG11 for small images: 8 convolutions in 5 stages. Maps: each stage's last activation, and the last pooled one."""
     return _plain_stages(
         spec,
         shape,
@@ -93,7 +93,7 @@ def _vgg11_stages(spec: NetworkSpec, shape: Shape) -> Stages:
 
 
 def _plain_stages(spec: NetworkSpec, shape: Shape, *, widths: list[list[int]], kernels: list[int], pooled: set[int]) -> Stages:
-    """Stages of (convolution, normalisation, ReLU) for each width, with 2×2 max pooling after the stages in `pooled`."""
+    """Return stages of (convolution, normalisation, ReLU) for each width, with 2×2 max pooling after the stages in `pooled`."""
     stages: Stages = []
     pooling: nn.Module = nn.Identity()
     extra = _padding_to_32(shape)

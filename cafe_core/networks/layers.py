@@ -20,7 +20,7 @@ _NATIVE_PIXELS = 1024
 class InstanceNorm(nn.Module):
     """Normalise each channel of each image to mean 0 and variance 1, then apply an affine map per channel.
 
-    The values equal those of `nn.GroupNorm(C, C)`, hence of `nn.InstanceNorm2d(C, affine=True)` in training mode. In
+    The values equal those of `nn.GroupNorm(C, C)`, and those of `nn.InstanceNorm2d(C, affine=True)` in training mode. In
     addition, a 1×1 map is allowed (it becomes the bias), and channels-last maps keep their layout.
     """
 
@@ -30,7 +30,7 @@ class InstanceNorm(nn.Module):
         self.bias = nn.Parameter(torch.zeros(channels))
 
     def forward(self, x: Tensor) -> Tensor:
-        """(n, C, H, W) → (n, C, H, W)."""
+        """Normalise maps: (n, C, H, W) → (n, C, H, W)."""
         if (
             x.device.type == "cpu"
             and not torch.compiler.is_compiling()

@@ -8,7 +8,7 @@ from cafe_core.networks.layers import Shape, make_activation, make_norm
 
 
 class _BasicBlock(nn.Module):
-    """Two 3×3 convolutions beside a shortcut, which is a 1×1 convolution if the shape changes."""
+    """Two 3×3 convolutions with a shortcut, which is a 1×1 convolution if the shape changes."""
 
     def __init__(self, shape: Shape, width: int, stride: int, norm: str) -> None:
         super().__init__()

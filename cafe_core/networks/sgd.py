@@ -1,4 +1,4 @@
-"""Stochastic gradient descent with momentum and weight decay."""
+"""Implement stochastic gradient descent with momentum and weight decay."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ class Sgd:
     """Update parameters in place as `torch.optim.SGD` does, to the same bytes.
 
     Creating an optimizer of `torch.optim` imports TorchDynamo and SymPy, which takes about three seconds in every new process:
-    longer than all the work of many a worker.
+    longer than many workers run in total.
     """
 
     def __init__(self, parameters: Iterable[Tensor], *, lr: float, momentum: float = 0.0, weight_decay: float = 0.0) -> None:

@@ -18,7 +18,7 @@ from cafe_core.methods.cafe.spec import CafeMethod
 
 
 class Cafe(LearningMethod):
-    """L = L_f + β L_d (Eq. 4), under a network that is trained on S until its query accuracy has moved enough."""
+    """Minimise L = L_f + β L_d (Eq. 4), under a network that is trained on S until its query accuracy has moved enough."""
 
     def __init__(self, context: ShardContext) -> None:
         super().__init__(context)
@@ -36,7 +36,7 @@ class Cafe(LearningMethod):
         self._step = OuterStep.of(context, spec.layers, spec.layer_weights, spec.beta if spec.discrimination else None)
 
     def gradient(self, shard: SyntheticShard, batch: BatchIndices, draws: Draws | None) -> tuple[Tensor, Losses]:
-        """Return ∂L/∂S and the losses, as :class:`cafe_core.algorithm.method.LearningMethod` says."""
+        """Return ∂L/∂S and the losses, as specified by :class:`cafe_core.algorithm.method.LearningMethod`."""
         gradient, parts = self._step.gradient(shard, batch, self.real_images_per_step(), draws)
         loss = parts.feature + self._beta * parts.discrimination
         return gradient, {"loss": loss, "feature_loss": parts.feature, "discrimination_loss": parts.discrimination}

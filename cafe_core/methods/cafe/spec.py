@@ -1,4 +1,4 @@
-"""The fields of CAFE, and the two presets that fill them in."""
+"""Define the fields of CAFE, and the two presets that fill them in."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class CafeMethod(BilevelMethodSpec):
     lambda_1: float = resolved_later(ge=0, le=1)
     """λ1: the outer loop ends when the last γ query accuracies span less than λ1.
 
-    With 1280 query images, sampling noise alone makes a window of 10 accuracies span about 0.04, so λ1 is close to the noise."""
+    With 1280 query images, sampling noise makes a window of 10 accuracies span about 0.04, so λ1 is close to the noise."""
     lambda_2: float = resolved_later(ge=0, le=1)
     """λ2: the inner loop ends when the last γ query accuracies span more than λ2. It is also close to the noise: see lambda_1."""
     gamma: int = resolved_later(ge=1, le=1000)

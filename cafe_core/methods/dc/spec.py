@@ -1,4 +1,4 @@
-"""The fields of DC, and of DSA, which is DC with `augment: dsa`."""
+"""Define the fields of DC, and of DSA, which is DC with `augment: dsa`."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from cafe_core.spec.loops import dc_loops
 from cafe_core.spec.method import BilevelMethodSpec, ResolutionContext, Sizes
 
 WEIGHT_GRADIENTS_HELD = 6
-"""Gradients of all weights that are held at once, at most: of both sides, of the distance in one of them, and intermediate ones
-(measured: at most 5.2)."""
+"""Maximum number of gradients of all weights held at the same time: those of the real and the synthetic images, that of the
+distance, and intermediate ones (measured: at most 5.2)."""
 
 
 class DcMethod(BilevelMethodSpec):
@@ -25,7 +25,7 @@ class DcMethod(BilevelMethodSpec):
     """Gradient matching."""
 
     def resolved(self, context: ResolutionContext) -> DcMethod:
-        """Return this spec with DC's published settings, or DSA's where `augment` is dsa."""
+        """Return this spec with DC's published settings, or DSA's if `augment` is dsa."""
         max_outer, max_inner = dc_loops(context.ipc)
         augment = self.augment or "none"
         return self.filled(

@@ -6,7 +6,8 @@
 synthetic images share. This is CAFE's feature alignment (its Eq. 1) of the last map only, without discrimination, so both methods
 use the same outer step. Each iteration has one step.
 
-A worker needs θ and its own classes' images. The loss is a sum over classes, so workers exchange only its value.
+A worker needs θ and its own classes' images. The loss is a sum over classes, so workers exchange two numbers per step and
+nothing else: the losses L_f and L_d of the shared outer step, of which L_d is always 0 here.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from cafe_core.algorithm.synthetic_shard import SyntheticShard
 
 
 class DistributionMatching(LearningMethod):
-    """The squared distance of mean embeddings, summed over classes."""
+    """Minimise the squared distance of mean embeddings, summed over classes."""
 
     def __init__(self, context: ShardContext) -> None:
         super().__init__(context)

@@ -1,9 +1,10 @@
-"""Forgetting: the images that the training of a network learned and lost again most often, and those that it never learned.
+"""Forgetting: choose the images that a network learned and forgot most often in training, and those that it never learned.
 
-Source: Toneva et al., ICLR 2019, https://arxiv.org/abs/1812.05159. An image is judged when it is in a minibatch, before θ
-learns from it.
+Source: Toneva et al., ICLR 2019, https://arxiv.org/abs/1812.05159. An image is classified when it is in a minibatch, before
+θ is updated with it.
 
-A worker needs the record of its own classes' images, one bit per image and epoch. Workers agree on θ, which they train together.
+A worker needs the record of its own classes' images, one bit per image and epoch. All workers use the same θ, which they train
+together.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from cafe_core.algorithm.selection import train_network
 
 
 class Forgetting(SelectionMethod):
-    """Chooses the images with the most forgetting events."""
+    """Choose the images with the most forgetting events."""
 
     def select(self, report: Report) -> list[Tensor]:
         """Return the positions of the ipc images of each own class: (ipc,) int64 each."""

@@ -1,4 +1,4 @@
-"""The fields of forgetting."""
+"""Define the fields of forgetting."""
 
 from __future__ import annotations
 

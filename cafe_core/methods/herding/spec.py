@@ -1,4 +1,4 @@
-"""The fields of herding."""
+"""Define the fields of herding."""
 
 from __future__ import annotations
 

@@ -1,8 +1,9 @@
-"""K-Center: images that leave no image of the class far from all of them, under the features of a trained network.
+"""K-Center: choose images so that every image of the class is near a chosen one, under the features of a trained network.
 
 Source: Sener & Savarese, ICLR 2018, https://arxiv.org/abs/1708.00489.
 
-A worker needs the features of its own classes' images, one class at a time. Workers agree on θ, which they train together.
+A worker needs the features of its own classes' images, one class at a time. All workers use the same θ, which they train
+together.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from cafe_core.algorithm.selection import FeatureSelection
 
 
 class KCenter(FeatureSelection):
-    """Chooses greedily: the image farthest from its nearest chosen one."""
+    """Choose greedily the image farthest from its nearest chosen one."""
 
     def choose(self, k: int, features: Tensor) -> Tensor:  # noqa: ARG002
         """Return the positions of the chosen images of class k."""

@@ -1,4 +1,4 @@
-"""The fields of K-Center."""
+"""Define the fields of K-Center."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The fields of k-means."""
+"""Define the fields of k-means."""
 
 from __future__ import annotations
 

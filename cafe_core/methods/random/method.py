@@ -1,6 +1,6 @@
-"""Random real images of each class.
+"""Choose random real images of each class.
 
-A worker needs the sizes of its own classes. Which images are drawn follows from (seed, class), so workers need not communicate.
+A worker needs the sizes of its own classes. The draw depends only on (seed, class), so workers need not communicate.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from cafe_core.algorithm.sampling import choose, generator
 
 
 class Random(SelectionMethod):
-    """Chooses images at random, without repetition where the class is large enough."""
+    """Choose images at random, without repetition if the class is large enough."""
 
     def select(self, report: Report) -> list[Tensor]:  # noqa: ARG002
         """Return the positions of the ipc images of each own class: (ipc,) int64 each."""

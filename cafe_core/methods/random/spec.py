@@ -1,4 +1,4 @@
-"""The fields of the random choice: it has none."""
+"""Define the spec of the random choice, which has no fields of its own."""
 
 from __future__ import annotations
 
