@@ -37,8 +37,8 @@ def write_atomically(path: Path, content: bytes, *, fence: Fence = unfenced) -> 
     """Replace a file atomically: write a temporary file, flush it to disk, and rename it.
 
     A reader sees the old file or the new one, never a part, even after a crash. `fence` is called before the directory is created
-    and again right before the rename. Raises what `fence` raises, DiskFullError if the disk is full, and OSError for any other
-    failure. The temporary file is then removed.
+    and again right before the rename. Raises any exception of `fence`, DiskFullError if the disk is full, and OSError for any
+    other failure, after removing the temporary file.
     """
     fence()
     # A unique name, because an attempt on another machine may write the same file.
@@ -68,7 +68,7 @@ def _sync_directory(path: Path) -> None:
 
 
 class LineLog:
-    """A file of JSON objects, one per line. Each is there completely or not at all, after a crash or a full disk too."""
+    """A file of JSON objects, one per line. Each is written completely or not at all, even after a crash or on a full disk."""
 
     def __init__(self, path: Path, *, fence: Fence = unfenced) -> None:
         """Open the file at `path` for appending, and truncate a last line that a crash left incomplete. Raises DiskFullError.
@@ -84,9 +84,9 @@ class LineLog:
         self._file.truncate(len(_complete_lines(path)))
 
     def append(self, record: Mapping[str, Any]) -> None:
-        """Append one record. NaN is refused.
+        """Append one record. Raises ValueError for NaN, which JSON does not have.
 
-        Raises what the fence raises, and DiskFullError if the disk is full. The file is then unchanged.
+        Raises any exception of the fence, and DiskFullError if the disk is full. The file is unchanged after an error.
         """
         line = json.dumps(record, allow_nan=False).encode() + b"\n"
         self._fence()

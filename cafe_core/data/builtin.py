@@ -1,4 +1,4 @@
-"""Describe the built-in datasets. No numpy import here, which keeps the server's start fast.
+"""Describe the built-in datasets. This module does not import numpy, so that the server starts quickly.
 
 Mean and std are those that the dataset-condensation papers use, for images scaled to [0, 1]; those of `digits` are
 measured over the training split of `cafe_core.data.digits`.

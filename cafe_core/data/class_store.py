@@ -8,7 +8,8 @@
         test-labels.i64     (M,) little-endian int64
         info.json           DatasetInfo; written last: a directory without it is not a store
 
-A worker that reads only its own classes pages in only those. No torch import here, because the API reads `info`.
+A worker that reads only its own classes pages in only those. This module does not import torch, because the API
+reads `info`.
 Files are written with plain writes rather than through a memory map, so a full disk raises OSError instead of SIGBUS.
 """
 
@@ -47,27 +48,27 @@ class ImageSource(Protocol):
 
     @property
     def name(self) -> str:
-        """As in `DatasetInfo.name`."""
+        """Return the name, as in `DatasetInfo.name`."""
 
     @property
     def class_names(self) -> list[str]:
-        """K names."""
+        """Return the K class names."""
 
     @property
     def class_counts(self) -> list[int]:
-        """Training images of each class."""
+        """Return the number of training images of each class."""
 
     @property
     def test_count(self) -> int:
-        """M; 0 without a test set."""
+        """Return M, the number of test images; 0 without a test set."""
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """(C, H, W) of every image."""
+        """Return (C, H, W), the shape of every image."""
 
     @property
     def is_digits(self) -> bool:
-        """As in `DatasetInfo.is_digits`."""
+        """Return `DatasetInfo.is_digits`."""
 
     def train(self, k: int) -> Iterator[Images]:
         """Yield class k's training images in chunks (n, C, H, W), in a fixed order."""
@@ -177,24 +178,24 @@ def build(path: Path, source: ImageSource, *, mean_std: tuple[Sequence[float], S
     """Build the store of `source` at `path`, chunk by chunk, in a temporary directory that is renamed into place.
 
     mean_std: per channel, for images scaled to [0, 1]; measured over the training images if not given (std at least
-    1/255). Raises DiskFullError and the errors of `source`, and leaves nothing behind then.
+    1/255). Raises DiskFullError and the errors of `source`, after removing the temporary directory.
     """
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    shutil.rmtree(beside, ignore_errors=True)
-    beside.mkdir(parents=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
     try:
-        _check_space(beside, source)
-        measured = _write_train(beside / _TRAIN_IMAGES, source)
-        _write_test(beside, source)
+        _check_space(temporary, source)
+        measured = _write_train(temporary / _TRAIN_IMAGES, source)
+        _write_test(temporary, source)
         info = info_of(source, *(mean_std if mean_std is not None else measured))
-        write_atomically(beside / _INFO, info.model_dump_json(indent=2).encode())
-        beside.rename(path)
+        write_atomically(temporary / _INFO, info.model_dump_json(indent=2).encode())
+        temporary.rename(path)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise DiskFullError(f"dataset {source.name}: cannot write the class store {path}: {error.strerror}") from error
         raise
     finally:
-        shutil.rmtree(beside, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)
     return ClassStore.open(path)
 
 

@@ -1,7 +1,7 @@
 """Load scikit-learn's handwritten digits: 1797 grey images of 8×8, which need no download.
 
-`UCI optdigits <https://archive.ics.uci.edu/dataset/80>`_, its 13 test writers. There is no official split of these
-1797 images, so one is fixed here: after a stable sort by class, every fifth image, starting with the first, is a test image.
+They are the images of the 13 test writers in `UCI optdigits <https://archive.ics.uci.edu/dataset/80>`_. They have no official
+split, so this module defines one: after a stable sort by class, every fifth image, starting with the first, is a test image.
 That gives 1437 training and 360 test images, stratified by class.
 """
 

@@ -47,7 +47,7 @@ class Header:
     def nbytes(self) -> int:
         """Return the size of the array in bytes."""
         count = 1
-        for side in self.shape:  # Python integers do not overflow, whatever the header claims
+        for side in self.shape:  # Python integers do not overflow, even if the header claims a huge shape
             count *= side
         return count * self.dtype.itemsize
 

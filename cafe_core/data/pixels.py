@@ -21,7 +21,7 @@ from cafe_core.data.class_store import Images
 from cafe_core.errors import DatasetError
 from cafe_core.spec.dataset import MAX_IMAGE_SIDE
 
-#: Formats that are decoded, whatever the file's suffix. Few decoders mean a small attack surface.
+#: Formats that are decoded, regardless of the file's suffix. Few decoders mean a small attack surface.
 _FORMATS = ("PNG", "JPEG", "BMP", "WEBP")
 _MIN_IMAGE_SIDE = 4
 _GREY_MODES = {"1", "L", "LA", "La", "I;16", "I;16L", "I;16B", "I;16N"}

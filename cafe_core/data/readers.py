@@ -1,6 +1,6 @@
-"""Find the files of users' own data (a spec's `path` or `id`) and open them as a source for a class store.
+"""Find the files of a user's own data (a spec's `path` or `id`) and open them as a source for a class store.
 
-A path is relative to the server's dataset root (or absolute within it) and must not leave it by `..` or links.
+A path is relative to the server's dataset root (or absolute within it) and must not leave it through `..` or links.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from cafe_core.spec.dataset import DatasetSpec
 
 
 def absent(dataset_id: str) -> str:
-    """Return the message for an uploaded dataset that does not exist or that the caller may not see."""
+    """Return the message for an uploaded dataset that does not exist or is not visible to the caller."""
     return f"dataset {dataset_id} does not exist: it was never uploaded to this server, or it was deleted"
 
 

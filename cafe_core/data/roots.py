@@ -23,5 +23,5 @@ class DataRoots(BaseModel):
 
     @property
     def artifacts(self) -> Path:
-        """Return the directory of what methods prepare from a dataset, such as pools of networks; a part of the cache."""
+        """Return the directory of artifacts that methods make from a dataset, such as pools of networks; part of the cache."""
         return self.cache / "artifacts"

@@ -21,7 +21,7 @@ def store_path(spec: DatasetSpec, roots: DataRoots) -> Path:
     every file), of image_size and channels, and of the store's format. Raises as `readers.locate` does.
     """
     source: Any = spec.name if spec.name is not None else identity(spec, roots)
-    what = {"format": FORMAT_VERSION, "source": source, "image_size": spec.image_size, "channels": spec.channels}
-    digest = hashlib.sha256(json.dumps(what).encode()).hexdigest()[:24]
+    key = {"format": FORMAT_VERSION, "source": source, "image_size": spec.image_size, "channels": spec.channels}
+    digest = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:24]
     readable = re.sub(r"[^A-Za-z0-9_]+", "-", spec.name or spec.id or Path(spec.path or "").name)[:40].strip("-")
     return roots.cache / f"{readable}-{digest}"

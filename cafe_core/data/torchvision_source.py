@@ -1,6 +1,6 @@
 """Read MNIST, FashionMNIST, SVHN, CIFAR10 and CIFAR100 with torchvision from `roots.downloads`.
 
-Existing files are used, also in a read-only root; missing ones are downloaded if there is a network. SVHN has its `train`
+Existing files are used, even in a read-only root; missing ones are downloaded if there is a network. SVHN has its `train`
 and `test` splits, without `extra`. CIFAR's original files are Python pickles: torchvision compares their MD5 sums with the
 published ones before it opens them.
 """
@@ -31,7 +31,7 @@ _MNIST_FILES = [f"{part}-{kind}" for part in ("train", "t10k") for kind in ("ima
 
 @dataclass(frozen=True)
 class _Torchvision:
-    """How to open a dataset, and where to get it by hand."""
+    """The way to open a dataset, and the page to download it from manually."""
 
     open: Callable[[Path, bool, bool], Any]
     """(root, train, download) -> torchvision's dataset object."""

@@ -9,16 +9,16 @@ one kernel does the work of M. Maps are (b, M·C, H, W) with network m in channe
   is torch's own layer with the concatenated parameters of the M networks;
 * layer norm is over the (C, H, W) of one network; dense layers are one batched matrix product.
 
-So ∂(Σ_m L_m)/∂θ_m = ∂L_m/∂θ_m, and SGD with momentum and weight decay, which is elementwise, updates each network as if it were
-alone. A network that diverges does not affect the others.
+So ∂(Σ_m L_m)/∂θ_m = ∂L_m/∂θ_m, and SGD with momentum and weight decay, which is elementwise, updates each network as if it
+were trained separately. A network that diverges does not affect the others.
 
 `torch.func.vmap` over `functional_call` uses the same grouped convolution, but moves the networks' axis before and after each
 operation, which copies every map, and dispatches each operation through several function transforms. Unfolding into one batched
-product would write copies nine times the size of a map. If one network's minibatch fills the GPU there is nothing to gain, and
+product would write copies nine times the size of a map. If one network's minibatch fills the GPU, an ensemble saves nothing, and
 grouped convolutions can be slower than separate ones (github.com/pytorch/pytorch/issues/73764), so `run.py` limits the size.
 
 On a CPU an ensemble is slower than training one network after the other. The gain on a GPU has not been measured yet;
-`tests/benchmarks/ensemble.py` measures it, and vmap, if there is one.
+`tests/benchmarks/ensemble.py` measures it, and vmap, if a GPU is present.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ def _grouped(modules: Sequence[nn.Module]) -> nn.Module:
 
 
 def _container(modules: Sequence[nn.Module]) -> nn.Module:
-    """Copy a module without parameters of its own, with its children grouped."""
+    """Copy a module that has no parameters itself, with its children grouped."""
     first = modules[0]
     own = [name for name, _ in (*first.named_parameters(recurse=False), *first.named_buffers(recurse=False))]
     assert not own, f"{type(first).__name__} has {own}, but there is no rule to group it"
@@ -113,14 +113,14 @@ def _with_state(grouped: nn.Module, modules: Sequence[nn.Module]) -> nn.Module:
 class _GroupedLayerNorm(nn.Module):
     """Apply nn.LayerNorm((C, H, W)) to each of M groups of channels."""
 
-    def __init__(self, size: int, alone: nn.LayerNorm) -> None:
+    def __init__(self, size: int, single: nn.LayerNorm) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.ones(size, *alone.normalized_shape))  # (M, C, H, W)
-        self.bias = nn.Parameter(torch.zeros(size, *alone.normalized_shape))
-        self._eps = alone.eps
+        self.weight = nn.Parameter(torch.ones(size, *single.normalized_shape))  # (M, C, H, W)
+        self.bias = nn.Parameter(torch.zeros(size, *single.normalized_shape))
+        self._eps = single.eps
 
     def forward(self, x: Tensor) -> Tensor:
-        """(b, M·C, H, W) → the same shape."""
+        """Normalise the map of each network: (b, M·C, H, W) → the same shape."""
         groups = torch.unflatten(x, 1, self.weight.shape[:2])  # (b, M, C, H, W)
         return (F.layer_norm(groups, self.weight.shape[1:], eps=self._eps) * self.weight + self.bias).flatten(1, 2)
 
@@ -128,12 +128,12 @@ class _GroupedLayerNorm(nn.Module):
 class _GroupedLinear(nn.Module):
     """Apply nn.Linear to each of M groups of features."""
 
-    def __init__(self, size: int, alone: nn.Linear) -> None:
+    def __init__(self, size: int, single: nn.Linear) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.empty(size, alone.out_features, alone.in_features))
-        self.bias = nn.Parameter(torch.empty(size, alone.out_features))
+        self.weight = nn.Parameter(torch.empty(size, single.out_features, single.in_features))
+        self.bias = nn.Parameter(torch.empty(size, single.out_features))
 
     def forward(self, x: Tensor) -> Tensor:
-        """(b, M·inputs) → (b, M·outputs)."""
+        """Apply the layer of each network: (b, M·inputs) → (b, M·outputs)."""
         groups = torch.unflatten(x, 1, (len(self.weight), -1)).transpose(0, 1)  # (M, b, inputs)
         return torch.baddbmm(self.bias[:, None], groups, self.weight.mT).transpose(0, 1).flatten(1)

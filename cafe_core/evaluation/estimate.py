@@ -1,4 +1,4 @@
-"""Estimate the memory of an evaluate job's workers before it starts. No torch import here."""
+"""Estimate the memory of an evaluate job's workers before it starts. This module does not import torch."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _HELD_BYTES = 4 + 1
 
 
 def estimate_evaluation(spec: EvaluateSpec, info: DatasetInfo, ipc: int | None) -> Estimate:
-    """Estimate a resolved spec. ipc: of the evaluated set; None if it is all training images, which are read in batches."""
+    """Return the estimate of a resolved spec. ipc: of the evaluated set; None for all training images, read in batches."""
     images = info.num_classes * (ipc or 0)
     held = images * prod(info.shape) * _HELD_BYTES * (2 if "random" in spec.baselines else 1)
     network = evaluation_bytes(spec, info, sum(info.class_counts) if ipc is None else images)

@@ -1,4 +1,4 @@
-"""Compute the result of an evaluation from its tasks' accuracies. No torch import here.
+"""Compute the result of an evaluation from its tasks' accuracies. This module does not import torch.
 
 ::
 

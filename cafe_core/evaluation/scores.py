@@ -1,4 +1,4 @@
-"""Compute the scores of DD-Ranking and DC-BENCH from mean accuracies. No torch import here.
+"""Compute the scores of DD-Ranking and DC-BENCH from mean accuracies. This module does not import torch.
 
 DD-Ranking (Li et al. 2025, arXiv 2505.13300) compares the evaluated set with as many random real images and with all real
 images. Accuracies are fractions, of networks trained in the same way:

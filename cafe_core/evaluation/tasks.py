@@ -1,4 +1,7 @@
-"""Divide an evaluation into tasks, one per network, and into chunks that are trained together. No torch import here."""
+"""Divide an evaluation into tasks, one per network, and into chunks that are trained together.
+
+This module does not import torch.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Train new networks and test them, one or several of a kind at once.
+"""Train new networks and test them, one at a time or several of one kind together.
 
 M   networks, each with its own seed     n   training images of each     b   images of a minibatch     K   classes
 """
@@ -23,7 +23,7 @@ from cafe_core.spec.estimate import EVALUATION_BATCH
 from cafe_core.spec.evaluation import Augmentation
 from cafe_core.spec.network import NetworkSpec
 
-# The same in both presets.
+# These values are the same in both presets.
 _LR = 0.01
 _MOMENTUM = 0.9
 _WEIGHT_DECAY = 5e-4
@@ -55,7 +55,7 @@ def train(recipe: Recipe, images: Images, rows: Tensor, seeds: Sequence[int]) ->
     """Train one network per seed, network m on images `rows`[m]; rows: (M, n) int64 on the CPU.
 
     Uses SGD with momentum and cross-entropy, and divides the learning rate by 10 after half the epochs. Computes on the images'
-    device in their dtype. Each network equals one trained alone, up to rounding.
+    device in their dtype. Each network equals one trained separately, up to rounding.
 
     Every draw is addressed by a network's seed, so on one kind of CPU and number of threads the same arguments give the same
     network. Divergence is not an error; such a network is scored like any other.

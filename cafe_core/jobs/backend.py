@@ -1,6 +1,7 @@
 """Define the interface between a job and the place where its work runs, the :class:`Backend`.
 
-Two modules implement it: :mod:`cafe_core.jobs.local` in this process, and `workers.backend` on Ray. No torch here.
+Two modules implement it: :mod:`cafe_core.jobs.local` in this process, and `workers.backend` on Ray. This module does not
+import torch.
 """
 
 from __future__ import annotations
@@ -70,7 +71,7 @@ class Backend(Protocol):
     def run_trials(self, trials: Sequence[Trial], finished: Mapping[int, TrialOutcome], report: Report) -> Iterator[TrialOutcome]:
         """Run every trial whose number is not in `finished`. Yield each outcome as the trial ends, in any order.
 
-        A trial is a whole job in a directory of its own: see :func:`cafe_core.jobs.trial_job.run_trial`.
+        A trial is a whole job in its own directory: see :func:`cafe_core.jobs.trial_job.run_trial`.
         """
 
     def close(self) -> None:
@@ -78,7 +79,7 @@ class Backend(Protocol):
 
 
 class Attempt:
-    """Hold what the phases of a running attempt share."""
+    """Hold the state that the phases of a running attempt share."""
 
     def __init__(
         self,
@@ -100,7 +101,7 @@ class Attempt:
 
     @property
     def backend(self) -> Backend:
-        """Return the backend, created on first use, so that bad data is refused before any resource is held."""
+        """Return the backend, created on first use, so that bad data is rejected before any resource is acquired."""
         if self._backend is None:
             self._backend = self._make_backend()
         return self._backend

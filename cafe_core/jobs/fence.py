@@ -34,7 +34,7 @@ class AttemptFence:
     def __call__(self) -> None:
         """Raise StaleAttemptError if job.json names another attempt, or was deleted with its job."""
         try:
-            # Servers that did not name the attempt yet only wrote job.json for the first one.
+            # Earlier versions wrote job.json only for the first attempt, and without this field.
             current = json.loads(self.job_file.read_bytes()).get("attempt", 1)
         except FileNotFoundError as error:
             raise StaleAttemptError(f"{self.job_file} is gone: the job was deleted") from error

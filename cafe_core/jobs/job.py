@@ -4,8 +4,8 @@
     evaluate   preparing (→ condensing, of a coreset) → evaluating → publishing
     sweep      preparing → sweeping, each trial a condense job → publishing
 
-Ray and `cafe run` share this code and differ in the :class:`cafe_core.jobs.backend.Backend`. No torch is imported here, so that
-a driver, which only coordinates, starts quickly.
+Ray and `cafe run` share this code and differ only in the :class:`cafe_core.jobs.backend.Backend`. This module does not import
+torch, so that a driver, which only coordinates, starts quickly.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def _run(attempt: Attempt) -> dict[str, Any]:
 
 
 def write_manifest(attempt: AttemptDir, fence: Fence = unfenced) -> None:
-    """Write manifest.json, which lists the artifacts with size, hash and type. Called last: without it there is no result."""
+    """Write manifest.json, which lists the artifacts with size, hash and type. Call it last: it completes the result."""
     entries = []
     for path in sorted(attempt.artifacts.iterdir()):
         if path == attempt.manifest_file or path.name.startswith("."):

@@ -8,16 +8,17 @@
         checkpoints/                checkpoint-<iteration>.safetensors, the newest two; shared by the attempts
         validation.json             the accuracies of each validated checkpoint; best.safetensors: the best one's synthetic set
         evaluation.jsonl            one line per network trained so far; shared by the attempts
-        input.safetensors           evaluate jobs: the judged set, as it was when the job was submitted
+        input.safetensors           evaluate jobs: the set to evaluate, copied when the job was submitted
         trials.jsonl, trials/<n>/   sweeps: one line per ended trial; each trial's own job directory
         tune/                       Ray Tune's own state
         attempts/<n>/
             events.jsonl            the driver's events, one JSON object per line
-            heartbeat               a counter that the driver increments while it lives (`workers.heartbeat`)
+            heartbeat               a counter that the driver increments while it runs (`workers.heartbeat`)
             driver.log              the driver's output, bounded; driver.log.1 holds the output before it
             artifacts/              result.json and the files of the job's kind; manifest.json last
 
-An attempt has a result if and only if its manifest.json exists. No torch here: the API reads these files.
+An attempt has a result if and only if its manifest.json exists. This module does not import torch, because the API reads
+these files.
 """
 
 from __future__ import annotations
@@ -94,7 +95,7 @@ class JobDir:
 
     @property
     def validated_file(self) -> Path:
-        """The set under validation."""
+        """Return the path of the set that is being validated."""
         return self.path / "validated.safetensors"
 
     @property
@@ -130,17 +131,17 @@ class AttemptDir:
 
     @property
     def heartbeat_file(self) -> Path:
-        """A counter that changes while the driver lives; empty until the first heartbeat."""
+        """Return the path of the driver's counter, which changes while the driver runs; empty until the first heartbeat."""
         return self.path / "heartbeat"
 
     @property
     def log_file(self) -> Path:
-        """The latest output of the driver and, through it, of its workers."""
+        """Return the path of the latest output of the driver and its workers."""
         return self.path / "driver.log"
 
     @property
     def older_log_file(self) -> Path:
-        """The output before `log_file`, once that has reached its size limit."""
+        """Return the path of the output before `log_file`, which exists once that file has reached its size limit."""
         return self.path / "driver.log.1"
 
     @property
@@ -181,7 +182,7 @@ class EventLog:
         self._log = LineLog(path)
 
     def __call__(self, type: str, **data: Any) -> None:
-        """Append `{"time", "type", **data}`. NaN is refused: events are JSON.
+        """Append `{"time", "type", **data}`. Raises ValueError for NaN, which JSON does not have.
 
         Raises DiskFullError if the disk is full. This frees the reserve for the next event.
         """

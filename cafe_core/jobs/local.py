@@ -83,7 +83,7 @@ class LocalBackend:
                 yield run_trial(trial, self._job, self._directory.trial(trial.number), fence, LocalBackend, _ignore_event)
 
     def close(self) -> None:
-        """Nothing is held."""
+        """Do nothing, because no resources are held."""
 
 
 def _use_device(resources: ResourcesSpec) -> torch.device:
@@ -111,12 +111,13 @@ class LocalJob:
 def prepare(spec: dict[str, Any], out: Path, roots: DataRoots) -> LocalJob:
     """Check a job spec, and create the job in the directory `out`.
 
-    An interrupted run continues from its last checkpoint when prepared again with the same spec and `out`. An `out` that holds
-    the files of another job is refused.
-    Raises pydantic.ValidationError, ValueError or SpecError for a refused spec or directory; nothing is written then.
+    An interrupted run continues from its last checkpoint when prepared again with the same spec and `out`.
+
+    Raises pydantic.ValidationError, ValueError or SpecError, and writes nothing, if the spec is invalid or `out` holds the files
+    of another job.
     """
     parsed = parse_job_spec(spec)
-    accepted = accept(parsed, _gather(parsed, roots))  # checks everything that a server would, even the number of workers
+    accepted = accept(parsed, _gather(parsed, roots))  # checks everything that a server checks, including the number of workers
     one_worker = _one_worker(accepted.spec)
     resources = [c.resources for c in accepted.condensations]
     if isinstance(accepted.spec, EvaluateSpec):
@@ -134,10 +135,10 @@ def prepare(spec: dict[str, Any], out: Path, roots: DataRoots) -> LocalJob:
 
 
 def _gather(spec: JobSpec, roots: DataRoots) -> Facts:
-    """Build the class stores that `spec` needs, and load the set that it judges. Raises SpecError for a job of a server."""
+    """Build the class stores that `spec` needs; load the set to evaluate. Raises SpecError for a set named by job id."""
     judged = None
     if isinstance(spec, EvaluateSpec) and spec.synthetic.job_id is not None:
-        message = f"{spec.synthetic.job_id} is a job of a server, and `cafe run` uses none; give a path instead"
+        message = f"{spec.synthetic.job_id} is a job of a server, which `cafe run` does not use; give a path instead"
         raise SpecError(message, loc="synthetic.job_id")
     if isinstance(spec, EvaluateSpec) and spec.synthetic.path is not None:
         judged = set_at(spec.synthetic.path, roots)
@@ -146,7 +147,7 @@ def _gather(spec: JobSpec, roots: DataRoots) -> Facts:
 
 
 def _check_same_job(directory: JobDir, job: JobFile) -> None:
-    """Raise SpecError if the directory holds the files of another job, whose results would be taken for this one's."""
+    """Raise SpecError if the directory holds the files of another job, whose results would be mistaken for this job's."""
     if not directory.job_file.exists():
         return
     try:
@@ -166,7 +167,7 @@ def _identifying_fields(spec: JobSpec) -> dict[str, Any]:
     """Return the fields that must not change between runs into the same directory.
 
     A condensation without validations may continue to more iterations, and may be evaluated differently: accuracies are stored
-    under the hash of the judged set.
+    under the hash of the evaluated set.
     """
     may_change = {"name", "labels", "resources"}
     if isinstance(spec, CondenseSpec) and spec.validation is None:

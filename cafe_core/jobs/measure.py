@@ -1,4 +1,4 @@
-"""Train the networks of an evaluation that no previous attempt has trained. No torch here."""
+"""Train the networks of an evaluation that no previous attempt has trained. This module does not import torch."""
 
 from __future__ import annotations
 

@@ -1,12 +1,13 @@
-"""Turn a spec as sent into a job that can run; refuse everything that can be refused without a worker. No torch here.
+"""Turn a submitted spec into a job that can run; reject every spec that can be rejected without a worker.
 
-:func:`accept` is a pure function of the spec and of :class:`Facts`. The caller gathers these first, in this order:
+:func:`accept` is a pure function of the spec and of :class:`Facts`. The caller gathers the facts first, in this order:
 
-1. the synthetic set that an evaluate job judges, of another job (`spec.synthetic.job_id`) or of a file (:func:`set_at`);
+1. the synthetic set that an evaluate job evaluates, from another job (`spec.synthetic.job_id`) or a file (:func:`set_at`);
 2. the datasets of :func:`datasets_needed`, as :class:`DatasetFacts`;
 3. for a sweep, how many jobs with the resources of :func:`resources_needed` fit the cluster at the same time.
 
-The server and `cafe run` gather them differently: the server decodes no image, and `cafe run` knows no other jobs.
+The server and `cafe run` gather them differently: the server decodes no images, and `cafe run` has no access to other jobs.
+This module does not import torch.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ class Facts:
     datasets: DatasetFacts
     """At least those of :func:`datasets_needed`."""
     judged: SyntheticSet | None = None
-    """The synthetic set that an evaluate job judges, unless it judges real images."""
+    """The synthetic set that an evaluate job evaluates; None if it evaluates real images."""
     gpus: float = 0
     """GPUs of the cluster."""
     concurrent: int = 1
@@ -59,7 +60,7 @@ class Accepted:
 
     @property
     def condensations(self) -> list[CondenseSpec]:
-        """Return what the job's workers will condense, resolved."""
+        """Return the resolved condense specs that the job's workers will run."""
         if isinstance(self.spec, CondenseSpec):
             return [self.spec]
         if isinstance(self.spec, EvaluateSpec) and self.spec.synthetic.selection not in (None, "random", "whole"):
@@ -81,7 +82,7 @@ def set_at(path: str, roots: DataRoots) -> SyntheticSet:
 def datasets_needed(spec: JobSpec, judged: SyntheticSet | None) -> list[DatasetSpec]:
     """Return the datasets that must be described to accept `spec`. Raises SpecError if `judged` names none.
 
-    judged: the synthetic set that an evaluate job judges, unless it judges real images.
+    judged: the synthetic set that an evaluate job evaluates; None if it evaluates real images.
     """
     if isinstance(spec, CondenseSpec):
         return [spec.dataset]
@@ -91,12 +92,12 @@ def datasets_needed(spec: JobSpec, judged: SyntheticSet | None) -> list[DatasetS
 
 
 def resources_needed(spec: SweepSpec, gpus: float) -> ResourcesSpec:
-    """Return what each trial of a sweep holds of a cluster with `gpus` GPUs, as far as the base decides it."""
+    """Return the resources of each trial of a sweep on a cluster with `gpus` GPUs, as the base sets them."""
     return resolve_resources(spec.base.resources, gpus)
 
 
 def accept(spec: JobSpec, facts: Facts) -> Accepted:
-    """Return the job that `spec` asks for. Raises SpecError, or ValueError whose message starts with the field's path."""
+    """Return the job that `spec` describes. Raises SpecError, or ValueError whose message starts with the field's path."""
     if isinstance(spec, CondenseSpec):
         dataset = facts.datasets.described(spec.dataset, "dataset")
         return Accepted(resolve(spec, dataset, cluster_gpus=facts.gpus), dataset)
@@ -111,7 +112,7 @@ def _accept_evaluate(spec: EvaluateSpec, facts: Facts) -> Accepted:
     dataset = facts.datasets.described(dataset_spec, "synthetic.dataset" if named_once else "dataset")
     if judged is None:
         accepted = Accepted(resolve_evaluate(spec, dataset, dataset, dataset_spec, cluster_gpus=facts.gpus), dataset)
-        _ = accepted.condensations  # refuses a coreset that cannot be made
+        _ = accepted.condensations  # raises if the coreset cannot be made
         return accepted
     _, channels, height, width = judged.images.shape
     images = dataset.model_copy(
@@ -121,7 +122,7 @@ def _accept_evaluate(spec: EvaluateSpec, facts: Facts) -> Accepted:
 
 
 def _test_dataset(spec: EvaluateSpec, judged: SyntheticSet | None) -> DatasetSpec:
-    """Return the dataset whose test images count. Raises SpecError if neither the spec nor the judged set names one."""
+    """Return the dataset whose test images are used. Raises SpecError if neither the spec nor the evaluated set names one."""
     if dataset := spec.dataset or spec.synthetic.dataset:
         return dataset
     assert judged is not None

@@ -1,4 +1,4 @@
-"""Run a sweep: many condense jobs, each in a directory of its own; publish the best one's synthetic set."""
+"""Run a sweep: many condense jobs, each in its own directory; publish the best one's synthetic set."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Run one trial of a sweep as a condense job in a directory of its own."""
+"""Run one trial of a sweep as a condense job in its own directory."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ def run_trial(
     """Run `trial` in `directory`, from its last checkpoint. If it has finished already, only read its result.
 
     Args:
-        fence: the sweep's.
+        fence: that of the sweep.
         on_event: called with every event that is written to the trial's own log.
 
-    A CafeError ends the trial, not the sweep, and becomes part of the outcome. StaleAttemptError alone is raised.
+    A CafeError ends the trial, not the sweep, and becomes part of the outcome. Only StaleAttemptError is raised.
     """
     files = directory.attempt(1)
     if files.manifest_file.exists():

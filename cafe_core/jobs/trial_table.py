@@ -1,6 +1,6 @@
-"""Present the networks of an evaluation and the trials of a sweep as rows and as CSV. No torch here: the API uses it too.
+"""Present the networks of an evaluation and the trials of a sweep as rows and as CSV.
 
-Logs are only read here, possibly while a driver appends to them.
+This module only reads the logs, possibly while a driver appends to them. It does not import torch, because the API uses it too.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Measure how long a process has been silent, with a clock that stops while nobody watches.
+"""Measure how long a process has been silent, with a clock that stops while the watcher is not running.
 
-A driver that was frozen, or whose machine was suspended, receives the answers of that time a moment after it wakes up. By
-wall-clock time its workers would have been silent all along, and it would end a healthy gang. The same holds for a server and its
-drivers.
+A driver that was frozen, or whose machine was suspended, receives the pending answers of its workers only a moment after it
+wakes up. By wall-clock time the workers would have been silent all that time, and the driver would end a healthy gang. The same
+holds for a server and its drivers.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 
 GAP_S = 2.0
-"""Longest time that counts between two calls of `look`. A watcher calls it every half second or second."""
+"""Maximum time counted between two calls of `look`. A watcher calls it every half second or second."""
 
 
 class WatchClock:

@@ -23,7 +23,7 @@ from cafe_core.jobs.jobdir import EventLog
 
 def main() -> None:
     """Run the job of the order file."""
-    threading.Thread(target=_end_with, args=(sys.stdin,), daemon=True).start()
+    threading.Thread(target=_exit_with_runner, args=(sys.stdin,), daemon=True).start()
     order = json.loads(Path(sys.argv[1]).read_bytes())
     try:
         job = local.prepare(order["spec"], Path(order["out"]), DataRoots.model_validate(order["roots"]))
@@ -31,22 +31,22 @@ def main() -> None:
 
             def report(type: str, **data: Any) -> None:
                 log(type, **data)
-                _say(type, data)
+                _print_event(type, data)
 
             result = job.run(report)
     except (CafeError, ValueError) as error:
         traceback.print_exc()
-        _say("failed", {"reason": str(error)})
+        _print_event("failed", {"reason": str(error)})
         raise SystemExit(1) from error
-    _say("finished", {"result": result})
+    _print_event("finished", {"result": result})
 
 
-def _say(type: str, data: dict[str, Any]) -> None:
+def _print_event(type: str, data: dict[str, Any]) -> None:
     print(json.dumps({"type": type, "data": data}), flush=True)
 
 
-def _end_with(stdin: IO[str]) -> None:
-    """Exit when the runner does: an orphaned job would write into a directory that the next run uses."""
+def _exit_with_runner(stdin: IO[str]) -> None:
+    """Exit when the runner exits, because an orphaned job would write into a directory that the next run uses."""
     stdin.read()
     os._exit(1)
 

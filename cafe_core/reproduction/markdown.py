@@ -1,4 +1,4 @@
-"""Write a table as Markdown: our numbers beside the published ones, with the conditions of the measurement."""
+"""Write a table as Markdown: our numbers next to the published ones, with the conditions of the measurement."""
 
 from __future__ import annotations
 

@@ -158,7 +158,7 @@ def draw_curve(experiment: Experiment, outcomes: Mapping[str, Outcome], path: Pa
 
 
 def draw_grids(title: str, grids: Mapping[str, NDArray[np.uint8]], class_names: Sequence[str], path: Path) -> None:
-    """Draw grids of images beside each other, one row per class; `grids` by name, (K, n, C, H, W) each. Raises DiskFullError."""
+    """Draw grids of images side by side, one row per class; `grids` by name, (K, n, C, H, W) each. Raises DiskFullError."""
     pages = {}
     for name, images in grids.items():
         shown = images[:_GRID_ROWS, :_GRID_COLUMNS]
@@ -168,7 +168,7 @@ def draw_grids(title: str, grids: Mapping[str, NDArray[np.uint8]], class_names: 
 
 
 def _side_by_side(title: str, pages: Mapping[str, Image.Image]) -> Image.Image:
-    """Put pages beside each other, each below its name, and the title above all."""
+    """Put pages side by side, each below its name, and the title above all."""
     large, small = (ImageFont.load_default(size) for size in (20, 16))
     width = max(sum(page.width for page in pages.values()), math.ceil(large.getlength(title)) + 24)
     image = Image.new("RGB", (width, max(page.height for page in pages.values()) + 76), (BACKGROUND,) * 3)

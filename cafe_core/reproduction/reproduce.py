@@ -3,7 +3,7 @@
 ::
 
     OUT/
-        TABLE.md        our numbers beside the published ones, rewritten whenever a job ends
+        TABLE.md        our numbers next to the published ones, rewritten whenever a job ends
         TABLE.json      the same as JSON, with every accuracy
         TABLE.png       the picture, at the end
         jobs/NAME/      see :class:`cafe_core.reproduction.jobs.Workplace`; shared by all tables in OUT
@@ -48,7 +48,7 @@ def reproduce(
     Raises BusyError, DiskFullError.
     """
     outcomes: dict[str, Outcome] = {}
-    with _alone_in(out):
+    with _locked(out):
         _write(experiment, outcomes, out, circumstances)
         for outcome in runner.run(experiment.jobs, report):
             outcomes[outcome.name] = outcome
@@ -60,7 +60,7 @@ def reproduce(
 
 
 @contextmanager
-def _alone_in(out: Path) -> Iterator[None]:
+def _locked(out: Path) -> Iterator[None]:
     out.mkdir(parents=True, exist_ok=True)
     with (out / ".lock").open("w") as lock:
         try:

@@ -74,8 +74,8 @@ class Scale:
     whole_repeats: int = 5
     """Networks trained on all training images."""
     long_loops: dict[str, Any] = field(default_factory=dict)
-    """Fields of cafe and dc in Table 5, whose γ goes up to 20, and in Figures 3a and 3b: a queue can end a loop only if the
-    loop's bound exceeds γ."""
+    """Fields of cafe and dc in Table 5, whose γ goes up to 20, and in Figures 3a and 3b. A queue can end a loop only if the
+    bound of the loop exceeds γ."""
     long_iterations: int | None = None
     """Iterations with `long_loops`."""
     table6: dict[str, Any] = field(default_factory=dict)

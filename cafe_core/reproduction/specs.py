@@ -42,7 +42,7 @@ def cafe(scale: Scale, setting: Setting, **method: Any) -> tuple[Job, ...]:
 
 
 def losses(setting: Setting, wanted: str) -> dict[str, Any]:
-    """Return the fields of cafe for DL, LFA or DL+LFA. For DL alone, one map is aligned with weight 0, so that L = β L_d."""
+    """Return the fields of cafe for DL, LFA or DL+LFA. For DL, one map is aligned with weight 0, so that L = β L_d."""
     if wanted == "DL":
         return {"layers": [last_map(setting)], "layer_weights": [0.0]}
     return {"discrimination": wanted == "DL+LFA"}

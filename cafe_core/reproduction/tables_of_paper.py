@@ -63,7 +63,7 @@ def table2(scale: Scale) -> Experiment:
     if scale.name != "paper":
         notes.append(
             "At this scale the order of the rows may differ from the paper's: differences below about twice the ± are noise, and "
-            "DL alone, whose gradient is a small fraction of LFA's, is far from converged after so few iterations from noise."
+            "DL without LFA is far from converged after so few iterations from noise, as its gradient is far smaller than LFA's."
         )
     return Experiment(
         "table2",

@@ -1,4 +1,4 @@
-"""Define what all specs share: the strict model, fields that resolution fills in, and validators of collections."""
+"""Define the parts that all specs share: the strict model, fields that resolution fills in, and validators of collections."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Precision = Literal["float64", "float32", "bfloat16"]
 
 
 class SpecModel(BaseModel):
-    """A part of a spec: unknown fields, converted types and infinities are refused; docstrings of fields describe them."""
+    """A part of a spec. It rejects unknown fields, type conversions and infinities; field docstrings become descriptions."""
 
     model_config = ConfigDict(
         extra="forbid", strict=True, use_attribute_docstrings=True, protected_namespaces=(), allow_inf_nan=False
@@ -23,7 +23,7 @@ class SpecModel(BaseModel):
 def resolved_later(**constraints: Any) -> Any:
     """Return a field that :mod:`cafe_core.spec.resolution` fills in when the spec leaves it out.
 
-    The attribute is typed without None, because everything that runs a spec runs a resolved one.
+    The attribute is typed without None, because only resolved specs are run.
     """
 
     return Field(default=None, json_schema_extra=_drop_null_default, **constraints)
@@ -51,7 +51,7 @@ def max_entries(count: int) -> BeforeValidator:
 
 
 def all_different(values: list[Any]) -> list[Any]:
-    """Return `values`. Raise ValueError where one is named twice."""
+    """Return `values`. Raises ValueError if a value is repeated."""
     if len(set(values)) != len(values):
         raise ValueError("each value may be given once")
     return values

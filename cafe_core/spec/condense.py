@@ -1,4 +1,4 @@
-"""The spec of a condense job."""
+"""Define the spec of a condense job."""
 
 from __future__ import annotations
 
@@ -40,7 +40,8 @@ class CondenseSpec(JobFields):
     """float64 for checks; bfloat16 computes features in bfloat16 and keeps images, statistics and weights in float32."""
     compile: bool = False
     """Compile the feature pass of cafe and dm (torch.compile): slower to start, faster per step. The training of networks,
-    and therefore all of dc, is never compiled. Of methods that choose real images, only the last pass over the images is."""
+    and therefore all of dc, is never compiled. For methods that choose real images, only the last pass over the images is
+    compiled."""
     checkpoint_every: Annotated[int, Field(ge=1, le=1_000_000)] = 50
     """Iterations between checkpoints."""
     evaluation: EvaluationSpec | None = None
@@ -52,7 +53,7 @@ class CondenseSpec(JobFields):
     def _condensable(self) -> CondenseSpec:
         if self.network.norm == "batch":
             raise ValueError(
-                "network.norm: batch statistics couple the images of all shards, so condensation takes instance, "
+                "network.norm: batch statistics couple the images of all shards, so condensation supports instance, "
                 "group, layer or none; networks of the evaluation may use batch"
             )
         gpus = self.resources.gpus_per_worker

@@ -1,4 +1,4 @@
-"""The real images of a job, and the facts about a dataset that a spec is resolved against."""
+"""Define the real images of a job, and the facts about a dataset that a spec is resolved against."""
 
 from __future__ import annotations
 

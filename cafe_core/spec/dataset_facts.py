@@ -1,4 +1,4 @@
-"""Hold facts about the datasets that a spec names, gathered once and passed on as data. No torch here."""
+"""Hold facts about the datasets that a spec names, gathered once and passed on as data. This module does not import torch."""
 
 from __future__ import annotations
 

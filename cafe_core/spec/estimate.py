@@ -1,4 +1,4 @@
-"""Estimate what a spec will hold and send, before anything is started. No torch here: the API answers with it."""
+"""Estimate the memory and communication of a spec before it runs. This module does not import torch: the API uses it."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from cafe_core.spec.network import NetworkSpec
 from cafe_core.spec.network_sizes import DOUBLE_GRAPH_FACTOR, GRAPH_FACTOR, map_shapes, parameter_count
 
 RUNTIME_BYTES = 600 << 20
-"""A worker before it holds anything of the job: Python, torch and Ray (573 MiB resident after the imports of a ShardWorker)."""
+"""A worker's memory before it loads any data: Python, torch and Ray (573 MiB resident after the imports of a ShardWorker)."""
 EVALUATION_BATCH = 256
 GRAPH_BYTES_CPU = 256 << 20
-"""Bound on the feature maps in flight on a CPU, whatever K and N (:class:`cafe_core.algorithm.model.Budget`)."""
+"""Bound on the feature maps in flight on a CPU, for any K and N (:class:`cafe_core.algorithm.model.Budget`)."""
 
 
 class Estimate(BaseModel):
-    """Bytes per worker unless stated otherwise. The worker with the most classes counts."""
+    """Bytes per worker unless stated otherwise, for the worker with the most classes."""
 
     model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
 
@@ -35,7 +35,7 @@ class Estimate(BaseModel):
     network_bytes: int
     """θ, its gradient and momentum, and the inner loop's activations; or those of the largest network of the evaluation."""
     features_bytes: int
-    """Feature maps in flight: bounded whatever the number of classes, but at least those of a class's synthetic images (cafe, dm)
+    """Feature maps in flight: bounded for any number of classes, but at least those of a class's synthetic images (cafe, dm)
     or of one image."""
     numbers_per_outer_step: int
     """Numbers a worker sends to the others: 2·K·D for the shared statistics."""
@@ -70,7 +70,7 @@ def estimate(spec: CondenseSpec, info: DatasetInfo) -> Estimate:
 
 
 def method_sizes(spec: CondenseSpec, info: DatasetInfo) -> Sizes:
-    """Return the sizes that the method of a resolved `spec` is estimated by."""
+    """Return the sizes from which the method of a resolved `spec` is estimated."""
     return Sizes(
         ipc=spec.ipc,
         num_classes=info.num_classes,

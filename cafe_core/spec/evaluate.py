@@ -1,4 +1,4 @@
-"""The spec of an evaluate job."""
+"""Define the spec of an evaluate job."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class JudgedSpec(SpecModel):
         if (self.dataset is None) != (self.selection is None):
             raise ValueError("selection and dataset belong together")
         if (self.ipc is not None) != (self.selection not in (None, "whole")):
-            raise ValueError("ipc says how many images a selection takes per class; `whole` and synthetic sets have none")
+            raise ValueError("ipc is required for a selection other than `whole`, and not allowed otherwise")
         return self
 
 

@@ -1,4 +1,4 @@
-"""Evaluations and validations: the networks to train on a set, and how."""
+"""Define evaluations and validations: the networks to train on a set, and how to train them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where the training images of an evaluation come from, and how many networks it trains. No torch here."""
+"""Define the sources of an evaluation's training images, and count its networks. This module does not import torch."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from cafe_core.spec.evaluate import EvaluateSpec
 from cafe_core.spec.evaluation import EvaluationSpec
 
 Source = Literal["synthetic", "random", "whole"]
-"""The training images of a network: the judged set, equally many random real images, or all real training images."""
+"""The training images of a network: the evaluated set, equally many random real images, or all real training images."""
 
 
 def all_sources(spec: EvaluationSpec, judged: Source) -> list[Source]:
-    """Return the judged source, then the baselines that differ from it."""
+    """Return the evaluated source, then the baselines that differ from it."""
     return [judged, *(source for source in spec.baselines if source != judged)]
 
 
@@ -22,6 +22,6 @@ def task_count(spec: EvaluationSpec, judged: Source = "synthetic") -> int:
 
 
 def judged_source(spec: EvaluateSpec) -> Source:
-    """Return what an evaluate job judges. A coreset counts as a synthetic set."""
+    """Return the source that an evaluate job evaluates. A coreset counts as a synthetic set."""
     selection = spec.synthetic.selection
     return "random" if selection == "random" else "whole" if selection == "whole" else "synthetic"

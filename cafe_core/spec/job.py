@@ -1,4 +1,4 @@
-"""The spec of any job: parse one, and name its fields as a user writes them."""
+"""Parse the spec of any job, and name its fields as users write them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from cafe_core.spec.sweep import SweepSpec
 
 
 def _job_kind(value: Any) -> str | None:
-    """Return the kind of a job spec, sent or validated: condense if it is absent, None if it is unknown."""
+    """Return the kind in a submitted or validated job spec: condense if it has none, None if it is unknown."""
     kind = value.get("kind", "condense") if isinstance(value, Mapping) else getattr(value, "kind", None)
     return kind if isinstance(kind, str) and kind in ("condense", "evaluate", "sweep") else None
 

@@ -1,4 +1,4 @@
-"""The fields of every job: its name, labels and webhook."""
+"""Define the fields of every job: its name, labels and webhook."""
 
 from __future__ import annotations
 

@@ -1,15 +1,15 @@
-"""What the spec of every method states: its fields, its defaults, its published iterations, its memory.
+"""Define the parts of every method's spec: fields, defaults, published iterations, memory.
 
 A method is a folder of :mod:`cafe_core.methods`; its `spec.py` subclasses one of these classes::
 
     MethodSpec
-    ├── LearningMethodSpec          images learned by gradient descent on a loss of the method
-    │   └── BilevelMethodSpec       between two steps of the images, the network is trained on them
-    └── SelectionMethodSpec         real images, chosen
-        └── NetworkSelectionSpec    chosen by what a network trained on all real images makes of them
+    ├── LearningMethodSpec          learns images by gradient descent on its own loss
+    │   └── BilevelMethodSpec       trains the network on the images between their updates
+    └── SelectionMethodSpec         chooses real images
+        └── NetworkSelectionSpec    chooses them with a network trained on all real images
 
-Nothing a method needs has a default that another method set: :mod:`cafe_core.methods.registry` refuses a class that leaves a
-part out. No torch here: the API validates and estimates with these classes.
+No method takes its settings from another: :mod:`cafe_core.methods.registry` rejects an incomplete class. This module does not
+import torch, because the API validates and estimates with these classes.
 
     K  classes    N  real images per class and outer step    ipc  synthetic images per class    D  width of the last feature map
 """
@@ -31,7 +31,7 @@ from cafe_core.spec.network_sizes import Shape
 
 @dataclass(frozen=True)
 class ResolutionContext:
-    """What the defaults of a method may depend on."""
+    """The values that a method's defaults may depend on."""
 
     ipc: int
     num_classes: int
@@ -41,7 +41,7 @@ class ResolutionContext:
 
 @dataclass(frozen=True)
 class Sizes:
-    """The sizes that a method's memory and communication follow from, on the worker with the most classes."""
+    """The sizes that determine a method's memory and communication, on the worker with the most classes."""
 
     ipc: int
     num_classes: int
@@ -57,23 +57,23 @@ class Sizes:
     graph_factor: int
     """Memory of a graph for the backward pass, in units of the feature maps."""
     double_graph_factor: int
-    """The same where the gradient of the weights is differentiated."""
+    """The same if the gradient of the weights is differentiated."""
     itemsize: int
     """Bytes per number."""
 
     @property
     def feature_dim(self) -> int:
-        """D."""
+        """Return D."""
         return prod(self.maps[-1])
 
     @property
     def map_numbers(self) -> int:
-        """Numbers of all feature maps of one image."""
+        """Return the number of elements of all feature maps of one image."""
         return sum(prod(shape) for shape in self.maps)
 
 
 class MethodSpec(SpecModel, ABC):
-    """A method: ipc images per class from the real images.
+    """The base class of the specs of all methods, which make ipc images per class.
 
     A subclass declares `name` as a `Literal` with the name of its folder.
     """
@@ -88,15 +88,15 @@ class MethodSpec(SpecModel, ABC):
 
     @abstractmethod
     def resolved(self, context: ResolutionContext) -> Self:
-        """Return this spec with every field filled in. Raise ValueError with a message that starts with `method.FIELD: `."""
+        """Return this spec with every field filled in. Raises ValueError whose message starts with `method.FIELD: `."""
 
     @abstractmethod
     def statistics_bytes(self, sizes: Sizes) -> int:
-        """Return the bytes of what the method holds besides the images, the network and its feature maps."""
+        """Return the bytes that the method holds in addition to the images, the network and its feature maps."""
 
     @abstractmethod
     def graph_bytes(self, sizes: Sizes) -> int:
-        """Return the bytes of the feature maps and graphs that must be held at once, however small the chunks are made."""
+        """Return the bytes of the feature maps and graphs that are held at the same time with the smallest chunks."""
 
     def numbers_per_outer_step(self, sizes: Sizes) -> int:  # noqa: ARG002
         """Return how many numbers a worker sends per outer step, apart from the loss.
@@ -107,11 +107,11 @@ class MethodSpec(SpecModel, ABC):
 
     @property
     def trained_images(self) -> int:
-        """Images per minibatch when the network is trained; 0 if it is not."""
+        """Return the number of images per minibatch when the network is trained; 0 if it is not."""
         return 0
 
     def filled(self, **values: Any) -> Self:
-        """Return this spec with those of `values` whose fields were left out."""
+        """Return this spec, with `values` for the fields that were left out."""
         return self.model_copy(update={name: value for name, value in values.items() if getattr(self, name) is None})
 
 
@@ -150,18 +150,18 @@ class BilevelMethodSpec(LearningMethodSpec):
 
     @property
     def trained_images(self) -> int:
-        """The inner loop's minibatch."""
+        """Return the number of images per minibatch of the inner loop."""
         return self.batch_train
 
 
 class SelectionMethodSpec(MethodSpec):
-    """The fields of all methods that choose real images. They have no iterations, and choosing is local to a class."""
+    """The fields of all methods that choose real images. They have no iterations, and choose each class independently."""
 
     published_iterations: ClassVar[int] = 0
     couples_classes: ClassVar[bool] = False
 
     def resolved(self, context: ResolutionContext) -> Self:  # noqa: ARG002
-        """Return this spec: no default depends on anything."""
+        """Return this spec unchanged, because no default depends on the context."""
         return self
 
     def graph_bytes(self, sizes: Sizes) -> int:
@@ -170,7 +170,7 @@ class SelectionMethodSpec(MethodSpec):
 
 
 class NetworkSelectionSpec(SelectionMethodSpec):
-    """A choice of real images by a network that is trained on all of them."""
+    """The fields of all methods that choose real images with a network trained on all of them."""
 
     name: str
     network_epochs: Annotated[int, Field(ge=0, le=100_000)] = 50

@@ -1,4 +1,4 @@
-"""Networks: their options, defaults and numbers of feature maps."""
+"""Define networks: their options, defaults and numbers of feature maps."""
 
 from __future__ import annotations
 

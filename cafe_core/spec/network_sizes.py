@@ -1,4 +1,4 @@
-"""The sizes of the networks of :mod:`cafe_core.networks`, stated as arithmetic. No torch here; a test holds the two together."""
+"""Compute the sizes of the networks of :mod:`cafe_core.networks` without torch. A test checks that both modules agree."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ GRAPH_FACTOR = {"convnet": 3, "mlp": 3, "lenet": 3, "alexnet": 3, "vgg11": 4, "r
 """Memory of a graph for the backward pass, in units of the aligned maps (measured: at most 2.2, 1.6, 3.2 and 9.6)."""
 
 DOUBLE_GRAPH_FACTOR = {"convnet": 12, "mlp": 49, "lenet": 7, "alexnet": 11, "vgg11": 11, "resnet18": 36}
-"""The same where the gradient of the weights is differentiated (measured: at most 11.8, 48.5, 6.8, 10.5, 10.3 and 35.8)."""
+"""The same if the gradient of the weights is differentiated (measured: at most 11.8, 48.5, 6.8, 10.5, 10.3 and 35.8)."""
 
 _BODY_PARAMETERS = {"alexnet": 1_900_000, "vgg11": 9_300_000, "resnet18": 11_200_000}
 

@@ -80,7 +80,7 @@ def _section(definition: dict[str, Any]) -> str:
 
 
 def _type(field: dict[str, Any]) -> str:
-    """A JSON schema in a few words."""
+    """Return a short description of a JSON schema."""
     if options := field.get("anyOf", field.get("oneOf")):
         return " or ".join(_type(option) for option in options if option.get("type") != "null")
     if "$ref" in field:
@@ -108,7 +108,7 @@ def _bounds(field: dict[str, Any]) -> str:
 
 
 def _number(value: float) -> str:
-    """As people write it: 0.5, 1000000, 2⁶³, 1e30."""
+    """Format a number for readers: 0.5, 1000000, 2⁶³, 1e30."""
     if value == 2**63:
         return "2⁶³"
     return str(int(value)) if value < 1e15 and value == int(value) else f"{value:g}".replace("e+", "e")

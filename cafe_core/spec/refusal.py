@@ -1,4 +1,4 @@
-"""Say which field of a refused spec is at fault, and why. No torch here."""
+"""Find the field that makes a spec invalid, and the reason. This module does not import torch."""
 
 from __future__ import annotations
 
@@ -40,7 +40,8 @@ def refused_field(error: Mapping[str, Any], *, outer: int = 0) -> tuple[str, str
 def named_field(message: str, otherwise: str = "", *, within: str = "") -> tuple[str, str]:
     """Split a message such as `network.norm: …` into (path of the field, rest of the message).
 
-    The path is prefixed with `within`. A message that starts with no field gives (`otherwise`, `message`).
+    The path is prefixed with `within`. If the message does not start with a field, returns
+    (`otherwise`, `message`).
     """
     named = _NAMES_A_FIELD.match(message)
     if named is None:

@@ -1,4 +1,4 @@
-"""Resolve a spec: fill in every default, and check it against the data. No torch here.
+"""Resolve a spec: fill in every default, and check it against the data. This module does not import torch.
 
 All functions raise ValueError with a message that starts with the path of the refused field.
 """
@@ -31,7 +31,7 @@ def resolve(spec: CondenseSpec, dataset: DatasetInfo, *, cluster_gpus: float = 0
         raise ValueError(f"dataset: {dataset.name} has {k} class; condensation needs at least 2")
     if spec.resources.workers > k:
         raise ValueError(
-            f"resources.workers: {spec.resources.workers} workers for {k} classes; each worker needs a class of its own"
+            f"resources.workers: {spec.resources.workers} workers for {k} classes; each worker needs at least one class"
         )
     if spec.evaluation is not None:
         _check_testable(dataset, "evaluation")
@@ -84,7 +84,7 @@ def _resolve_evaluation(evaluation: _Evaluation, judged: Source, prefix: str = "
 
 def _resolve_validation(validation: ValidationSpec, iterations: int, method: AnyMethod, dataset: DatasetInfo) -> ValidationSpec:
     if isinstance(method, SelectionMethodSpec):
-        raise ValueError(f"validation: {method.name} makes one set; there are no checkpoints to choose among")
+        raise ValueError(f"validation: {method.name} makes one set; it has no checkpoints to choose from")
     count = max(1, math.ceil(iterations / validation.every))
     if count * validation.repeats > MAX_NETWORKS:
         raise ValueError(
@@ -107,14 +107,14 @@ def resolve_evaluate(
 ) -> EvaluateSpec:
     """Return an evaluate spec with every default filled in.
 
-    dataset: whose test images count (`dataset_spec` names it). images: what is trained on; of a synthetic set, the facts that
-    its file states.
+    dataset: provides the test images (`dataset_spec` names it). images: describes the training images; for a synthetic set, from
+    its file.
     """
     _check_testable(dataset, "dataset")
     if spec.synthetic.dataset is not None and dataset_spec != spec.synthetic.dataset:
-        raise ValueError("dataset: images chosen from a dataset are judged on its own test images; leave it out")
+        raise ValueError("dataset: images chosen from a dataset are evaluated on its own test images; leave it out")
     if spec.synthetic.selection == "whole" and "random" in spec.baselines:
-        raise ValueError("baselines: random takes as many images per class as the judged set has; `whole` has no such number")
+        raise ValueError("baselines: random takes as many images per class as the evaluated set; `whole` has no fixed number")
     if images.shape != dataset.shape:
         raise ValueError(
             f"synthetic: its images are {_shape(images)} (channels × height × width), the test images of {dataset.name} "
@@ -139,9 +139,9 @@ def _some(names: list[str]) -> str:
 
 
 def selection_spec(spec: EvaluateSpec, dataset: DatasetInfo) -> CondenseSpec:
-    """Return the resolved condensation whose result an evaluate job judges when a coreset method chooses its images.
+    """Return the resolved condensation that chooses the images of an evaluate job by a coreset method.
 
-    By as many of the job's workers as can have a class, or a whole GPU, of their own.
+    It uses one worker if workers share a GPU, otherwise the job's workers, at most one per class.
     """
     source = spec.synthetic
     assert source.dataset is not None
@@ -163,7 +163,7 @@ def selection_spec(spec: EvaluateSpec, dataset: DatasetInfo) -> CondenseSpec:
 def resolve_sweep(spec: SweepSpec, *, concurrent: int, cluster_gpus: float = 0) -> SweepSpec:
     """Return a sweep spec with its own defaults filled in. concurrent: how many trials fit into the cluster at once.
 
-    `base` stays as it was sent, but for its resources and the validation that ASHA needs: each trial has its own defaults.
+    `base` is unchanged except for its resources and the validation that ASHA needs, because each trial has its own defaults.
     """
     base = spec.base.model_copy(update={"resources": resolve_resources(spec.base.resources, cluster_gpus)})
     if spec.scheduler == "asha" and base.validation is None:

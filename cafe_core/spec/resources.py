@@ -1,4 +1,4 @@
-"""The resources that the workers of a job hold while it runs."""
+"""Define the resources that the workers of a job hold while it runs."""
 
 from __future__ import annotations
 

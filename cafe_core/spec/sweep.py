@@ -1,4 +1,4 @@
-"""The spec of a sweep: a condense spec and the values of some of its fields."""
+"""Define the spec of a sweep: a condense spec and the values of some of its fields."""
 
 from __future__ import annotations
 
@@ -96,10 +96,10 @@ class SweepSpec(JobFields):
         if self.base.evaluation is None:
             raise ValueError("base.evaluation: a sweep compares accuracies; give base an evaluation")
         if self.base.webhook is not None:
-            raise ValueError("base.webhook: a trial is no job of its own; give the sweep a webhook")
+            raise ValueError("base.webhook: a trial is not a separate job; set webhook on the sweep")
         if self.trial_count > MAX_TRIALS:
             raise ValueError(f"space: {self.trial_count} trials are more than {MAX_TRIALS}")
         choices = sum(len(dimension.choice) for dimension in self.space.values() if dimension.choice is not None)
-        if choices > MAX_TRIALS:  # each of them is tried out before the sweep is taken
+        if choices > MAX_TRIALS:  # each value is validated before the sweep is accepted
             raise ValueError(f"space: {choices} values to choose from are more than {MAX_TRIALS}")
         return self

@@ -1,4 +1,4 @@
-"""Expand a sweep into its trials, all resolved and checked before the first one starts. No torch here.
+"""Expand a sweep into its trials, all resolved and checked before the first one starts. This module does not import torch.
 
 Trials are numbered in the order of the grid, whose first field changes slowest. The `samples` of a point follow each other.
 A random value is addressed by (the sweep's seed, trial, field), so the same spec always gives the same trials.
@@ -44,7 +44,7 @@ class Trial:
 def datasets_of(sweep: SweepSpec) -> list[DatasetSpec]:
     """Return the datasets to describe before :func:`trials`: the base's, and every one that the space sets.
 
-    A value that is no valid dataset is left out: :func:`trials` refuses it.
+    A value that is not a valid dataset is left out, because :func:`trials` rejects it.
     """
     found = {"": sweep.base.dataset}
     if any(_sets_dataset(path) for path in sweep.space):
@@ -124,10 +124,10 @@ def _range_ends(sweep: SweepSpec) -> Iterator[dict[str, Any]]:
 
 
 def settings(sweep: SweepSpec) -> list[dict[str, Any]]:
-    """Return the overrides of each trial, by number. They depend on the spec alone, not on the data."""
+    """Return the overrides of each trial, by number. They depend only on the spec, not on the data."""
     grids = [[(path, value) for value in d.grid] for path, d in sweep.space.items() if d.grid is not None]
     points = [dict(point) for point in itertools.product(*grids) for _ in range(sweep.samples)]
-    # In the order of the space, which is the order of a table's columns.
+    # Keep the order of the space, which is also the order of a table's columns.
     return [
         {
             path: point[path] if d.grid is not None else _draw(d, counter_seed(sweep.seed, f"sweep {path}", number))

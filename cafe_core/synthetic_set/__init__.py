@@ -1,1 +1,1 @@
-"""The synthetic set as a file, and previews of it."""
+"""Store synthetic sets in files, and draw previews of them."""

@@ -102,7 +102,7 @@ def _check_names(found: Iterable[str], wanted: Iterable[str], what: str) -> None
 
 
 def npy_bytes(array: NDArray[Any]) -> bytes:
-    """Return an .npy file in C order, whatever the order of the array."""
+    """Return an .npy file in C order, regardless of the order of the array."""
     buffer = io.BytesIO()
     np.lib.format.write_array(buffer, np.asarray(array, order="C"), allow_pickle=False)
     return buffer.getvalue()

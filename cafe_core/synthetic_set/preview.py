@@ -1,4 +1,4 @@
-"""Draw image sets as pages for people to look at. No torch here: the API draws previews too.
+"""Draw image sets as pages for viewing. This module does not import torch, because the API draws previews too.
 
 Every class is a strip: its name, then its images side by side. Strips fill the page from left to right and from top
 to bottom, so a set of one image per class becomes a block of images rather than a tall column.
@@ -54,7 +54,7 @@ class Scale:
 
 @dataclass(frozen=True)
 class Page:
-    """The layout of a preview: what it shows of a set, and where."""
+    """The layout of a preview: which part of a set it shows, and where."""
 
     labels: tuple[str, ...]
     """One per class shown: the first classes, in order."""
@@ -65,7 +65,7 @@ class Page:
     columns: int
     """Images of each class shown: the first ones."""
     across: int
-    """Strips beside each other."""
+    """Number of strips side by side."""
     scale: Scale
     image_height: int
     """Pixels of an image on the page."""
@@ -74,7 +74,7 @@ class Page:
 
     @property
     def rows(self) -> int:
-        """Classes shown."""
+        """Return the number of classes shown."""
         return len(self.labels)
 
     @property
@@ -95,7 +95,7 @@ class Page:
         return self.across * self.strip_width, height + (0 if self.complete else _FOOTER)
 
     def select(self, images: NDArray[T]) -> NDArray[T]:
-        """Return what the page shows of images (K, n, C, H, W), without the pixels that the scale skips."""
+        """Return the part of images (K, n, C, H, W) that the page shows, without the pixels that the scale skips."""
         return images[: self.rows, : self.columns, :, :: self.scale.step, :: self.scale.step]
 
     def image_position(self, row: int, column: int) -> tuple[int, int]:
@@ -112,7 +112,7 @@ class Page:
 def plan_page(class_names: Sequence[str], per_class: int, height: int, width: int) -> Page:
     """Lay out a set of images of height × width on a page of at most 2600 × 2600 pixels.
 
-    Images are drawn at least 64 pixels high and wide (except where the longer side would exceed 512 pixels), and larger
+    Images are drawn at least 64 pixels high and wide (except if the longer side would exceed 512 pixels), and larger
     when the set is small. A set that does not fit is cut: first to fewer images per class, then to fewer classes.
     """
     font = _font()
@@ -164,7 +164,7 @@ def _fit(
     scale: Scale,
     font: ImageFont.FreeTypeFont,
 ) -> Page:
-    """Choose how many classes and images of each to show, and how many strips to put beside each other."""
+    """Choose how many classes and images of each to show, and how many strips to put side by side."""
     image_height, image_width = scale.size(height), scale.size(width)
     label_width = math.ceil(max(font.getlength(label) for label in labels)) + 2 * _GAP
 
@@ -219,9 +219,9 @@ def _font() -> ImageFont.FreeTypeFont:
 
 
 def _label(name: str, number: int, font: ImageFont.FreeTypeFont) -> str:
-    """Return a class name as it can be drawn: accents dropped where the font lacks them, long names cut with an ellipsis.
+    """Return a class name as it can be drawn: accents dropped if the font lacks them, long names cut with an ellipsis.
 
-    The built-in font has little but ASCII. A name of which it has no character at all becomes #number.
+    The built-in font has few characters beyond ASCII. A name without any character of the font becomes #number.
     """
     box = bytes(font.getmask("\U0010ffff"))
 

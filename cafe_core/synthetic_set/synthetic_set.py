@@ -1,4 +1,6 @@
-"""Store a synthetic set, the result of a job, in a file; load and convert it. Imports no torch, because the API uses it too.
+"""Store a synthetic set, the result of a job, in a file; load and convert it.
+
+This module does not import torch, because the API uses it too.
 
 Arrays (K classes, ipc images each):  images float32 (K·ipc, C, H, W), normalised, ordered by class;  labels int64 (K·ipc,);
 mean, std float32 (C,). `images * std + mean` has pixel values in [0, 1]; optimised images may exceed that range.
@@ -96,7 +98,7 @@ class SyntheticSet:
             raise SyntheticSetError(f"{path.name}: {error.message}") from error
 
     def save(self, path: Path, *, fence: Fence = unfenced) -> None:
-        """Write a .safetensors file atomically. Raises DiskFullError, and any exception of `fence`."""
+        """Write a .safetensors file atomically. Raises DiskFullError and any exception of `fence`."""
         write_atomically(path, self.to_safetensors_bytes(), fence=fence)
 
     def to_safetensors_bytes(self) -> bytes:
