@@ -459,6 +459,6 @@ def database_faults(database: PostgresCluster) -> list[Case]:
     """Return the faults of the database that a server uses."""
     return [
         Case("all connections to PostgreSQL broken, ten times in 3 s", "condensing", break_connections(database)),
-        Case("PostgreSQL crashes and restarts at once", "condensing", crash_database(database, 0)),
+        Case("PostgreSQL crashes and restarts immediately", "condensing", crash_database(database, 0)),
         Case("PostgreSQL crashes and stays down for 5 s", "condensing", crash_database(database, DOWN_S)),
     ]
