@@ -122,7 +122,7 @@ def _read(path: Path, spec: CondenseSpec) -> Checkpoint:
             raise CheckpointError(
                 f"{path} belongs to a run with another dataset, seed, method, network, ipc, precision or validation.fraction"
             )
-        # Cloned off the memory map: the file may change or be deleted.
+        # Clone the tensors from the memory map, because the file may change or be deleted.
         tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 - not a mapping
     return Checkpoint(
         tensors["images"],

@@ -38,7 +38,7 @@ class Progress:
             inner_epochs=sum(loop.steps for loop in inner_loops),
             stop_outer=_stops([outer_loop]),
             stop_inner=_stops(inner_loops),
-            # Counted each time they go through the network, over all workers.
+            # An image counts each time it passes through the network, over all workers.
             real_images=outer_loop.steps * self._real_images_per_step + queries.real_images(),
             seconds=round(now - self._last, 4),
             eta_s=round(mean_seconds * (self._total - iteration), 1),

@@ -28,7 +28,7 @@ def start(context: ShardContext, method: Method, checkpoints: Checkpoints, repor
     iteration = int(context.comm.all_reduce(found)) - 1
     if iteration > spec.iterations:
         raise CheckpointError(
-            f"iterations: an earlier run did {iteration} iterations, more than the {spec.iterations} of the spec"
+            f"iterations: an earlier run completed {iteration} iterations, more than the {spec.iterations} of the spec"
         )
     if checkpoint is None and iteration >= 0:
         checkpoint = checkpoints.read(iteration, spec)

@@ -1,4 +1,4 @@
-"""Hold the gradient of a network that all ranks train together in one buffer."""
+"""Keep the gradient of a jointly trained network in one buffer."""
 
 from __future__ import annotations
 

@@ -149,7 +149,7 @@ class NpzSource:
             value = labels[bad[0]]
             if value < 0:
                 raise self._error(f"{name}[{bad[0]}] is {value}; labels count from 0")
-            if of == "images":  # more classes than images: some class is empty
+            if of == "images":  # more classes than images, so a class is empty
                 raise self._error(f"{name}[{bad[0]}] is {value}, with {len(labels)} images; labels must be 0 to K-1 without gaps")
             raise self._error(f"{name}[{bad[0]}] is {value}; labels has the classes 0 to {len(self.class_counts) - 1}")
         return labels.astype(np.int64)

@@ -94,7 +94,7 @@ def torchvision_source(name: DatasetName, root: Path) -> ArraySource:
 def _download(name: DatasetName, known: _Torchvision, root: Path, absent: list[str]) -> None:
     try:
         root.mkdir(parents=True, exist_ok=True)
-        if not root.stat().st_mode & 0o222:  # the root user, as in containers, is not stopped by the mode itself
+        if not root.stat().st_mode & 0o222:  # the mode does not stop the root user, e.g. in containers
             raise PermissionError(f"{root} is read-only")
         with _connect_timeout():
             known.open(root, True, True)
@@ -122,7 +122,7 @@ def _arrays(dataset: Any) -> tuple[Images, Labels]:
     """Return images (N, C, H, W), a view of torchvision's array, and labels (N,)."""
     images = np.asarray(dataset.data)
     labels = np.asarray(dataset.labels if hasattr(dataset, "labels") else dataset.targets, dtype=np.int64)
-    if images.ndim == 3:  # (M)NIST: (N, H, W)
+    if images.ndim == 3:  # MNIST, FashionMNIST: (N, H, W)
         images = images[:, None]
     elif images.shape[1] != 3:  # CIFAR: (N, H, W, C); SVHN has (N, C, H, W) already
         images = images.transpose(0, 3, 1, 2)

@@ -1,1 +1,1 @@
-"""Jobs: their directories, events and fences, and how each kind of job runs."""
+"""Run each kind of job, and define the directories, events and fences of jobs."""

@@ -1,4 +1,4 @@
-"""Run a condense job: condense, validate at intervals if the spec asks for it, then evaluate."""
+"""Run a condense job: condense, validate at intervals if the spec requires it, then evaluate."""
 
 from __future__ import annotations
 

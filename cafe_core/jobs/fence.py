@@ -37,6 +37,6 @@ class AttemptFence:
             # Earlier versions wrote job.json only for the first attempt, and without this field.
             current = json.loads(self.job_file.read_bytes()).get("attempt", 1)
         except FileNotFoundError as error:
-            raise StaleAttemptError(f"{self.job_file} is gone: the job was deleted") from error
+            raise StaleAttemptError(f"{self.job_file} does not exist any more: the job was deleted") from error
         if current != self.attempt:
             raise StaleAttemptError(f"attempt {self.attempt} was given up: {self.job_file} names attempt {current}")

@@ -50,7 +50,7 @@ def run_job(
     fence = fence or AttemptFence.of(directory, attempt)
     fence()
     files = directory.attempt(attempt)
-    files.manifest_file.unlink(missing_ok=True)  # from a previous run into this directory: no result until the end
+    files.manifest_file.unlink(missing_ok=True)  # of a previous run into this directory; a new one is written last
     report("phase", phase="preparing")
     with closing(Attempt(job, directory, files, make_backend, report, fence)) as running:
         result = _run(running)

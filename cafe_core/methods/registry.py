@@ -128,7 +128,7 @@ def _check_spec(spec: type[MethodSpec], name: str) -> None:
     try:
         sample = spec.model_validate({"name": name}).resolved(_CONTEXT)
     except ValidationError as error:
-        raise refuse(f"every field but the name needs a default, or `resolved_later()`: {error}") from error
+        raise refuse(f"every field except name needs a default, or `resolved_later()`: {error}") from error
     absent = [field for field, info in spec.model_fields.items() if is_resolved_later(info) and getattr(sample, field) is None]
     if absent:
         raise refuse(f"resolved() leaves {', '.join(absent)} without a value")

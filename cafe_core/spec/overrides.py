@@ -1,4 +1,4 @@
-"""Format the overrides of a trial for people. Clients use this module without the rest of the package."""
+"""Format the overrides of a trial for display. Clients use this module without the rest of the package."""
 
 from __future__ import annotations
 

@@ -95,10 +95,10 @@ def _read_npy(archive: zipfile.ZipFile, name: str) -> NDArray[Any]:
     return np.frombuffer(content, header.dtype).reshape(header.shape, order="F" if header.fortran_order else "C").copy()
 
 
-def _check_names(found: Iterable[str], wanted: Iterable[str], what: str) -> None:
+def _check_names(found: Iterable[str], wanted: Iterable[str], kind: str) -> None:
     missing = [name for name in wanted if name not in set(found)]
     if missing:
-        raise SyntheticSetError(f"{what} {missing[0]} is missing; a synthetic set has {', '.join(wanted)}")
+        raise SyntheticSetError(f"{kind} {missing[0]} is missing; a synthetic set has {', '.join(wanted)}")
 
 
 def npy_bytes(array: NDArray[Any]) -> bytes:

@@ -148,7 +148,7 @@ def png_bytes(image: Image.Image, description: str) -> bytes:
     text = PngImagePlugin.PngInfo()
     text.add_text("Description", description)
     buffer = io.BytesIO()
-    image.save(buffer, "PNG", pnginfo=text, compress_level=4)  # level 6 takes three times as long for noise and saves nothing
+    image.save(buffer, "PNG", pnginfo=text, compress_level=4)  # for noise, level 6 takes three times as long and gains nothing
     return buffer.getvalue()
 
 
