@@ -16,10 +16,10 @@ from cafe_core.networks import FeatureNetwork
 from cafe_core.networks.layers import InstanceNorm
 from cafe_core.spec.network import NetworkSpec
 from tests.benchmarks.figures import Figure
-from tests.cafe_core.made_data import made_info
+from tests.cafe_core.made_data import make_info
 
 K = 10
-INFO = made_info([1] * K, side=32)
+INFO = make_info([1] * K, side=32)
 
 
 class VmapEnsemble(nn.Module):

@@ -12,7 +12,7 @@ from cafe_core.spec.dataset import DatasetInfo
 from cafe_core.spec.resolution import resolve
 
 
-def made_info(counts: list[int], *, side: int, channels: int = 3, test_count: int = 0) -> DatasetInfo:
+def make_info(counts: list[int], *, side: int, channels: int = 3, test_count: int = 0) -> DatasetInfo:
     """Return the description of a dataset whose classes have `counts` images."""
     return DatasetInfo(
         name="made",

@@ -11,7 +11,7 @@ from cafe_core.networks import init_network
 from cafe_core.spec.dataset import DatasetInfo
 from cafe_core.spec.evaluation import Augmentation
 from cafe_core.spec.network import NetworkSpec
-from tests.cafe_core.made_data import made_info
+from tests.cafe_core.made_data import make_info
 
 SEEDS = [11, 12, 13]
 SMALL = [
@@ -29,7 +29,7 @@ IDS = {id(spec): f"{spec.name}-{spec.norm}-{spec.activation}" for spec in [*SMAL
 
 
 def info(channels: int, side: int, count: int) -> DatasetInfo:
-    return made_info([count] * 3, side=side, channels=channels)
+    return make_info([count] * 3, side=side, channels=channels)
 
 
 def images(data: DatasetInfo, count: int, seed: int = 0) -> HeldImages:

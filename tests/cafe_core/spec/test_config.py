@@ -19,11 +19,11 @@ from cafe_core.spec.method import ResolutionContext
 from cafe_core.spec.network import NetworkSpec
 from cafe_core.spec.reference import markdown
 from cafe_core.spec.resolution import resolve
-from tests.cafe_core.made_data import made_info
+from tests.cafe_core.made_data import make_info
 
 
 def info(classes: int = 10, test_count: int = 100) -> DatasetInfo:
-    return made_info([100] * classes, side=32, test_count=test_count)
+    return make_info([100] * classes, side=32, test_count=test_count)
 
 
 def spec(**fields: Any) -> CondenseSpec:

@@ -15,7 +15,7 @@ from cafe_core.spec.estimate import Estimate, estimate, map_shapes, parameter_co
 from cafe_core.spec.evaluate import EvaluateSpec
 from cafe_core.spec.network import NetworkSpec, aligned_map_count
 from cafe_core.spec.resolution import resolve
-from tests.cafe_core.made_data import made_info
+from tests.cafe_core.made_data import make_info
 
 NETWORKS = [
     *({"name": name} for name in ("mlp", "lenet", "alexnet", "vgg11", "resnet18")),
@@ -35,7 +35,7 @@ def test_map_shapes_and_parameter_count_match_the_network(fields: dict[str, obje
 
 
 def test_estimate_depends_on_workers_ipc_and_precision() -> None:
-    info = made_info([500] * 1000, side=64)
+    info = make_info([500] * 1000, side=64)
 
     def memory_bytes(**fields: object) -> int:
         spec = CondenseSpec.model_validate({"dataset": {"path": "x"}, "ipc": 10, "network": {"depth": 4}, **fields})
@@ -82,7 +82,7 @@ def test_estimate_includes_training_of_evaluation_networks() -> None:
 
 
 def test_estimate_of_coreset_methods_counts_features_of_the_largest_class() -> None:
-    info = made_info([500, 13861, 70], side=32)
+    info = make_info([500, 13861, 70], side=32)
 
     def statistics(name: str) -> int:
         spec = CondenseSpec.model_validate({"dataset": {"path": "x"}, "ipc": 10, "method": {"name": name}})
