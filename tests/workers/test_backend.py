@@ -48,7 +48,10 @@ CLASSES = 3
 
 @pytest.mark.parametrize(
     ("trouble", "reason"),
-    [(signal.SIGKILL, "worker 1 died"), pytest.param(signal.SIGSTOP, "worker 1 has not answered", marks=pytest.mark.soak)],
+    [
+        pytest.param(signal.SIGKILL, "worker 1 died", marks=pytest.mark.soak),  # `make test` kills a worker in test_driver
+        pytest.param(signal.SIGSTOP, "worker 1 has not answered", marks=pytest.mark.soak),
+    ],
 )
 def test_restarts_gang_after_losing_a_worker(
     trouble: signal.Signals,

@@ -53,8 +53,8 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     key = add_key(Settings(data_dir=data_dir), Scope.ADMIN)
     environ = {"CAFE_METRICS_TOKEN": METRICS, "CAFE_WEBHOOK_SECRET": WEBHOOK, "CAFE_API_KEY": CLIENT}
     with serving(data_dir, "--num-cpus", "2", **environ) as served, client_of(served.api, key) as api:
-        job_id = api.make(iterations=2, evaluation={"repeats": 1, "epochs": 1})["id"]
-        succeeded(api, job_id)
+        job_id = api.make(iterations=2, evaluation={"networks": [{"width": 8, "depth": 2}], "repeats": 1, "epochs": 1})["id"]
+        assert succeeded(api, job_id)["result"]["evaluation"]["networks"][0]["n"] == 1
         processes = psutil.Process(served.process.pid).children(recursive=True)
         tokens = {token for process in processes if (token := environment(process).get("RAY_AUTH_TOKEN_PATH"))}
         (token_file,) = tokens

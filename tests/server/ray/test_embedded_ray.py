@@ -25,11 +25,10 @@ from tests.server.conftest import Api, running
 from workers.client import RayClient, submission_id
 
 JOB = {
-    "iterations": 40,
+    "iterations": 20,
     "checkpoint_every": 2,
     "method": {"batch_real": 32, "max_outer": 4, "max_inner": 4},
     "resources": {"workers": 1},
-    "evaluation": {"repeats": 1, "epochs": 2},
 }
 ENDLESS = JOB | {"iterations": 1_000_000}
 START_WITHIN_S = 120
@@ -174,7 +173,6 @@ def test_job_from_post_to_download_without_leaking_the_token(
     cluster = api.get("/v1/cluster").json()
     assert (cluster["ray_version"], cluster["cpus"]["total"], len(cluster["nodes"])) == ("2.60.0", 2.0, 1)
     assert job["progress"]["done"] == job["progress"]["total"]
-    assert job["result"]["evaluation"]["networks"][0]["n"] == 1
     names = [artifact["name"] for artifact in api.get(f"/v1/jobs/{job['id']}/artifacts").json()["data"]]
     assert names == ["preview.png", "result.json", "synthetic.safetensors"]
     assert f"{job['id']} attempt 1: built" in api.get(f"/v1/jobs/{job['id']}/logs").text
