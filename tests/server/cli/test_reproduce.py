@@ -150,8 +150,10 @@ def test_wrong_usage_exits_with_2(arguments: tuple[str, ...], message: str) -> N
     assert message in result.stderr
 
 
-def test_failed_jobs_exit_with_1_and_are_explained_in_table(tmp_path: Path) -> None:
-    """MNIST is not there and cannot be downloaded."""
+def test_failed_jobs_exit_with_1_and_are_explained_in_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """MNIST is absent and cannot be downloaded."""
+    for name in ("http_proxy", "https_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")  # nothing listens there: each download fails immediately
     empty, out = tmp_path / "empty", tmp_path / "out"
     empty.mkdir(mode=0o555)
     roots = ("--data-dir", str(tmp_path), "--torchvision-root", str(empty))

@@ -123,13 +123,13 @@ def _store_large_jobs(session: Session) -> None:
 
 
 def _store_condense_job(session: Session, directory: JobDir) -> None:
-    """Store a job with a set of 60 MB, an artifact of the same size, two log files and a page of events."""
+    """Store a job with a set of 15 MB, an artifact of the same size, two log files and a page of events."""
     job = _ended(session, CONDENSE_JOB, SPEC | {"iterations": 10})
     attempt = directory.attempt(1)
     attempt.artifacts.mkdir(parents=True)
-    images = np.random.default_rng(0).random((5000, 3, 32, 32), np.float32)
+    images = np.random.default_rng(0).random((1250, 3, 32, 32), np.float32)
     mean, std = np.zeros(3, np.float32), np.ones(3, np.float32)
-    digits_set(images=images, labels=np.repeat(np.arange(10), 500), mean=mean, std=std).save(attempt.synthetic_file)
+    digits_set(images=images, labels=np.repeat(np.arange(10), 125), mean=mean, std=std).save(attempt.synthetic_file)
     content = attempt.synthetic_file.read_bytes()
     sha256, media_type = hashlib.sha256(content).hexdigest(), "application/octet-stream"
     name = attempt.synthetic_file.name
