@@ -70,6 +70,7 @@ def test_restarts_gang_after_losing_a_worker(
     assert len(events.of("workers")) == 2
 
 
+@pytest.mark.soak
 def test_restarts_gang_when_a_worker_stays_away_from_a_collective(
     cache: Path,
     tmp_path: Path,

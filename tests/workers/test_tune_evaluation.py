@@ -94,7 +94,7 @@ def in_process(store: Path) -> dict[int, dict[EvaluationTask, float]]:
     return measured
 
 
-@pytest.mark.parametrize("count", [1, 2, pytest.param(4, marks=pytest.mark.soak)])
+@pytest.mark.parametrize("count", [pytest.param(1, marks=pytest.mark.soak), 2, pytest.param(4, marks=pytest.mark.soak)])
 def test_any_number_of_workers_gives_the_same_accuracies(
     count: int,
     cluster: str,  # noqa: ARG001
