@@ -62,8 +62,20 @@ def test_learning_rate_falls_after_half_of_the_epochs(store: ClassStore, monkeyp
         assert rates == pytest.approx(expected)
 
 
-def test_set_larger_than_a_batch_is_trained_on_in_each_epoch(store: ClassStore) -> None:
-    assert train_and_test(store, learnable_images(store, 300), epochs=20) > 95  # two batches: 256 and 44
+def test_every_image_is_trained_on_once_in_each_epoch(store: ClassStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    images, seen = learnable_images(store, 300), []
+    labels = HeldImages.labels
+
+    def recorded(self: HeldImages, rows: torch.Tensor) -> torch.Tensor:
+        if self is images:
+            seen.append(rows)
+        return labels(self, rows)
+
+    monkeypatch.setattr(HeldImages, "labels", recorded)
+    train_and_test(store, images, epochs=2)
+    assert [len(rows) for rows in seen] == [256, 44] * 2
+    for epoch in (seen[:2], seen[2:]):
+        assert torch.cat(epoch).sort().values.tolist() == list(range(300))
 
 
 @pytest.mark.parametrize("augment", AUGMENTATIONS)

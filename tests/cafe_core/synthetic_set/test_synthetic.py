@@ -187,6 +187,8 @@ def test_unusable_checkpoints_are_refused(tmp_path: Path) -> None:
     save_file({"images": np.zeros((20, 1, 8, 8), np.float32)}, path)
     with pytest.raises(SyntheticSetError, match="not a readable checkpoint"):
         from_checkpoint(path, info, spec)
+    save_file({"images": np.zeros((20, 1, 8, 8), np.float32)}, path, {"iteration": "1"})
+    assert from_checkpoint(path, info, spec).iteration == 1
     path.write_bytes(path.read_bytes()[:-9])
     with pytest.raises(SyntheticSetError, match="not a readable checkpoint"):
         from_checkpoint(path, info, spec)
