@@ -180,7 +180,7 @@ def test_evaluation_serves_set_under_evaluation(api: Api, ray: FakeRay, settings
     chosen = running_job(api, ray, EVALUATE | {"synthetic": HERDING})
     response = api.get(f"/v1/jobs/{chosen}/synthetic")
     refused(response, 404)
-    assert "herding has not selected its images" in response.json()["detail"]
+    assert "herding has not selected any images" in response.json()["detail"]
     digits_set(0.6).save(attempt_dir(settings, chosen).synthetic_file)
     assert level_of(api.get(f"/v1/jobs/{chosen}/synthetic").content) == 0.6
 
