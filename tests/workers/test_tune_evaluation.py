@@ -113,12 +113,13 @@ def test_any_number_of_workers_gives_the_same_accuracies(
 
 
 @pytest.mark.parametrize(
-    ("trouble", "reason"),
-    [(signal.SIGKILL, "died"), pytest.param(signal.SIGSTOP, "has not answered for", marks=pytest.mark.soak)],
+    ("trouble", "reason", "timeout_s"),
+    [(signal.SIGKILL, "died", 60), pytest.param(signal.SIGSTOP, "has not answered for", 2, marks=pytest.mark.soak)],
 )
 def test_lost_worker_does_not_change_accuracies(
     trouble: signal.Signals,
     reason: str,
+    timeout_s: float,
     cluster: str,  # noqa: ARG001
     store: Path,
     tmp_path: Path,
@@ -126,7 +127,7 @@ def test_lost_worker_does_not_change_accuracies(
 ) -> None:
     tasks, setup = an_evaluation(store, epochs=LONG)
     events = Saboteur(trouble, first=1, last=1)
-    with closing(backend(tmp_path, timeout_s=2)) as held:
+    with closing(backend(tmp_path, timeout_s=timeout_s)) as held:
         measured = list(held.evaluate(tasks, setup, workers(2), events))
     assert len(measured) == len(tasks)  # no network twice
     assert dict(measured) == in_process[LONG]

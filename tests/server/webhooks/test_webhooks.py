@@ -188,7 +188,7 @@ def test_jobs_without_key_count_as_one_owner(api: Api, monkeypatch: pytest.Monke
 
 
 def test_owners_take_turns() -> None:
-    turns = Turns(at_once=3, per_owner=2)
+    turns = Turns(max_running=3, per_owner=2)
     waiting = [Due(id=f"{owner or '-'}{number}", owner=owner) for owner in ("a", "b", None, "c") for number in range(4)]
 
     def begin() -> list[Due]:
