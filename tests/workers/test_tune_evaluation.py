@@ -151,7 +151,7 @@ def test_unusable_synthetic_set_ends_the_job(cluster: str, store: Path, tmp_path
     setup = EvaluationSetup(spec, seed=5, store=store, synthetic=tmp_path / "set.safetensors", ipc=None)
     events = undisturbed()
     with closing(backend(tmp_path)) as held, pytest.raises(SyntheticSetError):
-        list(held.evaluate(all_tasks(spec), setup, workers(2), events))
+        list(held.evaluate(all_tasks(spec), setup, workers(1), events))
     assert not events.of("restart")
 
 

@@ -149,7 +149,7 @@ def test_worker_that_freezes_while_starting_is_replaced(
     assert not is_running(pid)
 
 
-@pytest.mark.parametrize("frozen", [False, True])
+@pytest.mark.parametrize("frozen", [pytest.param(False, marks=pytest.mark.soak), True])
 def test_stop_ends_running_trials(frozen: bool, cluster: str, tmp_path: Path) -> None:  # noqa: ARG001
     with running([Count(1_000_000, pause_s=0.01) for _ in range(50)], tmp_path, concurrency=4) as run:
         watch(run, lambda _: len(run.describe()) == 4)
