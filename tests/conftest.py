@@ -1,8 +1,8 @@
 """Settings of all tests, and the lanes in which `make test` runs them side by side.
 
-`make test` runs pytest-xdist with `--dist loadgroup`: each lane runs in one process, its tests one after another. All tests
-that start a real Ray form one lane, which is scheduled first because it takes longest; the tests of every other module form a
-lane each, so that module fixtures are set up once.
+`make test` runs pytest-xdist with `--dist loadgroup`: each lane runs in one process, its tests one after another. The tests that
+use a real Ray form two lanes, scheduled first because they take longest: those of the workers share a small cluster, and the others
+a cluster as `cafe serve` starts it. The tests of every other module form a lane each, so that module fixtures are set up once.
 """
 
 from __future__ import annotations
@@ -45,11 +45,12 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Assign each test to its lane, and put the lane of Ray first."""
+    """Assign each test to its lane, and put the lanes of Ray first."""
     with_ray = [item for item in items if starts_ray(item)]
     others = [item for item in items if not starts_ray(item)]
     for item in with_ray:
-        item.add_marker(pytest.mark.xdist_group("ray"))
+        lane = "ray of workers" if "small_ray" in getattr(item, "fixturenames", ()) else "ray"
+        item.add_marker(pytest.mark.xdist_group(lane))
     for item in others:
         item.add_marker(pytest.mark.xdist_group(f"{item.path.parent.name}.{item.path.stem}"))
     items[:] = with_ray + others

@@ -197,6 +197,12 @@ def place_database(settings: Settings) -> None:
     Path(url.database).write_bytes(migrated_sqlite())
 
 
+@pytest.fixture(autouse=True)
+def _keep_temporary_directory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Restore Python's temporary directory after each test: `cafe serve` changes it for its process."""
+    monkeypatch.setattr(tempfile, "tempdir", tempfile.tempdir)
+
+
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[PostgresCluster]:
     """A PostgreSQL cluster with a template database `migrated` that has the tables and no connections."""

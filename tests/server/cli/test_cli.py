@@ -4,7 +4,6 @@ import json
 import socket
 import subprocess
 import sys
-import tempfile
 import threading
 from dataclasses import asdict
 from pathlib import Path
@@ -235,8 +234,7 @@ def test_unreachable_database_is_reported_in_one_line(tmp_path: Path) -> None:
     assert "hidden" not in result.stderr
 
 
-def test_external_ray_requires_token(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tempfile, "tempdir", tempfile.tempdir)  # restored at the end: `cafe serve` changes it for its process
+def test_external_ray_requires_token(tmp_path: Path) -> None:
     environ = {"RAY_AUTH_TOKEN": "", "RAY_AUTH_TOKEN_PATH": "", "CAFE_RAY_TOKEN": ""}
     result = CliRunner(env=environ).invoke(main, ["serve", "--data-dir", str(tmp_path), "--ray-address", "http://127.0.0.1:9"])
     assert result.exit_code == 2
