@@ -1,8 +1,8 @@
 """Settings of all tests, and the lanes in which `make test` runs them side by side.
 
 `make test` runs pytest-xdist with `--dist loadgroup`: each lane runs in one process, its tests one after another. The tests that
-use a real Ray form two lanes, scheduled first because they take longest: those of the workers share a small cluster, and the others
-a cluster as `cafe serve` starts it. The tests of every other module form a lane each, so that module fixtures are set up once.
+use a real Ray form two lanes, scheduled first because they take longest: those of the workers share a small cluster, the others
+one as `cafe serve` starts it. The tests of every other module form a lane each, so that module fixtures are set up once.
 """
 
 from __future__ import annotations
