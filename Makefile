@@ -6,8 +6,7 @@ PYTHON ?= python3
 export RAY_USAGE_STATS_ENABLED = 0
 export PYTHONPATH = .
 
-# Three processes, whose lanes tests/conftest.py chooses: on two cores, two leave half the CPU time idle. An empty IN_LANES runs one
-# test after another.
+# Run tests in three processes; tests/conftest.py groups the tests. An empty IN_LANES runs one test after another.
 IN_LANES := --numprocesses 3 --dist loadgroup --no-loadscope-reorder
 
 .PHONY: help setup packages demo test coverage serve lint soak bench clean

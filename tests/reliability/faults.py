@@ -42,7 +42,7 @@ class Case:
     restarts: tuple[int, int] = (0, 0)
     """Expected restarts of workers: minimum, maximum."""
     same_bytes: bool = True
-    """Whether the result must have the same bytes. With fewer workers it differs by rounding."""
+    """True if the result must be byte-identical. False for faults that reduce the number of workers, which changes rounding."""
 
 
 def kill_worker_in_collective(rank: int) -> Callable[[Scene], None]:

@@ -51,11 +51,11 @@ class Row:
     left_behind: tuple[str, ...]
     """Processes, placement groups and actors."""
     same_bytes: bool
-    """Whether the bytes of the synthetic set and the accuracies equal those of an undisturbed run."""
+    """True if the synthetic set has the same bytes and the same accuracies as that of an undisturbed run."""
     difference: float
     """The largest difference of a pixel from an undisturbed run, in standard deviations; NaN without a result."""
     complete: bool
-    """Whether all artifacts have the sizes and hashes of the manifest, and no event is missing."""
+    """True if every artifact has the size and hash in the manifest, and no event is missing."""
 
 
 def result_of(scene: Scene) -> JobResult:
