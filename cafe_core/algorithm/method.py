@@ -92,7 +92,7 @@ class Method(ABC):
         """context: the state of this worker. `context.spec` is resolved."""
         self.context = context
 
-    def prepare(self, cache: ArtifactCache) -> None:  # noqa: B027 - most methods need nothing
+    def prepare(self, cache: ArtifactCache, report: Report) -> None:  # noqa: B027 - most methods need nothing
         """Make the artifacts needed before the first iteration, after :meth:`load_state`. All workers call it together."""
 
     @abstractmethod
@@ -144,15 +144,19 @@ class LearningMethod(Method):
         Raises NonFiniteLossError, on every worker and before S is changed, if the loss is not finite.
         """
         batch = self.context.sample("real", self.learning.batch_real, iteration, outer)
-        draws = None
-        if self.learning.augment == "dsa":
-            random = generator(self.context.spec.seed, "augment_class", iteration, outer)
-            of_all_classes = self.context.draw_augmentations(self.context.info.num_classes, random)
-            draws = of_all_classes[torch.tensor(self.context.classes)]  # one row per own class
+        draws = self.class_draws("augment_class", iteration, outer)
         gradient, losses = self.gradient(shard, batch, draws)
         self.check_finite(losses, iteration, outer)
         shard.step(gradient, lr=self.learning.image_lr_at(iteration), momentum=self.learning.image_momentum)
         return losses
+
+    def class_draws(self, purpose: str, *counters: int) -> Draws | None:
+        """Draw one augmentation for each own class, or return None without `augment`. purpose, counters: identify the draw."""
+        strategy, context = self.learning.augment, self.context
+        if strategy == "none":
+            return None
+        random = generator(context.spec.seed, purpose, *counters)
+        return context.draw_augmentations(strategy, context.info.num_classes, random)[torch.tensor(context.classes)]
 
     def check_finite(self, losses: Losses, iteration: int, outer: int) -> None:
         """Raise NonFiniteLossError if the loss is infinite or not a number."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -40,7 +40,11 @@ class Model:
         fresh = init_network(
             self._spec.network, self._info.shape, self._info.num_classes, counter_seed(seed, "network", iteration)
         )
-        self.network.load_state_dict(fresh.state_dict())
+        self.load(fresh.state_dict())
+
+    def load(self, weights: Mapping[str, Tensor]) -> None:
+        """Set θ to `weights`, by parameter name."""
+        self.network.load_state_dict(weights)
 
     def features(self, images: Tensor, layers: Sequence[int] | None = None) -> Iterable[Tensor]:
         """Return the maps of `layers` (0-based, increasing; None: all), early → late.
@@ -56,7 +60,14 @@ class Model:
 
     def __call__(self, images: Tensor) -> Tensor:
         """Return logits (n, K), with a graph to the weights."""
-        self.network.requires_grad_(True)
+        return self._logits(images, to_weights=True)
+
+    def logits(self, images: Tensor) -> Tensor:
+        """Return logits (n, K), with a graph to the images only."""
+        return self._logits(images, to_weights=False)
+
+    def _logits(self, images: Tensor, *, to_weights: bool) -> Tensor:
+        self.network.requires_grad_(to_weights)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self._autocast):
             logits: Tensor = self.network(images)
         return logits.to(self.dtype)

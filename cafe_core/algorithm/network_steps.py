@@ -20,8 +20,8 @@ def update_network(context: ShardContext, shard: SyntheticShard, iteration: int,
     size = context.info.num_classes * shard.ipc
     permutation = torch.randperm(size, generator=generator(seed, "epoch", iteration, outer, inner))
     draws = None
-    if spec.augment == "dsa":
-        draws = context.draw_augmentations(size, generator(seed, "augment_epoch", iteration, outer, inner))
+    if spec.augment != "none":
+        draws = context.draw_augmentations(spec.augment, size, generator(seed, "augment_epoch", iteration, outer, inner))
     train_epoch(context.model, shard, context.comm, permutation, batch=spec.batch_train, lr=spec.network_lr, draws=draws)
 
 

@@ -56,9 +56,22 @@ class OuterStep:
     keep_graph: bool
 
     @classmethod
-    def of(cls, context: ShardContext, layers: Sequence[int], weights: Sequence[float], beta: float | None) -> OuterStep:
-        """Return the step of a rank. layers: indices of the aligned maps."""
-        model, ipc = context.model, context.spec.ipc
+    def of(
+        cls,
+        context: ShardContext,
+        layers: Sequence[int],
+        weights: Sequence[float],
+        beta: float | None,
+        *,
+        ipc: int | None = None,
+        comm: Comm | None = None,
+    ) -> OuterStep:
+        """Return the step of a rank.
+
+        layers: indices of the aligned maps. ipc: images per class of the shards (default: the spec's). comm: default: the gang's;
+        without discrimination, `Comm.single()` gives the losses of the rank alone and communicates nothing.
+        """
+        model, ipc = context.model, ipc or context.spec.ipc
         last = len(model.network.map_shapes) - 1
         maps = [*layers, last] if beta is not None and last not in layers else list(layers)  # the last one, for the centres
         return cls(
@@ -66,7 +79,7 @@ class OuterStep:
             weights,
             beta,
             context.real,
-            context.comm,
+            comm or context.comm,
             context.info.num_classes,
             context.images_per_chunk,
             context.budget.classes_per_chunk(model, ipc),

@@ -51,6 +51,8 @@ class RealImages:
         """kept: for each class, the positions (n,) int64 of the images to use. Default: all images."""
         self._arrays = {k: store.images(k) for k in classes}
         self._kept = kept
+        self.shape = store.info.shape
+        """(C, H, W) of each image."""
         self.device = device
         self.dtype = dtype
         shape = (-1, 1, 1)

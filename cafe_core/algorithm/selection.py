@@ -18,7 +18,7 @@ from torch import Tensor
 
 from cafe_core.algorithm.method import Report, SelectionMethod, repeated
 from cafe_core.algorithm.real_images import BatchIndices
-from cafe_core.algorithm.real_training import Epoch, SgdRecipe, train
+from cafe_core.algorithm.real_training import Epoch, RealTraining, SgdRecipe
 from cafe_core.algorithm.sampling import counter_seed
 from cafe_core.algorithm.shard_context import ShardContext
 from cafe_core.errors import NonFiniteLossError
@@ -71,7 +71,8 @@ def train_network(context: ShardContext, report: Report) -> Iterator[Epoch]:
     context.model.renew(seed, 0)
     recipe = SgdRecipe(method.network_epochs, method.batch_train, method.network_lr, seed, context.images_per_graph)
     started = last = time.monotonic()
-    for epoch in train(context.model, context.real, context.classes, context.info.num_classes, context.comm, recipe):
+    training = RealTraining(context.model, context.real, context.classes, context.info.num_classes, context.comm, recipe)
+    for epoch in training.epochs():
         now = time.monotonic()
         report(
             "epoch",

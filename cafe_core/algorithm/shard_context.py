@@ -18,6 +18,7 @@ from cafe_core.algorithm.sharding import class_shard
 from cafe_core.data.class_store import ClassStore
 from cafe_core.spec.condense import CondenseSpec
 from cafe_core.spec.dataset import DatasetInfo
+from cafe_core.spec.evaluation import Augmentation
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,8 @@ class ShardContext:
     """𝒦_r."""
     real: RealImages
     """Real images of the own classes, without those that a validation holds out."""
+    all_real: RealImages
+    """The same of all classes, read from the store when a method needs an image of another worker's class (CutMix)."""
     model: Model
     """θ."""
     comm: Comm
@@ -52,8 +55,9 @@ class ShardContext:
         info = store.info.model_copy(update={"class_counts": counts})
         classes = class_shard(info.num_classes, comm.rank, comm.world)
         dtype = torch.float64 if spec.precision == "float64" else torch.float32
-        real = RealImages(store, classes, device, dtype, None if kept is None else {k: kept[k] for k in classes})
-        return cls(spec, info, store.path.name, classes, real, Model(spec, info, device, dtype), comm, budget)
+        kept_images = None if kept is None else dict(enumerate(kept))
+        real, all_real = (RealImages(store, range_, device, dtype, kept_images) for range_ in (classes, range(info.num_classes)))
+        return cls(spec, info, store.path.name, classes, real, all_real, Model(spec, info, device, dtype), comm, budget)
 
     def sample(self, purpose: str, count: int, *counters: int) -> BatchIndices:
         """Draw `count` real images of each own class, or all images of a class that has fewer.
@@ -63,9 +67,9 @@ class ShardContext:
         drawn = [choose(generator(self.spec.seed, purpose, *counters, k), self.real.count(k), count) for k in self.classes]
         return BatchIndices(list(self.classes), drawn)
 
-    def draw_augmentations(self, count: int, random: torch.Generator) -> augment.Draws:
-        """Draw `count` augmentations (DSA) for images of this dataset."""
-        draws = augment.draw("dsa", count, self.info.shape, self.info.is_digits, random)
+    def draw_augmentations(self, strategy: Augmentation, count: int, random: torch.Generator) -> augment.Draws:
+        """Draw `count` augmentations for images of this dataset."""
+        draws = augment.draw(strategy, count, self.info.shape, self.info.is_digits, random)
         return draws.to(self.real.device, self.real.dtype)
 
     @property

@@ -30,7 +30,7 @@ def augmented_epoch(
         generators = [generator(seed, "evaluation augmentation", epoch) for seed in seeds]
         return torch.cat([torch.rand(count, columns, dtype=torch.float64, generator=g) for g in generators])
 
-    if augment in ("dsa", "crop_scale_rotate"):
+    if augment in differentiable.STRATEGIES:
         u = uniforms(differentiable.UNIFORMS)
 
         def batch(rows: Tensor, drawn: Tensor) -> Tensor:

@@ -137,7 +137,7 @@ class _Data:
 
 def _load(path: Path, info: DatasetInfo, normalisation: Normalisation) -> HeldImages:
     """Load the evaluated set and normalise it like the test images. Raises SyntheticSetError if it does not match the data."""
-    judged = SyntheticSet.load(path)
+    judged = SyntheticSet.load(path).decoded()
     if judged.images.shape[1:] != info.shape or len(judged.class_names) != info.num_classes:
         raise SyntheticSetError(
             f"{path.name} has {len(judged.class_names)} classes of images {judged.images.shape[1:]}; "

@@ -17,7 +17,7 @@ from cafe_core.evaluation.augmentation import augmented_epoch
 from cafe_core.evaluation.ensemble import Ensemble
 from cafe_core.evaluation.images import Images
 from cafe_core.networks import init_network
-from cafe_core.networks.sgd import Sgd, decayed
+from cafe_core.networks.sgd import TENTH_AT_HALF, Sgd
 from cafe_core.spec.dataset import DatasetInfo
 from cafe_core.spec.estimate import EVALUATION_BATCH
 from cafe_core.spec.evaluation import Augmentation
@@ -66,7 +66,7 @@ def train(recipe: Recipe, images: Images, rows: Tensor, seeds: Sequence[int]) ->
     optimizer = Sgd(ensemble.parameters(), lr=_LR, momentum=_MOMENTUM, weight_decay=_WEIGHT_DECAY)
     first_draw = count * torch.arange(M)[:, None]
     for epoch in range(recipe.epochs):
-        optimizer.lr = decayed(_LR, epoch, recipe.epochs)
+        optimizer.lr = TENTH_AT_HALF.rate(_LR, epoch, recipe.epochs)
         orders = torch.stack([torch.randperm(count, generator=generator(seed, "evaluation order", epoch)) for seed in seeds])
         batch = augmented_epoch(recipe.augment, images, seeds, epoch, count, recipe.info.is_digits)
         for order in torch.split(orders, EVALUATION_BATCH, dim=1):  # (M, b)

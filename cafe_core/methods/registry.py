@@ -35,7 +35,7 @@ ENTRY_POINTS = "cafe_service.methods"
 DEFAULT_METHOD = "cafe"
 
 _T = TypeVar("_T")
-_CONTEXT = ResolutionContext(ipc=1, num_classes=10, network=NetworkSpec().resolved())
+_CONTEXT = ResolutionContext(ipc=1, num_classes=10, network=NetworkSpec().resolved(), shape=(3, 32, 32))
 _SIZES = Sizes(
     ipc=1,
     num_classes=10,

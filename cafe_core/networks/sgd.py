@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -21,7 +22,8 @@ class Sgd:
         self._parameters = list(parameters)
         self._momentum = momentum
         self._weight_decay = weight_decay
-        self._velocities: list[Tensor] = []
+        self.velocities: list[Tensor] = []
+        """v of each parameter, in order; empty before the first step and without momentum."""
 
     def zero_grad(self) -> None:
         """Discard all gradients."""
@@ -45,17 +47,30 @@ class Sgd:
         """Return the velocities after this step; without momentum, the gradients."""
         if not self._momentum:
             return gradients
-        if self._velocities:
-            torch._foreach_mul_(self._velocities, self._momentum)
-            torch._foreach_add_(self._velocities, gradients)
+        if self.velocities:
+            torch._foreach_mul_(self.velocities, self._momentum)
+            torch._foreach_add_(self.velocities, gradients)
         else:
-            self._velocities = [gradient.clone() for gradient in gradients]
-        return self._velocities
+            self.velocities = [gradient.clone() for gradient in gradients]
+        return self.velocities
 
 
-def decayed(lr: float, epoch: int, epochs: int) -> float:
-    """Return the learning rate of an epoch (0-based): a tenth of `lr` in the second half of `epochs`.
+@dataclass(frozen=True)
+class Decay:
+    """A schedule that multiplies the learning rate by `factor` at fractions of all epochs."""
 
-    Half of an odd number of epochs is rounded up, so that a single epoch runs at the full rate.
-    """
-    return lr if epoch < (epochs + 1) // 2 else lr * 0.1
+    factor: float
+    at: tuple[tuple[int, int], ...]
+    """Fractions of the epochs as (numerator, denominator), increasing. They are rounded up to whole epochs."""
+
+    def rate(self, lr: float, epoch: int, epochs: int) -> float:
+        """Return the learning rate of `epoch` (0-based) of `epochs`, which starts as `lr`."""
+        reached = sum(epoch >= -(-epochs * numerator // denominator) for numerator, denominator in self.at)
+        return lr * self.factor**reached
+
+
+TENTH_AT_HALF = Decay(0.1, ((1, 2),))
+"""A tenth in the second half of the epochs (DC, CAFE). A single epoch runs at the full rate."""
+
+FIFTHS_AT_THE_END = Decay(0.2, ((2, 3), (5, 6)))
+"""A fifth after two thirds of the epochs, and a fifth of that after five sixths (IDC, DANCE)."""

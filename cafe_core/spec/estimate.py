@@ -50,10 +50,10 @@ def estimate(spec: CondenseSpec, info: DatasetInfo) -> Estimate:
 
     images = 3 * sizes.classes * spec.ipc * numbers * sizes.itemsize
     statistics = spec.method.statistics_bytes(sizes)
-    network = training_bytes(spec.network, info, min(spec.method.trained_images, K * spec.ipc)) * sizes.itemsize // 4
+    network = training_bytes(spec.network, info, spec.method.trained_images(K * spec.ipc)) * sizes.itemsize // 4
     for evaluation in (spec.evaluation, spec.validation.as_evaluation() if spec.validation is not None else None):
         if evaluation is not None:
-            network = max(network, evaluation_bytes(evaluation, info, K * spec.ipc))
+            network = max(network, evaluation_bytes(evaluation, info, K * spec.ipc * spec.method.decode_factor**2))
     features = max(GRAPH_BYTES_CPU, spec.method.graph_bytes(sizes))
     gathered = (
         4 * K * spec.ipc * numbers * sizes.itemsize

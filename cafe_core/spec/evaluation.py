@@ -9,7 +9,16 @@ from pydantic import AfterValidator, Discriminator, Field, Tag
 from cafe_core.spec.base import SpecModel, all_different, resolved_later
 from cafe_core.spec.network import NetworkSpec
 
-Augmentation = Literal["none", "dsa", "crop_scale_rotate", "autoaugment", "randaugment", "crop_flip_cutout"]
+Augmentation = Literal[
+    "none",
+    "dsa",
+    "dsa_without_cutout",
+    "color_crop_cutout",
+    "crop_scale_rotate",
+    "autoaugment",
+    "randaugment",
+    "crop_flip_cutout",
+]
 Baseline = Literal["random", "whole"]
 _OneOrSeveral: TypeAlias = Annotated[
     Annotated[Augmentation, Tag("one")]

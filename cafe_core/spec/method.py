@@ -4,7 +4,8 @@ A method is a folder of :mod:`cafe_core.methods`; its `spec.py` subclasses one o
 
     MethodSpec
     ├── LearningMethodSpec          learns images by gradient descent on its own loss
-    │   └── BilevelMethodSpec       trains the network on the images between their updates
+    │   ├── BilevelMethodSpec       trains the network on the images between their updates
+    │   └── PoolMethodSpec          uses networks trained on all real images (`cafe_core.spec.pool_method`)
     └── SelectionMethodSpec         chooses real images
         └── NetworkSelectionSpec    chooses them with a network trained on all real images
 
@@ -37,6 +38,8 @@ class ResolutionContext:
     num_classes: int
     network: NetworkSpec
     """Resolved."""
+    shape: Shape
+    """(C, H, W) of the images."""
 
 
 @dataclass(frozen=True)
@@ -105,10 +108,14 @@ class MethodSpec(SpecModel, ABC):
         """
         return 0
 
-    @property
-    def trained_images(self) -> int:
-        """Return the number of images per minibatch when the network is trained; 0 if it is not."""
+    def trained_images(self, synthetic: int) -> int:  # noqa: ARG002
+        """Return the number of images per minibatch when the network is trained; 0 if it is not. synthetic: images in S."""
         return 0
+
+    @property
+    def decode_factor(self) -> int:
+        """Return f, if a stored image holds f × f training images; otherwise 1."""
+        return 1
 
     def filled(self, **values: Any) -> Self:
         """Return this spec, with `values` for the fields that were left out."""
@@ -127,9 +134,10 @@ class LearningMethodSpec(MethodSpec):
     image_milestones: list[Annotated[int, Field(ge=0)]] = resolved_later(max_length=1000)
     """Iterations at which image_lr is halved."""
     init: Literal["noise", "real"] = resolved_later()
-    """Whether the synthetic images start as Gaussian noise or as real images."""
-    augment: Literal["none", "dsa"] = resolved_later()
-    """`dsa`: differentiable Siamese augmentation, without flips for digits (CAFE+DSA, DSA)."""
+    """Whether the synthetic images start as Gaussian noise or as real images (in multi-formation sets: one per tile)."""
+    augment: Literal["none", "dsa", "color_crop_cutout"] = resolved_later()
+    """`dsa`: differentiable Siamese augmentation, without flips for digits (CAFE+DSA, DSA). `color_crop_cutout`: only these three
+    of its operations (IDC, DANCE)."""
 
     def image_lr_at(self, iteration: int) -> float:
         """Return the learning rate of the images in `iteration` (0-based): halved at each milestone reached."""
@@ -148,10 +156,9 @@ class BilevelMethodSpec(LearningMethodSpec):
     network_lr: float = resolved_later(gt=0, le=1e30)
     """Learning rate of the network in the inner loop (plain SGD)."""
 
-    @property
-    def trained_images(self) -> int:
+    def trained_images(self, synthetic: int) -> int:
         """Return the number of images per minibatch of the inner loop."""
-        return self.batch_train
+        return min(self.batch_train, synthetic)
 
 
 class SelectionMethodSpec(MethodSpec):

@@ -57,8 +57,7 @@ def _defaults(spec: type[MethodSpec], name: str, preset: str | None) -> dict[str
     sent = {"name": name} | ({"preset": preset} if preset else {})
     network = NetworkSpec().resolved()
     resolved = [
-        spec.model_validate(sent).resolved(ResolutionContext(ipc=ipc, num_classes=10, network=network)).model_dump()
-        for ipc in _SAMPLED_IPC
+        spec.model_validate(sent).resolved(ResolutionContext(ipc, 10, network, (3, 32, 32))).model_dump() for ipc in _SAMPLED_IPC
     ]
     values = {field: [_value(sample[field]) for sample in resolved] for field in resolved[0] if field not in ("name", "preset")}
     return {field: found[0] if len(set(found)) == 1 else " / ".join(found) for field, found in values.items()}

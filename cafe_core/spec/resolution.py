@@ -39,7 +39,7 @@ def resolve(spec: CondenseSpec, dataset: DatasetInfo, *, cluster_gpus: float = 0
     return spec.model_copy(
         update={
             "iterations": iterations,
-            "method": spec.method.resolved(ResolutionContext(ipc=spec.ipc, num_classes=k, network=network)),
+            "method": spec.method.resolved(ResolutionContext(spec.ipc, k, network, dataset.shape)),
             "network": network,
             "resources": resolve_resources(spec.resources, cluster_gpus),
             "evaluation": None if spec.evaluation is None else _resolve_evaluation(spec.evaluation, "synthetic", "evaluation."),

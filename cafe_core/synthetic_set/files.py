@@ -51,8 +51,11 @@ def safetensors_bytes(arrays: dict[str, NDArray[Any]], metadata: dict[str, str])
     return b"".join([len(text).to_bytes(8, "little"), text, *blobs])
 
 
-def read_safetensors(path: Path, array_names: list[str], metadata_names: list[str]) -> Content:
-    """Return the named arrays and metadata. Raises SyntheticSetError if the file is damaged or one of them is missing."""
+def read_safetensors(path: Path, array_names: list[str], metadata_names: list[str], optional: list[str]) -> Content:
+    """Return the named arrays and metadata, and those of `optional` metadata that are present.
+
+    Raises SyntheticSetError if the file is damaged, or an array or metadata is missing.
+    """
     try:
         with safe_open(path, framework="numpy") as file:
             _check_names(file.keys(), array_names, "array")
@@ -61,24 +64,25 @@ def read_safetensors(path: Path, array_names: list[str], metadata_names: list[st
             arrays = {name: np.array(file.get_tensor(name)) for name in array_names}
     except (SafetensorError, OSError, TypeError, ValueError) as error:
         raise SyntheticSetError(f"not a readable safetensors file ({error})") from error
-    return arrays, {name: metadata[name] for name in metadata_names}
+    return arrays, {name: metadata[name] for name in [*metadata_names, *optional] if name in metadata}
 
 
-def read_npz(path: Path, array_names: list[str], metadata_names: list[str]) -> Content:
-    """Return the named arrays and metadata (zero-dimensional text arrays). Raises the same errors as `read_safetensors`."""
+def read_npz(path: Path, array_names: list[str], metadata_names: list[str], optional: list[str]) -> Content:
+    """Return the same as `read_safetensors`, with metadata from zero-dimensional text arrays. Raises the same errors."""
     try:
         with open_archive(path) as archive:
             sizes = {info.filename.removesuffix(".npy"): info.file_size for info in archive.infolist()}
             _check_names(sizes, [*array_names, *metadata_names], "array")
             if sum(sizes.values()) > _MAX_FILE_BYTES:
                 raise SyntheticSetError(f"unpacks to {sum(sizes.values())} bytes; the limit is {_MAX_FILE_BYTES}")
-            read = {name: _read_npy(archive, name) for name in (*array_names, *metadata_names)}
+            present = [*metadata_names, *(name for name in optional if name in sizes)]
+            read = {name: _read_npy(archive, name) for name in (*array_names, *present)}
     except READING_ERRORS as error:
         raise SyntheticSetError(f"not a readable .npz file ({error})") from error
-    for name in metadata_names:
+    for name in present:
         if read[name].dtype.kind != "U" or read[name].ndim != 0:
             raise SyntheticSetError(f"array {name} must be a single string")
-    return {name: read[name] for name in array_names}, {name: str(read[name]) for name in metadata_names}
+    return {name: read[name] for name in array_names}, {name: str(read[name]) for name in present}
 
 
 def _read_npy(archive: zipfile.ZipFile, name: str) -> NDArray[Any]:

@@ -4,7 +4,8 @@ This module does not import torch, because the API uses it too.
 
 Arrays (K classes, ipc images each):  images float32 (K·ipc, C, H, W), normalised, ordered by class;  labels int64 (K·ipc,);
 mean, std float32 (C,). `images * std + mean` has pixel values in [0, 1]; optimised images may exceed that range.
-Metadata, each a JSON text:  class_names, dataset, spec, iteration, versions.
+Metadata, each a JSON text:  class_names, dataset, spec, iteration, versions, and in sets whose images must be decoded before
+training (:mod:`cafe_core.synthetic_set.decode`) also decode.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from __future__ import annotations
 import io
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from cafe_core.files import Fence, unfenced, write_atomically
 from cafe_core.spec.condense import CondenseSpec
 from cafe_core.spec.dataset import DatasetInfo
 from cafe_core.synthetic_set import preview
+from cafe_core.synthetic_set.decode import Decode
 from cafe_core.synthetic_set.files import npy_bytes, read_npz, read_safetensors, safetensors_bytes, zip_bytes
 
 _DTYPES: dict[str, np.dtype[Any]] = {
@@ -37,6 +39,7 @@ _DTYPES: dict[str, np.dtype[Any]] = {
     "std": np.dtype("<f4"),
 }
 _METADATA = ("class_names", "dataset", "spec", "iteration", "versions")
+_OPTIONAL_METADATA = ("decode",)
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,8 @@ class SyntheticSet:
     """Number of completed iterations."""
     versions: dict[str, str]
     """Versions of the packages that made it."""
+    decode: Decode | None = None
+    """How training images are made from `images`; None if they are the training images."""
 
     def __post_init__(self) -> None:
         _check(self)
@@ -69,6 +74,15 @@ class SyntheticSet:
     def ipc(self) -> int:
         """Return the number of images per class."""
         return len(self.images) // len(self.class_names)
+
+    def decoded(self) -> SyntheticSet:
+        """Return the set of training images; this set itself if it has no `decode`."""
+        if self.decode is None:
+            return self
+        mean, std = self.mean[:, None, None], self.std[:, None, None]
+        images = (self.decode.decoded(self.images * std + mean) - mean) / std
+        labels = np.repeat(self.labels, self.decode.images_per_stored)
+        return replace(self, images=images, labels=labels, decode=None)
 
     def pixels(self) -> NDArray[np.uint8]:
         """Return the images as uint8 (K·ipc, C, H, W): denormalised, clipped to [0, 1] and scaled to 0..255."""
@@ -91,8 +105,10 @@ class SyntheticSet:
         if not path.is_file():
             raise SyntheticSetError(f"{path.name} does not exist")
         try:
-            arrays, texts = readers[path.suffix](path, list(_DTYPES), list(_METADATA))
+            arrays, texts = readers[path.suffix](path, list(_DTYPES), list(_METADATA), list(_OPTIONAL_METADATA))
             parts: dict[str, Any] = arrays | {name: _parsed(name, text) for name, text in texts.items()}
+            if "decode" in parts:
+                parts["decode"] = _parsed_decode(parts["decode"])
             return cls(**parts)
         except SyntheticSetError as error:
             raise SyntheticSetError(f"{path.name}: {error.message}") from error
@@ -134,7 +150,10 @@ class SyntheticSet:
 
     def _metadata(self) -> dict[str, str]:
         """Return the metadata as JSON texts. Non-ASCII is escaped, because UTF-8 cannot encode every class name."""
-        return {name: json.dumps(getattr(self, name), sort_keys=True, allow_nan=False) for name in _METADATA}
+        values = {name: getattr(self, name) for name in _METADATA}
+        if self.decode is not None:
+            values["decode"] = self.decode.as_json()
+        return {name: json.dumps(value, sort_keys=True, allow_nan=False) for name, value in values.items()}
 
 
 def from_checkpoint(path: Path, info: DatasetInfo, spec: CondenseSpec) -> SyntheticSet:
@@ -163,6 +182,7 @@ def from_checkpoint(path: Path, info: DatasetInfo, spec: CondenseSpec) -> Synthe
         spec=spec.model_dump(mode="json", exclude_none=True),
         iteration=iteration,
         versions=versions(),
+        decode=Decode(spec.method.decode_factor) if spec.method.decode_factor > 1 else None,
     )
 
 
@@ -248,6 +268,13 @@ def _parsed(name: str, text: str) -> Any:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
         raise SyntheticSetError(f"metadata {name} is not JSON ({error})") from error
+
+
+def _parsed_decode(value: Any) -> Decode:
+    try:
+        return Decode.parse(value)
+    except ValueError as error:
+        raise SyntheticSetError(f"metadata decode: {error}") from error
 
 
 def _png_bytes(image: NDArray[np.uint8]) -> bytes:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from cafe_core.algorithm.artifact_cache import ArtifactCache
 from cafe_core.algorithm.checkpoint import Checkpoints
 from cafe_core.algorithm.collectives import Comm
 from cafe_core.algorithm.method import LearningMethod, ignore_events, make_method
@@ -26,5 +27,6 @@ def start_run(
     method = make_method(ShardContext.of(spec, store, comm, CPU, budget))
     assert isinstance(method, LearningMethod)
     _, shard = start(method.context, method, Checkpoints(checkpoints), ignore_events)
+    method.prepare(ArtifactCache(None, comm, CPU), ignore_events)
     method.renew_network(0)
     return method, shard

@@ -68,7 +68,7 @@ def test_discrimination_of_batches_adds_up() -> None:
 )
 def test_total_loss_and_gradient_of_a_linear_network(preset: str, weights: list[float], beta: float) -> None:
     """With maps φ_l(x) = A_l x every derivative is a matrix product, so ∂L/∂S can be written out and compared."""
-    method = CafeMethod.model_validate({"preset": preset}).resolved(ResolutionContext(2, 10, NetworkSpec()))
+    method = CafeMethod.model_validate({"preset": preset}).resolved(ResolutionContext(2, 10, NetworkSpec(), (3, 32, 32)))
     assert method.layer_weights == weights
     assert method.beta == pytest.approx(beta)
 

@@ -9,14 +9,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from cafe_core.algorithm import augment
 from cafe_core.algorithm.collectives import Comm
+from cafe_core.algorithm.cutmix import CutMix
 from cafe_core.algorithm.real_images import RealImages
-from cafe_core.algorithm.real_training import Epoch, SgdRecipe, train
+from cafe_core.algorithm.real_training import Epoch, RealTraining, SgdRecipe
 from cafe_core.algorithm.sampling import generator
 from cafe_core.algorithm.sharding import class_shard
 from cafe_core.data.class_store import ClassStore
 from cafe_core.errors import NonFiniteLossError
 from cafe_core.networks import init_network
+from cafe_core.networks.sgd import FIFTHS_AT_THE_END
 from cafe_core.spec.network import NetworkSpec
 from tests.cafe_core.gangs import run_gang
 from tests.cafe_core.made_data import make_store
@@ -24,6 +27,7 @@ from tests.cafe_core.made_data import make_store
 CPU = torch.device("cpu")
 COUNTS = [2, 40, 11, 3, 25, 1, 18]
 RECIPE = SgdRecipe(epochs=5, batch=16, lr=0.05, seed=3, images_per_chunk=1000)
+MIXED = dataclasses.replace(RECIPE, decay=FIFTHS_AT_THE_END, augment="dsa", cutmix=0.7)
 
 
 @pytest.fixture(autouse=True)
@@ -42,10 +46,14 @@ def fresh_network() -> nn.Module:
 
 def trained(store: ClassStore, comm: Comm, recipe: SgdRecipe) -> tuple[Tensor, list[Epoch]]:
     network = fresh_network()
-    classes = class_shard(len(COUNTS), comm.rank, comm.world)
-    real = RealImages(store, classes, CPU, torch.float64)
-    epochs = list(train(network, real, classes, len(COUNTS), comm, recipe))
+    epochs = list(training_of(network, store, comm, recipe).epochs())
     return parameter_vector(network), epochs
+
+
+def training_of(network: nn.Module, store: ClassStore, comm: Comm, recipe: SgdRecipe) -> RealTraining:
+    classes = class_shard(len(COUNTS), comm.rank, comm.world)
+    real, all_real = (RealImages(store, of, CPU, torch.float64) for of in (classes, range(len(COUNTS))))
+    return RealTraining(network, real, classes, len(COUNTS), comm, recipe, all_real)
 
 
 def parameter_vector(network: nn.Module) -> Tensor:
@@ -80,10 +88,43 @@ def test_training_matches_a_plain_torch_loop(store: ClassStore) -> None:
     torch.testing.assert_close(theta, parameter_vector(network), rtol=0, atol=1e-11)
 
 
+def test_augmented_and_mixed_training_matches_a_plain_torch_loop(store: ClassStore) -> None:
+    """Augment and mix whole minibatches of one tensor of all images."""
+    theta, epochs = trained(store, Comm.single(), MIXED)
+
+    real = RealImages(store, range(len(COUNTS)), CPU, torch.float64)
+    images = torch.cat([real.batch(k, torch.arange(n)) for k, n in enumerate(COUNTS)])
+    labels = torch.arange(len(COUNTS)).repeat_interleave(torch.tensor(COUNTS))
+    network = fresh_network()
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.05, momentum=0.9, weight_decay=5e-4)
+    mixed = 0
+    for number, rate in enumerate([0.05, 0.05, 0.05, 0.05, 0.01], start=1):  # ×0.2 after 10/3 and 25/6 epochs, rounded up
+        optimizer.param_groups[0]["lr"] = rate
+        draws = augment.draw("dsa", len(images), (3, 8, 8), False, generator(3, "real augmentation", number))
+        for index, batch in enumerate(torch.split(torch.randperm(len(images), generator=generator(3, "real epoch", number)), 16)):
+            x, y = augment.apply(images[batch], draws[batch]), labels[batch]
+            mix = CutMix.draw(len(batch), 8, 8, 0.7, generator(3, "real mix", number, index))
+            if mix is None:
+                loss = F.cross_entropy(network(x), y)
+            else:
+                mixed += 1
+                box = (..., slice(mix.top, mix.bottom), slice(mix.left, mix.right))
+                both = x.clone()
+                both[box] = x[mix.partners][box]
+                logits = network(both)
+                loss = mix.kept * F.cross_entropy(logits, y) + (1 - mix.kept) * F.cross_entropy(logits, y[mix.partners])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    assert 0 < mixed < len(epochs) * -(-sum(COUNTS) // 16)
+    torch.testing.assert_close(theta, parameter_vector(network), rtol=0, atol=1e-11)
+
+
+@pytest.mark.parametrize("recipe", [RECIPE, MIXED], ids=["plain", "augmented and mixed"])
 @pytest.mark.parametrize("world", [2, 3, len(COUNTS)])
-def test_network_does_not_depend_on_the_number_of_shards(store: ClassStore, world: int) -> None:
-    alone, epochs = trained(store, Comm.single(), RECIPE)
-    gang = run_gang(world, lambda comm: trained(store, comm, RECIPE))
+def test_network_does_not_depend_on_the_number_of_shards(store: ClassStore, world: int, recipe: SgdRecipe) -> None:
+    alone, epochs = trained(store, Comm.single(), recipe)
+    gang = run_gang(world, lambda comm: trained(store, comm, recipe))
     for theta, _ in gang:
         torch.testing.assert_close(theta, alone, rtol=0, atol=1e-9)
         assert torch.equal(theta, gang[0][0])
@@ -127,3 +168,34 @@ def test_diverging_training_fails_on_every_rank(store: ClassStore) -> None:
         return raised.value.message
 
     assert len(set(run_gang(3, work))) == 1
+
+
+@pytest.mark.parametrize("stopped_after", [1, 3])
+def test_training_continues_from_its_state_to_the_same_bytes(store: ClassStore, stopped_after: int) -> None:
+    undisturbed, epochs = trained(store, Comm.single(), MIXED)
+    first = training_of(fresh_network(), store, Comm.single(), MIXED)
+    for epoch in first.epochs():
+        if epoch.number == stopped_after:
+            break
+    network = fresh_network()
+    second = training_of(network, store, Comm.single(), MIXED)
+    second.load_state(first.state())
+    rest = list(second.epochs())
+    assert [epoch.number for epoch in rest] == list(range(stopped_after + 1, MIXED.epochs + 1))
+    assert [epoch.loss for epoch in rest] == [epoch.loss for epoch in epochs[stopped_after:]]
+    assert torch.equal(parameter_vector(network), undisturbed)
+
+
+def test_boxes_of_mixes_lie_in_the_image_and_cover_the_stated_area() -> None:
+    mixes = [CutMix.draw(5, 12, 7, 0.5, generator(seed, "mix")) for seed in range(400)]
+    drawn = [mix for mix in mixes if mix is not None]
+    assert 150 < len(drawn) < 250
+    for mix in drawn:
+        assert 0 <= mix.top <= mix.bottom <= 12
+        assert 0 <= mix.left <= mix.right <= 7
+        zeros, ones = torch.zeros(5, 1, 12, 7), torch.ones(5, 1, 12, 7)
+        assert float(mix.mixed(zeros, ones).mean()) == pytest.approx(1 - mix.kept, abs=1e-6)
+        assert sorted(mix.partners.tolist()) == list(range(5))
+    kept = torch.tensor([mix.kept for mix in drawn])
+    assert kept.min() < 0.3
+    assert kept.max() > 0.95

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from cafe_core.networks.sgd import Sgd, decayed
+from cafe_core.networks.sgd import FIFTHS_AT_THE_END, TENTH_AT_HALF, Decay, Sgd
 
 
 def drawn(seed: int, dtype: torch.dtype) -> list[torch.Tensor]:
@@ -20,7 +20,7 @@ def test_steps_equal_those_of_torch(momentum: float, weight_decay: float, dtype:
     reference = torch.optim.SGD(theirs, lr=0.01, momentum=momentum, weight_decay=weight_decay)
     schedule = torch.optim.lr_scheduler.StepLR(reference, step_size=3, gamma=0.1)
     for epoch in range(epochs):
-        sgd.lr = decayed(0.01, epoch, epochs)
+        sgd.lr = TENTH_AT_HALF.rate(0.01, epoch, epochs)
         for mine, other, gradient in zip(ours, theirs, drawn(1 + epoch, dtype), strict=True):
             mine.grad, other.grad = gradient, gradient.clone()
         sgd.step()
@@ -40,6 +40,15 @@ def test_gradients_are_discarded_and_missing_ones_refused() -> None:
         sgd.step()
 
 
-@pytest.mark.parametrize(("epochs", "rates"), [(1, [1.0]), (2, [1.0, 0.1]), (3, [1.0, 1.0, 0.1])])
-def test_learning_rate_falls_after_half_the_epochs(epochs: int, rates: list[float]) -> None:
-    assert [decayed(1.0, epoch, epochs) for epoch in range(epochs)] == rates
+@pytest.mark.parametrize(
+    ("decay", "epochs", "rates"),
+    [
+        (TENTH_AT_HALF, 1, [1.0]),
+        (TENTH_AT_HALF, 2, [1.0, 0.1]),
+        (TENTH_AT_HALF, 3, [1.0, 1.0, 0.1]),
+        (FIFTHS_AT_THE_END, 6, [1.0, 1.0, 1.0, 1.0, 0.2, 0.04]),
+        (FIFTHS_AT_THE_END, 3, [1.0, 1.0, 0.2]),
+    ],
+)
+def test_learning_rate_falls_at_fractions_of_the_epochs(decay: Decay, epochs: int, rates: list[float]) -> None:
+    assert [decay.rate(1.0, epoch, epochs) for epoch in range(epochs)] == pytest.approx(rates)

@@ -32,7 +32,7 @@ def spec(**fields: Any) -> CondenseSpec:
 
 def method(preset: str, **fields: Any) -> CafeMethod:
     sent = CafeMethod.model_validate({"preset": preset, **fields})
-    return sent.resolved(ResolutionContext(ipc=10, num_classes=10, network=NetworkSpec().resolved()))
+    return sent.resolved(ResolutionContext(ipc=10, num_classes=10, network=NetworkSpec().resolved(), shape=(3, 32, 32)))
 
 
 def test_paper_preset_matches_the_paper() -> None:
@@ -55,7 +55,7 @@ def test_defaults_depend_on_other_fields() -> None:
     assert method("paper", batch_real=64).query_per_class == 64
     assert method("reference", layers=[1, 3]).layer_weights == [0.1, 2.0]
     assert method("reference", beta=3.0, gamma=5).beta == 3.0
-    mlp = CafeMethod(preset="reference").resolved(ResolutionContext(1, 10, NetworkSpec(name="mlp")))
+    mlp = CafeMethod(preset="reference").resolved(ResolutionContext(1, 10, NetworkSpec(name="mlp"), (3, 32, 32)))
     assert mlp.layer_weights == [1.0, 2.0]
 
 

@@ -24,22 +24,7 @@ from cafe_core.spec.dataset import DatasetInfo, DatasetSpec
 from cafe_core.spec.resolution import resolve
 from cafe_core.synthetic_set import preview
 from cafe_core.synthetic_set.synthetic_set import SyntheticSet, folder_names, from_checkpoint
-
-
-def _make_set(classes: int = 3, ipc: int = 2, shape: tuple[int, int, int] = (3, 5, 4), **parts: Any) -> SyntheticSet:
-    channels = shape[0]
-    good: dict[str, Any] = {
-        "images": np.random.default_rng(0).normal(size=(classes * ipc, *shape)).astype(np.float32),
-        "labels": np.repeat(np.arange(classes), ipc),
-        "mean": np.linspace(0.4, 0.6, channels, dtype=np.float32),
-        "std": np.linspace(0.2, 0.3, channels, dtype=np.float32),
-        "class_names": [f"class {k}" for k in range(classes)],
-        "dataset": {"name": "made", "is_digits": False},
-        "spec": {"ipc": ipc, "method": {"beta": 0.1}},
-        "iteration": 7,
-        "versions": {"numpy": "2"},
-    }
-    return SyntheticSet(**good | parts)
+from tests.cafe_core.synthetic_set.made_sets import make_set
 
 
 def _assert_equal(a: SyntheticSet, b: SyntheticSet) -> None:
@@ -56,7 +41,7 @@ def _assert_equal(a: SyntheticSet, b: SyntheticSet) -> None:
 @pytest.mark.parametrize("shape", [(1, 8, 8), (3, 5, 4)])
 @pytest.mark.parametrize("names", [["a", "b", "c"], ["naïve", "T-shirt/top", "犬\n"]])
 def test_both_formats_load_what_was_saved(tmp_path: Path, shape: tuple[int, int, int], names: list[str]) -> None:
-    made = _make_set(shape=shape, class_names=names)
+    made = make_set(shape=shape, class_names=names)
     made.save(tmp_path / "s.safetensors")
     (tmp_path / "s.npz").write_bytes(made.to_npz_bytes())
     for file in ("s.safetensors", "s.npz"):
@@ -64,7 +49,7 @@ def test_both_formats_load_what_was_saved(tmp_path: Path, shape: tuple[int, int,
 
 
 def test_safetensors_library_reads_the_file(tmp_path: Path) -> None:
-    made = _make_set()
+    made = make_set()
     made.save(tmp_path / "s.safetensors")
     with safe_open(tmp_path / "s.safetensors", framework="numpy") as file:
         assert sorted(file.keys()) == ["images", "labels", "mean", "std"]
@@ -76,16 +61,16 @@ def test_safetensors_library_reads_the_file(tmp_path: Path) -> None:
 
 
 def test_numpy_reads_the_npz_without_pickle() -> None:
-    made = _make_set()
+    made = make_set()
     arrays = np.load(io.BytesIO(made.to_npz_bytes()), allow_pickle=False)
     np.testing.assert_array_equal(arrays["images"], made.images)
     assert json.loads(str(arrays["class_names"])) == made.class_names
 
 
 def test_equal_sets_give_equal_bytes() -> None:
-    made = _make_set()
+    made = make_set()
     # the same content in another memory order and key order
-    other = _make_set(images=np.asfortranarray(made.images), spec=dict(reversed(made.spec.items())))
+    other = make_set(images=np.asfortranarray(made.images), spec=dict(reversed(made.spec.items())))
     assert other.to_safetensors_bytes() == made.to_safetensors_bytes()
     assert other.to_npz_bytes() == made.to_npz_bytes()
     assert other.to_zip_bytes() == made.to_zip_bytes()
@@ -93,7 +78,7 @@ def test_equal_sets_give_equal_bytes() -> None:
 
 
 def test_arrays_are_aligned_in_the_file() -> None:
-    content = _make_set(shape=(1, 5, 5), classes=3, ipc=1).to_safetensors_bytes()  # 75 floats: an odd number of 4 bytes
+    content = make_set(shape=(1, 5, 5), classes=3, ipc=1).to_safetensors_bytes()  # 75 floats: an odd number of 4 bytes
     length = int.from_bytes(content[:8], "little")
     header = json.loads(content[8 : 8 + length])
     for name, entry in header.items():
@@ -106,13 +91,13 @@ def test_arrays_are_aligned_in_the_file() -> None:
 
 def test_pixels_are_denormalised_and_clipped() -> None:
     images = np.array([-9, 0, 1, 9], dtype=np.float32).reshape(4, 1, 1, 1)
-    made = _make_set(2, 2, (1, 1, 1), images=images, mean=np.array([0.5], np.float32), std=np.array([0.25], np.float32))
+    made = make_set(2, 2, (1, 1, 1), images=images, mean=np.array([0.5], np.float32), std=np.array([0.25], np.float32))
     assert made.pixels().ravel().tolist() == [0, 128, 191, 255]
 
 
 @pytest.mark.parametrize("shape", [(1, 8, 8), (3, 5, 6)])
 def test_zip_can_be_read_as_a_dataset(tmp_path: Path, shape: tuple[int, int, int]) -> None:
-    made = _make_set(shape=shape, class_names=["cat", "dog/puppy", "eel"])
+    made = make_set(shape=shape, class_names=["cat", "dog/puppy", "eel"])
     (tmp_path / "set.zip").write_bytes(made.to_zip_bytes())
     roots = DataRoots(datasets=tmp_path, uploads=tmp_path, downloads=tmp_path, cache=tmp_path / "cache")
     store = open_store(DatasetSpec(path="set.zip"), roots)
@@ -141,7 +126,7 @@ def test_folder_names_are_valid_and_unique(names: list[str], folders: list[str])
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_preview_shows_the_set(channels: int) -> None:
-    made = _make_set(3, 4, (channels, 8, 8))
+    made = make_set(3, 4, (channels, 8, 8))
     image = Image.open(io.BytesIO(made.preview_png()))
     page = preview.plan_page(made.class_names, 4, 8, 8)
     expected = preview.draw_page(page, made.pixels().reshape(3, 4, channels, 8, 8))
@@ -227,12 +212,12 @@ WRONG_PARTS = [
 @pytest.mark.parametrize(("parts", "message"), WRONG_PARTS, ids=[f"{next(iter(p))}: {m[-30:]}" for p, m in WRONG_PARTS])
 def test_invalid_parts_are_refused(parts: dict[str, Any], message: str) -> None:
     with pytest.raises(SyntheticSetError, match=message):
-        _make_set(**parts)
+        make_set(**parts)
 
 
 def _contents(**changes: Any) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     """Return the arrays and metadata of a valid file with these changes. None removes an entry."""
-    made = _make_set()
+    made = make_set()
     arrays: dict[str, Any] = {name: getattr(made, name) for name in ("images", "labels", "mean", "std")}
     names = ("class_names", "dataset", "spec", "iteration", "versions")
     texts: dict[str, Any] = {name: json.dumps(getattr(made, name)) for name in names}
@@ -282,7 +267,7 @@ def test_missing_and_unsupported_files_are_refused(tmp_path: Path, name: str, me
 @pytest.mark.parametrize("suffix", [".safetensors", ".npz"])
 @pytest.mark.parametrize("kept", [0, 5, 60, 0.5, 0.99])
 def test_truncated_files_are_refused(tmp_path: Path, suffix: str, kept: float) -> None:
-    made = _make_set()
+    made = make_set()
     content = made.to_npz_bytes() if suffix == ".npz" else made.to_safetensors_bytes()
     path = tmp_path / f"s{suffix}"
     path.write_bytes(content[: int(kept * len(content)) if 0 < kept < 1 else int(kept)])

@@ -1,0 +1,149 @@
+"""Train a pool of networks on the real images, once for all jobs that use the same pool.
+
+A member is determined by the dataset, the network, the recipe, the pool's seed and its number, so it is cached under these
+(:mod:`cafe_core.algorithm.artifact_cache`): jobs and sweeps share members, and a smaller pool is the start of a larger one. The
+gang trains the members one after the other (:mod:`cafe_core.algorithm.real_training`), and stores the state of the training after
+each epoch, so that an interrupted job continues from the last complete epoch.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cafe_core.algorithm.artifact_cache import ArtifactCache
+from cafe_core.algorithm.method import Report
+from cafe_core.algorithm.real_training import RealTraining, SgdRecipe
+from cafe_core.algorithm.sampling import counter_seed
+from cafe_core.algorithm.shard_context import ShardContext
+from cafe_core.networks import init_network
+from cafe_core.networks.sgd import FIFTHS_AT_THE_END
+from cafe_core.spec.pool_method import PoolMethodSpec
+
+Weights = dict[str, Tensor]
+"""A network's parameters by name, on the device."""
+
+
+@dataclass(frozen=True)
+class Member:
+    """A network of the pool, before and after its training on the real images."""
+
+    initial: Weights
+    final: Weights
+
+    def between(self, share: float) -> Weights:
+        """Return the interpolated weights, share·initial + (1 − share)·final."""
+        return {name: torch.lerp(final, self.initial[name], share) for name, final in self.final.items()}
+
+
+def load_or_train(context: ShardContext, cache: ArtifactCache, report: Report) -> list[Member]:
+    """Return the pool that the spec's method asks for; train the members that are not cached. All workers call it together.
+
+    Reports an `epoch` event per epoch of training. Raises NonFiniteLossError, on every worker, if a training diverges.
+    """
+    spec = context.spec.method
+    assert isinstance(spec, PoolMethodSpec)
+    progress = _Progress(report, members=spec.pool_size, epochs=spec.pool_epochs)
+    return [_member(context, spec, number, cache, progress) for number in range(spec.pool_size)]
+
+
+def _member(context: ShardContext, spec: PoolMethodSpec, number: int, cache: ArtifactCache, progress: _Progress) -> Member:
+    initial = _initial(context, spec, number)
+    key = _key(context, spec, number)
+    final = cache.load(key)
+    if final is None:
+        final = _train(context, spec, number, initial, cache, key | {"unfinished": True}, progress)
+        cache.store(key, final)
+        cache.remove(key | {"unfinished": True})
+    return Member(initial, final)
+
+
+def _initial(context: ShardContext, spec: PoolMethodSpec, number: int) -> Weights:
+    info, real = context.info, context.real
+    seed = counter_seed(spec.pool_seed, "pool network", number)
+    fresh = init_network(context.spec.network, info.shape, info.num_classes, seed)
+    return {name: weight.to(real.device, real.dtype) for name, weight in fresh.state_dict().items()}
+
+
+def _train(
+    context: ShardContext,
+    spec: PoolMethodSpec,
+    number: int,
+    initial: Weights,
+    cache: ArtifactCache,
+    unfinished: dict[str, Any],
+    progress: _Progress,
+) -> Weights:
+    """Train a member from its initial weights, or from the state that an interrupted job stored under `unfinished`."""
+    context.model.load(initial)
+    recipe = SgdRecipe(
+        spec.pool_epochs,
+        spec.pool_batch,
+        spec.pool_lr,
+        counter_seed(spec.pool_seed, "pool training", number),
+        context.images_per_graph,
+        decay=FIFTHS_AT_THE_END,
+        augment=spec.pool_augment,
+        cutmix=spec.pool_cutmix,
+        is_digits=context.info.is_digits,
+    )
+    training = RealTraining(
+        context.model, context.real, context.classes, context.info.num_classes, context.comm, recipe, context.all_real
+    )
+    if (state := cache.load(unfinished)) is not None:
+        training.load_state(state)
+    for epoch in training.epochs():
+        cache.store(unfinished, training.state())
+        progress.epoch_done(number, epoch.number, epoch.loss, epoch.accuracy)
+    return {name: weight.detach().clone() for name, weight in context.model.network.state_dict().items()}
+
+
+def _key(context: ShardContext, spec: PoolMethodSpec, number: int) -> dict[str, Any]:
+    """Return what determines the final weights of a member."""
+    validation = context.spec.validation
+    return {
+        "artifact": "network of a pool",
+        "dataset": context.dataset_key,
+        "dataset_name": context.info.name,
+        "held_out": None if validation is None else {"seed": context.spec.seed, "fraction": validation.fraction},
+        "network": context.spec.network.model_dump(mode="json"),
+        "precision": context.spec.precision,
+        "recipe": {name: value for name, value in spec.model_dump(mode="json").items() if name in POOL_RECIPE},
+        "number": number,
+    }
+
+
+POOL_RECIPE = ("pool_epochs", "pool_batch", "pool_lr", "pool_augment", "pool_cutmix", "pool_seed")
+"""The fields of a spec that determine a member."""
+
+
+class _Progress:
+    """Reports the epochs of all members as one sequence."""
+
+    def __init__(self, report: Report, *, members: int, epochs: int) -> None:
+        self._report, self._members, self._epochs = report, members, epochs
+        self._last = time.monotonic()
+        self._trained = 0
+        self._seconds = 0.0
+
+    def epoch_done(self, number: int, epoch: int, loss: float, accuracy: float) -> None:
+        """Report that a member, counted from 0, has been trained for `epoch` epochs."""
+        now = time.monotonic()
+        seconds, self._last = now - self._last, now
+        self._trained += 1
+        self._seconds += seconds
+        done, total = number * self._epochs + epoch, self._members * self._epochs
+        self._report(
+            "epoch",
+            epoch=done,
+            total=total,
+            pool_network=number + 1,
+            loss=loss,
+            accuracy=accuracy,
+            seconds=round(seconds, 4),
+            eta_s=round(self._seconds / self._trained * (total - done), 1),
+        )
