@@ -102,6 +102,13 @@ async def get_synthetic(
     principal: Reader,
     services: ServicesDep,
     format: Annotated[Format, Query(description="Format of the set; `zip` is an image folder of PNGs.")] = "safetensors",
+    images: Annotated[
+        Literal["stored", "decoded"] | None,
+        Query(
+            description="For a set with `decode` metadata: the stored images, or the training images that they decode to. "
+            "Default: `decoded` for `zip`, otherwise `stored`."
+        ),
+    ] = None,
 ) -> Response:
     """Download the synthetic set of a job.
 
@@ -109,9 +116,11 @@ async def get_synthetic(
     for a sweep, and the set under evaluation for an evaluation.
     """
     media_type, convert = _CONVERTERS[format]
+    decoded = (images or ("decoded" if format == "zip" else "stored")) == "decoded"
 
     def made() -> Body:
-        content = convert(_synthetic_set(services, principal, job_id))
+        found = _synthetic_set(services, principal, job_id)
+        content = convert(found.decoded() if decoded else found)
         return Body.of(content, media_type=media_type, filename=f"{job_id}.{format}")
 
     return (await services.heavy.run_fair(principal.key_id, made)).response(request)

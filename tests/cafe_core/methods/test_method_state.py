@@ -13,7 +13,7 @@ from cafe_core.algorithm.artifact_cache import ArtifactCache
 from cafe_core.algorithm.augment import Draws
 from cafe_core.algorithm.checkpoint import Checkpoint, Checkpoints
 from cafe_core.algorithm.collectives import Comm
-from cafe_core.algorithm.method import LearningMethod, Losses, MethodState, ignore_events
+from cafe_core.algorithm.method import LearningMethod, Losses, MethodState, Report, ignore_events
 from cafe_core.algorithm.real_images import BatchIndices
 from cafe_core.algorithm.shard_context import ShardContext
 from cafe_core.algorithm.synthetic_shard import SyntheticShard
@@ -38,7 +38,7 @@ class AdaptiveSteps(LearningMethod):
         self.steps = torch.zeros((), dtype=torch.int64)
         self.target: dict[str, Tensor] = {}
 
-    def prepare(self, cache: ArtifactCache) -> None:
+    def prepare(self, cache: ArtifactCache, report: Report) -> None:  # noqa: ARG002
         key = {"dataset": self.context.dataset_key, "seed": self.context.spec.seed}
         self.target = cache.load_or_make(key, lambda: {"scale": torch.full((), 0.5, dtype=torch.float64)})
 

@@ -191,7 +191,8 @@ def test_outer_step_of_dc_and_dm_sends_only_losses(store: ClassStore, tmp_path: 
 @pytest.mark.parametrize("name", list(METHODS))
 def test_images_of_every_method_do_not_depend_on_the_number_of_shards(name: str, store: ClassStore, tmp_path: Path) -> None:
     """One worker and three workers give the same images."""
-    fields = {"network_epochs": 2} if "network_epochs" in METHODS[name].spec.model_fields else {}
+    few = {"network_epochs": 2, "pool_epochs": 2, "pool_size": 2}
+    fields = {field: value for field, value in few.items() if field in METHODS[name].spec.model_fields}
     iterations = 2 if issubclass(METHODS[name].spec, LearningMethodSpec) else 0
     spec = make_spec(store, iterations=iterations, method={"name": name, **fields})
 
@@ -209,8 +210,9 @@ def test_images_of_every_method_do_not_depend_on_the_number_of_shards(name: str,
 
 @pytest.mark.parametrize("name", [name for name, method in METHODS.items() if issubclass(method.spec, LearningMethodSpec)])
 def test_outer_step_sends_the_numbers_that_the_spec_states(name: str, store: ClassStore, tmp_path: Path) -> None:
-    """An outer step sends the numbers stated by the spec, and its losses."""
-    spec = make_spec(store, method={"name": name, "batch_real": N})
+    """An outer step sends the numbers stated by the spec, and at most its losses."""
+    few = {"pool_epochs": 1, "pool_size": 1} if "pool_size" in METHODS[name].spec.model_fields else {}
+    spec = make_spec(store, method={"name": name, "batch_real": N, **few})
 
     def work(comm: Comm) -> tuple[int, int]:
         run, shard = start_run(spec, store, comm, ROOMY, tmp_path)
@@ -220,4 +222,4 @@ def test_outer_step_sends_the_numbers_that_the_spec_states(name: str, store: Cla
 
     stated = spec.method.numbers_per_outer_step(method_sizes(spec, store.info))
     for numbers, losses in run_gang(3, work):
-        assert stated < numbers <= stated + max(2, losses)
+        assert stated <= numbers <= stated + max(2, losses)

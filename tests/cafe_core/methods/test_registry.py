@@ -117,5 +117,5 @@ def test_refuses_method_class_that_does_not_fit_its_spec(package: Path, monkeypa
 
 
 def test_registry_lists_the_methods_of_this_package() -> None:
-    assert list(METHODS)[:8] == ["cafe", "dc", "dm", "forgetting", "herding", "k_center", "kmeans", "random"]
+    assert list(METHODS)[:9] == ["cafe", "dance", "dc", "dm", "forgetting", "herding", "k_center", "kmeans", "random"]
     assert {"forgetting", "herding", "k_center", "kmeans", "random"} <= set(SELECTIONS)

@@ -151,6 +151,23 @@ def test_ranges_and_conditions(api: Api, finished: str, path: str) -> None:
     assert (unchanged.status_code, unchanged.content) == (304, b"")
 
 
+def test_sets_of_dance_are_decoded_on_request(api: Api, ray: FakeRay, settings: Settings) -> None:
+    """Each stored image holds 2×2 tiles. PNGs are decoded by default, because their readers know no recipe."""
+    job_id = api.make(method={"name": "dance"})["id"]
+    api.await_job(job_id, lambda _: ray.submissions != [])
+    checkpoint(settings, job_id, 2)
+    url = f"/v1/jobs/{job_id}/synthetic"
+
+    def count(**params: str) -> int:
+        content = io.BytesIO(api.get(url, params=params).content)
+        return len(zipfile.ZipFile(content).namelist() if params["format"] == "zip" else np.load(content)["images"])
+
+    assert len(load(api.get(url).content)["images"]) == 10
+    assert len(load(api.get(url, params={"images": "decoded"}).content)["images"]) == 40
+    assert (count(format="npz"), count(format="npz", images="decoded")) == (10, 40)
+    assert (count(format="zip"), count(format="zip", images="stored")) == (40, 10)
+
+
 def test_formats(api: Api, finished: str) -> None:
     url = f"/v1/jobs/{finished}/synthetic"
     arrays = np.load(io.BytesIO(api.get(url, params={"format": "npz"}).content), allow_pickle=False)

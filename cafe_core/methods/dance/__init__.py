@@ -1,0 +1,1 @@
+"""DANCE: dual-view distribution alignment."""
