@@ -5,6 +5,8 @@ BIN := $(VENV)/bin
 PYTHON ?= python3
 export RAY_USAGE_STATS_ENABLED = 0
 export PYTHONPATH = .
+# Processes that tests start reuse compiled modules, whatever the environment says.
+unexport PYTHONDONTWRITEBYTECODE
 
 # Run tests in three processes; tests/conftest.py groups the tests. An empty IN_LANES runs one test after another.
 IN_LANES := --numprocesses 3 --dist loadgroup --no-loadscope-reorder

@@ -1,8 +1,8 @@
 """Settings of all tests, and the lanes in which `make test` runs them side by side.
 
 `make test` runs pytest-xdist with `--dist loadgroup`: each lane runs in one process, its tests one after another. The tests that
-use a real Ray form two lanes, scheduled first because they take longest: those of the workers share a small cluster, the others
-one as `cafe serve` starts it. The tests of every other module form a lane each, so that module fixtures are set up once.
+use a real Ray form three lanes, scheduled first because they take longest: those of gangs and those of trials use a small cluster
+each, the others one as `cafe serve` starts it. The tests of every other module form a lane each, so that module fixtures are set up once.
 """
 
 from __future__ import annotations
@@ -49,8 +49,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     with_ray = [item for item in items if starts_ray(item)]
     others = [item for item in items if not starts_ray(item)]
     for item in with_ray:
-        lane = "ray of workers" if "small_ray" in getattr(item, "fixturenames", ()) else "ray"
-        item.add_marker(pytest.mark.xdist_group(lane))
+        item.add_marker(pytest.mark.xdist_group(lane_of_ray(item)))
     for item in others:
         item.add_marker(pytest.mark.xdist_group(f"{item.path.parent.name}.{item.path.stem}"))
     items[:] = with_ray + others
@@ -59,6 +58,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def starts_ray(item: pytest.Item) -> bool:
     """Return whether a test starts a real Ray or uses one that a fixture starts."""
     return item.get_closest_marker("real_ray") is not None or not RAY_FIXTURES.isdisjoint(getattr(item, "fixturenames", ()))
+
+
+def lane_of_ray(item: pytest.Item) -> str:
+    """Return the lane of a test that uses a real Ray."""
+    if "small_ray" not in getattr(item, "fixturenames", ()):
+        return "ray"
+    return "ray of trials" if item.path.stem.startswith("test_tune") else "ray of gangs"
 
 
 def pytest_make_parametrize_id(val: object) -> str | None:

@@ -111,6 +111,7 @@ def wait_for(condition: Callable[[], bool]) -> None:
         time.sleep(0.1)
 
 
+@pytest.mark.soak
 def test_restarts_gang_with_fewer_workers_after_losing_a_node(
     cluster: str, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -81,6 +81,7 @@ def test_killed_worker_does_not_change_the_result(
         assert iterations.count(1) == 1
 
 
+@pytest.mark.soak
 def test_frozen_worker_is_detected_and_does_not_change_the_result(
     cluster: str, cache: Path, tmp_path: Path, same_bytes: bytes
 ) -> None:
@@ -98,6 +99,7 @@ def test_frozen_worker_is_detected_and_does_not_change_the_result(
         assert not is_running(frozen)
 
 
+@pytest.mark.soak
 def test_frozen_driver_does_not_declare_its_workers_hung(cluster: str, cache: Path, tmp_path: Path, same_bytes: bytes) -> None:
     timeout_s = 3.0
     with driving(jobs.create(tmp_path / "job_frozen", cache, timeout_s=timeout_s, **CONDENSE), cluster) as driver:
@@ -109,7 +111,8 @@ def test_frozen_driver_does_not_declare_its_workers_hung(cluster: str, cache: Pa
         assert not driver.events("restart")
 
 
-@pytest.mark.parametrize("frozen", [pytest.param(False, marks=pytest.mark.soak), True])
+@pytest.mark.soak
+@pytest.mark.parametrize("frozen", [False, True])
 def test_killed_driver_leaves_no_processes_and_next_attempt_gives_the_same_result(
     frozen: bool, cluster: str, cache: Path, tmp_path: Path, same_bytes: bytes
 ) -> None:
@@ -132,7 +135,10 @@ def test_killed_driver_leaves_no_processes_and_next_attempt_gives_the_same_resul
         assert not second.events("restart")
 
 
-@pytest.mark.parametrize("phase", ["preparing", "waiting_for_resources", "starting_workers", "condensing", "evaluating"])
+@pytest.mark.parametrize(
+    "phase",
+    ["preparing", "waiting_for_resources", "starting_workers", "condensing", pytest.param("evaluating", marks=pytest.mark.soak)],
+)
 @pytest.mark.parametrize("number", [signal.SIGTERM])
 def test_cancelling_in_any_phase_leaves_no_processes(
     phase: str, number: signal.Signals, cluster: str, cache: Path, tmp_path: Path
@@ -180,6 +186,7 @@ def test_non_finite_loss_fails_the_job_without_restart(cluster: str, cache: Path
     assert list(directory.checkpoints.glob("*.safetensors"))
 
 
+@pytest.mark.soak
 def test_exceeding_the_restart_limit_fails_the_job_as_retryable(cluster: str, cache: Path, tmp_path: Path) -> None:
     directory = jobs.create(tmp_path / "job_lost", cache, max_restarts=1, iterations=10_000, **CONDENSE, **ONE_WORKER)
     with driving(directory, cluster) as driver:

@@ -22,6 +22,7 @@ from cafe_core.spec.network import NetworkSpec
 from cafe_core.spec.resources import ResourcesSpec
 from tests.cafe_core.made_data import make_store
 from tests.workers import jobs
+from tests.workers.conftest import SmallRay
 from tests.workers.jobs import driving
 from workers import backend as backend_module
 from workers.backend import RayBackend
@@ -155,6 +156,7 @@ def test_unusable_synthetic_set_ends_the_job(cluster: str, store: Path, tmp_path
     assert not events.of("restart")
 
 
+@pytest.mark.soak
 def test_evaluation_reports_that_it_waits_for_resources(
     cluster: str,  # noqa: ARG001
     store: Path,
@@ -198,6 +200,7 @@ EVALUATE = {
 }
 
 
+@pytest.mark.soak
 def test_killed_driver_leaves_no_processes_and_next_attempt_repeats_no_network(cluster: str, cache: Path, tmp_path: Path) -> None:
     directory = jobs.create_job(tmp_path / "job_evaluate", cache, EVALUATE)
     with driving(directory, cluster) as driver:
@@ -214,17 +217,31 @@ def test_killed_driver_leaves_no_processes_and_next_attempt_repeats_no_network(c
     assert sorted(record["task"]["repeat"] for record in after) == list(range(12))
 
 
-def test_validation_uses_the_gang(cluster: str, cache: Path, tmp_path: Path) -> None:
-    validation = {"every": 4, "network": {"width": 8, "depth": 2}, "repeats": 3, "epochs": 5}
-    directory = jobs.create(tmp_path / "job_validation", cache, validation=validation, evaluation=None)
-    with driving(directory, cluster) as driver:
+VALIDATION = {"every": 4, "network": {"width": 8, "depth": 2}, "repeats": 3, "epochs": 5}
+
+
+@pytest.fixture(scope="module")
+def validations(small_ray: SmallRay, cache: Path, tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """Return the validations of a job that runs undisturbed."""
+    directory = jobs.create(tmp_path_factory.mktemp("jobs") / "job_validation", cache, validation=VALIDATION, evaluation=None)
+    with driving(directory, small_ray.address) as driver:
         driver.succeeds()
         gang = ["waiting_for_resources", "starting_workers"]
         assert driver.phases() == ["preparing", *gang, *["condensing", "validating"] * 3, "publishing"]
         assert len(driver.events("workers")) == 1
-    validations = directory.validation_file.read_bytes()
+    return directory.validation_file.read_bytes()
 
-    directory = jobs.create(tmp_path / "job_killed", cache, validation=validation | {"epochs": 5}, evaluation=None)
+
+def test_validation_uses_the_gang(validations: bytes) -> None:
+    """The fixture checks the phases."""
+    assert [found["iteration"] for found in json.loads(validations)] == [4, 8, 12]
+
+
+@pytest.mark.soak
+def test_worker_killed_while_validating_does_not_change_accuracies(
+    cluster: str, cache: Path, tmp_path: Path, validations: bytes
+) -> None:
+    directory = jobs.create(tmp_path / "job_killed", cache, validation=VALIDATION, evaluation=None)
     with driving(directory, cluster) as driver:
         driver.wait_for(lambda: "validating" in driver.phases())
         os.kill(driver.pids()[1], signal.SIGKILL)

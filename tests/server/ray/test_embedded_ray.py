@@ -222,6 +222,7 @@ def test_job_continues_while_its_server_restarts(
     assert submissions(embedded_ray) != []  # the server does not stop an external Ray
 
 
+@pytest.mark.soak
 def test_job_continues_after_server_and_embedded_ray_are_killed(tmp_path: Path, undisturbed: tuple[Api, dict[str, Any]]) -> None:
     with serving(tmp_path, "--num-cpus", "2") as server:
         job_id = server.api.make(**JOB)["id"]
