@@ -30,7 +30,7 @@ from server.ray.cluster_view import ClusterView
 from server.reconciler.leader_election import Leader
 from server.reconciler.presence import server_presence
 from server.reconciler.reconciler import Reconciler
-from server.routes import artifacts, dashboard, datasets, events, jobs, metrics, openapi_links, system, trials
+from server.routes import artifacts, dashboard, datasets, events, jobs, metrics, openapi_links, pools, system, trials
 from server.settings import Settings
 from server.store.changes import Changes
 from server.store.database import Database
@@ -112,6 +112,7 @@ def create_app(settings: Settings, ray: RayApi) -> FastAPI:
     app.include_router(trials.router)
     app.include_router(artifacts.router)
     app.include_router(datasets.router)
+    app.include_router(pools.router)
     app.include_router(system.cluster_router)
     app.include_router(dashboard.router)
     app.include_router(metrics.router)

@@ -219,6 +219,31 @@ class DatasetList(_Schema):
     data: list[Dataset]
 
 
+class Pool(_Schema):
+    """A pool of networks that jobs have trained on all real images of a dataset."""
+
+    id: str
+    dataset: str
+    """The dataset's name."""
+    network: dict[str, Any]
+    """The kind of network, as in a job spec."""
+    precision: str
+    recipe: dict[str, Any]
+    """The fields of a method that determine the networks, such as `pool_epochs`."""
+    networks: int
+    """How many networks are trained."""
+    bytes: int
+    """Size on disk, including the state of a training that has not ended."""
+    changed_at: str
+    """When a network was last trained."""
+
+
+class PoolList(_Schema):
+    """The pools, those changed last first."""
+
+    data: list[Pool]
+
+
 class Capacity(_Schema):
     """Capacity of one kind of resource."""
 

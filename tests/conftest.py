@@ -2,7 +2,8 @@
 
 `make test` runs pytest-xdist with `--dist loadgroup`: each lane runs in one process, its tests one after another. The tests that
 use a real Ray form three lanes, scheduled first because they take longest: those of gangs and those of trials use a small cluster
-each, the others one as `cafe serve` starts it. The tests of every other module form a lane each, so that module fixtures are set up once.
+each, the others one as `cafe serve` starts it. The tests of every other module form a lane each, so that module fixtures are set
+up once.
 """
 
 from __future__ import annotations

@@ -10,6 +10,7 @@ A row applies *one* operation, chosen uniformly from those of its strategy:
 ``dsa_without_cutout`` the same without cutout, as IDC's code (github.com/snu-mllab/Efficient-Dataset-Condensation)
                       trains with CutMix
 ``color_crop_cutout`` color · crop · cutout, with the DSA paper's settings, as IDC's code matches
+``color_crop``        the same without cutout, as DANCE's code trains its pool with CutMix
 ``crop_scale_rotate`` crop · scale · rotate, as DC's code (github.com/VICO-UoE/DatasetCondensation), which CAFE's
                       follows, trains on MNIST: ±4 of 32 pixels, ±20 % per axis, ±45°
 ====================  ==========================================================================================
@@ -54,6 +55,7 @@ _DSA = _Strategy(("color", "crop", "cutout", "flip", "scale", "rotate"), zoom=(1
 STRATEGIES: dict[str, _Strategy] = {
     "dsa": _DSA,
     "dsa_without_cutout": replace(_DSA, operations=("color", "crop", "flip", "scale", "rotate")),
+    "color_crop": replace(_DSA, operations=("color", "crop")),
     "color_crop_cutout": replace(_DSA, operations=("color", "crop", "cutout")),
     "crop_scale_rotate": _Strategy(("crop", "scale", "rotate"), zoom=(0.8, 1.2), zoom_is_inverse=True, degrees=45),
 }

@@ -60,7 +60,7 @@ def condense(
         return shard
 
     assert isinstance(method, LearningMethod)
-    method.prepare(ArtifactCache(cache, comm, device), report)
+    method.prepare(ArtifactCache(None if cache is None else cache / context.dataset_key, comm, device), report)
     loops = method.loops
     progress = Progress(report, done=first, total=spec.iterations, real_images_per_step=method.real_images_per_step())
     for iteration in range(first, last):

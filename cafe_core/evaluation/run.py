@@ -16,9 +16,9 @@ from cafe_core.data.class_store import ClassStore
 from cafe_core.errors import SyntheticSetError
 from cafe_core.evaluation.images import HeldImages, Images, Normalisation, StoredImages
 from cafe_core.evaluation.tasks import EvaluationSetup, EvaluationTask
-from cafe_core.evaluation.training import Recipe, accuracies, network_seed, train
+from cafe_core.evaluation.training import SCHEDULES, Recipe, accuracies, network_seed, train
 from cafe_core.spec.dataset import DatasetInfo
-from cafe_core.spec.estimate import EVALUATION_BATCH, training_bytes
+from cafe_core.spec.estimate import training_bytes
 from cafe_core.spec.evaluation_sources import Source
 from cafe_core.synthetic_set.synthetic_set import SyntheticSet
 
@@ -47,6 +47,9 @@ def train_networks(
         epochs=setup.spec.whole_epochs if task.source == "whole" else setup.spec.epochs,
         augment=task.augment,
         info=data.store.info,
+        batch=setup.spec.batch,
+        decay=SCHEDULES[setup.spec.schedule],
+        cutmix=setup.spec.cutmix,
     )
     size = at_once if at_once is not None else _at_once(device, recipe, data.count(task.source))
     for start in range(0, len(chunk), size):
@@ -66,7 +69,7 @@ def _at_once(device: torch.device, recipe: Recipe, count: int) -> int:
 
 def ensemble_size(recipe: Recipe, count: int, memory_bytes: int) -> int:
     """Return how many networks fit in `memory_bytes` with `count` images each; at least one."""
-    return max(1, memory_bytes // training_bytes(recipe.network, recipe.info, min(EVALUATION_BATCH, count)))
+    return max(1, memory_bytes // training_bytes(recipe.network, recipe.info, min(recipe.batch, count)))
 
 
 class _Data:

@@ -12,24 +12,28 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from cafe_core.algorithm.cutmix import CutMix
 from cafe_core.algorithm.sampling import counter_seed, generator
 from cafe_core.evaluation.augmentation import augmented_epoch
 from cafe_core.evaluation.ensemble import Ensemble
 from cafe_core.evaluation.images import Images
 from cafe_core.networks import init_network
-from cafe_core.networks.sgd import TENTH_AT_HALF, Sgd
+from cafe_core.networks.sgd import FIFTHS_AT_THE_END, TENTH_AT_HALF, Decay, Sgd
 from cafe_core.spec.dataset import DatasetInfo
-from cafe_core.spec.estimate import EVALUATION_BATCH
 from cafe_core.spec.evaluation import Augmentation
 from cafe_core.spec.network import NetworkSpec
+from cafe_core.spec.protocol import Schedule
 
-# These values are the same in both presets.
+# These values are the same in all protocols.
 _LR = 0.01
 _MOMENTUM = 0.9
 _WEIGHT_DECAY = 5e-4
 
 _TEST_CHUNK = {"cpu": 32, "cuda": 1024}
 """Images per forward pass. On CPUs, feature maps of more than about 32 images do not fit in the cache."""
+
+
+SCHEDULES: dict[Schedule, Decay] = {"tenth_at_half": TENTH_AT_HALF, "fifths_at_the_end": FIFTHS_AT_THE_END}
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,10 @@ class Recipe:
     augment: Augmentation
     info: DatasetInfo
     """The real images: K, and whether flips are allowed."""
+    batch: int = 256
+    decay: Decay = TENTH_AT_HALF
+    cutmix: float = 0.0
+    """Probability that a minibatch is mixed."""
 
 
 def network_seed(seed: int, network_kind_index: int, repeat: int, *, validation: bool = False) -> int:
@@ -54,8 +62,8 @@ def network_seed(seed: int, network_kind_index: int, repeat: int, *, validation:
 def train(recipe: Recipe, images: Images, rows: Tensor, seeds: Sequence[int]) -> Ensemble:
     """Train one network per seed, network m on images `rows`[m]; rows: (M, n) int64 on the CPU.
 
-    Uses SGD with momentum and cross-entropy, and divides the learning rate by 10 after half the epochs. Computes on the images'
-    device in their dtype. Each network equals one trained separately, up to rounding.
+    Uses SGD with momentum and cross-entropy. Computes on the images' device in their dtype. Each network equals one trained
+    separately, up to rounding.
 
     Every draw is addressed by a network's seed, so on one kind of CPU and number of threads the same arguments give the same
     network. Divergence is not an error; such a network is scored like any other.
@@ -66,19 +74,38 @@ def train(recipe: Recipe, images: Images, rows: Tensor, seeds: Sequence[int]) ->
     optimizer = Sgd(ensemble.parameters(), lr=_LR, momentum=_MOMENTUM, weight_decay=_WEIGHT_DECAY)
     first_draw = count * torch.arange(M)[:, None]
     for epoch in range(recipe.epochs):
-        optimizer.lr = TENTH_AT_HALF.rate(_LR, epoch, recipe.epochs)
+        optimizer.lr = recipe.decay.rate(_LR, epoch, recipe.epochs)
         orders = torch.stack([torch.randperm(count, generator=generator(seed, "evaluation order", epoch)) for seed in seeds])
         batch = augmented_epoch(recipe.augment, images, seeds, epoch, count, recipe.info.is_digits)
-        for order in torch.split(orders, EVALUATION_BATCH, dim=1):  # (M, b)
+        for index, order in enumerate(torch.split(orders, recipe.batch, dim=1)):  # (M, b)
             picked = rows.gather(1, order).flatten()
             augmented = batch(picked, (first_draw + order).flatten())
             x = torch.unflatten(augmented, 0, order.shape)  # (M, b, C, H, W)
-            logits = ensemble(x).flatten(0, 1)
-            loss = F.cross_entropy(logits, images.labels(picked)) * M  # Σ_m of the networks' mean losses
+            labels = images.labels(picked)
+            if recipe.cutmix > 0:
+                randoms = [generator(seed, "evaluation mix", epoch, index) for seed in seeds]
+                loss = _mixed_loss(ensemble, x, labels.view_as(order), recipe.cutmix, randoms)
+            else:
+                loss = F.cross_entropy(ensemble(x).flatten(0, 1), labels) * M  # Σ_m of the networks' mean losses
             optimizer.zero_grad()
             torch.autograd.backward(loss)
             optimizer.step()
     return ensemble
+
+
+def _mixed_loss(ensemble: Ensemble, x: Tensor, labels: Tensor, probability: float, randoms: Sequence[torch.Generator]) -> Tensor:
+    """Return Σ_m of the networks' mean losses, if each network's minibatch is mixed with `probability`.
+
+    x: (M, b, C, H, W). labels: (M, b). randoms: one generator per network.
+    """
+    count, height, width = x.shape[1], x.shape[3], x.shape[4]
+    mixes = [CutMix.draw(count, height, width, probability, random) for random in randoms]
+    mixed = torch.stack([own if mix is None else mix.mixed(own, own[mix.partners]) for mix, own in zip(mixes, x, strict=True)])
+    losses = [
+        F.cross_entropy(logits, own) if mix is None else mix.cross_entropies(logits, own, own[mix.partners]).mean()
+        for mix, logits, own in zip(mixes, ensemble(mixed), labels, strict=True)
+    ]
+    return torch.stack(losses).sum()
 
 
 def _initial(seed: int) -> int:

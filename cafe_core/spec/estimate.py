@@ -15,7 +15,6 @@ from cafe_core.spec.network_sizes import DOUBLE_GRAPH_FACTOR, GRAPH_FACTOR, map_
 
 RUNTIME_BYTES = 600 << 20
 """A worker's memory before it loads any data: Python, torch and Ray (573 MiB resident after the imports of a ShardWorker)."""
-EVALUATION_BATCH = 256
 GRAPH_BYTES_CPU = 256 << 20
 """Bound on the feature maps in flight on a CPU, for any K and N (:class:`cafe_core.algorithm.model.Budget`)."""
 
@@ -87,7 +86,7 @@ def method_sizes(spec: CondenseSpec, info: DatasetInfo) -> Sizes:
 def evaluation_bytes(spec: EvaluationSpec, info: DatasetInfo, images: int) -> int:
     """Return the bytes of training the largest network of `spec` on `images` images, or on all real ones for that baseline."""
     count = sum(info.class_counts) if "whole" in spec.baselines else images
-    return max(training_bytes(network, info, min(EVALUATION_BATCH, count)) for network in spec.networks)
+    return max(training_bytes(network, info, min(spec.batch, count)) for network in spec.networks)
 
 
 def training_bytes(network: NetworkSpec, info: DatasetInfo, batch: int) -> int:

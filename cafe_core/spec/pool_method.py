@@ -41,7 +41,7 @@ class PoolMethodSpec(LearningMethodSpec):
     """Minibatch of this training, over all classes."""
     pool_lr: Annotated[float, Field(gt=0, le=1e30)] = 0.01
     """Learning rate of this training, with momentum 0.9 and weight decay 5e-4."""
-    pool_augment: Literal["none", "dsa", "crop_scale_rotate"] = "dsa"
+    pool_augment: Literal["none", "color_crop", "dsa", "crop_scale_rotate"] = "color_crop"
     """Augmentation of this training."""
     pool_cutmix: Annotated[float, Field(ge=0, le=1)] = 0.5
     """Probability that CutMix mixes a minibatch of this training."""

@@ -42,7 +42,9 @@ def resolve(spec: CondenseSpec, dataset: DatasetInfo, *, cluster_gpus: float = 0
             "method": spec.method.resolved(ResolutionContext(spec.ipc, k, network, dataset.shape)),
             "network": network,
             "resources": resolve_resources(spec.resources, cluster_gpus),
-            "evaluation": None if spec.evaluation is None else _resolve_evaluation(spec.evaluation, "synthetic", "evaluation."),
+            "evaluation": None
+            if spec.evaluation is None
+            else _resolve_evaluation(spec.evaluation, dataset, "synthetic", "evaluation."),
             "validation": None
             if spec.validation is None
             else _resolve_validation(spec.validation, iterations, spec.method, dataset),
@@ -67,19 +69,14 @@ def resolve_resources(resources: ResourcesSpec, cluster_gpus: float) -> Resource
     return resources.model_copy(update={"gpus_per_worker": 1.0 if cluster_gpus > 0 else 0.0})
 
 
-def _resolve_evaluation(evaluation: _Evaluation, judged: Source, prefix: str = "") -> _Evaluation:
-    """Return an evaluation with the networks' options and the epochs on `whole` filled in. prefix: of its fields' paths."""
+def _resolve_evaluation(evaluation: _Evaluation, dataset: DatasetInfo, judged: Source, prefix: str = "") -> _Evaluation:
+    """Return an evaluation with every default filled in. prefix: of its fields' paths."""
     if (count := task_count(evaluation, judged)) > MAX_NETWORKS:
         raise ValueError(
             f"{prefix}repeats: {evaluation.repeats} of each kind of network, augmentation and source of images are "
             f"{count} networks to train; at most {MAX_NETWORKS} are allowed"
         )
-    return evaluation.model_copy(
-        update={
-            "networks": [network.resolved() for network in evaluation.networks],
-            "whole_epochs": evaluation.whole_epochs or evaluation.epochs,
-        }
-    )
+    return evaluation.resolved(is_digits=dataset.is_digits)
 
 
 def _resolve_validation(validation: ValidationSpec, iterations: int, method: AnyMethod, dataset: DatasetInfo) -> ValidationSpec:
@@ -126,7 +123,7 @@ def resolve_evaluate(
         raise ValueError(
             f"synthetic: its classes {_some(images.class_names)} are not those of {dataset.name}, {_some(dataset.class_names)}"
         )
-    resolved = _resolve_evaluation(spec, judged_source(spec))
+    resolved = _resolve_evaluation(spec, dataset, judged_source(spec))
     return resolved.model_copy(update={"dataset": dataset_spec, "resources": resolve_resources(spec.resources, cluster_gpus)})
 
 

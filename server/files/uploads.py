@@ -71,14 +71,16 @@ def _clear(roots: DataRoots, aside: Path) -> None:
 
 
 def _remove_class_stores(roots: DataRoots, dataset_id: str) -> None:
-    """Remove the class stores that `cafe_core.data.sources` built from an upload. The upload is gone, so no new one can be built.
+    """Remove the class stores that `cafe_core.data.sources` built from an upload, and the networks trained on its images.
 
-    Each store is removed under its lock, which its builder holds until it is done.
+    The upload is gone, so no new store can be built. Each store is removed under its lock, which its builder holds until it is
+    done.
     """
     for lock in roots.cache.glob(f"{dataset_id}-{'[0-9a-f]' * 24}.lock"):
         with lock.open("w") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
-            for made in (roots.cache / lock.stem, *roots.cache.glob(f".{lock.stem}.*.tmp")):
+            stores = [roots.cache / lock.stem, *roots.cache.glob(f".{lock.stem}.*.tmp")]
+            for made in (*stores, roots.artifacts / lock.stem):
                 if made.exists():
                     shutil.rmtree(made)
             lock.unlink()

@@ -81,10 +81,20 @@ class CafeMethod(BilevelMethodSpec):
         return 2 * sizes.num_classes * sizes.feature_dim if self.discrimination else 0
 
 
+def paper_bounds(ipc: int) -> tuple[int, int]:
+    """Return (max_outer, max_inner) of the `paper` preset: DC's numbers of steps, plus one.
+
+    Algorithm 1 increments its counter after a step and ends the loop when the counter exceeds DC's number, so a loop takes one
+    step more than DC's. The paper never increments the inner counter in print; it is read in the same way.
+    """
+    outer, inner = dc_loops(ipc)
+    return outer + 1, inner + 1
+
+
 def _preset_values(preset: Preset, context: ResolutionContext, *, batch_real: int, map_count: int) -> dict[str, Any]:
     shared: dict[str, Any] = {"gamma": 10, "image_lr": 0.1, "init": "noise", "augment": "none"}
     if preset == "paper":
-        max_outer, max_inner = dc_loops(context.ipc)
+        max_outer, max_inner = paper_bounds(context.ipc)
         return shared | {
             "beta": 1.0,
             "layer_weights": [1.0] * map_count,

@@ -5,13 +5,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
+from cafe_core.algorithm.cutmix import CutMix
+from cafe_core.algorithm.sampling import counter_seed, generator
 from cafe_core.data.class_store import ClassStore
 from cafe_core.evaluation.ensemble import Ensemble
 from cafe_core.evaluation.images import HeldImages, Normalisation, StoredImages
-from cafe_core.evaluation.training import accuracies, network_seed
+from cafe_core.evaluation.training import Recipe, accuracies, network_seed, train
 from cafe_core.networks import init_network
-from cafe_core.networks.sgd import Sgd
+from cafe_core.networks.sgd import FIFTHS_AT_THE_END, Sgd
 from cafe_core.spec.evaluation import Augmentation
 from cafe_core.spec.network import NetworkSpec
 from tests.cafe_core.separable import CPU, MLP, learnable_images, normalisation, separable_store, stored_test_set, train_and_test
@@ -134,3 +137,39 @@ def test_every_network_of_an_evaluation_has_its_own_seed() -> None:
     seeds = {network_seed(seed, kind, repeat) for seed in range(3) for kind in range(3) for repeat in range(20)}
     assert len(seeds) == 3 * 3 * 20
     assert all(0 <= seed < 2**64 for seed in seeds)
+
+
+def test_mixed_training_matches_a_plain_torch_loop_for_one_network_and_for_several(store: ClassStore) -> None:
+    """Train by the fields of the protocol `dance`, without augmentation."""
+    images, seeds = learnable_images(store, 30, noise=1), [5, 6]
+    rows = torch.arange(30).expand(2, -1)
+    recipe = Recipe(MLP, epochs=6, augment="none", info=store.info, batch=8, decay=FIFTHS_AT_THE_END, cutmix=0.6)
+    together = train(recipe, images, rows, seeds)
+    mixed = 0
+    for m, seed in enumerate(seeds):
+        network = init_network(MLP, (1, 8, 8), 3, counter_seed(seed, "evaluation network"))
+        optimizer = torch.optim.SGD(network.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4)
+        for epoch, rate in enumerate([0.01, 0.01, 0.01, 0.01, 0.002, 0.0004]):
+            optimizer.param_groups[0]["lr"] = rate
+            order = torch.randperm(30, generator=generator(seed, "evaluation order", epoch))
+            for index, batch in enumerate(torch.split(order, 8)):
+                x, y = images.normalised(batch).clone(), images.labels(batch)
+                mix = CutMix.draw(len(batch), 8, 8, 0.6, generator(seed, "evaluation mix", epoch, index))
+                if mix is None:
+                    loss = F.cross_entropy(network(x), y)
+                else:
+                    mixed += 1
+                    box = (..., slice(mix.top, mix.bottom), slice(mix.left, mix.right))
+                    x[box] = x[mix.partners][box]
+                    logits = network(x)
+                    loss = mix.kept * F.cross_entropy(logits, y) + (1 - mix.kept) * F.cross_entropy(logits, y[mix.partners])
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+        (alone,) = [train(recipe, images, rows[:1], [seed]).grouped]
+        for trained, expected in zip(alone.parameters(), network.parameters(), strict=True):
+            torch.testing.assert_close(trained, expected, rtol=0, atol=1e-6)
+        with torch.inference_mode():
+            x = images.normalised(torch.arange(30))
+            torch.testing.assert_close(together(x.expand(2, *x.shape))[m], network(x), rtol=0, atol=1e-4)
+    assert 5 < mixed < 40

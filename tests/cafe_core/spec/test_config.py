@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from cafe_core.methods.cafe.spec import CafeMethod
 from cafe_core.spec.condense import CondenseSpec
 from cafe_core.spec.dataset import DatasetInfo
+from cafe_core.spec.evaluation import EvaluationSpec
 from cafe_core.spec.job import field_path
 from cafe_core.spec.loops import dc_loops
 from cafe_core.spec.method import ResolutionContext
@@ -38,7 +39,7 @@ def method(preset: str, **fields: Any) -> CafeMethod:
 def test_paper_preset_matches_the_paper() -> None:
     m = method("paper")
     assert (m.beta, m.layer_weights, m.layers) == (1.0, [1.0] * 4, [0, 1, 2, 3])
-    assert (m.lambda_1, m.lambda_2, m.gamma, m.max_outer, m.max_inner) == (0.05, 0.05, 10, 10, 50)
+    assert (m.lambda_1, m.lambda_2, m.gamma, m.max_outer, m.max_inner) == (0.05, 0.05, 10, 11, 51)
     assert (m.batch_real, m.batch_train, m.query_per_class, m.query_carry) == (256, 256, 256, False)
     assert (m.image_lr, m.image_momentum, m.image_milestones, m.network_lr) == (0.1, 0.5, [1200, 1400, 1800], 0.01)
 
@@ -74,6 +75,29 @@ def test_defaults_depend_on_other_fields() -> None:
 )
 def test_loops_of_the_paper_preset(ipc: int, loops: tuple[int, int]) -> None:
     assert dc_loops(ipc) == loops
+
+
+@pytest.mark.parametrize(
+    ("sent", "digits", "expected"),
+    [
+        ({}, False, (300, 256, "tenth_at_half", 0.0, "none")),
+        ({"protocol": "paper"}, True, (300, 256, "tenth_at_half", 0.0, "none")),
+        ({"protocol": "paper", "augment": "dsa"}, True, (300, 256, "tenth_at_half", 0.0, "dsa")),
+        ({"protocol": "reference"}, False, (600, 256, "tenth_at_half", 0.0, "none")),
+        ({"protocol": "reference"}, True, (1000, 256, "tenth_at_half", 0.0, "crop_scale_rotate")),
+        ({"protocol": "reference", "augment": "none"}, True, (600, 256, "tenth_at_half", 0.0, "none")),
+        ({"protocol": "dc-bench", "augment": ["none", "dsa"]}, False, (1000, 256, "tenth_at_half", 0.0, ["none", "dsa"])),
+        ({"protocol": "dc-bench"}, False, (300, 256, "tenth_at_half", 0.0, "none")),
+        ({"protocol": "dance"}, False, (1500, 64, "fifths_at_the_end", 0.5, "dsa_without_cutout")),
+        ({"protocol": "dance", "epochs": 300, "cutmix": 0.0}, False, (300, 64, "fifths_at_the_end", 0.0, "dsa_without_cutout")),
+    ],
+)
+def test_protocol_fills_in_the_fields_that_are_left_out(sent: dict[str, Any], digits: bool, expected: tuple[Any, ...]) -> None:
+    resolved = EvaluationSpec.model_validate(sent).resolved(is_digits=digits)
+    assert (resolved.epochs, resolved.batch, resolved.schedule, resolved.cutmix, resolved.augment) == expected
+    assert resolved.whole_epochs == resolved.epochs
+    again = EvaluationSpec.model_validate_json(resolved.model_dump_json(exclude_none=True))
+    assert again.resolved(is_digits=digits) == resolved
 
 
 def test_image_lr_is_halved_at_each_milestone() -> None:

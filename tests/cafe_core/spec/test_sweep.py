@@ -68,7 +68,7 @@ def test_grid_is_every_combination_with_the_first_field_slowest() -> None:
 
 def test_each_trial_has_the_defaults_of_its_own_overrides() -> None:
     one, ten = make_trials({"ipc": {"grid": [1, 10]}})
-    assert (one.spec.method.max_outer, ten.spec.method.max_outer) == (1, 10)  # type: ignore[union-attr]
+    assert (one.spec.method.max_outer, ten.spec.method.max_outer) == (2, 11)  # type: ignore[union-attr]
     cafe, dm = make_trials({"method": {"grid": [{"name": "cafe"}, {"name": "dm"}]}})
     assert (cafe.spec.method.image_lr, dm.spec.method.image_lr) == (0.1, 1.0)  # type: ignore[union-attr]
 

@@ -89,8 +89,12 @@ def test_deleting_an_upload_removes_its_class_stores(api: Api, settings: Setting
     roots = settings.roots
     stores = [sources.prepare(DatasetSpec(id=mine, image_size=size), roots) for size in (None, 4)]
     kept = sources.prepare(DatasetSpec(id=other), roots)
+    for store in (*stores, kept):  # networks trained on its images
+        (roots.artifacts / store.name).mkdir(parents=True)
+        (roots.artifacts / store.name / "network.safetensors").touch()
     shutil.copytree(kept, roots.cache / f".{stores[0].name}.1.tmp")  # left by a killed builder
-    assert len(list(roots.cache.iterdir())) == 3 * 2 + 1  # stores, their locks, the builder's leftovers
+    assert len(list(roots.cache.iterdir())) == 3 * 2 + 2  # stores, their locks, the builder's leftovers, artifacts
     assert api.delete(f"/v1/datasets/{mine}").status_code == 204
-    assert {path.name for path in roots.cache.iterdir()} == {kept.name, f"{kept.name}.lock"}
+    assert {path.name for path in roots.cache.iterdir()} == {kept.name, f"{kept.name}.lock", "artifacts"}
+    assert [path.name for path in roots.artifacts.iterdir()] == [kept.name]
     assert {path.name for path in roots.uploads.iterdir()} == {other}
