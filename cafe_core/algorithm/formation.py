@@ -20,13 +20,21 @@ class Formation:
         self._h, self._w = tile_side(self._height, factor), tile_side(self._width, factor)
         column = (-1, 1, 1)
         self._padding = ((PADDING - mean) / std).view(column)
+        self.mean, self.std = mean.view(column), std.view(column)
         self.low, self.high = (-mean / std).view(column), ((1 - mean) / std).view(column)
         """(C, 1, 1): the normalised values of 0 and 1."""
-        self.std = std.view(column)
         self._rows, self._columns = (
             torch.from_numpy(enlarging_matrix(tile, side)).to(mean)
             for tile, side in ((self._h, self._height), (self._w, self._width))
         )
+
+    def pixels(self, normalised: Tensor) -> Tensor:
+        """Return images in the range of pixel values, [0, 1]."""
+        return normalised * self.std + self.mean
+
+    def normalised(self, pixels: Tensor) -> Tensor:
+        """Return the normalised images of pixel values in [0, 1]."""
+        return (pixels - self.mean) / self.std
 
     @property
     def images_per_stored(self) -> int:

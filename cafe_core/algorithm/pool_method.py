@@ -15,7 +15,7 @@ from cafe_core.algorithm.artifact_cache import ArtifactCache
 from cafe_core.algorithm.augment import Draws, apply
 from cafe_core.algorithm.formation import Formation
 from cafe_core.algorithm.method import LearningMethod, Losses, Report, repeated
-from cafe_core.algorithm.pool import Member, load_or_train
+from cafe_core.algorithm.pool import Member, Weights, load_or_train
 from cafe_core.algorithm.sampling import choose, generator
 from cafe_core.algorithm.shard_context import ShardContext
 from cafe_core.algorithm.synthetic_shard import SyntheticShard
@@ -33,10 +33,20 @@ class PoolMethod(LearningMethod):
         mean, std = (torch.tensor(of, dtype=torch.float64).to(real.device, real.dtype) for of in (info.mean, info.std))
         self.formation = Formation(self.pool_spec.factor, info.shape, mean, std)
         self.pool: list[Member] = []
+        self.iteration = 0
+        self.between: Weights = {}
+        """λ·θ_initial + (1 − λ)·θ_final of the iteration's network."""
+        self.final: Weights = {}
+        """θ_final of the iteration's network."""
 
     def prepare(self, cache: ArtifactCache, report: Report) -> None:
         """Train the pool, or load it if it is cached."""
         self.pool = load_or_train(self.context, cache, report)
+
+    def renew_network(self, iteration: int) -> None:
+        """Draw the network of `iteration` from the pool, and the weights between its initial and its final ones."""
+        member, share = self.draw_member(iteration)
+        self.iteration, self.between, self.final = iteration, member.between(share), member.final
 
     def draw_member(self, iteration: int) -> tuple[Member, float]:
         """Draw the network of an iteration, and λ, uniform in [0, 1); the same on all workers."""

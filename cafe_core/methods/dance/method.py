@@ -23,7 +23,6 @@ from cafe_core.algorithm.augment import Draws
 from cafe_core.algorithm.collectives import Comm
 from cafe_core.algorithm.method import Losses
 from cafe_core.algorithm.outer_step import OuterStep
-from cafe_core.algorithm.pool import Weights
 from cafe_core.algorithm.pool_method import PoolMethod
 from cafe_core.algorithm.real_images import BatchIndices
 from cafe_core.algorithm.shard_context import ShardContext
@@ -39,18 +38,10 @@ class Dance(PoolMethod):
         self._spec = self.spec_as(DanceMethod)
         last = len(context.model.network.map_shapes) - 1
         self._matching = OuterStep.of(context, [last], [1.0], None, ipc=self.decoded_per_class, comm=Comm.single())
-        self._iteration = 0
-        self._between: Weights = {}
-        self._final: Weights = {}
-
-    def renew_network(self, iteration: int) -> None:
-        """Draw the network of `iteration` from the pool, and the weights between its initial and its final ones."""
-        member, share = self.draw_member(iteration)
-        self._iteration, self._between, self._final = iteration, member.between(share), member.final
 
     def gradient(self, shard: SyntheticShard, batch: BatchIndices, draws: Draws | None) -> tuple[Tensor, Losses]:
         """Return ∂L/∂S and the losses of the own classes, for images in [0, 1] (:meth:`PoolMethod.stored_gradient`)."""
-        stored, decoded = self.decode(shard, self._iteration)
+        stored, decoded = self.decode(shard, self.iteration)
         matching, feature_loss = self._match(decoded, batch, draws)
         classifying, cross_entropy = self._classify(decoded)
         return self.stored_gradient(stored, decoded, matching + classifying), _losses(feature_loss, cross_entropy)
@@ -78,24 +69,24 @@ class Dance(PoolMethod):
 
     def _match(self, decoded: SyntheticShard, batch: BatchIndices, draws: Draws | None) -> tuple[Tensor, Tensor]:
         """Return the gradient of the distance of mean features in the decoded images, and the distance."""
-        self.context.model.load(self._between)
+        self.context.model.load(self.between)
         gradient, losses = self._matching.gradient(decoded, batch, 0, draws)
         return gradient, losses.feature
 
     def _classify(self, decoded: SyntheticShard) -> tuple[Tensor, Tensor]:
         """Return the gradient of the weighted cross-entropy of the trained network in the decoded images, and its value."""
-        self.context.model.load(self._final)
-        gradient, cross_entropy = self.cross_entropy(decoded, self.class_draws("augment_class trained", self._iteration))
+        self.context.model.load(self.final)
+        gradient, cross_entropy = self.cross_entropy(decoded, self.class_draws("augment_class trained", self.iteration))
         return self._spec.cross_entropy * gradient, self._spec.cross_entropy * cross_entropy
 
     def _step(self, shard: SyntheticShard, gradient: Tensor) -> None:
-        shard.step(gradient, lr=self._spec.image_lr_at(self._iteration), momentum=self._spec.image_momentum)
+        shard.step(gradient, lr=self._spec.image_lr_at(self.iteration), momentum=self._spec.image_momentum)
 
     def _coast(self, shard: SyntheticShard, *, before: bool) -> None:
         """Replay the steps of the classes before or after each own class in a pass over all classes."""
         earlier = torch.tensor(shard.classes)
         steps = earlier if before else self.context.info.num_classes - 1 - earlier
-        shard.coast(steps, lr=self._spec.image_lr_at(self._iteration), momentum=self._spec.image_momentum)
+        shard.coast(steps, lr=self._spec.image_lr_at(self.iteration), momentum=self._spec.image_momentum)
 
 
 def _losses(feature_loss: Tensor, cross_entropy: Tensor) -> Losses:

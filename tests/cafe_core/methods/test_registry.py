@@ -117,5 +117,16 @@ def test_refuses_method_class_that_does_not_fit_its_spec(package: Path, monkeypa
 
 
 def test_registry_lists_the_methods_of_this_package() -> None:
-    assert list(METHODS)[:9] == ["cafe", "dance", "dc", "dm", "forgetting", "herding", "k_center", "kmeans", "random"]
+    assert list(METHODS)[:10] == [
+        "cafe",
+        "dance",
+        "dc",
+        "dm",
+        "forgetting",
+        "herding",
+        "k_center",
+        "kmeans",
+        "ncfm",
+        "random",
+    ]
     assert {"forgetting", "herding", "k_center", "kmeans", "random"} <= set(SELECTIONS)

@@ -1,0 +1,1 @@
+"""NCFM: neural characteristic functions."""
