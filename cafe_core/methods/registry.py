@@ -24,15 +24,18 @@ from importlib.util import find_spec
 from types import ModuleType
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, TypeVar, Union, get_args
 
-from pydantic import Discriminator, Tag, ValidationError
+from pydantic import BeforeValidator, Discriminator, Tag, ValidationError
 
 from cafe_core import methods
 from cafe_core.spec.base import is_resolved_later
+from cafe_core.spec.best import BestMethod
 from cafe_core.spec.method import LearningMethodSpec, MethodSpec, ResolutionContext, SelectionMethodSpec, Sizes
 from cafe_core.spec.network import NetworkSpec
 
 ENTRY_POINTS = "cafe_service.methods"
 DEFAULT_METHOD = "cafe"
+BEST = "best"
+"""The name that stands for the method that measured best."""
 
 _T = TypeVar("_T")
 _CONTEXT = ResolutionContext(ipc=1, num_classes=10, network=NetworkSpec().resolved(), shape=(3, 32, 32))
@@ -67,6 +70,8 @@ class RegisteredMethod:
 def _discover() -> dict[str, RegisteredMethod]:
     packages = {info.name: f"{methods.__name__}.{info.name}" for info in pkgutil.iter_modules(methods.__path__) if info.ispkg}
     for entry_point in sorted(entry_points(group=ENTRY_POINTS), key=lambda entry_point: entry_point.name):
+        if entry_point.name == BEST:
+            raise MethodDefinitionError(f"the name {BEST!r} of the entry point {entry_point.value} is reserved")
         if entry_point.name in packages:
             raise MethodDefinitionError(
                 f"the name {entry_point.name!r} of the entry point {entry_point.value} is taken by {packages[entry_point.name]}"
@@ -149,21 +154,27 @@ SELECTIONS = tuple(name for name, method in METHODS.items() if issubclass(method
 def _method_name(value: Any) -> str | None:
     """Return the method's name in `value`, a submitted or validated spec: cafe if it has none, None if it is unknown."""
     name = value.get("name", DEFAULT_METHOD) if isinstance(value, Mapping) else getattr(value, "name", None)
-    return name if isinstance(name, str) and name in METHODS else None
+    return name if isinstance(name, str) and (name in METHODS or name == BEST) else None
+
+
+def _with_name(value: Any) -> Any:
+    """Return the spec of a method that is given by its name alone."""
+    return {"name": value} if isinstance(value, str) else value
 
 
 if TYPE_CHECKING:
     AnyMethod: TypeAlias = MethodSpec
     Selection: TypeAlias = str
 else:
-    AnyMethod = Annotated[
-        Union[tuple(Annotated[method.spec, Tag(name)] for name, method in METHODS.items())],  # noqa: UP007
+    _SPECS = Annotated[
+        Union[(*(Annotated[method.spec, Tag(name)] for name, method in METHODS.items()), Annotated[BestMethod, Tag(BEST)])],
         Discriminator(
             _method_name,
             custom_error_type="unknown_method",
-            custom_error_message=f"method.name must be one of {', '.join(METHODS)}",
+            custom_error_message=f"method.name must be one of {', '.join([*METHODS, BEST])}",
         ),
     ]
-    """Any registered method's spec."""
+    AnyMethod = Annotated[_SPECS, BeforeValidator(_with_name, json_schema_input_type=_SPECS | Literal[(*METHODS, BEST)])]
+    """Any registered method's spec, or its name alone."""
     Selection = Literal["random", "whole", *(name for name in SELECTIONS if name != "random")]
     """A choice of real images to evaluate."""

@@ -7,7 +7,7 @@ from typing import Annotated, Any, TypeAlias
 
 from pydantic import Discriminator, Tag, TypeAdapter
 
-from cafe_core.methods.registry import METHODS
+from cafe_core.methods.registry import BEST, METHODS
 from cafe_core.spec.condense import CondenseSpec
 from cafe_core.spec.evaluate import EvaluateSpec
 from cafe_core.spec.sweep import SweepSpec
@@ -39,7 +39,7 @@ def field_path(loc: tuple[str | int, ...]) -> str:
     parts = list(loc)
     if parts and parts[0] in ("condense", "evaluate", "sweep"):
         del parts[0]
-    tags = {"method": set(METHODS), "augment": {"one", "several"}}
+    tags = {"method": {*METHODS, BEST}, "augment": {"one", "several"}}
     for index in range(len(parts) - 1, 0, -1):
         if parts[index] in tags.get(str(parts[index - 1]), ()):
             del parts[index]

@@ -8,7 +8,8 @@ from __future__ import annotations
 import math
 from typing import TypeVar
 
-from cafe_core.methods.registry import AnyMethod
+from cafe_core.methods.registry import METHODS, AnyMethod
+from cafe_core.spec.best import BEST_ITERATIONS_ON_CPUS, BestMethod, best_method
 from cafe_core.spec.condense import CondenseSpec
 from cafe_core.spec.dataset import DatasetInfo, DatasetSpec
 from cafe_core.spec.evaluate import EvaluateSpec
@@ -35,6 +36,8 @@ def resolve(spec: CondenseSpec, dataset: DatasetInfo, *, cluster_gpus: float = 0
         )
     if spec.evaluation is not None:
         _check_testable(dataset, "evaluation")
+    if isinstance(spec.method, BestMethod):
+        spec = _with_best_method(spec, dataset, has_gpus=cluster_gpus > 0)
     network, iterations = spec.network.resolved(), _resolve_iterations(spec)
     return spec.model_copy(
         update={
@@ -50,6 +53,15 @@ def resolve(spec: CondenseSpec, dataset: DatasetInfo, *, cluster_gpus: float = 0
             else _resolve_validation(spec.validation, iterations, spec.method, dataset),
         }
     )
+
+
+def _with_best_method(spec: CondenseSpec, dataset: DatasetInfo, *, has_gpus: bool) -> CondenseSpec:
+    """Return the spec with the method that `method: best` stands for."""
+    iterations = spec.iterations
+    if iterations is None and not has_gpus:
+        iterations = BEST_ITERATIONS_ON_CPUS
+    method = best_method(dataset.shape, has_gpus=has_gpus)
+    return spec.model_copy(update={"method": METHODS[method["name"]].spec.model_validate(method), "iterations": iterations})
 
 
 def _resolve_iterations(spec: CondenseSpec) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -11,10 +12,11 @@ import pytest
 from pydantic import ValidationError
 
 from cafe_core.methods.cafe.spec import CafeMethod
+from cafe_core.methods.dance.spec import DanceMethod
 from cafe_core.spec.condense import CondenseSpec
 from cafe_core.spec.dataset import DatasetInfo
 from cafe_core.spec.evaluation import EvaluationSpec
-from cafe_core.spec.job import field_path
+from cafe_core.spec.job import field_path, parse_job_spec
 from cafe_core.spec.loops import dc_loops
 from cafe_core.spec.method import ResolutionContext
 from cafe_core.spec.network import NetworkSpec
@@ -23,8 +25,8 @@ from cafe_core.spec.resolution import resolve
 from tests.cafe_core.made_data import make_info
 
 
-def info(classes: int = 10, test_count: int = 100) -> DatasetInfo:
-    return make_info([100] * classes, side=32, test_count=test_count)
+def info(classes: int = 10, test_count: int = 100, side: int = 32) -> DatasetInfo:
+    return make_info([100] * classes, side=side, test_count=test_count)
 
 
 def spec(**fields: Any) -> CondenseSpec:
@@ -98,6 +100,30 @@ def test_protocol_fills_in_the_fields_that_are_left_out(sent: dict[str, Any], di
     assert resolved.whole_epochs == resolved.epochs
     again = EvaluationSpec.model_validate_json(resolved.model_dump_json(exclude_none=True))
     assert again.resolved(is_digits=digits) == resolved
+
+
+def test_method_can_be_given_by_its_name_alone() -> None:
+    assert spec(method="dm") == spec(method={"name": "dm"})
+    with pytest.raises(ValidationError, match=r"must be one of cafe, .*, best"):
+        spec(method="nothing")
+
+
+@pytest.mark.parametrize(("side", "factor"), [(8, 1), (28, 2), (32, 2), (96, 3)])
+@pytest.mark.parametrize(("gpus", "iterations", "pool"), [(0, 400, 3), (1, 10_000, 5)])
+def test_best_method_is_written_out(side: int, factor: int, gpus: int, iterations: int, pool: int) -> None:
+    dataset = info(side=side)
+    resolved = resolve(spec(method="best"), dataset, cluster_gpus=gpus)
+    assert isinstance(resolved.method, DanceMethod)
+    assert (resolved.method.factor, resolved.method.pool_size, resolved.iterations) == (factor, pool, iterations)
+    again = parse_job_spec(json.loads(resolved.model_dump_json(exclude_none=True)))
+    assert isinstance(again, CondenseSpec)
+    assert resolve(again, dataset, cluster_gpus=gpus) == resolved
+    assert resolve(spec(method="best", iterations=7), dataset).iterations == 7
+
+
+def test_factor_must_fit_the_images() -> None:
+    with pytest.raises(ValueError, match=r"^method.factor: 3 × 3 tiles do not fit into 4-pixel images"):
+        resolve(spec(method={"name": "dance", "factor": 3}), info(side=4))
 
 
 def test_image_lr_is_halved_at_each_milestone() -> None:
