@@ -43,10 +43,13 @@ class Member:
 def load_or_train(context: ShardContext, cache: ArtifactCache, report: Report) -> list[Member]:
     """Return the pool that the spec's method asks for; train the members that are not cached. All workers call it together.
 
-    Reports an `epoch` event per epoch of training. Raises NonFiniteLossError, on every worker, if a training diverges.
+    Reports a `pool` event with the images that the training of the whole pool passes through a network, and an `epoch` event per
+    epoch of training. Raises NonFiniteLossError, on every worker, if a training diverges.
     """
     spec = context.spec.method
     assert isinstance(spec, PoolMethodSpec)
+    passes = spec.pool_size * spec.pool_epochs * sum(context.info.class_counts)
+    report("pool", networks=spec.pool_size, epochs=spec.pool_epochs, real_images=passes)
     progress = _Progress(report, members=spec.pool_size, epochs=spec.pool_epochs)
     return [_member(context, spec, number, cache, progress) for number in range(spec.pool_size)]
 

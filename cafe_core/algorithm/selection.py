@@ -80,6 +80,7 @@ def train_network(context: ShardContext, report: Report) -> Iterator[Epoch]:
             total=recipe.epochs,
             loss=epoch.loss,
             accuracy=epoch.accuracy,
+            real_images=sum(context.info.class_counts),
             seconds=round(now - last, 4),
             eta_s=round((now - started) / epoch.number * (recipe.epochs - epoch.number), 1),
         )

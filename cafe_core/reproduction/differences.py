@@ -61,6 +61,21 @@ def table1_differences(scale: Scale) -> tuple[str, ...]:
     )
 
 
+def beyond_differences(scale: Scale) -> tuple[str, ...]:
+    """Return the differences for the comparison beyond the paper."""
+    if scale.name == "paper":
+        return differences(scale, scale.beyond[0])
+    setting = scale.beyond[0]
+    data = f"{setting.dataset_name} instead of CIFAR10"
+    later = ", ".join(f"{name} {scale.iterations[name]}" for name in ("dm", "dance", "ncfm"))
+    pool = scale.fields("dance")
+    return (
+        *differences(scale, setting, data=data),
+        f"iterations of the other methods: {later} instead of 20,000, 10,000 and 20,000; pools of {pool['pool_size']} networks "
+        f"of {pool['pool_epochs']} epochs instead of 5 (NCFM: 20) of 60",
+    )
+
+
 def _in_words(setting: Setting) -> str:
     network = NetworkSpec.model_validate(setting.network).resolved()
     return f"ConvNet-{network.depth} of width {network.width}"

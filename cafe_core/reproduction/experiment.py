@@ -10,7 +10,7 @@ from cafe_core.reproduction.published import Published
 from cafe_core.reproduction.scales import Scale
 
 TableName = Literal[
-    "table1", "table2", "table3", "table4", "table5", "table6", "figure3a", "figure3b", "figure3c", "figure4", "figure5"
+    "table1", "table2", "table3", "table4", "table5", "table6", "figure3a", "figure3b", "figure3c", "figure4", "figure5", "beyond"
 ]
 
 

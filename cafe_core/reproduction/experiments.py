@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from cafe_core.reproduction import figures_of_paper as figures
 from cafe_core.reproduction import tables_of_paper as tables
+from cafe_core.reproduction.beyond import beyond
 from cafe_core.reproduction.experiment import Experiment, TableName
 from cafe_core.reproduction.scales import Scale
 
@@ -21,5 +22,6 @@ EXPERIMENTS: dict[TableName, Callable[[Scale], Experiment]] = {
     "figure3c": figures.figure3c,
     "figure4": figures.figure4,
     "figure5": figures.figure5,
+    "beyond": beyond,
 }
 """A function per name that returns the experiment at a scale."""

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cafe_core.reproduction import pictures
+from cafe_core.reproduction.cost_picture import draw_costs
 from cafe_core.reproduction.experiment import Experiment
 from cafe_core.reproduction.jobs import Finished, Outcome
 from cafe_core.spec.network import NetworkSpec
@@ -31,7 +32,9 @@ def illustrate(experiment: Experiment, outcomes: Mapping[str, Outcome], out: Pat
         return _image_grids(experiment, outcomes, path)
     if experiment.name == "figure5":
         return _features(experiment, outcomes, path)
-    if experiment.curve is not None:
+    if experiment.name == "beyond":
+        draw_costs(experiment, outcomes, path)
+    elif experiment.curve is not None:
         pictures.draw_curve(experiment, outcomes, path)
     else:
         pictures.draw_table(experiment, outcomes, path)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
@@ -47,6 +47,16 @@ class Job:
 
 
 @dataclass(frozen=True)
+class Cost:
+    """What making a synthetic set took, over all attempts. A step that was repeated after an interruption counts once."""
+
+    seconds: float
+    """Of all iterations, and of all epochs of training networks on real images, unless an earlier job had trained them."""
+    real_images: int
+    """Real images that passed through a network, including those of such a training, whoever has done it."""
+
+
+@dataclass(frozen=True)
 class Finished:
     """A job that succeeded."""
 
@@ -57,6 +67,8 @@ class Finished:
     """Seconds of its iterations over all attempts; None for a job without iterations."""
     artifacts: Path
     """The directory of its artifacts."""
+    cost: Cost | None = None
+    """What making its set took; None for a job without a set, or finished by an earlier version."""
     earlier: bool = False
     """Whether an earlier run finished it."""
 
@@ -113,22 +125,48 @@ class Workplace:
         note = self._note(name)
         if not note.exists():
             return None
-        return Finished(**json.loads(note.read_bytes()), name=name, artifacts=self.artifacts(name), earlier=True)
+        content = json.loads(note.read_bytes())
+        cost = Cost(**found) if (found := content.pop("cost", None)) is not None else None
+        return Finished(**content, name=name, artifacts=self.artifacts(name), cost=cost, earlier=True)
 
-    def finish(self, name: str, result: dict[str, Any], condensing_s: float | None) -> Finished:
-        """Record that a job is finished. Raises DiskFullError."""
-        content = {"result": result, "condensing_s": condensing_s}
+    def finish(self, name: str, result: dict[str, Any], events: Iterable[dict[str, Any]]) -> Finished:
+        """Record that a job is finished. events: `{"type", "data"}`, of all attempts. Raises DiskFullError."""
+        steps = _steps(events)
+        condensing_s, cost = condensing_seconds(steps), cost_of(steps)
+        content = {"result": result, "condensing_s": condensing_s, "cost": None if cost is None else asdict(cost)}
         write_atomically(self._note(name), json.dumps(content, indent=2).encode())
-        return Finished(name, result, condensing_s, self.artifacts(name))
+        return Finished(name, result, condensing_s, self.artifacts(name), cost)
 
     def _note(self, name: str) -> Path:
         return self.directory(name).path / "finished.json"
 
 
-def condensing_seconds(events: Iterable[dict[str, Any]]) -> float | None:
-    """Sum the seconds of all iterations from a job's events (`{"type", "data"}`) over all attempts.
+Steps = dict[tuple[str, int], dict[str, Any]]
+"""The data of the events `pool`, `epoch` and `iteration` by type and number; the last one of each."""
 
-    An iteration that was repeated after an interruption counts once.
+
+def _steps(events: Iterable[dict[str, Any]]) -> Steps:
+    numbers = {"pool": None, "epoch": "epoch", "iteration": "iteration"}
+    return {
+        (event["type"], event["data"][number] if (number := numbers[event["type"]]) is not None else 0): event["data"]
+        for event in events
+        if event["type"] in numbers
+    }
+
+
+def condensing_seconds(steps: Steps) -> float | None:
+    """Return the seconds of all iterations over all attempts; None without iterations."""
+    seconds = [data["seconds"] for (type_, _), data in steps.items() if type_ == "iteration"]
+    return round(sum(seconds), 3) if seconds else None
+
+
+def cost_of(steps: Steps) -> Cost | None:
+    """Return what making the set took; None without steps.
+
+    The event `pool` states the images of the training of the whole pool, so the epochs of that training are not counted again.
     """
-    seconds = {event["data"]["iteration"]: event["data"]["seconds"] for event in events if event["type"] == "iteration"}
-    return round(sum(seconds.values()), 3) if seconds else None
+    if not steps:
+        return None
+    counted = {type_ for type_, _ in steps if not (type_ == "epoch" and ("pool", 0) in steps)}
+    images = sum(int(data.get("real_images", 0)) for (type_, _), data in steps.items() if type_ in counted)
+    return Cost(round(sum(float(data.get("seconds", 0)) for data in steps.values()), 3), images)

@@ -15,7 +15,7 @@ from typing import IO, Any
 import cafe_core
 from cafe_core.data.roots import DataRoots
 from cafe_core.files import write_atomically
-from cafe_core.reproduction.jobs import Failed, Job, JobReport, Outcome, Workplace, condensing_seconds
+from cafe_core.reproduction.jobs import Failed, Job, JobReport, Outcome, Workplace
 
 _STDERR_TAIL = 400
 """Characters of a failed process's stderr to report."""
@@ -85,16 +85,17 @@ class LocalRunner:
             status = process.wait()
             self._running.discard(process)
         if type_ == "finished":
-            return self._workplace.finish(job.name, data["result"], self._condensing_seconds(job.name))
+            return self._workplace.finish(job.name, data["result"], self._events(job.name))
         if type_ == "failed":
             return Failed(job.name, data["reason"])
         stderr = errors.read_text(errors="replace").strip()[-_STDERR_TAIL:]
         return Failed(job.name, f"its process ended with {_exit(status)}: {stderr or 'no output on stderr'}")
 
-    def _condensing_seconds(self, name: str) -> float | None:
+    def _events(self, name: str) -> Iterator[dict[str, Any]]:
         events = self._workplace.directory(name).attempt(1).events_file
         with events.open(encoding="utf-8") as lines:
-            return condensing_seconds({"type": event["type"], "data": event} for event in map(json.loads, lines))
+            for event in map(json.loads, lines):
+                yield {"type": event["type"], "data": event}
 
 
 def _start(order: Path, slot: dict[str, str], errors: IO[str]) -> subprocess.Popen[str]:

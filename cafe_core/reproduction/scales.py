@@ -69,6 +69,12 @@ class Scale:
     """Further fields of dc."""
     coreset: dict[str, Any] = field(default_factory=dict)
     """Fields of the coreset methods."""
+    dm: dict[str, Any] = field(default_factory=dict)
+    """Fields of dm."""
+    pool: dict[str, Any] = field(default_factory=dict)
+    """Fields of dance and ncfm."""
+    ncfm: dict[str, Any] = field(default_factory=dict)
+    """Further fields of ncfm."""
     whole_epochs: int = 300
     """Epochs on all training images."""
     whole_repeats: int = 5
@@ -84,8 +90,22 @@ class Scale:
     """Values of λ1 and λ2 in Figures 3a and 3b."""
     betas: tuple[float, ...] = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
     """Values of β in Figure 3c."""
+    beyond: tuple[Setting, ...] = ()
+    """The settings of the comparison beyond the paper, one per column."""
     embedded_per_class: int = 500
     """Real images per class in Figure 5."""
+
+    def fields(self, method: str) -> dict[str, Any]:
+        """Return the fields of a method by its name."""
+        learned = {
+            "cafe": self.matching | self.cafe,
+            "dc": self.matching | self.dc,
+            "dm": self.dm,
+            "dance": self.pool,
+            "ncfm": self.pool | self.ncfm,
+            "random": {},
+        }
+        return learned.get(method, self.coreset)
 
 
 _DIGITS = {"name": "digits"}
@@ -101,10 +121,14 @@ SMOKE = Scale(
     seeds=1,
     repeats=5,
     epochs=150,
-    iterations={"cafe": _SMOKE_ITERATIONS, "dc": _SMOKE_ITERATIONS},
+    iterations={"cafe": _SMOKE_ITERATIONS, "dc": _SMOKE_ITERATIONS, "dm": 100, "dance": 100, "ncfm": 100},
     matching={"batch_real": 32, "image_lr": 1.0, "max_outer": 8, "max_inner": 8},
     cafe={"query_per_class": 16, "gamma": 4},
     coreset={"network_epochs": 20},
+    dm={"batch_real": 32, "init": "noise"},
+    pool={"pool_size": 3, "pool_epochs": 20, "pool_augment": "none", "batch_real": 32, "factor": 1, "augment": "dsa"},
+    ncfm={"frequencies": 256, "image_lr": 0.01},
+    beyond=tuple(Setting(_DIGITS, ipc, _SMOKE_NETWORK, f"ipc {ipc}") for ipc in (1, 10)),
     whole_epochs=30,
     whole_repeats=3,
     long_loops={"max_outer": 20, "max_inner": 20},
@@ -128,10 +152,14 @@ SMALL = Scale(
     seeds=1,
     repeats=5,
     epochs=150,
-    iterations={"cafe": _SMALL_ITERATIONS, "dc": _SMALL_ITERATIONS},
+    iterations={"cafe": _SMALL_ITERATIONS, "dc": _SMALL_ITERATIONS, "dm": 300, "dance": 300, "ncfm": 300},
     matching={"batch_real": 64, "image_lr": 1.0, "max_outer": 8, "max_inner": 8},
     cafe={"query_per_class": 16, "gamma": 4},
     coreset={"network_epochs": 3},
+    dm={"batch_real": 64},
+    pool={"pool_size": 3, "pool_epochs": 3, "pool_augment": "crop_scale_rotate", "batch_real": 64, "augment": "dsa"},
+    ncfm={"frequencies": 512, "image_lr": 0.01},
+    beyond=tuple(Setting(_MNIST, ipc, _SMALL_NETWORK, f"ipc {ipc}") for ipc in (1, 10, 50)),
     whole_epochs=5,
     whole_repeats=2,
     long_loops={"max_outer": 20, "max_inner": 20},
@@ -153,6 +181,7 @@ PAPER = Scale(
     table1=tuple(
         Setting({"name": name}, ipc, {}, f"{PAPER_NAMES[name]}, ipc {ipc}") for name in PAPER_NAMES for ipc in (1, 10, 50)
     ),
+    beyond=tuple(Setting({"name": "cifar10"}, ipc, {}, f"CIFAR10, ipc {ipc}") for ipc in (1, 10, 50)),
     seeds=5,
     repeats=20,
     epochs=300,

@@ -26,7 +26,7 @@ def condense(
     """
     name = method["name"]
     iterations = iterations or scale.iterations.get(name)
-    own = {"cafe": scale.matching | scale.cafe, "dc": scale.matching | scale.dc, "random": {}}.get(name, scale.coreset)
+    own = scale.fields(name)
     if iterations is not None and name == "cafe":  # halve image_lr at the same fractions of a run as the paper
         own = own | {"image_milestones": [round(fraction * iterations) for fraction in (0.6, 0.7, 0.9)]}
     spec = _spec(setting, setting.ipc, own | _beyond_default(setting, own, method))

