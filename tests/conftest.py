@@ -1,9 +1,9 @@
 """Settings of all tests, and the lanes in which `make test` runs them side by side.
 
 `make test` runs pytest-xdist with `--dist loadgroup`: each lane runs in one process, its tests one after another. The tests that
-use a real Ray form three lanes, scheduled first because they take longest: those of gangs and those of trials use a small cluster
-each, the others one as `cafe serve` starts it. The tests of every other module form a lane each, so that module fixtures are set
-up once.
+use a real Ray form two lanes, scheduled first because they take longest: those of Tune's trials, and all others. More lanes would
+make single tests slower, because a job on Ray starts several processes and the CPUs are busy. The tests of every other module form
+a lane each, so that module fixtures are set up once.
 """
 
 from __future__ import annotations
@@ -63,9 +63,7 @@ def starts_ray(item: pytest.Item) -> bool:
 
 def lane_of_ray(item: pytest.Item) -> str:
     """Return the lane of a test that uses a real Ray."""
-    if "small_ray" not in getattr(item, "fixturenames", ()):
-        return "ray"
-    return "ray of trials" if item.path.stem.startswith("test_tune") else "ray of gangs"
+    return "ray of trials" if item.path.stem.startswith("test_tune") else "ray"
 
 
 def pytest_make_parametrize_id(val: object) -> str | None:
