@@ -23,6 +23,8 @@ from server.store import jobs
 router = APIRouter(prefix="/v1", tags=["results"])
 
 Format = Literal["safetensors", "npz", "zip"]
+Form = Literal["stored", "decoded"]
+_FORM = "For a set with `decode` metadata: the stored images, or the training images that they decode to."
 
 ArtifactName = Annotated[str, Path(description="A `name` from the manifest.", examples=["synthetic.safetensors"])]
 #: Declared for OpenAPI only; Body reads them from the request.
@@ -102,13 +104,7 @@ async def get_synthetic(
     principal: Reader,
     services: ServicesDep,
     format: Annotated[Format, Query(description="Format of the set; `zip` is an image folder of PNGs.")] = "safetensors",
-    images: Annotated[
-        Literal["stored", "decoded"] | None,
-        Query(
-            description="For a set with `decode` metadata: the stored images, or the training images that they decode to. "
-            "Default: `decoded` for `zip`, otherwise `stored`."
-        ),
-    ] = None,
+    images: Annotated[Form | None, Query(description=f"{_FORM} Default: `decoded` for `zip`, otherwise `stored`.")] = None,
 ) -> Response:
     """Download the synthetic set of a job.
 
@@ -131,11 +127,18 @@ _PREVIEW = _bytes("image/png", errors=(404, 416, 422, 503))
 
 @router.head("/jobs/{job_id}/preview.png", operation_id="head_preview", **_PREVIEW)
 @router.get("/jobs/{job_id}/preview.png", operation_id="get_preview", **_PREVIEW)
-async def get_preview(job_id: JobId, request: Request, principal: Reader, services: ServicesDep) -> Response:
+async def get_preview(
+    job_id: JobId,
+    request: Request,
+    principal: Reader,
+    services: ServicesDep,
+    images: Annotated[Form, Query(description=_FORM)] = "stored",
+) -> Response:
     """Download the synthetic set as a grid of images, one row per class."""
 
     def made() -> Body:
-        content = _synthetic_set(services, principal, job_id).preview_png()
+        found = _synthetic_set(services, principal, job_id)
+        content = (found.decoded() if images == "decoded" else found).preview_png()
         return Body.of(content, media_type="image/png", filename=f"{job_id}.png")
 
     return (await services.heavy.run_fair(principal.key_id, made)).response(request)

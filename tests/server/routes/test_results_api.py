@@ -166,6 +166,11 @@ def test_sets_of_dance_are_decoded_on_request(api: Api, ray: FakeRay, settings: 
     assert len(load(api.get(url, params={"images": "decoded"}).content)["images"]) == 40
     assert (count(format="npz"), count(format="npz", images="decoded")) == (10, 40)
     assert (count(format="zip"), count(format="zip", images="stored")) == (40, 10)
+    stored, decoded = (
+        Image.open(io.BytesIO(api.get(f"/v1/jobs/{job_id}/preview.png", params={"images": form}).content))
+        for form in ("stored", "decoded")
+    )
+    assert decoded.width > stored.width
 
 
 def test_formats(api: Api, finished: str) -> None:
