@@ -2,8 +2,8 @@
 
 `make test` runs pytest-xdist with `--dist loadgroup`: each lane runs in one process, its tests one after another. The tests that
 use a real Ray form two lanes, scheduled first because they take longest: those of Tune's trials, and all others. More lanes would
-make single tests slower, because a job on Ray starts several processes and the CPUs are busy. The tests of every other module form
-a lane each, so that module fixtures are set up once.
+make single tests slower, because a job on Ray starts several processes and the CPUs are busy. The tests of every other module
+form a lane each, so that module fixtures are set up once.
 """
 
 from __future__ import annotations
