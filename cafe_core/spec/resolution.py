@@ -9,7 +9,7 @@ import math
 from typing import TypeVar
 
 from cafe_core.methods.registry import METHODS, AnyMethod
-from cafe_core.spec.best import BEST_ITERATIONS_ON_CPUS, BestMethod, best_method
+from cafe_core.spec.best import ITERATIONS_ON_CPUS, BestMethod, best_method
 from cafe_core.spec.condense import CondenseSpec
 from cafe_core.spec.dataset import DatasetInfo, DatasetSpec
 from cafe_core.spec.evaluate import EvaluateSpec
@@ -59,8 +59,8 @@ def _with_best_method(spec: CondenseSpec, dataset: DatasetInfo, *, has_gpus: boo
     """Return the spec with the method that `method: best` stands for."""
     iterations = spec.iterations
     if iterations is None and not has_gpus:
-        iterations = BEST_ITERATIONS_ON_CPUS
-    method = best_method(dataset.shape, has_gpus=has_gpus)
+        iterations = ITERATIONS_ON_CPUS
+    method = best_method(dataset, has_gpus=has_gpus)
     return spec.model_copy(update={"method": METHODS[method["name"]].spec.model_validate(method), "iterations": iterations})
 
 

@@ -121,6 +121,13 @@ def test_best_method_is_written_out(side: int, factor: int, gpus: int, iteration
     assert resolve(spec(method="best", iterations=7), dataset).iterations == 7
 
 
+@pytest.mark.parametrize(("images", "epochs"), [(100, 60), (6_000, 3), (1_000_000, 1)])
+def test_best_method_trains_its_pool_on_about_as_many_images_for_any_dataset(images: int, epochs: int) -> None:
+    resolved = resolve(spec(method="best"), make_info([images] * 10, side=32, test_count=100))
+    assert isinstance(resolved.method, DanceMethod)
+    assert resolved.method.pool_epochs == epochs
+
+
 def test_factor_must_fit_the_images() -> None:
     with pytest.raises(ValueError, match=r"^method.factor: 3 × 3 tiles do not fit into 4-pixel images"):
         resolve(spec(method={"name": "dance", "factor": 3}), info(side=4))
