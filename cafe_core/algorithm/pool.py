@@ -3,7 +3,8 @@
 A member is determined by the dataset, the network, the recipe, the pool's seed and its number, so it is cached under these
 (:mod:`cafe_core.algorithm.artifact_cache`): jobs and sweeps share members, and a smaller pool is the start of a larger one. The
 gang trains the members one after the other (:mod:`cafe_core.algorithm.real_training`), and stores the state of the training after
-each epoch, so that an interrupted job continues from the last complete epoch.
+each epoch, so that an interrupted job continues from the last complete epoch. Jobs that run at the same time do not wait for each
+other: each trains the members that are missing when it needs them.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from cafe_core.algorithm.method import Report
 from cafe_core.algorithm.real_training import RealTraining, SgdRecipe
 from cafe_core.algorithm.sampling import counter_seed
 from cafe_core.algorithm.shard_context import ShardContext
+from cafe_core.errors import NonFiniteLossError
 from cafe_core.networks import init_network
 from cafe_core.networks.sgd import FIFTHS_AT_THE_END
 from cafe_core.spec.pool_method import PoolMethodSpec
@@ -60,9 +62,23 @@ def _member(context: ShardContext, spec: PoolMethodSpec, number: int, cache: Art
     final = cache.load(key)
     if final is None:
         final = _train(context, spec, number, initial, cache, key | {"unfinished": True}, progress)
+        _check_finite(context, number)
         cache.store(key, final)
         cache.remove(key | {"unfinished": True})
     return Member(initial, final)
+
+
+@torch.no_grad()
+def _check_finite(context: ShardContext, number: int) -> None:
+    """Raise NonFiniteLossError, on every worker, if θ has no finite logits. The loss of an epoch is older than its last step."""
+    infinite = torch.zeros((), dtype=torch.int64, device=context.real.device)
+    for k in context.classes:
+        infinite += (~context.model(context.real.batch(k, torch.tensor([0]))).isfinite()).sum()
+    if context.comm.all_reduce(infinite):
+        raise NonFiniteLossError(
+            f"network {number + 1} of the pool became infinite in the last step of its training. "
+            "A smaller method.pool_lr usually helps"
+        )
 
 
 def _initial(context: ShardContext, spec: PoolMethodSpec, number: int) -> Weights:
@@ -93,6 +109,7 @@ def _train(
         augment=spec.pool_augment,
         cutmix=spec.pool_cutmix,
         is_digits=context.info.is_digits,
+        lr_field="method.pool_lr",
     )
     training = RealTraining(
         context.model, context.real, context.classes, context.info.num_classes, context.comm, recipe, context.all_real
@@ -110,6 +127,7 @@ def _key(context: ShardContext, spec: PoolMethodSpec, number: int) -> dict[str, 
     validation = context.spec.validation
     return {
         "artifact": "network of a pool",
+        "version": 1,
         "dataset": context.dataset_key,
         "dataset_name": context.info.name,
         "held_out": None if validation is None else {"seed": context.spec.seed, "fraction": validation.fraction},

@@ -2,7 +2,8 @@
 
 Given the pool, no loss couples two classes and a step communicates nothing. All draws are addressed by the class, so a class's
 images depend on its own real images, the pool and the seed only. (With `steps: ghost` they also depend on its position among the
-classes.) A diverged run is detected when a checkpoint is written, because the workers do not exchange their losses before.
+classes.) They also depend on the mean and the std of the dataset, by which all images are normalised. A diverged run fails when
+its next checkpoint is written, because the workers do not exchange their losses.
 """
 
 from __future__ import annotations
@@ -76,7 +77,7 @@ class PoolMethod(LearningMethod):
     def decode(self, shard: SyntheticShard, iteration: int) -> tuple[Tensor, SyntheticShard]:
         """Return the stored images as a leaf of a graph, and the step's training images, which depend on it.
 
-        Of each class `decoded_per_class` training images are drawn, or all are used if they are fewer.
+        Draw `decoded_per_class` training images per class; use all if there are fewer.
         """
         stored = shard.images.detach().requires_grad_()
         per_class, taken = shard.ipc * self.formation.images_per_stored, self.decoded_per_class

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -32,7 +33,7 @@ class Progress:
             "iteration",
             iteration=iteration,
             total=self._total,
-            **{name: float(value) for name, value in losses.items()},
+            **{name: _finite(float(value)) for name, value in losses.items()},
             query_accuracy=queries.latest,
             outer_steps=outer_loop.steps,
             inner_epochs=sum(loop.steps for loop in inner_loops),
@@ -44,6 +45,11 @@ class Progress:
             eta_s=round(mean_seconds * (self._total - iteration), 1),
         )
         self._last = now
+
+
+def _finite(value: float) -> float | None:
+    """Return None instead of infinity or NaN, which JSON does not have; such a run ends at its next checkpoint at the latest."""
+    return value if math.isfinite(value) else None
 
 
 def _stops(loops: Sequence[Loop]) -> dict[str, int]:

@@ -65,6 +65,8 @@ class SgdRecipe:
     """Probability that a minibatch is mixed (:mod:`cafe_core.algorithm.cutmix`)."""
     is_digits: bool = False
     """Whether images must not be flipped."""
+    lr_field: str = "method.network_lr"
+    """The field of the spec that sets `lr`, for errors."""
 
 
 @dataclass(frozen=True)
@@ -143,7 +145,7 @@ class RealTraining:
             if not math.isfinite(loss_sum):
                 raise NonFiniteLossError(
                     f"the loss became {loss_sum} in epoch {number} of the training on the real images. "
-                    "A smaller method.network_lr usually helps"
+                    f"A smaller {recipe.lr_field} usually helps"
                 )
             yield Epoch(
                 number, loss_sum / mine.total, hit_count / mine.total, list(correct.cpu().split_with_sizes(mine.class_counts))

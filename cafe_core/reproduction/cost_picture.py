@@ -19,7 +19,7 @@ _AXES = {"real_images": "real images through a network", "seconds": "seconds to 
 
 
 def draw_costs(experiment: Experiment, outcomes: Mapping[str, Outcome], path: Path) -> None:
-    """Draw a row of panels per column of the table: accuracy over image passes and over seconds, a point per method.
+    """Draw a row of panels per column of the table: accuracy over image passes and over seconds, one point per method.
 
     Sets that cost nothing, such as random images, are lines. Raises DiskFullError.
     """
@@ -35,7 +35,8 @@ def draw_costs(experiment: Experiment, outcomes: Mapping[str, Outcome], path: Pa
             axes[down, across].set_xlabel(label)
         axes[down, 0].set_ylabel("test accuracy (%)")
         axes[down, 0].set_title(column, fontsize="medium", loc="left")
-    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside right center", fontsize="small")
+    shown = {label: handle for panel in axes.flat for handle, label in zip(*panel.get_legend_handles_labels(), strict=True)}
+    figure.legend(shown.values(), shown.keys(), loc="outside right center", fontsize="small")
     save(figure, path)
 
 

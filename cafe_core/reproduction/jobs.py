@@ -51,9 +51,9 @@ class Cost:
     """What making a synthetic set took, over all attempts. A step that was repeated after an interruption counts once."""
 
     seconds: float
-    """Of all iterations, and of all epochs of training networks on real images, unless an earlier job had trained them."""
+    """Seconds of all iterations, and of training networks on real images, unless an earlier job had trained them."""
     real_images: int
-    """Real images that passed through a network, including those of such a training, whoever has done it."""
+    """Real images that passed through a network, including those of that training, even if another job did it."""
 
 
 @dataclass(frozen=True)

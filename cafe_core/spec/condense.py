@@ -39,9 +39,9 @@ class CondenseSpec(JobFields):
     precision: Precision = "float32"
     """float64 for checks; bfloat16 computes features in bfloat16 and keeps images, statistics and weights in float32."""
     compile: bool = False
-    """Compile the feature pass of cafe and dm (torch.compile): slower to start, faster per step. The training of networks,
-    and therefore all of dc, is never compiled. For methods that choose real images, only the last pass over the images is
-    compiled."""
+    """Compile the feature pass of cafe, dm, dance and ncfm (torch.compile): slower to start, faster per step. The training of
+    networks, and therefore all of dc, is never compiled. For methods that choose real images, only the last pass over the images
+    is compiled."""
     checkpoint_every: Annotated[int, Field(ge=1, le=1_000_000)] = 50
     """Iterations between checkpoints."""
     evaluation: EvaluationSpec | None = None

@@ -27,10 +27,10 @@ class Estimate(BaseModel):
     memory_bytes: int
     """Sum of the following and of the runtime."""
     synthetic_bytes: int
-    """S, its momentum and its gradient."""
+    """S, its momentum and its gradient; in multi-formation sets also the decoded images."""
     statistics_bytes: int
-    """Class centres, their gradient, and the real class means; dc: the gradients of the weights; methods that choose real images:
-    the features of the largest class."""
+    """Class centres, their gradient, and the real class means; dc: the gradients of the weights; dance and ncfm: the pool;
+    methods that choose real images: the features of the largest class."""
     network_bytes: int
     """θ, its gradient and momentum, and the inner loop's activations; or those of the largest network of the evaluation."""
     features_bytes: int
@@ -48,6 +48,8 @@ def estimate(spec: CondenseSpec, info: DatasetInfo) -> Estimate:
     K, numbers = info.num_classes, prod(info.shape)
 
     images = 3 * sizes.classes * spec.ipc * numbers * sizes.itemsize
+    if (decoded := spec.method.decode_factor**2) > 1:  # the decoded images, their gradients and the parts of their computation
+        images += 5 * sizes.classes * spec.ipc * decoded * numbers * sizes.itemsize
     statistics = spec.method.statistics_bytes(sizes)
     network = training_bytes(spec.network, info, spec.method.trained_images(K * spec.ipc)) * sizes.itemsize // 4
     for evaluation in (spec.evaluation, spec.validation.as_evaluation() if spec.validation is not None else None):

@@ -38,8 +38,8 @@ class EvaluationSpec(SpecModel):
     protocol: Protocol | None = None
     """Fill in the fields epochs, batch, schedule, augment and cutmix that are left out, by a published protocol. `paper` has the
     defaults of these fields. `reference`: CAFE's code, 600 epochs, or 1000 with augmentation, which is crop_scale_rotate for
-    digits. `dc-bench`: DC-BENCH's code, 300 epochs, or 1000 with augmentation, as before. `dance`: DANCE's code, 1500 epochs,
-    batch 64, DSA without cutout, and CutMix."""
+    grey digits. `dc-bench`: DC-BENCH's code, 300 epochs, or 1000 with augmentation, as before. `dance`: DANCE's code, 1500
+    epochs, batch 64, DSA without cutout, and CutMix."""
 
     networks: Annotated[list[NetworkSpec], Field(min_length=1, max_length=64)] = [NetworkSpec()]
     """The kinds of network to train."""
@@ -67,12 +67,12 @@ class EvaluationSpec(SpecModel):
         """Return `augment` as a list."""
         return self.augment if isinstance(self.augment, list) else [self.augment]
 
-    def resolved(self, *, is_digits: bool) -> Self:
+    def resolved(self, *, grey_digits: bool) -> Self:
         """Return this spec with the protocol's fields, the networks' options and the epochs on `whole` filled in."""
         fields: dict[str, Any] = {}
         if self.protocol is not None:
             chosen = self.augmentations if "augment" in self.model_fields_set else None
-            fields = protocol_fields(self.protocol, chosen, is_digits=is_digits)
+            fields = protocol_fields(self.protocol, chosen, grey_digits=grey_digits)
             fields = {name: value for name, value in fields.items() if name not in self.model_fields_set}
         fields |= {
             "networks": [network.resolved() for network in self.networks],

@@ -22,6 +22,12 @@ def tile_side(side: int, factor: int) -> int:
     return -(-side // factor)
 
 
+def tiles_fit(side: int, factor: int) -> bool:
+    """Return whether each of f tiles along a side has a pixel of the image, and at least two pixels in all."""
+    tile = tile_side(side, factor)
+    return factor == 1 or (tile >= 2 and tile * (factor - 1) < side)
+
+
 class PoolMethodSpec(LearningMethodSpec):
     """The fields of all methods that use a pool of networks trained on the real images, and multi-formation images."""
 
@@ -55,10 +61,12 @@ class PoolMethodSpec(LearningMethodSpec):
 
     def checked(self, context: ResolutionContext) -> None:
         """Raise ValueError if a stored image cannot hold `factor` tiles per side."""
-        side = min(context.shape[1:])
-        if tile_side(side, self.factor) * (self.factor - 1) >= side or (self.factor > 1 and tile_side(side, self.factor) < 2):
+        _, height, width = context.shape
+        if not (tiles_fit(height, self.factor) and tiles_fit(width, self.factor)):
+            most = max(f for f in range(1, MAX_FACTOR + 1) if tiles_fit(height, f) and tiles_fit(width, f))
             raise ValueError(
-                f"method.factor: {self.factor} × {self.factor} tiles do not fit into {side}-pixel images; use a smaller factor"
+                f"method.factor: {self.factor} × {self.factor} tiles do not fit into images of {height}×{width} pixels; "
+                f"use a factor of at most {most}"
             )
 
     def statistics_bytes(self, sizes: Sizes) -> int:
@@ -70,7 +78,3 @@ class PoolMethodSpec(LearningMethodSpec):
         """Return the bytes of the graph of one class's decoded images."""
         decoded = min(self.decoded_per_class, self.factor**2 * sizes.ipc)
         return sizes.graph_factor * decoded * sizes.map_numbers * sizes.itemsize
-
-    def trained_images(self, synthetic: int) -> int:  # noqa: ARG002
-        """Return the number of images per minibatch of the pool's training."""
-        return self.pool_batch

@@ -9,7 +9,7 @@ import math
 from typing import TypeVar
 
 from cafe_core.methods.registry import METHODS, AnyMethod
-from cafe_core.spec.best import ITERATIONS_ON_CPUS, BestMethod, best_method
+from cafe_core.spec.best import BestMethod, best_iterations, best_method
 from cafe_core.spec.condense import CondenseSpec
 from cafe_core.spec.dataset import DatasetInfo, DatasetSpec
 from cafe_core.spec.evaluate import EvaluateSpec
@@ -36,15 +36,16 @@ def resolve(spec: CondenseSpec, dataset: DatasetInfo, *, cluster_gpus: float = 0
         )
     if spec.evaluation is not None:
         _check_testable(dataset, "evaluation")
+    resources = resolve_resources(spec.resources, cluster_gpus)
     if isinstance(spec.method, BestMethod):
-        spec = _with_best_method(spec, dataset, has_gpus=cluster_gpus > 0)
+        spec = _with_best_method(spec, dataset, has_gpus=resources.gpus_per_worker > 0)
     network, iterations = spec.network.resolved(), _resolve_iterations(spec)
     return spec.model_copy(
         update={
             "iterations": iterations,
             "method": spec.method.resolved(ResolutionContext(spec.ipc, k, network, dataset.shape)),
             "network": network,
-            "resources": resolve_resources(spec.resources, cluster_gpus),
+            "resources": resources,
             "evaluation": None
             if spec.evaluation is None
             else _resolve_evaluation(spec.evaluation, dataset, "synthetic", "evaluation."),
@@ -57,10 +58,8 @@ def resolve(spec: CondenseSpec, dataset: DatasetInfo, *, cluster_gpus: float = 0
 
 def _with_best_method(spec: CondenseSpec, dataset: DatasetInfo, *, has_gpus: bool) -> CondenseSpec:
     """Return the spec with the method that `method: best` stands for."""
-    iterations = spec.iterations
-    if iterations is None and not has_gpus:
-        iterations = ITERATIONS_ON_CPUS
     method = best_method(dataset, has_gpus=has_gpus)
+    iterations = best_iterations(has_gpus=has_gpus) if spec.iterations is None else spec.iterations
     return spec.model_copy(update={"method": METHODS[method["name"]].spec.model_validate(method), "iterations": iterations})
 
 
@@ -88,7 +87,7 @@ def _resolve_evaluation(evaluation: _Evaluation, dataset: DatasetInfo, judged: S
             f"{prefix}repeats: {evaluation.repeats} of each kind of network, augmentation and source of images are "
             f"{count} networks to train; at most {MAX_NETWORKS} are allowed"
         )
-    return evaluation.resolved(is_digits=dataset.is_digits)
+    return evaluation.resolved(grey_digits=dataset.is_digits and dataset.channels == 1)
 
 
 def _resolve_validation(validation: ValidationSpec, iterations: int, method: AnyMethod, dataset: DatasetInfo) -> ValidationSpec:
@@ -181,7 +180,11 @@ def resolve_sweep(spec: SweepSpec, *, concurrent: int, cluster_gpus: float = 0) 
             raise ValueError(
                 f"scheduler: asha stops trials by validations, and {base.method.name} has no checkpoints to validate"
             )
-        iterations = base.iterations if base.iterations is not None else base.method.published_iterations
+        iterations = base.iterations
+        if iterations is None and isinstance(base.method, BestMethod):
+            iterations = best_iterations(has_gpus=base.resources.gpus_per_worker > 0)
+        elif iterations is None:
+            iterations = base.method.published_iterations
         base = base.model_copy(update={"validation": ValidationSpec(every=max(1, iterations // 4))})
     max_concurrent = min(spec.max_concurrent or concurrent, concurrent, spec.trial_count)
     return spec.model_copy(update={"base": base, "max_concurrent": max(1, max_concurrent)})

@@ -188,6 +188,9 @@ def _set(fields: dict[str, Any], path: str, value: Any) -> None:
             raise SpecError(f"base has no field {path}: a plain value has no field {part}", loc=f"space.{path}")
         if following is None:
             inner[key] = copy.deepcopy(value)
+        elif part == "method" and isinstance(inner, dict) and isinstance(inner.get(key), str):
+            inner[key] = {"name": inner[key]}  # a method given by its name alone
+            inner = inner[key]
         elif isinstance(inner, dict) and inner.get(key) is None:
             inner[key] = {}
             inner = inner[key]

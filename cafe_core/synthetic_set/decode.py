@@ -65,8 +65,9 @@ class Decode:
         padding = ((0, 0), (0, 0), (0, h * self.factor - height), (0, w * self.factor - width))
         padded = np.pad(clipped, padding, constant_values=PADDING)
         tiles = padded.reshape(n, channels, self.factor, h, self.factor, w).transpose(0, 2, 4, 1, 3, 5)
-        enlarged = enlarging_matrix(h, height) @ tiles @ enlarging_matrix(w, width).T
-        return enlarged.reshape(-1, channels, height, width).astype(np.float32)
+        rows, columns = (enlarging_matrix(*sizes).astype(np.float32) for sizes in ((h, height), (w, width)))
+        enlarged: NDArray[np.float32] = np.matmul(np.matmul(rows, tiles), columns.T).astype(np.float32, copy=False)
+        return enlarged.reshape(-1, channels, height, width)
 
 
 def enlarging_matrix(tile: int, side: int) -> NDArray[np.float64]:

@@ -75,6 +75,11 @@ class SyntheticSet:
         """Return the number of images per class."""
         return len(self.images) // len(self.class_names)
 
+    @property
+    def training_images_per_class(self) -> int:
+        """Return the number of training images per class, which the stored images decode to."""
+        return self.ipc * (1 if self.decode is None else self.decode.images_per_stored)
+
     def decoded(self) -> SyntheticSet:
         """Return the set of training images; this set itself if it has no `decode`."""
         if self.decode is None:

@@ -20,6 +20,7 @@ from cafe_core.data.roots import DataRoots
 log = logging.getLogger(__name__)
 
 KIND = "network of a pool"
+_NEEDED = {"dataset_name", "network", "precision", "recipe", "number"}
 _MAX_HEADER_BYTES = 1 << 20
 
 
@@ -62,10 +63,10 @@ def _files(roots: DataRoots) -> Iterator[tuple[Path, dict[str, Any]]]:
             key = _key(path)
         except FileNotFoundError:
             continue  # a job has finished a training and removed its state
-        except (OSError, ValueError, KeyError):
+        except (OSError, ValueError, KeyError, TypeError):
             log.warning("cannot read %s; jobs will make it again", path, exc_info=True)
             continue
-        if key.get("artifact") == KIND:
+        if key.get("artifact") == KIND and key.keys() >= _NEEDED:
             yield path, key
 
 
@@ -76,7 +77,9 @@ def _key(path: Path) -> dict[str, Any]:
         if size > _MAX_HEADER_BYTES:
             raise ValueError(f"{path} has a header of {size} bytes")
         header = json.loads(file.read(size))
-    key: dict[str, Any] = json.loads(header["__metadata__"]["key"])
+    key = json.loads(header["__metadata__"]["key"])
+    if not isinstance(key, dict):
+        raise ValueError(f"{path} has a key that is no object")
     return key
 
 

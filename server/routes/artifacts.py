@@ -14,7 +14,7 @@ from server import schemas
 from server.auth.access import Principal, Reader
 from server.auth.visibility import find_job
 from server.deps import JobId, Services, ServicesDep
-from server.errors import NotFoundError, UnavailableError, problems
+from server.errors import NotFoundError, RefusedSpecError, UnavailableError, problems
 from server.files.job_files import Result, result_of
 from server.files.synthetic_sets import synthetic_set
 from server.http.conditional import Body
@@ -24,6 +24,8 @@ router = APIRouter(prefix="/v1", tags=["results"])
 
 Format = Literal["safetensors", "npz", "zip"]
 Form = Literal["stored", "decoded"]
+MAX_DECODED_BYTES = 1 << 30
+"""Limit on the decoded images of a download."""
 _FORM = "For a set with `decode` metadata: the stored images, or the training images that they decode to."
 
 ArtifactName = Annotated[str, Path(description="A `name` from the manifest.", examples=["synthetic.safetensors"])]
@@ -116,7 +118,7 @@ async def get_synthetic(
 
     def made() -> Body:
         found = _synthetic_set(services, principal, job_id)
-        content = convert(found.decoded() if decoded else found)
+        content = convert(_decoded(found) if decoded else found)
         return Body.of(content, media_type=media_type, filename=f"{job_id}.{format}")
 
     return (await services.heavy.run_fair(principal.key_id, made)).response(request)
@@ -138,10 +140,22 @@ async def get_preview(
 
     def made() -> Body:
         found = _synthetic_set(services, principal, job_id)
-        content = (found.decoded() if images == "decoded" else found).preview_png()
+        content = (_decoded(found) if images == "decoded" else found).preview_png()
         return Body.of(content, media_type="image/png", filename=f"{job_id}.png")
 
     return (await services.heavy.run_fair(principal.key_id, made)).response(request)
+
+
+def _decoded(found: SyntheticSet) -> SyntheticSet:
+    """Return the training images of a set. Raises RefusedSpecError if they exceed the limit: they are decoded in memory."""
+    count = found.training_images_per_class * len(found.class_names)
+    if (size := count * found.images[0].nbytes) > MAX_DECODED_BYTES:
+        raise RefusedSpecError.of(
+            "images",
+            f"the decoded images of the set take {size} bytes; the limit is {MAX_DECODED_BYTES}. Download the stored images "
+            "(images=stored) and decode them by their `decode` metadata",
+        )
+    return found.decoded()
 
 
 def _result(services: Services, principal: Principal, job_id: str) -> Result | None:

@@ -22,7 +22,7 @@ PoolId = Annotated[str, Path(description="The `id` of a pool.", pattern=r"^pool_
 def list_pools(_: Admin, services: ServicesDep) -> schemas.PoolList:
     """List the pools of networks, those changed last first.
 
-    Jobs of the methods with a pool (dance) train its networks on all real images of a dataset, once. Later jobs with the same
+    Jobs of the methods with a pool (dance, ncfm) train its networks on all real images of a dataset. Later jobs with the same
     dataset, network, precision and pool fields use the same networks.
     """
     return schemas.PoolList(data=[_shown(pool) for pool in pools(services.settings.roots)])
@@ -32,7 +32,8 @@ def list_pools(_: Admin, services: ServicesDep) -> schemas.PoolList:
 def delete_pool(pool_id: PoolId, _: Admin, services: ServicesDep) -> None:
     """Delete a pool of networks.
 
-    A job that uses it continues with the networks that it has loaded. Later jobs train them again.
+    A job that uses it continues with the networks that it has loaded. Whatever needs them later trains them again: another job, a
+    new attempt of this one, or its next interval between validations.
     """
     if not remove_pool(services.settings.roots, pool_id):
         raise NotFoundError(f"there is no pool {pool_id}")

@@ -114,7 +114,8 @@ def _estimates(accepted: Accepted) -> list[Estimate]:
     """Estimate each phase of a condense or evaluate job."""
     found = [estimate(condensation, accepted.dataset) for condensation in accepted.condensations]
     if isinstance(accepted.spec, EvaluateSpec):
-        ipc = accepted.judged.ipc if accepted.judged is not None else accepted.spec.synthetic.ipc
+        judged = accepted.judged
+        ipc = judged.training_images_per_class if judged is not None else accepted.spec.synthetic.ipc
         found.append(estimate_evaluation(accepted.spec, accepted.dataset, ipc))
     return found
 

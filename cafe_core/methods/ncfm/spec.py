@@ -30,7 +30,11 @@ class NcfmMethod(PoolMethodSpec):
     """Networks in the pool. The members of a smaller pool are the first ones of a larger pool."""
 
     def resolved(self, context: ResolutionContext) -> NcfmMethod:
-        """Return this spec with the published settings filled in."""
+        """Return this spec with the published settings filled in.
+
+        The paper halves the learning rate on a plateau of the loss; here it is halved at fixed iterations, because the workers do
+        not exchange their losses. The authors' code steps all images after the loss of each class; here a class has one step.
+        """
         resolved = self.filled(
             batch_real=1024,
             image_lr=1e-3,

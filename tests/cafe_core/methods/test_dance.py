@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -11,17 +12,23 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors import safe_open
 from torch import Tensor
 
 from cafe_core.algorithm import augment, pool
 from cafe_core.algorithm.artifact_cache import ArtifactCache
+from cafe_core.algorithm.bilevel import Loop
 from cafe_core.algorithm.checkpoint import Checkpoints
 from cafe_core.algorithm.collectives import Comm
 from cafe_core.algorithm.condense import condense
 from cafe_core.algorithm.method import ignore_events
 from cafe_core.algorithm.model import Budget
+from cafe_core.algorithm.network_steps import Queries
+from cafe_core.algorithm.progress import Progress
+from cafe_core.algorithm.run_state import save
 from cafe_core.algorithm.synthetic_shard import SyntheticShard
 from cafe_core.data.class_store import ClassStore
+from cafe_core.errors import NonFiniteLossError
 from cafe_core.methods.dance.method import Dance
 from cafe_core.spec.condense import CondenseSpec
 from tests.cafe_core.gangs import run_gang
@@ -238,6 +245,54 @@ def test_killed_training_of_the_pool_resumes_to_the_same_bytes(store: ClassStore
     assert len(list((tmp_path / "killed" / "cache").glob("*/*"))) == POOL["pool_size"], "unfinished states are removed"
 
 
+@pytest.mark.parametrize(("epochs", "batch"), [(2, 8), (1, 512)], ids=["seen in an epoch", "only in the last step"])
+def test_diverging_training_of_the_pool_fails_and_caches_nothing(
+    store: ClassStore, tmp_path: Path, epochs: int, batch: int
+) -> None:
+    method = {"name": "dance", **POOL, "pool_epochs": epochs, "pool_batch": batch, "pool_lr": 1e30}
+    spec = make_spec(store, ipc=IPC, network={"name": "mlp", "width": 8}, method=method, precision="float32")
+
+    def work(comm: Comm) -> str:
+        with pytest.raises(NonFiniteLossError, match=r"smaller method\.pool_lr") as raised:
+            condense(
+                spec,
+                store,
+                comm,
+                CPU,
+                checkpoints=Checkpoints(tmp_path / "checkpoints"),
+                report=ignore_events,
+                cache=tmp_path / "cache",
+            )
+        return raised.value.message
+
+    assert len(set(run_gang(2, work))) == 1
+    keys = [safe_open(path, "numpy").metadata()["key"] for path in (tmp_path / "cache").glob("*/*")]
+    assert all("unfinished" in key for key in keys)
+
+
+def test_diverged_run_reports_no_loss_and_fails_at_its_checkpoint(store: ClassStore, tmp_path: Path) -> None:
+    """NaN in an event would make it unreadable, because JSON has no NaN."""
+    method = {"name": "dance", **POOL, "batch_real": 8}
+    network = {"width": 6, "depth": 2, "norm": "none"}
+    spec = make_spec(store, ipc=IPC, iterations=3, network=network, method=method, precision="float32")
+    run, shard = start_run(spec, store, Comm.single(), ROOMY, tmp_path / "alone")
+    assert isinstance(run, Dance)
+    with torch.no_grad():
+        for member in run.pool:
+            member.final["classifier.weight"].fill_(torch.inf)
+    reports: list[Any] = []
+    progress = Progress(lambda _, **data: reports.append(data), done=0, total=1, real_images_per_step=1)
+    queries = Queries(run.context, run.loops, 0)
+    run.renew_network(0)
+    losses = run.update_images(shard, 0, 0)
+    assert not torch.isfinite(losses["loss"])
+    progress.iteration_done(1, losses, Loop(1, 0, 0, "converged"), [], queries)
+    assert reports[0]["loss"] is None
+    json.dumps(reports, allow_nan=False)
+    with pytest.raises(NonFiniteLossError, match="synthetic images became infinite"):
+        save(run.context, run, Checkpoints(tmp_path / "alone"), shard, 1)
+
+
 def test_pools_share_their_members(store: ClassStore, tmp_path: Path) -> None:
     """A larger pool trains only the members that a smaller one lacks, and another job seed trains none."""
     epochs: list[int] = []
@@ -245,7 +300,9 @@ def test_pools_share_their_members(store: ClassStore, tmp_path: Path) -> None:
     def load(**fields: Any) -> list[pool.Member]:
         run, _ = start_run(spec_of(store, **fields), store, Comm.single(), ROOMY, tmp_path / str(fields))
         cache = ArtifactCache(tmp_path / "cache", Comm.single(), CPU)
-        return pool.load_or_train(run.context, cache, lambda _, **data: epochs.append(data["epoch"]))
+        return pool.load_or_train(
+            run.context, cache, lambda type, **data: epochs.append(data["epoch"]) if type == "epoch" else None
+        )
 
     small = load()
     assert epochs == [1, 2, 3, 4]

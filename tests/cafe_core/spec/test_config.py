@@ -95,11 +95,11 @@ def test_loops_of_the_paper_preset(ipc: int, loops: tuple[int, int]) -> None:
     ],
 )
 def test_protocol_fills_in_the_fields_that_are_left_out(sent: dict[str, Any], digits: bool, expected: tuple[Any, ...]) -> None:
-    resolved = EvaluationSpec.model_validate(sent).resolved(is_digits=digits)
+    resolved = EvaluationSpec.model_validate(sent).resolved(grey_digits=digits)
     assert (resolved.epochs, resolved.batch, resolved.schedule, resolved.cutmix, resolved.augment) == expected
     assert resolved.whole_epochs == resolved.epochs
     again = EvaluationSpec.model_validate_json(resolved.model_dump_json(exclude_none=True))
-    assert again.resolved(is_digits=digits) == resolved
+    assert again.resolved(grey_digits=digits) == resolved
 
 
 def test_method_can_be_given_by_its_name_alone() -> None:
@@ -128,9 +128,18 @@ def test_best_method_trains_its_pool_on_about_as_many_images_for_any_dataset(ima
     assert resolved.method.pool_epochs == epochs
 
 
+def test_best_method_depends_on_the_gpus_of_the_job() -> None:
+    on_cpus = resolve(spec(method="best", resources={"gpus_per_worker": 0}), info(), cluster_gpus=4)
+    assert on_cpus.iterations == 400
+
+
 def test_factor_must_fit_the_images() -> None:
-    with pytest.raises(ValueError, match=r"^method.factor: 3 × 3 tiles do not fit into 4-pixel images"):
+    with pytest.raises(ValueError, match=r"^method.factor: 3 × 3 tiles do not fit into images of 4×4 pixels; .* at most 2"):
         resolve(spec(method={"name": "dance", "factor": 3}), info(side=4))
+    wide = info(side=48).model_copy(update={"width": 49})
+    with pytest.raises(ValueError, match=r"images of 48×49 pixels; use a factor of at most 7"):
+        resolve(spec(method={"name": "dance", "factor": 8}), wide)
+    assert resolve(spec(method={"name": "dance", "factor": 7}), wide)
 
 
 def test_image_lr_is_halved_at_each_milestone() -> None:

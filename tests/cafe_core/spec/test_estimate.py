@@ -50,6 +50,24 @@ def test_estimate_depends_on_workers_ipc_and_precision() -> None:
     assert whole.synthetic_bytes == 3 * 1000 * 10 * 3 * 64 * 64 * 4
 
 
+def test_estimate_includes_the_decoded_images_of_multi_formation_sets() -> None:
+    info = BUILTIN["cifar10"]
+
+    def estimated(factor: int, **fields: object) -> Estimate:
+        method = {"name": "dance", "factor": factor}
+        return estimate(
+            resolve(CondenseSpec.model_validate({"dataset": {"name": "cifar10"}, "ipc": 50, "method": method, **fields}), info),
+            info,
+        )
+
+    stored = 500 * 3 * 32 * 32 * 4
+    assert estimated(1).synthetic_bytes == 3 * stored
+    assert estimated(8).synthetic_bytes == (3 + 5 * 64) * stored
+    resnet = {"networks": [{"name": "resnet18"}]}
+    few = {"ipc": 1, "evaluation": resnet}
+    assert estimated(4, **few).network_bytes > 5 * estimated(1, **few).network_bytes  # 160 and 10 images per minibatch
+
+
 def test_estimate_includes_training_of_evaluation_networks() -> None:
     info = BUILTIN["cifar10"]
 

@@ -66,6 +66,17 @@ def test_grid_is_every_combination_with_the_first_field_slowest() -> None:
     assert [trial.number for trial in found] == [0, 1, 2, 3]
 
 
+def test_methods_are_given_by_their_name_alone_and_as_best() -> None:
+    trials = make_trials({"method": {"grid": ["dance", "dm"]}, "method.image_lr": {"grid": [0.5]}})
+    assert [(trial.spec.method.name, trial.spec.method.image_lr) for trial in trials] == [("dance", 0.5), ("dm", 0.5)]  # type: ignore[union-attr]
+    without = {name: value for name, value in BASE.items() if name != "iterations"}
+    (best,) = make_trials({"seed": {"grid": [1]}}, base={**without, "method": "best"})
+    assert (best.spec.method.name, best.spec.iterations) == ("dance", 400)
+    asha = sweep({"seed": {"grid": [1]}}, base={**without, "method": "best"}, scheduler="asha")
+    assert asha.base.validation is not None
+    assert asha.base.validation.every == 100
+
+
 def test_each_trial_has_the_defaults_of_its_own_overrides() -> None:
     one, ten = make_trials({"ipc": {"grid": [1, 10]}})
     assert (one.spec.method.max_outer, ten.spec.method.max_outer) == (2, 11)  # type: ignore[union-attr]

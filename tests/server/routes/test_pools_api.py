@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from cafe_core.jobs import local
+from server.auth.keys import Scope
 from server.settings import Settings
 from tests.server.conftest import Api
+from tests.server.keyed import add_key, client_of, statuses
 
 DANCE: dict[str, Any] = {
     "dataset": {"name": "digits"},
@@ -52,9 +56,29 @@ def test_damaged_and_foreign_files_are_not_listed(api: Api, settings: Settings) 
     (directory,) = settings.roots.artifacts.iterdir()
     (directory / "torn.safetensors").write_bytes(b"\x10\x00")
     (directory / "huge.safetensors").write_bytes((1 << 40).to_bytes(8, "little") + b"{}")
-    header = b'{"__metadata__":{"key":"{\\"artifact\\": \\"other\\"}"}}'
-    (directory / "other.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
+    headers = [
+        {"__metadata__": {"key": '{"artifact": "other"}'}},
+        {"__metadata__": {"key": '{"artifact": "network of a pool"}'}},
+        {"__metadata__": {"key": "[]"}},
+        ["__metadata__"],
+    ]
+    for number, header in enumerate(headers):
+        text = json.dumps(header).encode()
+        (directory / f"other-{number}.safetensors").write_bytes(len(text).to_bytes(8, "little") + text)
     assert len(api.get("/v1/pools").json()["data"]) == 2
+
+
+@pytest.mark.usefixtures("trained")
+def test_pools_need_a_key_of_scope_admin(api: Api, settings: Settings) -> None:
+    (other, _) = api.get("/v1/pools").json()["data"]
+    writer, admin = (add_key(settings, scope) for scope in (Scope.WRITE, Scope.ADMIN))
+    deadline = time.monotonic() + 10
+    while api.get("/v1/pools").status_code != 401:  # the server reads new keys at intervals
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    for key, expected in ((writer, [403, 403]), (admin, [200, 204])):
+        with client_of(api, key) as client:
+            assert statuses([client.get("/v1/pools"), client.delete(f"/v1/pools/{other['id']}")]) == expected
 
 
 def test_no_pool_is_listed_before_a_job_has_trained_one(api: Api) -> None:

@@ -16,6 +16,7 @@ from cafe_core.jobs.job import write_manifest
 from cafe_core.spec.condense import CondenseSpec
 from cafe_core.spec.dataset import DatasetInfo
 from cafe_core.synthetic_set.synthetic_set import SyntheticSet, from_checkpoint
+from server.routes import artifacts
 from server.settings import Settings
 from tests.server.conftest import Api, FakeRay, attempt_dir, driver_of
 from workers.client import RayJob, RayJobState
@@ -171,6 +172,20 @@ def test_sets_of_dance_are_decoded_on_request(api: Api, ray: FakeRay, settings: 
         for form in ("stored", "decoded")
     )
     assert decoded.width > stored.width
+
+
+def test_too_large_decoded_sets_are_refused_before_they_are_decoded(
+    api: Api, ray: FakeRay, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(artifacts, "MAX_DECODED_BYTES", 40 * 64 * 4 - 1)
+    job_id = api.make(method={"name": "dance"})["id"]
+    api.await_job(job_id, lambda _: ray.submissions != [])
+    checkpoint(settings, job_id, 2)
+    url = f"/v1/jobs/{job_id}/synthetic"
+    refused = api.get(url, params={"images": "decoded"})
+    assert refused.status_code == 422
+    assert "the decoded images of the set take 10240 bytes; the limit is 10239" in refused.text
+    assert api.get(url).status_code == 200
 
 
 def test_formats(api: Api, finished: str) -> None:
