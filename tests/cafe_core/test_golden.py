@@ -27,7 +27,7 @@ BASE: dict[str, Any] = {
 }
 FEW = {"batch_real": 32}
 SPECS: dict[str, dict[str, Any]] = {
-    "cafe": {"iterations": 2, "method": {"name": "cafe", **FEW}},
+    "cafe": {"iterations": 2, "method": {"name": "cafe", **FEW, "max_outer": 2, "max_inner": 6}},
     "cafe_fixed_dsa": {
         "iterations": 2,
         "method": {"name": "cafe", **FEW, "augment": "dsa", "bilevel": "fixed", "max_outer": 2, "max_inner": 2},
