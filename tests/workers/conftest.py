@@ -31,11 +31,24 @@ class SmallRay:
         self.address = ""
         self.restarts = 0
 
-    def start(self) -> None:
-        context = ray.init(
-            address="local", num_cpus=4, num_gpus=0, include_dashboard=False, _node_ip_address="127.0.0.1", logging_level="ERROR"
-        )
-        self.address = context.address_info["gcs_address"]
+    def start(self, tries: int = 3) -> None:
+        """Start a cluster. On a busy machine it may need longer than the 30 s that Ray allows, which cannot be set."""
+        try:
+            context = ray.init(
+                address="local",
+                num_cpus=4,
+                num_gpus=0,
+                include_dashboard=False,
+                _node_ip_address="127.0.0.1",
+                logging_level="ERROR",
+            )
+        except Exception as error:
+            if tries == 1 or "timed out during startup" not in str(error):
+                raise
+            ray.shutdown()
+            self.start(tries - 1)
+        else:
+            self.address = context.address_info["gcs_address"]
 
     def restart(self) -> None:
         ray.shutdown()

@@ -86,7 +86,10 @@ def holds(content: str | bytes, secrets: list[str]) -> list[str]:
 def test_responses_contain_no_secrets(site: Site) -> None:
     schema = site.served.api.get("/openapi.json").json()
     with client_of(site.served.api, site.key) as api:
-        paths = [path.format(job_id=site.job_id, dataset_id="digits", name="result.json") for path in schema["paths"]]
+        paths = [
+            path.format(job_id=site.job_id, dataset_id="digits", pool_id="pool_" + 24 * "a", name="result.json")
+            for path in schema["paths"]
+        ]
         asked = [*paths, "/v1/jobs/nothing", "/dashboard/", "/dashboard/api/jobs/", f"/dashboard/api/jobs/{site.job_id}-1"]
         for path in [
             *asked,

@@ -34,7 +34,7 @@ def test_submit(api: Api) -> None:
     assert (job["name"], job["labels"], job["status"], job["attempt"]) == ("n", {"team": "a"}, "queued", 1)
     assert job["progress"] == {"done": 0, "total": 10, "eta_s": None}
     assert (job["result"], job["error"], job["started_at"], job["finished_at"]) == (None, None, None, None)
-    assert job["spec"]["method"]["max_outer"] == 1  # resolved
+    assert job["spec"]["method"]["max_outer"] == 2  # resolved
     assert job["spec"]["resources"] == {"workers": 1, "gpus_per_worker": 0.0, "cpus_per_worker": 1}
     assert "evaluation" not in job["spec"]
     assert job["created_at"].endswith("Z")

@@ -127,7 +127,7 @@ def test_openapi_shows_the_three_kinds(api: Api) -> None:
     ("change", "loc", "message"),
     [
         ({"kind": "bake"}, "kind", "must be one of condense, evaluate, sweep"),
-        ({"method": {"name": "magic"}}, "method.name", "must be one of cafe, dc, dm"),
+        ({"method": {"name": "magic"}}, "method.name", "must be one of cafe, dance, dc, dm"),
         ({"method": {"beta": -1}}, "method.beta", "greater than or equal to 0"),
         ({"method": {"name": "dm", "beta": 1}}, "method.beta", "unknown field"),
         ({"method": {"name": "forgetting", "network_epochs": 1}}, "method.network_epochs", "at least 2"),
@@ -208,7 +208,7 @@ def test_refuses_impossible_evaluation_with_field(
         (sweep({"method.betta": {"grid": [1]}}), "space.method.betta", "1: unknown field"),
         (sweep({"name": {"grid": ["a"]}}), "space.name", "cannot vary this field"),
         (sweep({"method.beta": {"grid": [1, -1]}}), "space.method.beta", "-1: Input should be greater than or equal to 0"),
-        (sweep({"method.name": {"grid": ["dm", "magic"]}}), "space.method.name", '"magic": must be one of cafe, dc'),
+        (sweep({"method.name": {"grid": ["dm", "magic"]}}), "space.method.name", '"magic": must be one of cafe, dance'),
         (sweep({"method.layers": {"grid": [[0], [9]]}}), "space.method.layers", "[9]: [9] must be increasing and below 3"),
         (sweep({"resources.workers": {"grid": [1, 11]}}), "space.resources.workers", "11: 11 workers for 10 classes"),
         (sweep({"dataset": {"grid": [{"path": "nowhere"}]}}), "space.dataset", "there is no 'nowhere'"),
