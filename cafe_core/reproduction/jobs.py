@@ -48,7 +48,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Cost:
-    """What making a synthetic set took, over all attempts. A step that was repeated after an interruption counts once."""
+    """The compute spent on a synthetic set over all attempts. A step that was repeated after an interruption counts once."""
 
     seconds: float
     """Seconds of all iterations, and of training networks on real images, unless an earlier job had trained them."""
@@ -68,7 +68,7 @@ class Finished:
     artifacts: Path
     """The directory of its artifacts."""
     cost: Cost | None = None
-    """What making its set took; None for a job without a set, or finished by an earlier version."""
+    """The compute spent on its set. None for a job without a set, and for a job that an earlier version finished."""
     earlier: bool = False
     """Whether an earlier run finished it."""
 

@@ -134,7 +134,7 @@ class LearningMethodSpec(MethodSpec):
     image_milestones: list[Annotated[int, Field(ge=0)]] = resolved_later(max_length=1000)
     """Iterations at which image_lr is halved."""
     init: Literal["noise", "real"] = resolved_later()
-    """Whether the synthetic images start as Gaussian noise or as real images (in multi-formation sets: one per tile)."""
+    """Initial synthetic images: `noise` is Gaussian noise, `real` real images, in multi-formation sets one for each tile."""
     augment: Literal["none", "dsa", "color_crop_cutout"] = resolved_later()
     """`dsa`: differentiable Siamese augmentation, without flips for digits (CAFE+DSA, DSA). `color_crop_cutout`: only these three
     of its operations (IDC, DANCE)."""

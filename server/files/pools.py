@@ -29,9 +29,9 @@ class Pool:
     """The networks that differ only in their number."""
 
     id: str
-    """A hash of what the networks have in common."""
+    """A hash of `key`."""
     key: dict[str, Any]
-    """What the networks have in common: dataset, network, precision, recipe."""
+    """The values that all networks of the pool share: dataset, network, precision, recipe."""
     numbers: list[int]
     """The numbers of the trained networks."""
     files: list[Path]

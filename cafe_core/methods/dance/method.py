@@ -16,6 +16,8 @@ its own classes.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -54,18 +56,22 @@ class Dance(PoolMethod):
 
         batch = self.context.sample("real", self._spec.batch_real, iteration, outer)
         draws = self.class_draws("augment_class", iteration, outer)
-        self._coast(shard, before=True)
-        stored, decoded = self.decode(shard, iteration)
-        gradient, feature_loss = self._match(decoded, batch, draws)
-        self._step(shard, self.stored_gradient(stored, decoded, gradient))
-        self._coast(shard, before=False)
-
-        self._coast(shard, before=True)
-        stored, decoded = self.decode(shard, iteration)
-        gradient, cross_entropy = self._classify(decoded)
-        self._step(shard, self.stored_gradient(stored, decoded, gradient))
-        self._coast(shard, before=False)
+        feature_loss = self._pass_over_classes(shard, lambda decoded: self._match(decoded, batch, draws))
+        cross_entropy = self._pass_over_classes(shard, self._classify)
         return _losses(feature_loss, cross_entropy)
+
+    def _pass_over_classes(self, shard: SyntheticShard, loss: Callable[[SyntheticShard], tuple[Tensor, Tensor]]) -> Tensor:
+        """Take one step for the loss of each class, and replay those of the other classes; return the loss before the steps.
+
+        loss: returns the gradient in the decoded images, and the value.
+        """
+        self._coast(shard, before=True)
+        stored, decoded = self.decode(shard, self.iteration)
+        gradient, value = loss(decoded)
+        lr, momentum = self._spec.image_lr_at(self.iteration), self._spec.image_momentum
+        shard.step(self.stored_gradient(stored, decoded, gradient), lr=lr, momentum=momentum)
+        self._coast(shard, before=False)
+        return value
 
     def _match(self, decoded: SyntheticShard, batch: BatchIndices, draws: Draws | None) -> tuple[Tensor, Tensor]:
         """Return the gradient of the distance of mean features in the decoded images, and the distance."""
@@ -78,9 +84,6 @@ class Dance(PoolMethod):
         self.context.model.load(self.final)
         gradient, cross_entropy = self.cross_entropy(decoded, self.class_draws("augment_class trained", self.iteration))
         return self._spec.cross_entropy * gradient, self._spec.cross_entropy * cross_entropy
-
-    def _step(self, shard: SyntheticShard, gradient: Tensor) -> None:
-        shard.step(gradient, lr=self._spec.image_lr_at(self.iteration), momentum=self._spec.image_momentum)
 
     def _coast(self, shard: SyntheticShard, *, before: bool) -> None:
         """Replay the steps of the classes before or after each own class in a pass over all classes."""

@@ -4,8 +4,8 @@
 
 Φ(t) = mean cos⟨t, f⟩ + i · mean sin⟨t, f⟩ is the characteristic function of the features f of a class at the frequency t: Φ_r of
 its real images, Φ_s of its decoded synthetic images D_k. f is the flattened last feature map, scaled to unit length, under the
-network of DANCE. The frequencies are Gaussian and drawn for each iteration. (In the paper, a network that
-maximises the distance learns to sample them; this is not implemented.) AdamW moves the images in [0, 1].
+network of DANCE. The frequencies are Gaussian and drawn for each iteration. (In the paper, a network that maximises the distance
+learns to sample them; this is not implemented.) AdamW moves the images in [0, 1].
 
 A worker needs the pool and its own classes' images; in the loop it communicates nothing. The losses that it reports are sums over
 its own classes.

@@ -49,7 +49,7 @@ class NcfmMethod(PoolMethodSpec):
         return resolved
 
     def statistics_bytes(self, sizes: Sizes) -> int:
-        """Return the bytes of the frequencies, their products with a chunk of features, the second moments, and the pool."""
+        """Return the bytes of the frequencies, their products with a class's features, the mean features, and the pool."""
         decoded = min(self.decoded_per_class, self.factor**2 * sizes.ipc)
         products = 6 * max(decoded, min(self.batch_real, sizes.largest_class)) * self.frequencies
         return super().statistics_bytes(sizes) + (self.frequencies * sizes.feature_dim + products) * sizes.itemsize

@@ -159,21 +159,6 @@ def test_images_do_not_depend_on_the_number_of_shards(store: ClassStore, tmp_pat
         torch.testing.assert_close(images(world), alone, rtol=0, atol=1e-9)
 
 
-@pytest.mark.parametrize("preset", ["best", "reference"])
-def test_iterations_communicate_nothing(store: ClassStore, tmp_path: Path, preset: str) -> None:
-    spec = spec_of(store, preset=preset)
-
-    def work(comm: Comm) -> int:
-        run, shard = start_run(spec, store, comm, ROOMY, tmp_path)
-        before = comm.numbers
-        for iteration in range(3):
-            run.renew_network(iteration)
-            run.update_images(shard, iteration, 0)
-        return comm.numbers - before
-
-    assert run_gang(3, work) == [0, 0, 0]
-
-
 def test_a_class_does_not_depend_on_the_images_of_other_classes(store: ClassStore, tmp_path: Path) -> None:
     """Turn the images of class 3 upside down, and keep the pool: the other classes keep their bytes."""
     spec = spec_of(store)

@@ -188,6 +188,21 @@ def test_outer_step_of_dc_and_dm_sends_only_losses(store: ClassStore, tmp_path: 
     assert run_gang(3, work) == [numbers] * 3
 
 
+@pytest.mark.parametrize("method", [{"name": "dance"}, {"name": "dance", "preset": "reference"}, {"name": "ncfm"}], ids=str)
+def test_iterations_of_methods_with_a_pool_communicate_nothing(store: ClassStore, tmp_path: Path, method: dict[str, Any]) -> None:
+    spec = make_spec(store, method={"batch_real": N, "pool_size": 2, "pool_epochs": 1, **method})
+
+    def work(comm: Comm) -> int:
+        run, shard = start_run(spec, store, comm, ROOMY, tmp_path)
+        before = comm.numbers
+        for iteration in range(3):
+            run.renew_network(iteration)
+            run.update_images(shard, iteration, 0)
+        return comm.numbers - before
+
+    assert run_gang(3, work) == [0, 0, 0]
+
+
 @pytest.mark.parametrize("name", list(METHODS))
 def test_images_of_every_method_do_not_depend_on_the_number_of_shards(name: str, store: ClassStore, tmp_path: Path) -> None:
     """One worker and three workers give the same images."""

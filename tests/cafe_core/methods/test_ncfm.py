@@ -140,17 +140,3 @@ def test_images_do_not_depend_on_the_number_of_shards_and_resume(store: ClassSto
         torch.testing.assert_close(found.images, alone.images, rtol=0, atol=1e-9)
     images(spec, store, tmp_path / "resumed", 1, 1)
     assert torch.equal(images(spec, store, tmp_path / "resumed", 1, 4).images, alone.images)
-
-
-def test_iterations_communicate_nothing(store: ClassStore, tmp_path: Path) -> None:
-    spec = spec_of(store)
-
-    def work(comm: Comm) -> int:
-        run, shard = start_run(spec, store, comm, ROOMY, tmp_path)
-        before = comm.numbers
-        for iteration in range(2):
-            run.renew_network(iteration)
-            run.update_images(shard, iteration, 0)
-        return comm.numbers - before
-
-    assert run_gang(3, work) == [0, 0, 0]
