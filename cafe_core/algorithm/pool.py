@@ -1,4 +1,4 @@
-"""Train a pool of networks on the real images, once for all jobs that use the same pool.
+"""Train a pool of networks on the real images, and share it between jobs.
 
 A member is determined by the dataset, the network, the recipe, the pool's seed and its number, so it is cached under these
 (:mod:`cafe_core.algorithm.artifact_cache`): jobs and sweeps share members, and a smaller pool is the start of a larger one. The

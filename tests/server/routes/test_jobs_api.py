@@ -40,6 +40,13 @@ def test_submit(api: Api) -> None:
     assert job["created_at"].endswith("Z")
 
 
+def test_best_method_is_written_into_the_accepted_job(api: Api) -> None:
+    response = api.post("/v1/jobs", json={"dataset": {"name": "digits"}, "ipc": 1, "method": "best"})
+    assert response.status_code == 201
+    spec = response.json()["spec"]
+    assert (spec["method"]["name"], spec["method"]["factor"], spec["iterations"]) == ("dance", 1, 400)
+
+
 @pytest.mark.parametrize(
     ("change", "loc", "msg"),
     [
