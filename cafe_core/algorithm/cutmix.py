@@ -52,7 +52,10 @@ class CutMix:
         return result
 
     def cross_entropies(self, logits: Tensor, labels: Tensor, others: Tensor) -> Tensor:
-        """Return λ·CE(labels) + (1 − λ)·CE(others) of each image: logits (n, K), labels and others (n,) → (n,)."""
+        """Return λ·CE(labels) + (1 − λ)·CE(others) of each image: logits (n, K) → (n,).
+
+        labels, others: (n,) int64, or (n, K) probabilities.
+        """
         own = F.cross_entropy(logits, labels, reduction="none")
         return self.kept * own + (1 - self.kept) * F.cross_entropy(logits, others, reduction="none")
 

@@ -48,7 +48,7 @@ class Images(Protocol):
         """Return R."""
 
     def labels(self, rows: Tensor) -> Tensor:
-        """Return labels (r,) int64 on the device."""
+        """Return labels on the device: (r,) int64, or (r, K) probabilities if they are soft."""
 
     def normalised(self, rows: Tensor) -> Tensor:
         """Return normalised images (r, C, H, W) on the device."""
@@ -61,10 +61,10 @@ class HeldImages:
     """Images kept on the device as normalised floats, for example a synthetic set."""
 
     def __init__(self, images: Tensor, labels: Tensor, normalisation: Normalisation) -> None:
-        """images: (R, C, H, W), normalised; labels: (R,) int64."""
+        """images: (R, C, H, W), normalised; labels: (R,) int64, or (R, K) probabilities."""
         self.normalisation = normalisation
         self._images = images.to(normalisation.device, normalisation.dtype)
-        self._labels = labels.to(normalisation.device)
+        self._labels = labels.to(normalisation.device, normalisation.dtype if labels.is_floating_point() else None)
 
     @property
     def shape(self) -> tuple[int, int, int]:

@@ -84,7 +84,7 @@ def train(recipe: Recipe, images: Images, rows: Tensor, seeds: Sequence[int]) ->
             labels = images.labels(picked)
             if recipe.cutmix > 0:
                 randoms = [generator(seed, "evaluation mix", epoch, index) for seed in seeds]
-                loss = _mixed_loss(ensemble, x, labels.view_as(order), recipe.cutmix, randoms)
+                loss = _mixed_loss(ensemble, x, torch.unflatten(labels, 0, order.shape), recipe.cutmix, randoms)
             else:
                 loss = F.cross_entropy(ensemble(x).flatten(0, 1), labels) * M  # Σ_m of the networks' mean losses
             optimizer.zero_grad()
@@ -96,7 +96,7 @@ def train(recipe: Recipe, images: Images, rows: Tensor, seeds: Sequence[int]) ->
 def _mixed_loss(ensemble: Ensemble, x: Tensor, labels: Tensor, probability: float, randoms: Sequence[torch.Generator]) -> Tensor:
     """Return Σ_m of the networks' mean losses, if each network's minibatch is mixed with `probability`.
 
-    x: (M, b, C, H, W). labels: (M, b). randoms: one generator per network.
+    x: (M, b, C, H, W). labels: (M, b), or (M, b, K) if they are soft. randoms: one generator per network.
     """
     count, height, width = x.shape[1], x.shape[3], x.shape[4]
     mixes = [CutMix.draw(count, height, width, probability, random) for random in randoms]

@@ -2,8 +2,9 @@
 
 This module does not import torch, because the API uses it too.
 
-Arrays (K classes, ipc images each):  images float32 (K·ipc, C, H, W), normalised, ordered by class;  labels int64 (K·ipc,);
-mean, std float32 (C,). `images * std + mean` has pixel values in [0, 1]; optimised images may exceed that range.
+Arrays (K classes, ipc images each):  images float32 (K·ipc, C, H, W), normalised, ordered by class;  labels int64 (K·ipc,), or
+float32 (K·ipc, K) if they are soft;  mean, std float32 (C,). `images * std + mean` has pixel values in [0, 1]; optimised images
+may exceed that range.
 Metadata, each a JSON text:  class_names, dataset, spec, iteration, versions, and in sets whose images must be decoded before
 training (:mod:`cafe_core.synthetic_set.decode`) also decode.
 """
@@ -32,14 +33,13 @@ from cafe_core.synthetic_set import preview
 from cafe_core.synthetic_set.decode import Decode
 from cafe_core.synthetic_set.files import npy_bytes, read_npz, read_safetensors, safetensors_bytes, zip_bytes
 
-_DTYPES: dict[str, np.dtype[Any]] = {
-    "images": np.dtype("<f4"),
-    "labels": np.dtype("<i8"),
-    "mean": np.dtype("<f4"),
-    "std": np.dtype("<f4"),
-}
+_FLOATS = np.dtype("<f4")
+_HARD_LABELS = np.dtype("<i8")
+_ARRAYS = ("images", "labels", "mean", "std")
 _METADATA = ("class_names", "dataset", "spec", "iteration", "versions")
 _OPTIONAL_METADATA = ("decode",)
+_SUM_TOLERANCE = 1e-4
+"""Allowed distance of a soft label's sum from 1: a thousand float32 probabilities add up to within 1e-5."""
 
 
 @dataclass(frozen=True)
@@ -48,8 +48,9 @@ class SyntheticSet:
 
     images: NDArray[np.float32]
     """(K·ipc, C, H, W), normalised, ordered by class."""
-    labels: NDArray[np.int64]
-    """(K·ipc,): `ipc` times 0, then `ipc` times 1, …"""
+    labels: NDArray[np.int64] | NDArray[np.float32]
+    """(K·ipc,) int64: `ipc` times 0, then `ipc` times 1, …; or soft, (K·ipc, K) float32: for each image, a distribution over
+    the classes."""
     mean: NDArray[np.float32]
     """(C,): the mean of each channel, with which images in [0, 1] were normalised."""
     std: NDArray[np.float32]
@@ -76,6 +77,11 @@ class SyntheticSet:
         return len(self.images) // len(self.class_names)
 
     @property
+    def classes(self) -> NDArray[np.int64]:
+        """Return the class that each image was made for, (K·ipc,): the hard labels."""
+        return np.repeat(np.arange(len(self.class_names), dtype=np.int64), self.ipc)
+
+    @property
     def training_images_per_class(self) -> int:
         """Return the number of training images per class, which the stored images decode to."""
         return self.ipc * (1 if self.decode is None else self.decode.images_per_stored)
@@ -86,7 +92,7 @@ class SyntheticSet:
             return self
         mean, std = self.mean[:, None, None], self.std[:, None, None]
         images = (self.decode.decoded(self.images * std + mean) - mean) / std
-        labels = np.repeat(self.labels, self.decode.images_per_stored)
+        labels: NDArray[Any] = np.repeat(self.labels, self.decode.images_per_stored, axis=0)
         return replace(self, images=images, labels=labels, decode=None)
 
     def pixels(self) -> NDArray[np.uint8]:
@@ -110,7 +116,7 @@ class SyntheticSet:
         if not path.is_file():
             raise SyntheticSetError(f"{path.name} does not exist")
         try:
-            arrays, texts = readers[path.suffix](path, list(_DTYPES), list(_METADATA), list(_OPTIONAL_METADATA))
+            arrays, texts = readers[path.suffix](path, list(_ARRAYS), list(_METADATA), list(_OPTIONAL_METADATA))
             parts: dict[str, Any] = arrays | {name: _parsed(name, text) for name, text in texts.items()}
             if "decode" in parts:
                 parts["decode"] = _parsed_decode(parts["decode"])
@@ -135,11 +141,12 @@ class SyntheticSet:
         """Return a .zip of an image folder, `train/CLASS/0000.png`, that can be uploaded as a dataset.
 
         Equal sets give equal bytes. Pixel values outside [0, 1] are clipped. Class names become folder names, see `folder_names`.
+        Soft labels are left out.
         """
         names = folder_names(self.class_names)
         entries = (
             (f"train/{names[label]}/{row % self.ipc:04d}.png", _png_bytes(image))
-            for row, (label, image) in enumerate(zip(self.labels.tolist(), self.pixels(), strict=True))
+            for row, (label, image) in enumerate(zip(self.classes.tolist(), self.pixels(), strict=True))
         )
         return zip_bytes(entries)
 
@@ -151,7 +158,7 @@ class SyntheticSet:
         return preview.png_bytes(image, page.description())
 
     def _arrays(self) -> dict[str, NDArray[Any]]:
-        return {name: getattr(self, name) for name in _DTYPES}
+        return {name: getattr(self, name) for name in _ARRAYS}
 
     def _metadata(self) -> dict[str, str]:
         """Return the metadata as JSON texts. Non-ASCII is escaped, because UTF-8 cannot encode every class name."""
@@ -225,10 +232,11 @@ def versions() -> dict[str, str]:
 
 
 def _check(s: SyntheticSet) -> None:
-    for name, dtype in _DTYPES.items():
+    for name in _ARRAYS:
         array = getattr(s, name)
-        if array.dtype != dtype:
-            raise SyntheticSetError(f"{name} is {array.dtype}; it must be {dtype}")
+        allowed = (_HARD_LABELS, _FLOATS) if name == "labels" else (_FLOATS,)
+        if array.dtype not in allowed:
+            raise SyntheticSetError(f"{name} is {array.dtype}; it must be {' or '.join(map(str, allowed))}")
         if not np.isfinite(array).all():
             raise SyntheticSetError(f"{name} holds NaN or infinite values")
     _check_metadata(s)
@@ -237,10 +245,7 @@ def _check(s: SyntheticSet) -> None:
     k, channels = len(s.class_names), s.images.shape[1]
     if len(s.images) % k:
         raise SyntheticSetError(f"the number of images must be a multiple of the {k} classes in class_names; got {len(s.images)}")
-    if not np.array_equal(s.labels, np.repeat(np.arange(k), len(s.images) // k)):
-        raise SyntheticSetError(
-            f"labels must be 0 to {k - 1} in order, {len(s.images) // k} times each, because images are ordered by class"
-        )
+    _check_labels(s)
     for name in ("mean", "std"):
         if getattr(s, name).shape != (channels,):
             raise SyntheticSetError(
@@ -248,6 +253,22 @@ def _check(s: SyntheticSet) -> None:
             )
     if (s.std <= 0).any():
         raise SyntheticSetError("std must be greater than 0")
+
+
+def _check_labels(s: SyntheticSet) -> None:
+    k, labels = len(s.class_names), s.labels
+    if labels.dtype == _HARD_LABELS:
+        if not np.array_equal(labels, s.classes):
+            raise SyntheticSetError(
+                f"labels must be 0 to {k - 1} in order, {s.ipc} times each, because images are ordered by class"
+            )
+        return
+    if labels.shape != (len(s.images), k):
+        raise SyntheticSetError(
+            f"soft labels have shape {labels.shape}; {len(s.images)} images of {k} classes need ({len(s.images)}, {k})"
+        )
+    if (labels < 0).any() or (np.abs(labels.sum(1, dtype=np.float64) - 1) > _SUM_TOLERANCE).any():
+        raise SyntheticSetError("each soft label must be a distribution over the classes: no value below 0, and a sum of 1")
 
 
 def _check_metadata(s: SyntheticSet) -> None:

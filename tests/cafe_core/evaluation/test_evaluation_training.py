@@ -139,9 +139,26 @@ def test_every_network_of_an_evaluation_has_its_own_seed() -> None:
     assert all(0 <= seed < 2**64 for seed in seeds)
 
 
-def test_mixed_training_matches_a_plain_torch_loop_for_one_network_and_for_several(store: ClassStore) -> None:
+def with_soft_labels(images: HeldImages, labels: torch.Tensor) -> HeldImages:
+    """Return the same images with labels (R, K)."""
+    return HeldImages(images.normalised(torch.arange(len(images))), labels, images.normalisation)
+
+
+def test_soft_labels_of_one_class_train_as_hard_labels_do(store: ClassStore) -> None:
+    hard = learnable_images(store, 60)
+    soft = with_soft_labels(hard, F.one_hot(hard.labels(torch.arange(60))).double())
+    assert soft.labels(torch.arange(2)).dtype == torch.float32
+    assert train_and_test(store, soft, epochs=20) == train_and_test(store, hard, epochs=20)
+    wrong = with_soft_labels(hard, soft.labels(torch.arange(60)).roll(1, dims=1))
+    assert train_and_test(store, wrong, epochs=60) < 5
+
+
+@pytest.mark.parametrize("labels", ["hard", "soft"])
+def test_mixed_training_matches_a_plain_torch_loop_for_one_network_and_for_several(store: ClassStore, labels: str) -> None:
     """Train by the fields of the protocol `dance`, without augmentation."""
     images, seeds = learnable_images(store, 30, noise=1), [5, 6]
+    if labels == "soft":
+        images = with_soft_labels(images, torch.rand(30, 3, generator=torch.Generator().manual_seed(0)).softmax(1))
     rows = torch.arange(30).expand(2, -1)
     recipe = Recipe(MLP, epochs=6, augment="none", info=store.info, batch=8, decay=FIFTHS_AT_THE_END, cutmix=0.6)
     together = train(recipe, images, rows, seeds)

@@ -23,6 +23,7 @@ from cafe_core.spec.condense import CondenseSpec
 from cafe_core.spec.dataset import DatasetInfo, DatasetSpec
 from cafe_core.spec.resolution import resolve
 from cafe_core.synthetic_set import preview
+from cafe_core.synthetic_set.decode import Decode
 from cafe_core.synthetic_set.synthetic_set import SyntheticSet, folder_names, from_checkpoint
 from tests.cafe_core.synthetic_set.made_sets import make_set
 
@@ -33,6 +34,10 @@ def _assert_equal(a: SyntheticSet, b: SyntheticSet) -> None:
         assert getattr(a, name).dtype == getattr(b, name).dtype
     for name in ("class_names", "dataset", "spec", "iteration", "versions"):
         assert getattr(a, name) == getattr(b, name)
+
+
+_SOFT = np.array([[0.5, 0.25, 0.25], [0, 1, 0], [0.1, 0.9, 0], [0.2, 0.3, 0.5], [0, 0, 1], [0.25, 0.25, 0.5]], np.float32)
+"""Soft labels of six images of three classes; the second image's most probable class is not its own."""
 
 
 # -- round trips
@@ -46,6 +51,16 @@ def test_both_formats_load_what_was_saved(tmp_path: Path, shape: tuple[int, int,
     (tmp_path / "s.npz").write_bytes(made.to_npz_bytes())
     for file in ("s.safetensors", "s.npz"):
         _assert_equal(SyntheticSet.load(tmp_path / file), made)
+
+
+def test_soft_labels_are_saved_loaded_and_decoded(tmp_path: Path) -> None:
+    made = make_set(labels=_SOFT, decode=Decode(2))
+    made.save(tmp_path / "s.safetensors")
+    (tmp_path / "s.npz").write_bytes(made.to_npz_bytes())
+    for file in ("s.safetensors", "s.npz"):
+        _assert_equal(SyntheticSet.load(tmp_path / file), made)
+    np.testing.assert_array_equal(made.decoded().labels, np.repeat(_SOFT, 4, axis=0))
+    np.testing.assert_array_equal(made.decoded().classes, np.repeat([0, 1, 2], 8))
 
 
 def test_safetensors_library_reads_the_file(tmp_path: Path) -> None:
@@ -93,6 +108,13 @@ def test_pixels_are_denormalised_and_clipped() -> None:
     images = np.array([-9, 0, 1, 9], dtype=np.float32).reshape(4, 1, 1, 1)
     made = make_set(2, 2, (1, 1, 1), images=images, mean=np.array([0.5], np.float32), std=np.array([0.25], np.float32))
     assert made.pixels().ravel().tolist() == [0, 128, 191, 255]
+
+
+def test_zip_and_preview_ignore_soft_labels() -> None:
+    hard = make_set()
+    soft = replace(hard, labels=_SOFT)
+    assert soft.to_zip_bytes() == hard.to_zip_bytes()
+    assert soft.preview_png() == hard.preview_png()
 
 
 @pytest.mark.parametrize("shape", [(1, 8, 8), (3, 5, 6)])
@@ -192,7 +214,12 @@ WRONG_PARTS = [
     ({"images": np.zeros((7, 3, 5, 4), np.float32)}, "must be a multiple of the 3 classes in class_names; got 7"),
     ({"labels": np.array([0, 1, 2, 0, 1, 2])}, "labels must be 0 to 2 in order, 2 times each"),
     ({"labels": np.array([0, 0, 1, 1, 2])}, "labels must be 0 to 2 in order"),
-    ({"labels": np.array([0, 0, 1, 1, 2, 2], np.int32)}, "labels is int32; it must be int64"),
+    ({"labels": np.array([0, 0, 1, 1, 2, 2], np.int32)}, "labels is int32; it must be int64 or float32"),
+    ({"labels": _SOFT[:, :2]}, r"soft labels have shape \(6, 2\); 6 images of 3 classes need \(6, 3\)"),
+    ({"labels": np.zeros(6, np.float32)}, r"soft labels have shape \(6,\)"),
+    ({"labels": _SOFT * np.float32(1.01)}, "each soft label must be a distribution"),
+    ({"labels": _SOFT - np.array([[0.3, -0.3, 0]], np.float32)}, "no value below 0, and a sum of 1"),
+    ({"labels": np.full((6, 3), np.nan, np.float32)}, "labels holds NaN or infinite values"),
     ({"mean": np.zeros(1, np.float32)}, r"mean has shape \(1,\); images of 3 channels need \(3,\)"),
     ({"std": np.array([0.1, 0, 0.1], np.float32)}, "std must be greater than 0"),
     ({"std": np.array([0.1, np.inf, 0.1], np.float32)}, "std holds NaN or infinite"),
