@@ -12,7 +12,6 @@ from __future__ import annotations
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from sklearn.cluster import KMeans
 from torch import Tensor
 
 _BLOCK = 1 << 17
@@ -63,6 +62,8 @@ def kmeans(features: Tensor, m: int, *, seed: int) -> Tensor:
     """
     if m >= len(features):
         return torch.arange(len(features))
+    from sklearn.cluster import KMeans  # takes three seconds to import, and the other coresets do not need it
+
     points = features.cpu().numpy()
     clusters = _count_distinct(points, m)
     centres = torch.from_numpy(KMeans(clusters, n_init=1, random_state=seed).fit(points).cluster_centers_).to(features)

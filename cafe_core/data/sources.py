@@ -13,6 +13,7 @@ from pathlib import Path
 from cafe_core.data.builtin import BUILTIN
 from cafe_core.data.catalog import is_native
 from cafe_core.data.class_store import ClassStore, ImageSource, build
+from cafe_core.data.digits import digits_source
 from cafe_core.data.readers import fitted, read
 from cafe_core.data.roots import DataRoots
 from cafe_core.data.store_path import store_path
@@ -50,14 +51,12 @@ def open_store(spec: DatasetSpec, roots: DataRoots) -> ClassStore:
 
 
 def _source(spec: DatasetSpec, roots: DataRoots) -> ImageSource:
-    """Open the source of `spec`. Imports are local because scikit-learn takes a second to import, torch two."""
+    """Open the source of `spec`."""
     if spec.name is None:
         return read(spec, roots)
     if spec.name == "digits":
-        from cafe_core.data.digits import digits_source
-
         return fitted(digits_source(), spec)
-    from cafe_core.data.torchvision_source import torchvision_source
+    from cafe_core.data.torchvision_source import torchvision_source  # torch and torchvision take seconds to import
 
     with _locked(roots.cache / f"{spec.name}.download.lock"):
         return fitted(torchvision_source(spec.name, roots.downloads), spec)

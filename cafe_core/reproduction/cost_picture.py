@@ -43,6 +43,8 @@ def draw_costs(experiment: Experiment, outcomes: Mapping[str, Outcome], path: Pa
 def _panel(
     axes: Axes, cells: list[Cell], outcomes: Mapping[str, Outcome], measure: str, colors: Mapping[str, str]
 ) -> None:  # fmt: skip
+    from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
+
     for cell in cells:
         reading, cost = read(cell, outcomes), _mean_cost(cell, outcomes, measure)
         if not isinstance(reading, Reading):
@@ -52,6 +54,9 @@ def _panel(
         else:
             axes.axhline(reading.mean, color=colors[cell.row], linestyle=":", label=cell.row)
     axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter(EngFormatter())  # 20 k rather than 2 × 10⁴
+    axes.xaxis.set_minor_formatter(NullFormatter())
     axes.grid(alpha=0.3)
 
 
