@@ -10,7 +10,7 @@ from cafe_core.spec.dataset import DatasetInfo
 from cafe_core.spec.estimate import Estimate
 from server.states import Status
 
-JobKind: TypeAlias = Literal["condense", "evaluate", "sweep"]
+JobKind: TypeAlias = Literal["condense", "evaluate", "sweep", "extend"]
 
 
 class _Schema(BaseModel):

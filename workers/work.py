@@ -35,6 +35,7 @@ class CondenseShard:
         from cafe_core.algorithm.collectives import Comm
         from cafe_core.algorithm.condense import condense
         from cafe_core.data.class_store import ClassStore
+        from cafe_core.jobs.extend import load_extension
 
         if ip_address(assignment.host).is_loopback:
             os.environ["NCCL_SOCKET_IFNAME"] = "lo"
@@ -57,6 +58,7 @@ class CondenseShard:
             report=report,
             until=self.until,
             cache=condensation.artifact_cache,
+            extension=load_extension(condensation),
         )
         # Not closed if condense raises: leaving a broken gang may block, and this process is about to be ended anyway.
         comm.close()

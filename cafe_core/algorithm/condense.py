@@ -20,6 +20,7 @@ from cafe_core.algorithm.artifact_cache import ArtifactCache
 from cafe_core.algorithm.bilevel import Loop
 from cafe_core.algorithm.checkpoint import Checkpoints
 from cafe_core.algorithm.collectives import Comm
+from cafe_core.algorithm.extension import Extension
 from cafe_core.algorithm.method import LearningMethod, Report, ignore_events, make_method
 from cafe_core.algorithm.model import Budget
 from cafe_core.algorithm.network_steps import Queries, update_network
@@ -42,16 +43,20 @@ def condense(
     budget: Budget | None = None,
     until: int | None = None,
     cache: Path | None = None,
+    extension: Extension | None = None,
 ) -> SyntheticShard:
     """Run the iterations that follow the newest checkpoint, and return this worker's part of S.
 
     spec: resolved. until: stop after that many iterations (default: the spec's); continuing later gives the same images.
-    cache: a directory for artifacts that the method makes before the loop, shared by all workers.
+    cache: a directory for artifacts that the method makes before the loop, shared by all workers. extension: learn only some
+    classes; the method must not couple classes, and checkpoints hold the images of all classes.
 
     Rank 0 writes checkpoints, including one after the last iteration, and reports `iteration` and `checkpoint` events.
     Raises NonFiniteLossError if a loss is not finite, CheckpointError if a checkpoint cannot be read or written.
     """
-    context = ShardContext.of(spec, store, comm, device, budget or Budget.of(device, spec.resources.gpus_per_worker))
+    assert extension is None or not spec.method.couples_classes
+    budget = budget or Budget.of(device, spec.resources.gpus_per_worker)
+    context = ShardContext.of(spec, store, comm, device, budget, extension)
     report = report if comm.rank == 0 else ignore_events
     method = make_method(context)
     first, shard = start(context, method, checkpoints, report)

@@ -30,7 +30,7 @@ def train_epoch(
     parameters = list(network.parameters())
     gradient = shared_gradient(parameters)
     optimizer = Sgd(parameters, lr=lr)
-    first_row = shard.classes.start * shard.ipc
+    first_row = shard.classes[0] * shard.ipc
     for start in range(0, len(permutation), batch):
         members = permutation[start : start + batch]
         mine = (members >= first_row) & (members < first_row + len(shard.images))

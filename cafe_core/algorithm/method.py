@@ -156,7 +156,7 @@ class LearningMethod(Method):
         if strategy == "none":
             return None
         random = generator(context.spec.seed, purpose, *counters)
-        return context.draw_augmentations(strategy, context.info.num_classes, random)[torch.tensor(context.classes)]
+        return context.draw_augmentations(strategy, context.info.num_classes, random)[torch.tensor(list(context.classes))]
 
     def check_finite(self, losses: Losses, iteration: int, outer: int) -> None:
         """Raise NonFiniteLossError if the loss is infinite or not a number."""
@@ -179,8 +179,9 @@ class LearningMethod(Method):
         return torch.randn(ipc, *self.context.info.shape, generator=draws).to(real.device, real.dtype)
 
     def real_images_per_step(self) -> int:
-        """Return how many real images of all classes go through the network in an outer step."""
-        return sum(min(self.learning.batch_real, n) for n in self.context.info.class_counts)
+        """Return how many real images of all learned classes go through the network in an outer step."""
+        counts = self.context.info.class_counts
+        return sum(min(self.learning.batch_real, counts[k]) for k in self.context.learned)
 
 
 class SelectionMethod(Method):

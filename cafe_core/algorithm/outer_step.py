@@ -117,7 +117,7 @@ class OuterStep:
         if self.beta is not None:
             with torch.no_grad():
                 own = torch.cat([synthetic_means(chunk)[-1].flatten(1) for chunk in chunks])
-            centres = comm.gather_rows(own.detach(), shard.classes.start, self.num_classes)  # C: (K, D)
+            centres = comm.gather_rows(own.detach(), shard.classes[0], self.num_classes)  # C: (K, D)
 
         # 2. Compute the real statistics and the local terms: L_f, and this rank's share of L_d and of G = ∂L_d/∂C.
         feature_loss = images.new_zeros(())
@@ -140,7 +140,7 @@ class OuterStep:
 
         # 3. Reduce the gradient of the centres and backpropagate it into the images.
         if G is not None and self.beta is not None:
-            own_G = comm.all_reduce(G)[shard.classes.start : shard.classes.stop]  # own rows of Σ_r G_r: (k, D)
+            own_G = comm.all_reduce(G)[shard.classes[0] : shard.classes[-1] + 1]  # own rows of Σ_r G_r: (k, D)
             for chunk in chunks:
                 c = synthetic_means(chunk)[-1].flatten(1)
                 surrogate = self.beta * losses.centre_surrogate(c, own_G[chunk.start : chunk.stop])

@@ -112,7 +112,13 @@ def _train(
         lr_field="method.pool_lr",
     )
     training = RealTraining(
-        context.model, context.real, context.classes, context.info.num_classes, context.comm, recipe, context.all_real
+        context.model,
+        context.all_real,
+        context.training_classes,
+        context.info.num_classes,
+        context.comm,
+        recipe,
+        context.all_real,
     )
     if (state := cache.load(unfinished)) is not None:
         training.load_state(state)
@@ -125,7 +131,9 @@ def _train(
 def _key(context: ShardContext, spec: PoolMethodSpec, number: int) -> dict[str, Any]:
     """Return what determines the final weights of a member."""
     validation = context.spec.validation
-    return {
+    extension = context.extension
+    normalisation = {} if extension is None else {"mean": extension.mean, "std": extension.std}  # else the dataset's
+    return normalisation | {
         "artifact": "network of a pool",
         "version": 1,
         "dataset": context.dataset_key,

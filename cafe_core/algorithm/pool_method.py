@@ -95,11 +95,12 @@ class PoolMethod(LearningMethod):
         """
         images = decoded.images.detach()
         labels = torch.tensor(decoded.classes).repeat_interleave(decoded.ipc)
+        places = torch.arange(len(decoded.classes)).repeat_interleave(decoded.ipc)  # in the shard
         total = images.new_zeros(())
         gradients: list[Tensor] = []
         for rows in torch.split(torch.arange(len(images)), self.context.images_per_graph):
             part = images[rows.to(images.device)].requires_grad_()
-            augmented = part if draws is None else apply(part, draws[labels[rows] - decoded.classes.start])
+            augmented = part if draws is None else apply(part, draws[places[rows]])
             logits = self.context.model.logits(augmented)
             loss = F.cross_entropy(logits, labels[rows].to(images.device), reduction="sum") / decoded.ipc
             gradients += torch.autograd.grad(loss, part)

@@ -60,17 +60,21 @@ def save(context: ShardContext, method: Method, checkpoints: Checkpoints, shard:
     if images is None or momentum is None:
         return None
     gathered = {name: part for name, part in per_class.items() if part is not None}
+    if (extension := context.extension) is not None:
+        K = context.info.num_classes
+        images, momentum = extension.with_kept_images(images), extension.with_zeros(momentum, K)
+        gathered = {name: extension.with_zeros(part, K) for name, part in gathered.items()}
     return checkpoints.save(Checkpoint(images, momentum, iteration, gathered, state.shared), context.spec)
 
 
 def _own_rows(context: ShardContext, of_all: Tensor) -> Tensor:
     """Return the rows of the own classes of (K·m, …), on the device: (k·m, …)."""
-    per_class = len(of_all) // context.info.num_classes
-    return of_all[context.classes.start * per_class : context.classes.stop * per_class].to(context.real.device)
+    by_class = torch.unflatten(of_all, 0, (context.info.num_classes, -1))
+    return by_class[list(context.classes)].flatten(0, 1).to(context.real.device)
 
 
 def _gather(context: ShardContext, own: Tensor) -> Tensor | None:
-    """Return the rows of all workers, (k·m, …) each, as (K·m, …) on rank 0; None elsewhere."""
-    K, world = context.info.num_classes, context.comm.world
+    """Return the rows of all workers, (k·m, …) each, on rank 0, (|learned|·m, …); None elsewhere."""
+    learned, world = len(context.learned), context.comm.world
     per_class = len(own) // len(context.classes)
-    return context.comm.gather_to_root(own, [len(class_shard(K, rank, world)) * per_class for rank in range(world)])
+    return context.comm.gather_to_root(own, [len(class_shard(learned, rank, world)) * per_class for rank in range(world)])

@@ -71,7 +71,7 @@ def train_network(context: ShardContext, report: Report) -> Iterator[Epoch]:
     context.model.renew(seed, 0)
     recipe = SgdRecipe(method.network_epochs, method.batch_train, method.network_lr, seed, context.images_per_graph)
     started = last = time.monotonic()
-    training = RealTraining(context.model, context.real, context.classes, context.info.num_classes, context.comm, recipe)
+    training = RealTraining(context.model, context.real, context.training_classes, context.info.num_classes, context.comm, recipe)
     for epoch in training.epochs():
         now = time.monotonic()
         report(

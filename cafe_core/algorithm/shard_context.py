@@ -10,6 +10,7 @@ from torch import Tensor
 
 from cafe_core.algorithm import augment
 from cafe_core.algorithm.collectives import Comm
+from cafe_core.algorithm.extension import Extension
 from cafe_core.algorithm.held_out import split
 from cafe_core.algorithm.model import Budget, Model
 from cafe_core.algorithm.real_images import BatchIndices, RealImages
@@ -34,8 +35,8 @@ class ShardContext:
     """The facts about the dataset. class_counts do not include the images that a validation holds out."""
     dataset_key: str
     """Identifies the content of the dataset in the keys of cached artifacts."""
-    classes: range
-    """𝒦_r."""
+    classes: Sequence[int]
+    """𝒦_r, increasing. Without an extension they are consecutive."""
     real: RealImages
     """Real images of the own classes, without those that a validation holds out."""
     all_real: RealImages
@@ -46,18 +47,43 @@ class ShardContext:
     """Collectives with the other workers."""
     budget: Budget
     """Bounds on the feature maps in flight."""
+    extension: Extension | None = None
+    """The classes to learn, if not all."""
 
     @classmethod
-    def of(cls, spec: CondenseSpec, store: ClassStore, comm: Comm, device: torch.device, budget: Budget) -> ShardContext:
-        """Return the context of the rank of `comm`. spec: resolved."""
+    def of(
+        cls,
+        spec: CondenseSpec,
+        store: ClassStore,
+        comm: Comm,
+        device: torch.device,
+        budget: Budget,
+        extension: Extension | None = None,
+    ) -> ShardContext:
+        """Return the context of the rank of `comm`. spec: resolved. extension: None to learn all classes."""
+        if extension is not None:
+            store = ClassStore(store.path, store.info.model_copy(update={"mean": extension.mean, "std": extension.std}))
         kept = _kept(spec, store.info.class_counts)
         counts = store.info.class_counts if kept is None else [len(images) for images in kept]
         info = store.info.model_copy(update={"class_counts": counts})
-        classes = class_shard(info.num_classes, comm.rank, comm.world)
+        classes: Sequence[int] = class_shard(info.num_classes, comm.rank, comm.world)
+        if extension is not None:
+            classes = [extension.learned[j] for j in class_shard(len(extension.learned), comm.rank, comm.world)]
         dtype = torch.float64 if spec.precision == "float64" else torch.float32
         kept_images = None if kept is None else dict(enumerate(kept))
         real, all_real = (RealImages(store, range_, device, dtype, kept_images) for range_ in (classes, range(info.num_classes)))
-        return cls(spec, info, store.path.name, classes, real, all_real, Model(spec, info, device, dtype), comm, budget)
+        model = Model(spec, info, device, dtype)
+        return cls(spec, info, store.path.name, classes, real, all_real, model, comm, budget, extension)
+
+    @property
+    def learned(self) -> Sequence[int]:
+        """Return the classes that all workers learn, increasing: all classes without an extension."""
+        return range(self.info.num_classes) if self.extension is None else self.extension.learned
+
+    @property
+    def training_classes(self) -> range:
+        """Return the classes whose real images this worker passes through a network that all workers train together."""
+        return class_shard(self.info.num_classes, self.comm.rank, self.comm.world)
 
     def sample(self, purpose: str, count: int, *counters: int) -> BatchIndices:
         """Draw `count` real images of each own class, or all images of a class that has fewer.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor
 class SyntheticShard:
     """The synthetic images of a class shard. images, momentum: (k·ipc, C, H, W), ordered by class."""
 
-    classes: range
+    classes: Sequence[int]
     ipc: int
     images: Tensor
     momentum: Tensor

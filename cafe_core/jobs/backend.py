@@ -31,12 +31,17 @@ class Condensation:
     store: Path
     """The class store of the real images."""
     num_classes: int
+    """The number of classes to learn, and the limit on workers."""
     checkpoints: Path
     """The directory of checkpoints, to resume from and to write to."""
     fence: AttemptFence
     """Called before each checkpoint is written."""
     artifact_cache: Path
     """Where methods keep the artifacts that they make before their loops."""
+    base: Path | None = None
+    """The set that is extended."""
+    learned: tuple[int, ...] | None = None
+    """The classes to learn: all, or those that are new or changed since `base` was made."""
 
 
 TrialStatus = Literal["succeeded", "failed", "stopped"]

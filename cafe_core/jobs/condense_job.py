@@ -15,11 +15,14 @@ from cafe_core.evaluation.report import evaluation_result
 from cafe_core.evaluation.tasks import EvaluationSetup, HeldOut, all_tasks
 from cafe_core.files import write_atomically
 from cafe_core.jobs.backend import Attempt, Condensation
+from cafe_core.jobs.extend import class_hashes, extended_dataset, learned_classes
 from cafe_core.jobs.jobdir import JobDir
 from cafe_core.jobs.measure import measure
 from cafe_core.spec.condense import CondenseSpec
-from cafe_core.spec.dataset import DatasetInfo
+from cafe_core.spec.dataset import CondensedDataset, DatasetInfo
 from cafe_core.spec.evaluation import EvaluationSpec, ValidationSpec
+from cafe_core.spec.extend import ExtendSpec
+from cafe_core.spec.method import LearningMethodSpec
 from cafe_core.synthetic_set.synthetic_set import SyntheticSet, from_checkpoint
 
 
@@ -36,6 +39,9 @@ def run(attempt: Attempt, spec: CondenseSpec) -> dict[str, Any]:
         evaluation = _evaluate(attempt, condensation, spec.evaluation)
     write_atomically(attempt.files.preview_file, synthetic.preview_png(), fence=attempt.fence)
     result: dict[str, Any] = {"iterations": spec.iterations, "images": len(synthetic.images), "evaluation": evaluation}
+    if condensation.learned is not None:
+        learned = [synthetic.class_names[k] for k in condensation.learned]
+        result["extended"] = {"condensed": learned, "kept": len(synthetic.class_names) - len(learned)}
     if spec.validation is not None:
         result |= {"best_iteration": synthetic.iteration, "validations": validations}
     seconds = {"condensing": round(condensed - started, 3), "total": round(time.monotonic() - started, 3)}
@@ -44,18 +50,30 @@ def run(attempt: Attempt, spec: CondenseSpec) -> dict[str, Any]:
 
 def prepare(attempt: Attempt, spec: CondenseSpec) -> Condensation:
     """Build the class store of the real images, and check that the data has not changed. Raises DatasetError."""
-    store = sources.prepare(spec.dataset, attempt.job.roots)
-    info = ClassStore.open(store).info
-    check_unchanged(attempt, info)
-    artifacts = attempt.job.roots.artifacts
-    return Condensation(spec, store, info.num_classes, attempt.directory.checkpoints, attempt.fence, artifacts)
+    path = sources.prepare(spec.dataset, attempt.job.roots)
+    store = ClassStore.open(path)
+    can_be_extended = isinstance(spec.method, LearningMethodSpec) and not spec.method.couples_classes
+    hashes = class_hashes(store) if can_be_extended else None
+    dataset = CondensedDataset(**store.info.model_dump(), class_sha256=hashes)
+    directory, artifacts = attempt.directory, attempt.job.roots.artifacts
+    if not isinstance(spec, ExtendSpec):
+        check_unchanged(attempt, dataset)
+        return Condensation(spec, path, dataset.num_classes, directory.checkpoints, attempt.fence, artifacts)
+    base = SyntheticSet.load(directory.input_file)
+    check_unchanged(attempt, extended_dataset(dataset, base))
+    learned = tuple(learned_classes(dataset, base))
+    checkpoints, file = directory.checkpoints, directory.input_file
+    return Condensation(spec, path, len(learned), checkpoints, attempt.fence, artifacts, file, learned)
 
 
 def check_unchanged(attempt: Attempt, info: DatasetInfo) -> None:
     """Record the dataset's description in the first attempt; later attempts must find the same. Raises DatasetError."""
     directory = attempt.directory
     if directory.dataset_file.exists():
-        if DatasetInfo.model_validate_json(directory.dataset_file.read_bytes()) != info:
+        recorded = type(info).model_validate_json(directory.dataset_file.read_bytes())
+        if isinstance(recorded, CondensedDataset) and recorded.class_sha256 is None:  # by a version that recorded no hashes
+            info = info.model_copy(update={"class_sha256": None})
+        if recorded != info:
             raise DatasetError(f"dataset: {info.name} has changed since the job's first attempt; submit a new job instead")
     else:
         write_atomically(directory.dataset_file, info.model_dump_json(indent=2).encode(), fence=attempt.fence)
@@ -66,7 +84,7 @@ def latest_synthetic_set(directory: JobDir, spec: CondenseSpec) -> SyntheticSet 
     files = directory.checkpoint_files()
     if not files:
         return None
-    info = DatasetInfo.model_validate_json(directory.dataset_file.read_bytes())
+    info = CondensedDataset.model_validate_json(directory.dataset_file.read_bytes())
     return from_checkpoint(files[0], info, spec)
 
 

@@ -21,10 +21,11 @@ from cafe_core.evaluation.run import train_networks
 from cafe_core.evaluation.tasks import EvaluationSetup, EvaluationTask, chunks
 from cafe_core.files import write_atomically
 from cafe_core.jobs.backend import Condensation, Report, TrialOutcome
+from cafe_core.jobs.extend import load_extension
 from cafe_core.jobs.fence import AttemptFence
 from cafe_core.jobs.job import run_job
 from cafe_core.jobs.jobdir import JobDir, JobFile
-from cafe_core.jobs.submission import Facts, accept, datasets_needed, set_at
+from cafe_core.jobs.submission import Facts, accept, datasets_needed, named_set, set_at
 from cafe_core.jobs.trial_job import run_trial
 from cafe_core.spec.condense import CondenseSpec
 from cafe_core.spec.dataset_facts import DatasetFacts
@@ -60,6 +61,7 @@ class LocalBackend:
             report=report,
             until=until,
             cache=condensation.artifact_cache,
+            extension=load_extension(condensation),
         )
 
     def evaluate(
@@ -128,22 +130,23 @@ def prepare(spec: dict[str, Any], out: Path, roots: DataRoots) -> LocalJob:
     directory = JobDir(out)
     job = JobFile(job_id=out.name or "local", spec=one_worker, roots=roots)
     _check_same_job(directory, job)
-    if accepted.judged is not None:
-        accepted.judged.save(directory.input_file)
+    if accepted.input_set is not None:
+        accepted.input_set.save(directory.input_file)
     write_atomically(directory.job_file, job.model_dump_json(exclude_none=True, indent=2).encode())
     return LocalJob(job, directory)
 
 
 def _gather(spec: JobSpec, roots: DataRoots) -> Facts:
-    """Build the class stores that `spec` needs; load the set to evaluate. Raises SpecError for a set named by job id."""
-    judged = None
-    if isinstance(spec, EvaluateSpec) and spec.synthetic.job_id is not None:
-        message = f"{spec.synthetic.job_id} is a job of a server, which `cafe run` does not use; give a path instead"
-        raise SpecError(message, loc="synthetic.job_id")
-    if isinstance(spec, EvaluateSpec) and spec.synthetic.path is not None:
-        judged = set_at(spec.synthetic.path, roots)
-    datasets = DatasetFacts.gather(datasets_needed(spec, judged), lambda dataset: sources.open_store(dataset, roots).info)
-    return Facts(datasets, judged, gpus=torch.cuda.device_count())
+    """Build the class stores that `spec` needs; load the set to evaluate or extend. Raises SpecError for a job id."""
+    input_set = None
+    if (named := named_set(spec)) is not None:
+        if named.job_id is not None:
+            message = f"{named.job_id} is a job of a server, which `cafe run` does not use; give a path instead"
+            raise SpecError(message, loc=f"{named.field}.job_id")
+        assert named.path is not None
+        input_set = set_at(named.path, roots, field=named.field)
+    datasets = DatasetFacts.gather(datasets_needed(spec, input_set), lambda dataset: sources.open_store(dataset, roots).info)
+    return Facts(datasets, input_set, gpus=torch.cuda.device_count())
 
 
 def _check_same_job(directory: JobDir, job: JobFile) -> None:

@@ -2,7 +2,7 @@
 
 :func:`accept` is a pure function of the spec and of :class:`Facts`. The caller gathers the facts first, in this order:
 
-1. the synthetic set that an evaluate job evaluates, from another job (`spec.synthetic.job_id`) or a file (:func:`set_at`);
+1. the synthetic set that an evaluate or extend job names (:func:`named_set`), from another job or a file (:func:`set_at`);
 2. the datasets of :func:`datasets_needed`, as :class:`DatasetFacts`;
 3. for a sweep, how many jobs with the resources of :func:`resources_needed` fit the cluster at the same time.
 
@@ -23,6 +23,7 @@ from cafe_core.spec.condense import CondenseSpec
 from cafe_core.spec.dataset import DatasetInfo, DatasetSpec
 from cafe_core.spec.dataset_facts import DatasetFacts
 from cafe_core.spec.evaluate import EvaluateSpec
+from cafe_core.spec.extend import ExtendSpec
 from cafe_core.spec.job import JobSpec
 from cafe_core.spec.resolution import resolve, resolve_evaluate, resolve_resources, resolve_sweep, selection_spec
 from cafe_core.spec.resources import ResourcesSpec
@@ -37,8 +38,8 @@ class Facts:
 
     datasets: DatasetFacts
     """At least those of :func:`datasets_needed`."""
-    judged: SyntheticSet | None = None
-    """The synthetic set that an evaluate job evaluates; None if it evaluates real images."""
+    input_set: SyntheticSet | None = None
+    """The synthetic set that the spec names (:func:`named_set`)."""
     gpus: float = 0
     """GPUs of the cluster."""
     concurrent: int = 1
@@ -53,8 +54,8 @@ class Accepted:
     """Resolved."""
     dataset: DatasetInfo
     """For a sweep, the base's dataset."""
-    judged: SyntheticSet | None = None
-    """For an evaluate job, the synthetic set to store with the job."""
+    input_set: SyntheticSet | None = None
+    """The synthetic set to store with the job: the one that it evaluates or extends."""
     trials: list[Trial] = field(default_factory=list)
     """For a sweep, all its trials."""
 
@@ -68,15 +69,35 @@ class Accepted:
         return [trial.spec for trial in self.trials]
 
 
-def set_at(path: str, roots: DataRoots) -> SyntheticSet:
-    """Load the synthetic set that `synthetic.path` of an evaluate spec names. Raises SpecError."""
-    file = within_root(path, roots, loc="synthetic.path")
+@dataclass(frozen=True)
+class NamedSet:
+    """The synthetic set that a spec names: of another job, or in a file."""
+
+    field: str
+    """The field of the spec."""
+    job_id: str | None
+    path: str | None
+
+
+def named_set(spec: JobSpec) -> NamedSet | None:
+    """Return the synthetic set that an evaluate job evaluates, or an extend job extends; None if there is none."""
+    if isinstance(spec, ExtendSpec):
+        return NamedSet("base", spec.base.job_id, spec.base.path)
+    if isinstance(spec, EvaluateSpec) and spec.synthetic.dataset is None:
+        return NamedSet("synthetic", spec.synthetic.job_id, spec.synthetic.path)
+    return None
+
+
+def set_at(path: str, roots: DataRoots, *, field: str) -> SyntheticSet:
+    """Load the synthetic set at the `path` of a field of a spec. Raises SpecError."""
+    loc = f"{field}.path"
+    file = within_root(path, roots, loc=loc)
     if file is None:
-        raise SpecError(f"there is no {path!r} under the server's dataset root", loc="synthetic.path")
+        raise SpecError(f"there is no {path!r} under the server's dataset root", loc=loc)
     try:
         return SyntheticSet.load(file)
     except SyntheticSetError as error:
-        raise SpecError(error.message, loc="synthetic.path") from error
+        raise SpecError(error.message, loc=loc) from error
 
 
 def datasets_needed(spec: JobSpec, judged: SyntheticSet | None) -> list[DatasetSpec]:
@@ -98,6 +119,8 @@ def resources_needed(spec: SweepSpec, gpus: float) -> ResourcesSpec:
 
 def accept(spec: JobSpec, facts: Facts) -> Accepted:
     """Return the job that `spec` describes. Raises SpecError, or ValueError whose message starts with the field's path."""
+    if isinstance(spec, ExtendSpec):
+        return _accept_extend(spec, facts)
     if isinstance(spec, CondenseSpec):
         dataset = facts.datasets.described(spec.dataset, "dataset")
         return Accepted(resolve(spec, dataset, cluster_gpus=facts.gpus), dataset)
@@ -106,8 +129,19 @@ def accept(spec: JobSpec, facts: Facts) -> Accepted:
     return _accept_sweep(spec, facts)
 
 
+def _accept_extend(spec: ExtendSpec, facts: Facts) -> Accepted:
+    base, dataset = facts.input_set, facts.datasets.described(spec.dataset, "dataset")
+    assert base is not None
+    filled = spec.filled_from(base.spec)
+    if base.class_sha256 is None:
+        raise SpecError("the set does not hold the hashes of its real images, so changed classes cannot be found", loc="base")
+    if base.images.shape[1:] != dataset.shape:
+        raise SpecError(f"the set has images of {base.images.shape[1:]}; {dataset.name} has {dataset.shape}", loc="dataset")
+    return Accepted(resolve(filled, dataset, cluster_gpus=facts.gpus), dataset, base)
+
+
 def _accept_evaluate(spec: EvaluateSpec, facts: Facts) -> Accepted:
-    judged, dataset_spec = facts.judged, _test_dataset(spec, facts.judged)
+    judged, dataset_spec = facts.input_set, _test_dataset(spec, facts.input_set)
     named_once = spec.synthetic.dataset is not None and spec.dataset is None
     dataset = facts.datasets.described(dataset_spec, "synthetic.dataset" if named_once else "dataset")
     if judged is None:

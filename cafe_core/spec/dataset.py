@@ -60,3 +60,10 @@ class DatasetInfo(SpecModel):
     def shape(self) -> tuple[int, int, int]:
         """Return (C, H, W)."""
         return self.channels, self.height, self.width
+
+
+class CondensedDataset(DatasetInfo):
+    """The facts about the dataset of a condensation. For an extended set, `mean` and `std` are those of the set."""
+
+    class_sha256: list[str] | None = None
+    """SHA-256 of the real images of each class. None if the set cannot be extended."""

@@ -8,10 +8,11 @@ from typing import Any
 
 from cafe_core.spec.condense import CondenseSpec
 from cafe_core.spec.evaluate import EvaluateSpec
+from cafe_core.spec.extend import ExtendSpec
 from cafe_core.spec.job import field_path
 from cafe_core.spec.sweep import SweepSpec
 
-_FIELDS = {**CondenseSpec.model_fields, **EvaluateSpec.model_fields, **SweepSpec.model_fields}
+_FIELDS = {**CondenseSpec.model_fields, **EvaluateSpec.model_fields, **SweepSpec.model_fields, **ExtendSpec.model_fields}
 _NAMES_A_FIELD = re.compile(rf"((?:{'|'.join(_FIELDS)})(?:\.[a-z0-9_]+)*): ")
 
 

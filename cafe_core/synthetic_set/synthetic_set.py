@@ -6,7 +6,7 @@ Arrays (K classes, ipc images each):  images float32 (K·ipc, C, H, W), normalis
 float32 (K·ipc, K) if they are soft;  mean, std float32 (C,). `images * std + mean` has pixel values in [0, 1]; optimised images
 may exceed that range.
 Metadata, each a JSON text:  class_names, dataset, spec, iteration, versions, and in sets whose images must be decoded before
-training (:mod:`cafe_core.synthetic_set.decode`) also decode.
+training (:mod:`cafe_core.synthetic_set.decode`) also decode; in sets that can be extended also class_sha256.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from cafe_core.data.image_folder import is_ignored
 from cafe_core.errors import SyntheticSetError
 from cafe_core.files import Fence, unfenced, write_atomically
 from cafe_core.spec.condense import CondenseSpec
-from cafe_core.spec.dataset import DatasetInfo
+from cafe_core.spec.dataset import CondensedDataset
 from cafe_core.synthetic_set import preview
 from cafe_core.synthetic_set.decode import Decode
 from cafe_core.synthetic_set.files import npy_bytes, read_npz, read_safetensors, safetensors_bytes, zip_bytes
@@ -37,7 +37,7 @@ _FLOATS = np.dtype("<f4")
 _HARD_LABELS = np.dtype("<i8")
 _ARRAYS = ("images", "labels", "mean", "std")
 _METADATA = ("class_names", "dataset", "spec", "iteration", "versions")
-_OPTIONAL_METADATA = ("decode",)
+_OPTIONAL_METADATA = ("decode", "class_sha256")
 _SUM_TOLERANCE = 1e-4
 """Allowed distance of a soft label's sum from 1: a thousand float32 probabilities add up to within 1e-5."""
 
@@ -67,6 +67,9 @@ class SyntheticSet:
     """Versions of the packages that made it."""
     decode: Decode | None = None
     """How training images are made from `images`; None if they are the training images."""
+
+    class_sha256: list[str] | None = None
+    """SHA-256 of the real images of each class, by which an extend job finds the classes that have changed; None if unknown."""
 
     def __post_init__(self) -> None:
         _check(self)
@@ -165,10 +168,12 @@ class SyntheticSet:
         values = {name: getattr(self, name) for name in _METADATA}
         if self.decode is not None:
             values["decode"] = self.decode.as_json()
+        if self.class_sha256 is not None:
+            values["class_sha256"] = self.class_sha256
         return {name: json.dumps(value, sort_keys=True, allow_nan=False) for name, value in values.items()}
 
 
-def from_checkpoint(path: Path, info: DatasetInfo, spec: CondenseSpec) -> SyntheticSet:
+def from_checkpoint(path: Path, info: CondensedDataset, spec: CondenseSpec) -> SyntheticSet:
     """Return the synthetic set of a checkpoint, whose `images` are float32 or float64. `spec` must be resolved.
 
     Raises SyntheticSetError if the file is damaged, belongs to another job, or was deleted (a running job deletes old ones).
@@ -195,6 +200,7 @@ def from_checkpoint(path: Path, info: DatasetInfo, spec: CondenseSpec) -> Synthe
         iteration=iteration,
         versions=versions(),
         decode=Decode(spec.method.decode_factor) if spec.method.decode_factor > 1 else None,
+        class_sha256=info.class_sha256,
     )
 
 
@@ -280,6 +286,11 @@ def _check_metadata(s: SyntheticSet) -> None:
         raise invalid("class_names", "a non-empty list of unique names")
     if type(s.iteration) is not int or s.iteration < 0:  # not isinstance(): bool is a subclass of int
         raise invalid("iteration", "an integer, 0 or more")
+    hashes = s.class_sha256
+    if hashes is not None and not (
+        isinstance(hashes, list) and len(hashes) == len(names) and all(isinstance(h, str) for h in hashes)
+    ):
+        raise invalid("class_sha256", f"a list of {len(names)} texts, one per class")
     for name in ("dataset", "spec", "versions"):
         if not isinstance(getattr(s, name), dict):
             raise invalid(name, "a JSON object")

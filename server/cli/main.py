@@ -178,7 +178,7 @@ def resume(api: Client, job_id: str) -> None:
 
 @main.command("list")
 @click.option("--status", help="Only jobs with this status.")
-@click.option("--kind", type=click.Choice(["condense", "evaluate", "sweep"]), help="Only jobs of this kind.")
+@click.option("--kind", type=click.Choice(["condense", "evaluate", "sweep", "extend"]), help="Only jobs of this kind.")
 @click.option("--label", multiple=True, metavar="KEY=VALUE", help="Only jobs with this label; may be repeated.")
 @click.option("--limit", type=click.IntRange(1, 500), default=50, show_default=True, help="Maximum number of jobs.")
 @click.pass_obj

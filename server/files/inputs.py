@@ -28,12 +28,12 @@ Keep = Callable[[Session], None]
 
 
 @contextmanager
-def stage_input(database: Database, directory: JobDir, judged: SyntheticSet | None) -> Iterator[Keep]:
+def stage_input(database: Database, directory: JobDir, input_set: SyntheticSet | None) -> Iterator[Keep]:
     """Write the file before the transaction that creates the job, and remove it if the transaction does not create one.
 
     Yields a function to call last in the transaction if it creates the job. Raises UnavailableError if the disk is full.
     """
-    if judged is None:
+    if input_set is None:
         yield lambda _session: None
         return
     job_id, kept = directory.path.name, False
@@ -44,7 +44,7 @@ def stage_input(database: Database, directory: JobDir, judged: SyntheticSet | No
         kept = True
 
     try:
-        _save(judged, directory.input_file)
+        _save(input_set, directory.input_file)
         yield keep
     except BaseException:
         # A commit may raise although it succeeded in the database, if only the response was lost.
@@ -83,9 +83,9 @@ def _may_exist(database: Database, job_id: str) -> bool:
         return True
 
 
-def _save(judged: SyntheticSet, path: Path) -> None:
+def _save(input_set: SyntheticSet, path: Path) -> None:
     try:
-        judged.save(path)
+        input_set.save(path)
     except DiskFullError as error:
         raise UnavailableError(str(error)) from error
 

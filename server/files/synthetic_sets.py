@@ -8,7 +8,7 @@ from cafe_core.errors import SyntheticSetError
 from cafe_core.jobs.jobdir import JobDir
 from cafe_core.jobs.trial_table import best_outcome, read_outcomes
 from cafe_core.spec.condense import CondenseSpec
-from cafe_core.spec.dataset import DatasetInfo
+from cafe_core.spec.dataset import CondensedDataset
 from cafe_core.spec.evaluate import EvaluateSpec
 from cafe_core.spec.job import JobSpec
 from cafe_core.synthetic_set.synthetic_set import SyntheticSet, from_checkpoint
@@ -39,7 +39,7 @@ def _latest_checkpoint(directory: JobDir, spec: CondenseSpec) -> SyntheticSet:
     for _ in range(2):
         for path in directory.checkpoint_files():
             try:
-                info = DatasetInfo.model_validate_json(directory.dataset_file.read_bytes())
+                info = CondensedDataset.model_validate_json(directory.dataset_file.read_bytes())
                 return from_checkpoint(path, info, spec)
             except (SyntheticSetError, FileNotFoundError) as error:
                 damage = error

@@ -105,7 +105,7 @@ def _create(
     """
     job_id, accepted = models.new_id("job"), planned.accepted
     database, directory = services.database, services.settings.job_dir(job_id)
-    with stage_input(database, directory, accepted.judged) as keep, database.write() as session:
+    with stage_input(database, directory, accepted.input_set) as keep, database.write() as session:
         if key is not None:
             advisory_lock(session, f"idempotency {principal.key_id or ''} {key}")
         if key is not None and (known := jobs.recall_key(session, key, body_sha256, owner=principal.key_id)) is not None:

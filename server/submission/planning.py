@@ -12,7 +12,7 @@ from cafe_core.data import catalog
 from cafe_core.data.readers import absent
 from cafe_core.errors import DatasetError, SpecError, SyntheticSetError
 from cafe_core.evaluation.estimate import estimate_evaluation
-from cafe_core.jobs.submission import Accepted, Facts, accept, datasets_needed, resources_needed, set_at
+from cafe_core.jobs.submission import Accepted, Facts, accept, datasets_needed, named_set, resources_needed, set_at
 from cafe_core.spec.dataset import DatasetInfo, DatasetSpec
 from cafe_core.spec.dataset_facts import DatasetFacts
 from cafe_core.spec.estimate import Estimate, estimate
@@ -70,22 +70,23 @@ def plan(spec: JobSpec, settings: Settings, database: Database, cluster: RayClus
 
 def _gather(spec: JobSpec, settings: Settings, database: Database, cluster: RayCluster, principal: Principal) -> Facts:
     """Look up everything that accepting `spec` depends on. Raises SpecError for a synthetic set that cannot be read."""
-    judged = None
-    if isinstance(spec, EvaluateSpec) and spec.synthetic.job_id is not None:
-        judged = _set_of_job(spec.synthetic.job_id, settings, database, principal)
-    elif isinstance(spec, EvaluateSpec) and spec.synthetic.path is not None:
-        judged = set_at(spec.synthetic.path, settings.roots)
+    input_set = None
+    if (named := named_set(spec)) is not None:
+        if named.job_id is not None:
+            input_set = _set_of_job(named.job_id, settings, database, principal, field=named.field)
+        elif named.path is not None:
+            input_set = set_at(named.path, settings.roots, field=named.field)
 
     def describe(dataset: DatasetSpec) -> DatasetInfo:
         if dataset.id is not None:
             _check_visible(dataset.id, database, principal)
         return catalog.describe(dataset, settings.roots)
 
-    datasets = DatasetFacts.gather(datasets_needed(spec, judged), describe)
+    datasets = DatasetFacts.gather(datasets_needed(spec, input_set), describe)
     concurrent = 1
     if isinstance(spec, SweepSpec):
         concurrent = jobs_held(resources_needed(spec, cluster.gpus), cluster, driver_cpus=settings.driver_cpus)
-    return Facts(datasets, judged, cluster.gpus, concurrent)
+    return Facts(datasets, input_set, cluster.gpus, concurrent)
 
 
 def _check_visible(dataset_id: str, database: Database, principal: Principal) -> None:
@@ -97,7 +98,7 @@ def _check_visible(dataset_id: str, database: Database, principal: Principal) ->
         raise DatasetError(absent(dataset_id)) from error
 
 
-def _set_of_job(job_id: str, settings: Settings, database: Database, principal: Principal) -> SyntheticSet:
+def _set_of_job(job_id: str, settings: Settings, database: Database, principal: Principal, *, field: str) -> SyntheticSet:
     """Return the synthetic set of a job in its current state. Raises SpecError."""
     try:
         with database.read() as session:
@@ -105,16 +106,16 @@ def _set_of_job(job_id: str, settings: Settings, database: Database, principal: 
             rows = jobs.artifacts(session, job)
         return synthetic_set(settings.job_dir(job_id), rows, job.attempt, parse_job_spec(job.spec))
     except NotFoundError as error:
-        raise SpecError(error.detail, loc="synthetic.job_id") from error
+        raise SpecError(error.detail, loc=f"{field}.job_id") from error
     except SyntheticSetError as error:
-        raise SpecError(error.message, loc="synthetic.job_id") from error
+        raise SpecError(error.message, loc=f"{field}.job_id") from error
 
 
 def _estimates(accepted: Accepted) -> list[Estimate]:
     """Estimate each phase of a condense or evaluate job."""
     found = [estimate(condensation, accepted.dataset) for condensation in accepted.condensations]
     if isinstance(accepted.spec, EvaluateSpec):
-        judged = accepted.judged
+        judged = accepted.input_set
         ipc = judged.training_images_per_class if judged is not None else accepted.spec.synthetic.ipc
         found.append(estimate_evaluation(accepted.spec, accepted.dataset, ipc))
     return found

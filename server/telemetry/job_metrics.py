@@ -11,6 +11,7 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from sqlalchemy import and_, func, select
 from sqlalchemy.orm import Session
 
+from cafe_core.spec.job import KINDS
 from server.states import Status
 from server.store.models import Attempt, Event, Job
 
@@ -20,7 +21,6 @@ EVENTS_BACK = 1000
 """Number of events searched for iterations: an evaluation may add thousands of events after them."""
 JOBS_SHOWN = 200
 """Maximum number of running jobs with their own series; the newest are shown."""
-KINDS = ("condense", "evaluate", "sweep")
 
 
 @dataclass(frozen=True)

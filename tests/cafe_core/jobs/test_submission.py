@@ -13,7 +13,7 @@ import pytest
 from cafe_core.data import catalog
 from cafe_core.data.roots import DataRoots
 from cafe_core.errors import SpecError
-from cafe_core.jobs.submission import Accepted, Facts, accept, datasets_needed, resources_needed, set_at
+from cafe_core.jobs.submission import Accepted, Facts, accept, datasets_needed, named_set, resources_needed, set_at
 from cafe_core.spec.condense import CondenseSpec
 from cafe_core.spec.dataset_facts import DatasetFacts
 from cafe_core.spec.evaluate import EvaluateSpec
@@ -25,19 +25,20 @@ Submit = Callable[[dict[str, Any]], Accepted]
 
 
 def synthetic_set(
-    *, classes: int = 10, shape: tuple[int, int, int] = (1, 8, 8), dataset: dict[str, Any] | None = None
+    *, classes: int = 10, shape: tuple[int, int, int] = (1, 8, 8), dataset: dict[str, Any] | None = None, **fields: Any
 ) -> SyntheticSet:
-    return SyntheticSet(
-        images=np.zeros((2 * classes, *shape), np.float32),
-        labels=np.repeat(np.arange(classes, dtype=np.int64), 2),
-        mean=np.zeros(shape[0], np.float32),
-        std=np.ones(shape[0], np.float32),
-        class_names=[str(k) for k in range(classes)],
-        dataset={"name": "digits", "is_digits": True},
-        spec={} if dataset is None else {"dataset": dataset},
-        iteration=3,
-        versions={},
-    )
+    parts: dict[str, Any] = {
+        "images": np.zeros((2 * classes, *shape), np.float32),
+        "labels": np.repeat(np.arange(classes, dtype=np.int64), 2),
+        "mean": np.zeros(shape[0], np.float32),
+        "std": np.ones(shape[0], np.float32),
+        "class_names": [str(k) for k in range(classes)],
+        "dataset": {"name": "digits", "is_digits": True},
+        "spec": {} if dataset is None else {"dataset": dataset},
+        "iteration": 3,
+        "versions": {},
+    }
+    return SyntheticSet(**parts | fields)
 
 
 @pytest.fixture
@@ -50,15 +51,16 @@ def roots(tmp_path: Path) -> DataRoots:
 @pytest.fixture
 def submit(roots: DataRoots) -> Submit:
     def submit(sent: dict[str, Any]) -> Accepted:
-        spec, judged, concurrent = parse_job_spec(sent), None, 1
-        if isinstance(spec, EvaluateSpec) and spec.synthetic.job_id is not None:
-            judged = synthetic_set(dataset={"name": "digits"})
-        elif isinstance(spec, EvaluateSpec) and spec.synthetic.path is not None:
-            judged = set_at(spec.synthetic.path, roots)
+        spec, input_set, concurrent = parse_job_spec(sent), None, 1
+        named = named_set(spec)
+        if named is not None and named.path is not None:
+            input_set = set_at(named.path, roots, field=named.field)
+        elif named is not None:
+            input_set = synthetic_set(dataset={"name": "digits"})
         if isinstance(spec, SweepSpec):
             concurrent = 4 // resources_needed(spec, gpus=0).workers
-        datasets = DatasetFacts.gather(datasets_needed(spec, judged), lambda dataset: catalog.describe(dataset, roots))
-        return accept(spec, Facts(datasets, judged, concurrent=concurrent))
+        datasets = DatasetFacts.gather(datasets_needed(spec, input_set), lambda dataset: catalog.describe(dataset, roots))
+        return accept(spec, Facts(datasets, input_set, concurrent=concurrent))
 
     return submit
 
@@ -77,8 +79,8 @@ def test_set_of_another_job_is_tested_on_its_own_dataset(submit: Submit) -> None
     assert accepted.spec.dataset.name == "digits"
     assert accepted.spec.whole_epochs == 300
     assert accepted.spec.networks[0].width == 128
-    assert accepted.judged is not None
-    assert accepted.judged.iteration == 3
+    assert accepted.input_set is not None
+    assert accepted.input_set.iteration == 3
     assert accepted.condensations == []
 
 
@@ -87,8 +89,8 @@ def test_accepts_synthetic_set_under_the_dataset_root(submit: Submit, roots: Dat
     (roots.datasets / "set.npz").write_bytes(synthetic_set(dataset={"name": "digits"}).to_npz_bytes())
     for name in ("set.safetensors", "set.npz"):
         accepted = submit({"kind": "evaluate", "synthetic": {"path": name}})
-        assert accepted.judged is not None
-        assert accepted.judged.ipc == 2
+        assert accepted.input_set is not None
+        assert accepted.input_set.ipc == 2
 
 
 def test_coreset_of_an_evaluation_is_condensed_first(submit: Submit) -> None:

@@ -1,0 +1,67 @@
+"""Extend a finished set: find the classes that are new or changed, and keep the images of the others."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import TYPE_CHECKING
+
+from cafe_core.data.class_store import ClassStore
+from cafe_core.errors import DatasetError
+from cafe_core.jobs.backend import Condensation
+from cafe_core.spec.dataset import CondensedDataset
+from cafe_core.synthetic_set.synthetic_set import SyntheticSet
+
+if TYPE_CHECKING:
+    from cafe_core.algorithm.extension import Extension
+
+_BLOCK = 16 << 20
+
+
+def class_hashes(store: ClassStore) -> list[str]:
+    """Return the SHA-256 of the real images of each class, as they are stored: 64 hexadecimal digits each."""
+    return [_sha256(store, k) for k in range(store.info.num_classes)]
+
+
+def _sha256(store: ClassStore, k: int) -> str:
+    images, digest = store.images(k), hashlib.sha256()
+    step = max(1, _BLOCK // max(1, images[:1].nbytes))
+    for start in range(0, len(images), step):
+        digest.update(images[start : start + step].tobytes())
+    return digest.hexdigest()
+
+
+def extended_dataset(dataset: CondensedDataset, base: SyntheticSet) -> CondensedDataset:
+    """Return the facts about `dataset` with the normalisation of the set that is extended."""
+    return dataset.model_copy(update={"mean": base.mean.astype(float).tolist(), "std": base.std.astype(float).tolist()})
+
+
+def learned_classes(dataset: CondensedDataset, base: SyntheticSet) -> list[int]:
+    """Return the classes that the set does not have, or whose real images have changed. Raises DatasetError if there is none."""
+    assert dataset.class_sha256 is not None
+    assert base.class_sha256 is not None
+    known = dict(zip(base.class_names, base.class_sha256, strict=True))
+    now = zip(dataset.class_names, dataset.class_sha256, strict=True)
+    learned = [k for k, (name, digest) in enumerate(now) if known.get(name) != digest]
+    if not learned:
+        raise DatasetError(
+            f"dataset: no class of {dataset.name} is new or changed since the base set was made; nothing to condense"
+        )
+    return learned
+
+
+def load_extension(condensation: Condensation) -> Extension | None:
+    """Return what workers need to extend a set; None for a condensation of all classes. Imports torch."""
+    if condensation.base is None or condensation.learned is None:
+        return None
+    import torch
+
+    from cafe_core.algorithm.extension import Extension
+
+    made, learned = SyntheticSet.load(condensation.base), condensation.learned
+    class_names = ClassStore.open(condensation.store).info.class_names
+    by_class = torch.from_numpy(made.images).unflatten(0, (-1, made.ipc))  # type: ignore[no-untyped-call]
+    kept = by_class.new_zeros(len(class_names), *by_class.shape[1:])
+    for k, name in enumerate(class_names):
+        if k not in learned:
+            kept[k] = by_class[made.class_names.index(name)]
+    return Extension(learned, kept.flatten(0, 1), made.mean.astype(float).tolist(), made.std.astype(float).tolist())
