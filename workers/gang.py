@@ -166,8 +166,8 @@ class Gang:
                 raise GangFailedError([Failure(answers.index(answer), Kind.HUNG, silent) for answer in waiting])
         return list(ray.get(answers))
 
-    def describe(self, num_classes: int) -> list[dict[str, Any]]:
-        """Return the workers in the format of the `workers` event."""
+    def describe(self, classes: Sequence[int]) -> list[dict[str, Any]]:
+        """Return the workers in the format of the `workers` event. classes: those that the gang shares."""
         described = []
         for worker in self.workers:
             assert worker.process is not None
@@ -179,7 +179,7 @@ class Gang:
                     "node_id": worker.process.node_id,
                     "node_ip": worker.host,
                     "device": worker.device.description,
-                    "classes": list(class_shard(num_classes, worker.rank, self.world)),
+                    "classes": [classes[j] for j in class_shard(len(classes), worker.rank, self.world)],
                 }
             )
         return described

@@ -57,18 +57,20 @@ class GangBackend:
     def condense(self, condensation: Condensation, until: int, report: Report) -> None:
         """Run the condensation on a gang, one class shard per worker. Raises CafeError."""
         work = CondenseShard(condensation, until, self._job.collective_timeout_s)
-        self.run(work, condensation.spec.resources, condensation.num_classes, report)
+        resources, classes = condensation.spec.resources, condensation.learned
+        workers = min(resources.workers, len(classes))  # each needs a class; an extension may learn only a few
+        self.run(work, resources.model_copy(update={"workers": workers}), classes, report)
 
-    def run(self, work: Work, resources: ResourcesSpec, num_classes: int, report: Report) -> None:
+    def run(self, work: Work, resources: ResourcesSpec, classes: Sequence[int], report: Report) -> None:
         """Run `work` on all workers concurrently. If one is lost, repeat it with a new gang, as often as the job allows."""
-        while failures := self._run_once(work, resources, num_classes, report):
+        while failures := self._run_once(work, resources, classes, report):
             self._prepare_restart(failures)
 
-    def _run_once(self, work: Work, resources: ResourcesSpec, num_classes: int, report: Report) -> list[Failure]:
+    def _run_once(self, work: Work, resources: ResourcesSpec, classes: Sequence[int], report: Report) -> list[Failure]:
         """Run `work` once; return the failures, none if all workers returned."""
         if self._gang is not None and len(self._gang.workers) < self._gang.world:
             self.close()  # a validation lost some workers and continued without them
-        gang = self._gang or self._new_gang(resources, num_classes, report)
+        gang = self._gang or self._new_gang(resources, classes, report)
         report("phase", phase="condensing")
         for worker in gang.workers:
             gang.begin(worker, work)
@@ -96,13 +98,13 @@ class GangBackend:
         self, tasks: Sequence[EvaluationTask], setup: EvaluationSetup, resources: ResourcesSpec, report: Report
     ) -> Iterator[tuple[EvaluationTask, float]]:
         """Train one network per task: each free worker takes the next chunk. Raises CafeError."""
-        num_classes = ClassStore.open(setup.store).info.num_classes
+        classes = range(ClassStore.open(setup.store).info.num_classes)
         waiting = deque(TrainNetworks(chunk, setup) for chunk in split_tasks(tasks, resources))
         busy: dict[int, TrainNetworks] = {}
         while waiting or busy:
             gang = self._gang
             if gang is None:
-                gang = self._new_gang(resources, num_classes, report)
+                gang = self._new_gang(resources, classes, report)
                 report("phase", phase="validating" if setup.held_out is not None else "evaluating")
             for worker in gang.workers:
                 if waiting and worker.rank not in busy:
@@ -160,15 +162,15 @@ class GangBackend:
         self._restarts += 1
         self._restart_reason = decision.reason
 
-    def _new_gang(self, resources: ResourcesSpec, num_classes: int, report: Report) -> Gang:
+    def _new_gang(self, resources: ResourcesSpec, classes: Sequence[int], report: Report) -> Gang:
         """Start a gang, with as many tries as the job allows."""
         while True:
             try:
-                return self._start_gang(resources, num_classes, report)
+                return self._start_gang(resources, classes, report)
             except GangFailedError as error:
                 self._prepare_restart(error.failures)
 
-    def _start_gang(self, resources: ResourcesSpec, num_classes: int, report: Report) -> Gang:
+    def _start_gang(self, resources: ResourcesSpec, classes: Sequence[int], report: Report) -> Gang:
         reservation = self._reserve(resources, report)
         if self._restart_reason is not None:
             report("restart", reason=self._restart_reason, restarts=self._restarts, workers=reservation.workers)
@@ -178,7 +180,7 @@ class GangBackend:
         suffix = f", gang {self._gangs}" if self._gangs > 1 else ""
         self._gang = Gang(reservation, self._title + suffix, IMPORTS)
         self._gang.start(self._interruption)
-        report("workers", workers=self._gang.describe(num_classes))
+        report("workers", workers=self._gang.describe(classes))
         return self._gang
 
     def _reserve(self, resources: ResourcesSpec, report: Report) -> Reservation:

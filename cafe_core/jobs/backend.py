@@ -30,8 +30,8 @@ class Condensation:
     """Resolved."""
     store: Path
     """The class store of the real images."""
-    num_classes: int
-    """The number of classes to learn, and the limit on workers."""
+    learned: Sequence[int]
+    """The classes to learn: all, or for an extend job those that are new or changed. A worker learns at least one."""
     checkpoints: Path
     """The directory of checkpoints, to resume from and to write to."""
     fence: AttemptFence
@@ -40,8 +40,6 @@ class Condensation:
     """Where methods keep the artifacts that they make before their loops."""
     base: Path | None = None
     """The set that is extended."""
-    learned: tuple[int, ...] | None = None
-    """The classes to learn: all, or those that are new or changed since `base` was made."""
 
 
 TrialStatus = Literal["succeeded", "failed", "stopped"]

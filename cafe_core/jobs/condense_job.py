@@ -6,6 +6,7 @@ import json
 import statistics
 import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from cafe_core.data import sources
@@ -15,7 +16,7 @@ from cafe_core.evaluation.report import evaluation_result
 from cafe_core.evaluation.tasks import EvaluationSetup, HeldOut, all_tasks
 from cafe_core.files import write_atomically
 from cafe_core.jobs.backend import Attempt, Condensation
-from cafe_core.jobs.extend import class_hashes, extended_dataset, learned_classes
+from cafe_core.jobs.extend import changed_classes, class_hashes, extended_dataset
 from cafe_core.jobs.jobdir import JobDir
 from cafe_core.jobs.measure import measure
 from cafe_core.spec.condense import CondenseSpec
@@ -39,7 +40,7 @@ def run(attempt: Attempt, spec: CondenseSpec) -> dict[str, Any]:
         evaluation = _evaluate(attempt, condensation, spec.evaluation)
     write_atomically(attempt.files.preview_file, synthetic.preview_png(), fence=attempt.fence)
     result: dict[str, Any] = {"iterations": spec.iterations, "images": len(synthetic.images), "evaluation": evaluation}
-    if condensation.learned is not None:
+    if condensation.base is not None:
         learned = [synthetic.class_names[k] for k in condensation.learned]
         result["extended"] = {"condensed": learned, "kept": len(synthetic.class_names) - len(learned)}
     if spec.validation is not None:
@@ -56,14 +57,16 @@ def prepare(attempt: Attempt, spec: CondenseSpec) -> Condensation:
     hashes = class_hashes(store) if can_be_extended else None
     dataset = CondensedDataset(**store.info.model_dump(), class_sha256=hashes)
     directory, artifacts = attempt.directory, attempt.job.roots.artifacts
-    if not isinstance(spec, ExtendSpec):
-        check_unchanged(attempt, dataset)
-        return Condensation(spec, path, dataset.num_classes, directory.checkpoints, attempt.fence, artifacts)
-    base = SyntheticSet.load(directory.input_file)
-    check_unchanged(attempt, extended_dataset(dataset, base))
-    learned = tuple(learned_classes(dataset, base))
-    checkpoints, file = directory.checkpoints, directory.input_file
-    return Condensation(spec, path, len(learned), checkpoints, attempt.fence, artifacts, file, learned)
+    base: Path | None = None
+    learned: Sequence[int] = range(dataset.num_classes)
+    if isinstance(spec, ExtendSpec):
+        base = directory.input_file
+        made = SyntheticSet.load(base)
+        learned, dataset = changed_classes(dataset, made), extended_dataset(dataset, made)
+    check_unchanged(attempt, dataset)
+    if not learned:
+        raise DatasetError(f"dataset: no class of {dataset.name} is new or changed since the base set was made")
+    return Condensation(spec, path, learned, directory.checkpoints, attempt.fence, artifacts, base)
 
 
 def check_unchanged(attempt: Attempt, info: DatasetInfo) -> None:

@@ -63,7 +63,7 @@ def _select(attempt: Attempt, spec: EvaluateSpec, store: Path) -> Path:
     info = ClassStore.open(store).info
     chosen = selection_spec(spec, info)
     artifacts = attempt.job.roots.artifacts
-    condensation = Condensation(chosen, store, info.num_classes, attempt.directory.checkpoints, attempt.fence, artifacts)
+    condensation = Condensation(chosen, store, range(info.num_classes), attempt.directory.checkpoints, attempt.fence, artifacts)
     synthetic = condensed_set(attempt, condensation, 0)
     synthetic.save(attempt.files.synthetic_file, fence=attempt.fence)
     write_atomically(attempt.files.preview_file, synthetic.preview_png(), fence=attempt.fence)

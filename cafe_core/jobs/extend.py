@@ -6,7 +6,6 @@ import hashlib
 from typing import TYPE_CHECKING
 
 from cafe_core.data.class_store import ClassStore
-from cafe_core.errors import DatasetError
 from cafe_core.jobs.backend import Condensation
 from cafe_core.spec.dataset import CondensedDataset
 from cafe_core.synthetic_set.synthetic_set import SyntheticSet
@@ -35,23 +34,18 @@ def extended_dataset(dataset: CondensedDataset, base: SyntheticSet) -> Condensed
     return dataset.model_copy(update={"mean": base.mean.astype(float).tolist(), "std": base.std.astype(float).tolist()})
 
 
-def learned_classes(dataset: CondensedDataset, base: SyntheticSet) -> list[int]:
-    """Return the classes that the set does not have, or whose real images have changed. Raises DatasetError if there is none."""
+def changed_classes(dataset: CondensedDataset, base: SyntheticSet) -> list[int]:
+    """Return the classes that the set does not have, or whose real images have changed."""
     assert dataset.class_sha256 is not None
     assert base.class_sha256 is not None
     known = dict(zip(base.class_names, base.class_sha256, strict=True))
     now = zip(dataset.class_names, dataset.class_sha256, strict=True)
-    learned = [k for k, (name, digest) in enumerate(now) if known.get(name) != digest]
-    if not learned:
-        raise DatasetError(
-            f"dataset: no class of {dataset.name} is new or changed since the base set was made; nothing to condense"
-        )
-    return learned
+    return [k for k, (name, digest) in enumerate(now) if known.get(name) != digest]
 
 
 def load_extension(condensation: Condensation) -> Extension | None:
     """Return what workers need to extend a set; None for a condensation of all classes. Imports torch."""
-    if condensation.base is None or condensation.learned is None:
+    if condensation.base is None:
         return None
     import torch
 

@@ -61,11 +61,11 @@ def failures(seen: list[Observation]) -> dict[int, Failure]:
 
 def test_reports_of_workers_arrive_complete_and_in_order(cluster: str, leaves_nothing: None) -> None:  # noqa: ARG001
     with standing_gang() as gang:
-        assert [described["classes"] for described in gang.describe(5)] == [[0, 1], [2, 3, 4]]
+        assert [described["classes"] for described in gang.describe(range(5))] == [[0, 1], [2, 3, 4]]
         for _ in range(2):  # workers can run work repeatedly
             begin(gang, Greet(200))
             seen = watch(gang, lambda seen: sum(isinstance(s, WorkerResult) for s in seen) == 2)
-            for rank, described in enumerate(gang.describe(5)):
+            for rank, described in enumerate(gang.describe(range(5))):
                 told = [s for s in seen if s.rank == rank]
                 assert [s.data["i"] for s in told if isinstance(s, WorkerReport)] == list(range(200))
                 assert told[-1] == WorkerResult(rank, (rank, described["pid"]))
@@ -83,7 +83,7 @@ def test_reports_of_workers_arrive_complete_and_in_order(cluster: str, leaves_no
 def test_killed_worker_is_reported_dead_and_the_other_reports_peer_loss(gang: Gang) -> None:
     begin(gang, SumForever(timeout_s=60))
     watch(gang, lambda seen: len(seen) >= 2)
-    os.kill(gang.describe(2)[1]["pid"], signal.SIGKILL)
+    os.kill(gang.describe(range(2))[1]["pid"], signal.SIGKILL)
     found = failures(watch(gang, lambda seen: len(failures(seen)) == 2))
     assert found[1] == Failure(1, Kind.DIED, "died")
     assert found[0].kind is Kind.PEER_LOST
@@ -98,7 +98,7 @@ def test_killed_worker_is_reported_dead_and_the_other_reports_peer_loss(gang: Ga
 def test_frozen_worker_is_reported_hung_and_can_be_ended(gang: Gang) -> None:
     begin(gang, SumForever(timeout_s=2))
     watch(gang, lambda seen: len(seen) >= 2)
-    pids = [described["pid"] for described in gang.describe(2)]
+    pids = [described["pid"] for described in gang.describe(range(2))]
     os.kill(pids[1], signal.SIGSTOP)
     found = failures(watch(gang, lambda seen: len(failures(seen)) == 2, silence_s=2))
     assert found[1].kind is Kind.HUNG

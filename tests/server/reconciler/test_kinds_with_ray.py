@@ -1,4 +1,4 @@
-"""A sweep and an evaluation of its result, from request to result on a real Ray."""
+"""A sweep, an evaluation of its result, and an extension of a set, from request to result on a real Ray."""
 
 from __future__ import annotations
 
@@ -8,8 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
 
+from cafe_core.algorithm.method import ignore_events
+from cafe_core.data.digits import digits_source
+from cafe_core.jobs import local
+from cafe_core.jobs.jobdir import JobDir
 from cafe_core.synthetic_set.synthetic_set import SyntheticSet
 from server.ray.embedded import EmbeddedRay
 from server.settings import Settings
@@ -63,6 +68,32 @@ def test_sweep_and_evaluation_of_its_best_set(tmp_path: Path, embedded_ray: Embe
         assert named["TuneWorker"] == {f"{sweep['id']}/attempt 1/sweep", f"{evaluation['id']}/attempt 1/evaluation"}
         gangs = {re.sub(r"driver \d+", "driver N", name) for name in named["ShardWorker"]}
         assert gangs == {f"{sweep['id']}/trial {trial}, driver N/shard 0 of 1" for trial in (0, 1)}
+
+
+def test_extension_of_a_set(tmp_path: Path, embedded_ray: EmbeddedRay) -> None:
+    """Extend a set of nine digits, made in this process, by the tenth; a job's own set is extended by nothing."""
+    settings = Settings(data_dir=tmp_path / "data")
+    nine = settings.roots.datasets / "nine.npz"
+    nine.parent.mkdir(parents=True)
+    digits = digits_source()
+    known = digits.labels < 9
+    np.savez(nine, images=digits.images[known, 0], labels=digits.labels[known])
+    method = {"name": "dance", "pool_size": 1, "pool_epochs": 1, "batch_real": 4}
+    base = {"dataset": {"path": "nine.npz"}, "ipc": 1, "iterations": 2, "method": method, "network": {"width": 4, "depth": 1}}
+    local.prepare(base, tmp_path / "base", settings.roots).run(ignore_events)
+    made = SyntheticSet.load(JobDir(tmp_path / "base").attempt(1).synthetic_file)
+    made.save(settings.roots.datasets / "base.safetensors")
+
+    with running(settings, RayClient(embedded_ray.address, embedded_ray.token)) as api:
+        spec = {"kind": "extend", "base": {"path": "base.safetensors"}, "dataset": {"name": "digits"}}
+        extended = succeeded(api, spec | {"resources": {"workers": 2}})
+        assert extended["kind"] == "extend"
+        assert extended["result"]["extended"] == {"condensed": ["9"], "kept": 9}
+        grown = SyntheticSet.load(attempt_dir(settings, extended["id"]).synthetic_file)
+        assert grown.images[:9].tobytes() == made.images.tobytes()
+        assert api.get("/v1/jobs", params={"kind": "extend"}).json()["data"][0]["id"] == extended["id"]
+        again = api.await_status(api.submit(spec | {"base": {"job_id": extended["id"]}})["id"], "failed", timeout_s=300)
+        assert "no class of digits is new or changed" in again["error"]["message"]
 
 
 def actor_names(ray: EmbeddedRay, *job_ids: str) -> dict[str, set[str]]:
