@@ -1,4 +1,4 @@
-"""Submitting evaluate and sweep jobs: accepted specs, refusals, and files kept with the job."""
+"""Submitting evaluate, extend and sweep jobs: accepted specs, refusals, and files kept with the job."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from sqlalchemy.orm import Session
 
 from cafe_core.jobs.backend import TrialOutcome
 from cafe_core.jobs.jobdir import JobDir, JobFile
-from cafe_core.spec.dataset import DatasetInfo
+from cafe_core.spec.dataset import CondensedDataset, DatasetInfo
 from cafe_core.spec.dataset_facts import DatasetFacts
-from cafe_core.spec.job import parse_job_spec
+from cafe_core.spec.job import KINDS, parse_job_spec
 from cafe_core.spec.sweep import SweepSpec
 from cafe_core.spec.trials import datasets_of, trials
 from cafe_core.synthetic_set.synthetic_set import SyntheticSet
@@ -43,6 +43,12 @@ EXAMPLES = sorted((Path(__file__).parents[3] / "docs" / "examples").glob("*.yaml
 
 def sweep(space: dict[str, Any], **base: Any) -> dict[str, Any]:
     return SWEEP | {"base": SWEEP["base"] | base, "space": space}
+
+
+def extendable_set() -> SyntheticSet:
+    """Return a set of digits that an extend job can name."""
+    made_by = {"dataset": {"name": "digits"}, "ipc": 1, "method": {"name": "dance"}}
+    return digits_set(spec=made_by, class_sha256=["0"] * 10)
 
 
 def jobs_directory(settings: Settings) -> list[str]:
@@ -87,13 +93,14 @@ def test_driver_gets_unresolved_sweep(api: Api, ray: FakeRay, settings: Settings
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.name)
-def test_the_examples_are_accepted(api: Api, path: Path) -> None:
+def test_the_examples_are_accepted(api: Api, settings: Settings, path: Path) -> None:
+    extendable_set().save(settings.roots.datasets / "base.safetensors")
     response = api.post("/v1/jobs?dry_run=true", json=yaml.safe_load(path.read_text()))
     assert response.status_code == 200, response.text
 
 
 def test_examples_cover_each_kind() -> None:
-    assert {yaml.safe_load(path.read_text())["kind"] for path in EXAMPLES} == {"condense", "evaluate", "sweep"}
+    assert {yaml.safe_load(path.read_text())["kind"] for path in EXAMPLES} == set(KINDS)
 
 
 def test_dry_run_shows_total_and_trials(api: Api) -> None:
@@ -111,13 +118,13 @@ def test_dry_run_shows_total_and_trials(api: Api) -> None:
     assert api.get("/v1/jobs").json()["data"] == []
 
 
-def test_openapi_shows_the_three_kinds(api: Api) -> None:
+def test_openapi_shows_all_kinds(api: Api) -> None:
     schema = api.get("/openapi.json").json()
     body = schema["paths"]["/v1/jobs"]["post"]["requestBody"]["content"]["application/json"]["schema"]
     shown = {option["$ref"].rpartition("/")[2] for option in body["oneOf"]}
-    assert shown == {"CondenseSpec", "EvaluateSpec", "SweepSpec"}
+    assert shown == {"CondenseSpec", "EvaluateSpec", "SweepSpec", "ExtendSpec"}
     components = schema["components"]["schemas"]
-    assert {components[name]["properties"]["kind"]["const"] for name in shown} == {"condense", "evaluate", "sweep"}
+    assert {components[name]["properties"]["kind"]["const"] for name in shown} == set(KINDS)
 
 
 # -- what is refused
@@ -247,7 +254,40 @@ def test_cluster_limits_concurrent_trials_by_the_largest(api: Api) -> None:
         assert planned["spec"]["max_concurrent"] == concurrent
 
 
-# -- the set that is judged
+# -- the set that is evaluated or extended
+
+
+def test_extension_keeps_copy_of_set_of_other_job(api: Api, ray: FakeRay, settings: Settings) -> None:
+    made = running_job(api, ray, SPEC | {"method": {"name": "dance"}, "seed": 3, "iterations": 10})
+    spec = {"kind": "extend", "base": {"job_id": made}, "dataset": {"name": "digits"}}
+    assert "no synthetic set yet" in refused(api.post("/v1/jobs", json=spec))["base.job_id"]
+    checkpoint(settings, made, 2)
+    assert "does not hold the hashes" in refused(api.post("/v1/jobs", json=spec))["base"]
+    described = settings.job_dir(made).dataset_file
+    known = CondensedDataset.model_validate_json(described.read_bytes()).model_copy(update={"class_sha256": ["0"] * 10})
+    described.write_text(known.model_dump_json())
+    job = api.submit(spec | {"iterations": 5})
+    assert (job["kind"], job["progress"]["total"]) == ("extend", 5)
+    assert (job["spec"]["ipc"], job["spec"]["seed"], job["spec"]["method"]["name"]) == (SPEC["ipc"], 3, "dance")
+    assert SyntheticSet.load(settings.job_dir(job["id"]).input_file).iteration == 2
+    assert api.submit(job["spec"])["spec"] == job["spec"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "loc", "message"),
+    [
+        ({"base": {"job_id": "job_unknown"}}, "base.job_id", "there is no job 'job_unknown'"),
+        ({"base": {"path": "absent.npz"}}, "base.path", "there is no 'absent.npz'"),
+        ({"base": {}}, "base", "exactly one of job_id and path"),
+        ({"dataset": {"name": "digits", "image_size": 16}}, "dataset", "the set has images of (1, 8, 8)"),
+        ({"ipc": 2}, "ipc", "keeps the value of its base, 1"),
+        ({"resources": {"workers": 11}}, "resources.workers", "11 workers for 10 classes"),
+    ],
+)
+def test_unusable_extensions_are_refused(api: Api, settings: Settings, fields: dict[str, Any], loc: str, message: str) -> None:
+    extendable_set().save(settings.roots.datasets / "base.safetensors")
+    spec = {"kind": "extend", "base": {"path": "base.safetensors"}, "dataset": {"name": "digits"}} | fields
+    assert message in refused(api.post("/v1/jobs", json=spec))[loc]
 
 
 def test_evaluation_keeps_copy_of_set_of_other_job(api: Api, ray: FakeRay, settings: Settings) -> None:
