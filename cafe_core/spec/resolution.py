@@ -9,7 +9,7 @@ import math
 from typing import TypeVar
 
 from cafe_core.methods.registry import METHODS, AnyMethod
-from cafe_core.spec.best import BestMethod, best_iterations, best_method
+from cafe_core.spec.best import BestMethod, best_choice, dance_iterations
 from cafe_core.spec.condense import CondenseSpec
 from cafe_core.spec.dataset import DatasetInfo, DatasetSpec
 from cafe_core.spec.evaluate import EvaluateSpec
@@ -58,9 +58,11 @@ def resolve(spec: CondenseSpec, dataset: DatasetInfo, *, cluster_gpus: float = 0
 
 def _with_best_method(spec: CondenseSpec, dataset: DatasetInfo, *, has_gpus: bool) -> CondenseSpec:
     """Return the spec with the method that `method: best` stands for."""
-    method = best_method(dataset, has_gpus=has_gpus)
-    iterations = best_iterations(has_gpus=has_gpus) if spec.iterations is None else spec.iterations
-    return spec.model_copy(update={"method": METHODS[method["name"]].spec.model_validate(method), "iterations": iterations})
+    best = best_choice(dataset, spec.ipc, has_gpus=has_gpus)
+    method = METHODS[best.method["name"]].spec.model_validate(best.method)
+    return spec.model_copy(
+        update={"method": method, "iterations": best.iterations if spec.iterations is None else spec.iterations}
+    )
 
 
 def _resolve_iterations(spec: CondenseSpec) -> int:
@@ -182,7 +184,7 @@ def resolve_sweep(spec: SweepSpec, *, concurrent: int, cluster_gpus: float = 0) 
             )
         iterations = base.iterations
         if iterations is None and isinstance(base.method, BestMethod):
-            iterations = best_iterations(has_gpus=base.resources.gpus_per_worker > 0)
+            iterations = dance_iterations(has_gpus=base.resources.gpus_per_worker > 0)
         elif iterations is None:
             iterations = base.method.published_iterations
         base = base.model_copy(update={"validation": ValidationSpec(every=max(1, iterations // 4))})

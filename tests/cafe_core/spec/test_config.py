@@ -108,7 +108,7 @@ def test_method_can_be_given_by_its_name_alone() -> None:
         spec(method="nothing")
 
 
-@pytest.mark.parametrize(("side", "factor"), [(8, 1), (28, 2), (32, 2), (96, 3)])
+@pytest.mark.parametrize(("side", "factor"), [(16, 2), (28, 2), (32, 2), (96, 3)])
 @pytest.mark.parametrize(("gpus", "iterations", "pool"), [(0, 400, 3), (1, 10_000, 5)])
 def test_best_method_is_written_out(side: int, factor: int, gpus: int, iterations: int, pool: int) -> None:
     dataset = info(side=side)
@@ -129,8 +129,17 @@ def test_best_method_trains_its_pool_on_about_as_many_images_for_any_dataset(ima
 
 
 def test_best_method_depends_on_the_gpus_of_the_job() -> None:
-    on_cpus = resolve(spec(method="best", resources={"gpus_per_worker": 0}), info(), cluster_gpus=4)
+    on_cpus = resolve(spec(method="best", resources={"gpus_per_worker": 0}), info(side=32), cluster_gpus=4)
     assert on_cpus.iterations == 400
+
+
+@pytest.mark.parametrize(
+    ("ipc", "gpus", "method", "iterations"),
+    [(1, 0, "cafe", 100), (9, 1, "cafe", 2000), (10, 0, "kmeans", 0), (50, 1, "kmeans", 0)],
+)
+def test_best_method_for_tiny_images_depends_on_ipc(ipc: int, gpus: int, method: str, iterations: int) -> None:
+    resolved = resolve(spec(method="best", ipc=ipc), info(side=15), cluster_gpus=gpus)
+    assert (resolved.method.name, resolved.iterations) == (method, iterations)  # type: ignore[attr-defined]
 
 
 def test_factor_must_fit_the_images() -> None:

@@ -71,7 +71,7 @@ def test_methods_are_given_by_their_name_alone_and_as_best() -> None:
     assert [(trial.spec.method.name, trial.spec.method.image_lr) for trial in trials] == [("dance", 0.5), ("dm", 0.5)]  # type: ignore[union-attr]
     without = {name: value for name, value in BASE.items() if name != "iterations"}
     (best,) = make_trials({"seed": {"grid": [1]}}, base={**without, "method": "best"})
-    assert (best.spec.method.name, best.spec.iterations) == ("dance", 400)
+    assert (best.spec.method.name, best.spec.iterations) == ("cafe", 100)
     asha = sweep({"seed": {"grid": [1]}}, base={**without, "method": "best"}, scheduler="asha")
     assert asha.base.validation is not None
     assert asha.base.validation.every == 100
