@@ -58,7 +58,7 @@ class CondenseShard:
             report=report,
             until=self.until,
             cache=condensation.artifact_cache,
-            extension=load_extension(condensation),
+            extension=load_extension(condensation, assignment.rank),
         )
         # Not closed if condense raises: leaving a broken gang may block, and this process is about to be ended anyway.
         comm.close()

@@ -54,7 +54,7 @@ def condense(
     Rank 0 writes checkpoints, including one after the last iteration, and reports `iteration` and `checkpoint` events.
     Raises NonFiniteLossError if a loss is not finite, CheckpointError if a checkpoint cannot be read or written.
     """
-    assert extension is None or not spec.method.couples_classes
+    assert extension is None or spec.method.can_be_extended
     budget = budget or Budget.of(device, spec.resources.gpus_per_worker)
     context = ShardContext.of(spec, store, comm, device, budget, extension)
     report = report if comm.rank == 0 else ignore_events

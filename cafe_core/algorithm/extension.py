@@ -15,14 +15,15 @@ class Extension:
 
     learned: Sequence[int]
     """Increasing, at least one."""
-    kept: Tensor
-    """(K·ipc, C, H, W) on the CPU: the images of the other classes; those of `learned` are ignored."""
+    kept: Tensor | None
+    """(K·ipc, C, H, W) on the CPU: the images of the other classes; those of `learned` are ignored. Only rank 0 needs them."""
     mean: list[float]
     """Mean per channel, with which all images are normalised."""
     std: list[float]
 
     def with_kept_images(self, learned: Tensor) -> Tensor:
         """Return the images of all classes, (K·ipc, C, H, W) on the CPU. learned: (|learned|·ipc, C, H, W)."""
+        assert self.kept is not None
         return self._filled(self.kept.to(learned.dtype, copy=True), learned)
 
     def with_zeros(self, learned: Tensor, num_classes: int) -> Tensor:

@@ -1,9 +1,9 @@
 """Share what methods with a pool of trained networks have in common: multi-formation images, and gradients local to a class.
 
 Given the pool, no loss couples two classes and a step communicates nothing. All draws are addressed by the class, so a class's
-images depend on its own real images, the pool and the seed only. (With `steps: ghost` they also depend on its position among the
-classes.) They also depend on the mean and the std of the dataset, by which all images are normalised. A diverged run fails when
-its next checkpoint is written, because the workers do not exchange their losses.
+images depend only on its own real images, its position among the classes, the pool, the seed, and the mean and the std by which
+all images are normalised. A diverged run fails when its next checkpoint is written, because the workers do not exchange their
+losses.
 """
 
 from __future__ import annotations

@@ -70,7 +70,9 @@ def save(context: ShardContext, method: Method, checkpoints: Checkpoints, shard:
 def _own_rows(context: ShardContext, of_all: Tensor) -> Tensor:
     """Return the rows of the own classes of (K·m, …), on the device: (k·m, …)."""
     by_class = torch.unflatten(of_all, 0, (context.info.num_classes, -1))
-    return by_class[list(context.classes)].flatten(0, 1).to(context.real.device)
+    own = context.classes
+    rows = by_class[own.start : own.stop] if isinstance(own, range) else by_class[list(own)]  # a range needs no copy
+    return rows.flatten(0, 1).to(context.real.device)
 
 
 def _gather(context: ShardContext, own: Tensor) -> Tensor | None:

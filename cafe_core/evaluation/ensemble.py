@@ -17,8 +17,8 @@ operation, which copies every map, and dispatches each operation through several
 product would write copies nine times the size of a map. If one network's minibatch fills the GPU, an ensemble saves nothing, and
 grouped convolutions can be slower than separate ones (github.com/pytorch/pytorch/issues/73764), so `run.py` limits the size.
 
-On a CPU an ensemble is slower than training one network after the other. On an H100, 20 ConvNet-3 together are 21 times faster
-at ipc 1, 2.6 times at ipc 10 and 1.8 times at ipc 50, and faster than with vmap everywhere (docs/results.md).
+On a CPU an ensemble is slower than training one network after the other. On an H100, 20 ConvNet-3 together are about 13 times
+faster at ipc 1, 2.6 times at ipc 10 and 1.8 times at ipc 50, and faster than with vmap everywhere (docs/results.md).
 """
 
 from __future__ import annotations

@@ -16,14 +16,13 @@ from cafe_core.evaluation.report import evaluation_result
 from cafe_core.evaluation.tasks import EvaluationSetup, HeldOut, all_tasks
 from cafe_core.files import write_atomically
 from cafe_core.jobs.backend import Attempt, Condensation
-from cafe_core.jobs.extend import changed_classes, class_hashes, extended_dataset
+from cafe_core.jobs.extend import changed_classes, class_hashes, extended_dataset, kept_set
 from cafe_core.jobs.jobdir import JobDir
 from cafe_core.jobs.measure import measure
 from cafe_core.spec.condense import CondenseSpec
 from cafe_core.spec.dataset import CondensedDataset, DatasetInfo
 from cafe_core.spec.evaluation import EvaluationSpec, ValidationSpec
 from cafe_core.spec.extend import ExtendSpec
-from cafe_core.spec.method import LearningMethodSpec
 from cafe_core.synthetic_set.synthetic_set import SyntheticSet, from_checkpoint
 
 
@@ -31,7 +30,10 @@ def run(attempt: Attempt, spec: CondenseSpec) -> dict[str, Any]:
     """Write the synthetic set, evaluate it, and return the job's result. Raises CafeError."""
     started = time.monotonic()
     condensation = prepare(attempt, spec)
-    synthetic, validations = _condense(attempt, condensation)
+    if condensation.learned:
+        synthetic, validations = _condense(attempt, condensation)
+    else:
+        synthetic, validations = kept_set(condensation), []
     condensed = time.monotonic()
     synthetic.save(attempt.files.synthetic_file, fence=attempt.fence)
     evaluation = None
@@ -53,8 +55,7 @@ def prepare(attempt: Attempt, spec: CondenseSpec) -> Condensation:
     """Build the class store of the real images, and check that the data has not changed. Raises DatasetError."""
     path = sources.prepare(spec.dataset, attempt.job.roots)
     store = ClassStore.open(path)
-    can_be_extended = isinstance(spec.method, LearningMethodSpec) and not spec.method.couples_classes
-    hashes = class_hashes(store) if can_be_extended else None
+    hashes = class_hashes(store) if spec.method.can_be_extended else None
     dataset = CondensedDataset(**store.info.model_dump(), class_sha256=hashes)
     directory, artifacts = attempt.directory, attempt.job.roots.artifacts
     base: Path | None = None
@@ -63,9 +64,9 @@ def prepare(attempt: Attempt, spec: CondenseSpec) -> Condensation:
         base = directory.input_file
         made = SyntheticSet.load(base)
         learned, dataset = changed_classes(dataset, made), extended_dataset(dataset, made)
+        if not learned and dataset.class_names == made.class_names:
+            raise DatasetError(f"dataset: the base set is up to date: no class of {dataset.name} is new, changed or gone")
     check_unchanged(attempt, dataset)
-    if not learned:
-        raise DatasetError(f"dataset: no class of {dataset.name} is new or changed since the base set was made")
     return Condensation(spec, path, learned, directory.checkpoints, attempt.fence, artifacts, base)
 
 

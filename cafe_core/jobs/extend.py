@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
 
 from cafe_core.data.class_store import ClassStore
 from cafe_core.jobs.backend import Condensation
 from cafe_core.spec.dataset import CondensedDataset
-from cafe_core.synthetic_set.synthetic_set import SyntheticSet
+from cafe_core.synthetic_set.synthetic_set import SyntheticSet, versions
 
 if TYPE_CHECKING:
     from cafe_core.algorithm.extension import Extension
@@ -43,8 +48,35 @@ def changed_classes(dataset: CondensedDataset, base: SyntheticSet) -> list[int]:
     return [k for k, (name, digest) in enumerate(now) if known.get(name) != digest]
 
 
-def load_extension(condensation: Condensation) -> Extension | None:
-    """Return what workers need to extend a set; None for a condensation of all classes. Imports torch."""
+def kept_set(condensation: Condensation) -> SyntheticSet:
+    """Return the set of an extend job that has nothing to condense: the dataset only has fewer classes, or another order."""
+    assert condensation.base is not None
+    made, info = SyntheticSet.load(condensation.base), ClassStore.open(condensation.store).info
+    assert made.class_sha256 is not None
+    known = dict(zip(made.class_names, made.class_sha256, strict=True))
+    return replace(
+        made,
+        images=_images_of(made, info.class_names, learned=()),
+        labels=np.repeat(np.arange(info.num_classes, dtype=np.int64), made.ipc),
+        class_names=info.class_names,
+        class_sha256=[known[name] for name in info.class_names],
+        spec=condensation.spec.model_dump(mode="json", exclude_none=True),
+        versions=versions(),
+    )
+
+
+def _images_of(made: SyntheticSet, class_names: Sequence[str], learned: Sequence[int]) -> NDArray[np.float32]:
+    """Return the images of a set in the order of `class_names`, with zeros for the classes to learn."""
+    by_class = made.images.reshape(len(made.class_names), made.ipc, *made.images.shape[1:])
+    kept = np.zeros((len(class_names), *by_class.shape[1:]), np.float32)
+    for k, name in enumerate(class_names):
+        if k not in learned:
+            kept[k] = by_class[made.class_names.index(name)]
+    return kept.reshape(-1, *made.images.shape[1:])
+
+
+def load_extension(condensation: Condensation, rank: int) -> Extension | None:
+    """Return what the worker `rank` needs to extend a set; None for a condensation of all classes. Imports torch."""
     if condensation.base is None:
         return None
     import torch
@@ -52,10 +84,7 @@ def load_extension(condensation: Condensation) -> Extension | None:
     from cafe_core.algorithm.extension import Extension
 
     made, learned = SyntheticSet.load(condensation.base), condensation.learned
-    class_names = ClassStore.open(condensation.store).info.class_names
-    by_class = torch.from_numpy(made.images).unflatten(0, (-1, made.ipc))  # type: ignore[no-untyped-call]
-    kept = by_class.new_zeros(len(class_names), *by_class.shape[1:])
-    for k, name in enumerate(class_names):
-        if k not in learned:
-            kept[k] = by_class[made.class_names.index(name)]
-    return Extension(learned, kept.flatten(0, 1), made.mean.astype(float).tolist(), made.std.astype(float).tolist())
+    kept = None
+    if rank == 0:
+        kept = torch.from_numpy(_images_of(made, ClassStore.open(condensation.store).info.class_names, learned))
+    return Extension(learned, kept, made.mean.astype(float).tolist(), made.std.astype(float).tolist())

@@ -30,10 +30,12 @@ from cafe_core.jobs.trial_job import run_trial
 from cafe_core.spec.condense import CondenseSpec
 from cafe_core.spec.dataset_facts import DatasetFacts
 from cafe_core.spec.evaluate import EvaluateSpec
+from cafe_core.spec.extend import ExtendSpec
 from cafe_core.spec.job import JobSpec, parse_job_spec
 from cafe_core.spec.resources import ResourcesSpec
 from cafe_core.spec.sweep import SweepSpec
 from cafe_core.spec.trials import Trial
+from cafe_core.synthetic_set.synthetic_set import SyntheticSet
 
 ENSEMBLE = 20
 """Maximum number of networks that a GPU trains at once."""
@@ -61,7 +63,7 @@ class LocalBackend:
             report=report,
             until=until,
             cache=condensation.artifact_cache,
-            extension=load_extension(condensation),
+            extension=load_extension(condensation, rank=0),
         )
 
     def evaluate(
@@ -119,7 +121,10 @@ def prepare(spec: dict[str, Any], out: Path, roots: DataRoots) -> LocalJob:
     of another job.
     """
     parsed = parse_job_spec(spec)
-    accepted = accept(parsed, _gather(parsed, roots))  # checks everything that a server checks, including the number of workers
+    directory = JobDir(out)
+    accepted = accept(
+        parsed, _gather(parsed, roots, directory)
+    )  # checks everything that a server checks, including the number of workers
     one_worker = _one_worker(accepted.spec)
     resources = [c.resources for c in accepted.condensations]
     if isinstance(accepted.spec, EvaluateSpec):
@@ -127,7 +132,6 @@ def prepare(spec: dict[str, Any], out: Path, roots: DataRoots) -> LocalJob:
     if any(r.gpus_per_worker > 0 for r in resources) and not torch.cuda.is_available():
         loc = "base.resources.gpus_per_worker" if isinstance(accepted.spec, SweepSpec) else "resources.gpus_per_worker"
         raise SpecError("torch finds no usable GPU on this machine; set it to 0 to run on the CPU", loc=loc)
-    directory = JobDir(out)
     job = JobFile(job_id=out.name or "local", spec=one_worker, roots=roots)
     _check_same_job(directory, job)
     if accepted.input_set is not None:
@@ -136,7 +140,7 @@ def prepare(spec: dict[str, Any], out: Path, roots: DataRoots) -> LocalJob:
     return LocalJob(job, directory)
 
 
-def _gather(spec: JobSpec, roots: DataRoots) -> Facts:
+def _gather(spec: JobSpec, roots: DataRoots, directory: JobDir) -> Facts:
     """Build the class stores that `spec` needs; load the set to evaluate or extend. Raises SpecError for a job id."""
     input_set = None
     if (named := named_set(spec)) is not None:
@@ -144,9 +148,28 @@ def _gather(spec: JobSpec, roots: DataRoots) -> Facts:
             message = f"{named.job_id} is a job of a server, which `cafe run` does not use; give a path instead"
             raise SpecError(message, loc=f"{named.field}.job_id")
         assert named.path is not None
-        input_set = set_at(named.path, roots, field=named.field)
+        if isinstance(spec, ExtendSpec) and directory.input_file.exists():
+            input_set = _base_of_earlier_run(named.path, roots, directory)
+        else:
+            input_set = set_at(named.path, roots, field=named.field)
     datasets = DatasetFacts.gather(datasets_needed(spec, input_set), lambda dataset: sources.open_store(dataset, roots).info)
     return Facts(datasets, input_set, gpus=torch.cuda.device_count())
+
+
+def _base_of_earlier_run(path: str, roots: DataRoots, directory: JobDir) -> SyntheticSet:
+    """Return the set that an earlier run into the directory extends. Raises SpecError if `path` holds another set now.
+
+    The checkpoints hold its images, so it must not change; but its file may be gone.
+    """
+    kept = SyntheticSet.load(directory.input_file)
+    try:
+        now = set_at(path, roots, field="base")
+    except SpecError:
+        return kept
+    if now.to_safetensors_bytes() != kept.to_safetensors_bytes():
+        differs = f"{directory.path} holds the files of a job that extends another set"
+        raise SpecError(f"{differs}; choose another directory or delete it", loc="base.path")
+    return kept
 
 
 def _check_same_job(directory: JobDir, job: JobFile) -> None:

@@ -103,7 +103,7 @@ def set_at(path: str, roots: DataRoots, *, field: str) -> SyntheticSet:
 def datasets_needed(spec: JobSpec, judged: SyntheticSet | None) -> list[DatasetSpec]:
     """Return the datasets that must be described to accept `spec`. Raises SpecError if `judged` names none.
 
-    judged: the synthetic set that an evaluate job evaluates; None if it evaluates real images.
+    judged: the synthetic set that the spec names (:func:`named_set`).
     """
     if isinstance(spec, CondenseSpec):
         return [spec.dataset]
@@ -133,11 +133,34 @@ def _accept_extend(spec: ExtendSpec, facts: Facts) -> Accepted:
     base, dataset = facts.input_set, facts.datasets.described(spec.dataset, "dataset")
     assert base is not None
     filled = spec.filled_from(base.spec)
-    if base.class_sha256 is None:
-        raise SpecError("the set does not hold the hashes of its real images, so changed classes cannot be found", loc="base")
-    if base.images.shape[1:] != dataset.shape:
-        raise SpecError(f"the set has images of {base.images.shape[1:]}; {dataset.name} has {dataset.shape}", loc="dataset")
+    if problem := _not_extendable(base, filled):
+        raise SpecError(problem, loc="base")
+    channels, height, width = base.images.shape[1:]
+    if dataset.shape != (channels, height, width):
+        own = "×".join(map(str, dataset.shape))
+        raise SpecError(
+            f"the set has images of {channels}×{height}×{width} (channels × height × width), {dataset.name} has {own}; set "
+            "dataset.image_size and dataset.channels",
+            loc="dataset",
+        )
     return Accepted(resolve(filled, dataset, cluster_gpus=facts.gpus), dataset, base)
+
+
+def _not_extendable(base: SyntheticSet, spec: ExtendSpec) -> str | None:
+    """Return why a set cannot be extended; None if it can be. spec: filled in from the set."""
+    factor = 1 if base.decode is None else base.decode.factor
+    if base.ipc != spec.ipc or factor != spec.method.decode_factor:
+        return "the set does not hold the images as its job stored them; do not use a decoded copy"
+    if base.class_sha256 is None:
+        return (
+            "the set does not hold the hashes of its real images, so changed classes cannot be found; condense the dataset again"
+        )
+    if base.labels.ndim == 2:
+        return "the set has soft labels, which an extend job cannot make"
+    finished = base.spec.get("iterations")
+    if "validation" not in base.spec and base.iteration != finished:
+        return f"the set is of iteration {base.iteration} of {finished}; wait until its job has finished"
+    return None
 
 
 def _accept_evaluate(spec: EvaluateSpec, facts: Facts) -> Accepted:

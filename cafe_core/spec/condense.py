@@ -56,9 +56,14 @@ class CondenseSpec(JobFields):
                 "network.norm: batch statistics couple the images of all shards, so condensation supports instance, "
                 "group, layer or none; networks of the evaluation may use batch"
             )
-        gpus = self.resources.gpus_per_worker
-        if self.resources.workers > 1 and gpus is not None and 0 < gpus < 1:
-            raise ValueError(
-                "resources.gpus_per_worker: several workers that condense need a whole GPU each (NCCL has one rank per GPU), or 0"
-            )
+        check_gpus_per_worker(self.resources)
         return self
+
+
+def check_gpus_per_worker(resources: ResourcesSpec) -> None:
+    """Raise ValueError if several workers would share a GPU."""
+    gpus = resources.gpus_per_worker
+    if resources.workers > 1 and gpus is not None and 0 < gpus < 1:
+        raise ValueError(
+            "resources.gpus_per_worker: several workers that condense need a whole GPU each (NCCL has one rank per GPU), or 0"
+        )

@@ -7,9 +7,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import StringConstraints, ValidationError, model_validator
 
-from cafe_core.spec.base import SpecModel, resolved_later
-from cafe_core.spec.condense import CondenseSpec
-from cafe_core.spec.method import LearningMethodSpec
+from cafe_core.methods.registry import AnyMethod
+from cafe_core.spec.base import Precision, SpecModel, resolved_later
+from cafe_core.spec.condense import CondenseSpec, check_gpus_per_worker
+from cafe_core.spec.network import NetworkSpec
+from cafe_core.spec.resources import ResourcesSpec
 
 _FROM_BASE = ("ipc", "seed", "method", "network", "precision")
 """The fields that determine the images of a class, besides its real images and the number of iterations."""
@@ -34,8 +36,8 @@ class ExtendSpec(CondenseSpec):
     """Extend a synthetic set to a dataset with more classes, or with other images in some classes.
 
     Only classes that the set does not have, or whose real images have changed, are condensed; the images of all other classes
-    keep their bytes. Classes that the dataset no longer has are left out. `ipc`, `seed`, `method`, `network` and `precision` are
-    those of the set, whose method must not couple classes: dance, ncfm or dm.
+    keep their bytes. Classes that the dataset no longer has are left out. The set must be finished, and its method must be one of
+    dance, ncfm and dm, whose classes do not depend on each other.
     """
 
     kind: Literal["extend"]  # type: ignore[assignment]  # CondenseSpec's is "condense"
@@ -44,33 +46,54 @@ class ExtendSpec(CondenseSpec):
     """The set to extend."""
     ipc: int = resolved_later(ge=1, le=10_000)
     """Synthetic images per class: that of the set."""
+    iterations: int = resolved_later(ge=0, le=1_000_000)
+    """Number of iterations. Default: that of the set."""
+    seed: int = resolved_later(ge=0, lt=2**63)
+    """Seed of all random draws: that of the set."""
+    method: AnyMethod = resolved_later()
+    """The method and its hyper-parameters: those of the set."""
+    network: NetworkSpec = resolved_later()
+    """The network whose features are aligned: that of the set."""
+    precision: Precision = resolved_later()
+    """That of the set."""
+    resources: ResourcesSpec = ResourcesSpec()
+    """The number of workers and the resources of each. No more workers are used than there are classes to condense, also while
+    they train a pool of networks."""
+    validation: None = None
+    """Not supported, because only some classes are condensed."""
 
     @model_validator(mode="after")
-    def _without_validation(self) -> ExtendSpec:
-        if self.validation is not None:
-            raise ValueError("validation: an extend job does not support it, because it condenses some classes only")
+    def _condensable(self) -> ExtendSpec:  # replaces CondenseSpec's, whose network is not known yet
+        check_gpus_per_worker(self.resources)
         return self
 
     def filled_from(self, made_by: Mapping[str, Any]) -> ExtendSpec:
         """Return this spec with the fields of the job that made the set. made_by: that job's resolved spec.
 
-        Raises ValueError if its method couples classes, or if this spec has another value for such a field.
+        Raises ValueError if its classes depend on each other, or if this spec has another value for such a field.
         """
+        known = {name: value for name, value in made_by.items() if name in CondenseSpec.model_fields and name != "kind"}
         try:
-            base = CondenseSpec.model_validate(
-                {k: v for k, v in made_by.items() if k in CondenseSpec.model_fields and k != "kind"}
-            )
+            base = CondenseSpec.model_validate(known)
         except ValidationError as error:
             raise ValueError("base: the set does not say how it was made, so it cannot be extended") from error
-        if not isinstance(base.method, LearningMethodSpec) or base.method.couples_classes:
+        if not base.method.can_be_extended:
             raise ValueError(
                 f"base: a set made by {base.method.name} cannot be extended, because its classes depend on each other or are "
                 "real images; sets of dance, ncfm and dm can be"
             )
         for field in _FROM_BASE:
-            own, of_base = getattr(self, field), getattr(base, field)
-            if field in self.model_fields_set and own is not None and own != of_base:
-                raise ValueError(f"{field}: an extended set keeps the value of its base, {of_base!r}; leave {field} out")
+            if field in self.model_fields_set and getattr(self, field) is not None:
+                _check_equal(field, getattr(self, field), getattr(base, field))
         filled = {field: getattr(base, field) for field in _FROM_BASE}
         iterations = base.iterations if self.iterations is None else self.iterations
         return self.model_copy(update=filled | {"iterations": iterations})
+
+
+def _check_equal(path: str, own: Any, of_base: Any) -> None:
+    """Raise ValueError unless every value that was given for the field `path` is that of the base."""
+    if isinstance(own, SpecModel):
+        for field in own.model_fields_set:
+            _check_equal(f"{path}.{field}", getattr(own, field), getattr(of_base, field, None))
+    elif own != of_base:
+        raise ValueError(f"{path}: an extended set keeps the value of its base, {of_base!r}; leave {path.split('.')[0]} out")

@@ -88,6 +88,9 @@ class MethodSpec(SpecModel, ABC):
     """Iterations in the method's own paper, the default of `iterations`. 0 for a method that chooses real images."""
     couples_classes: ClassVar[bool]
     """Whether the loss of one class depends on the images of another, so that workers communicate in each outer step."""
+    can_be_extended: ClassVar[bool] = False
+    """Whether the images of a class never depend on those of another, not even through a network that is trained on them. Then an
+    extend job can condense some classes only."""
 
     @abstractmethod
     def resolved(self, context: ResolutionContext) -> Self:

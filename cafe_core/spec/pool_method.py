@@ -32,6 +32,7 @@ class PoolMethodSpec(LearningMethodSpec):
     """The fields of all methods that use a pool of networks trained on the real images, and multi-formation images."""
 
     couples_classes: ClassVar[bool] = False
+    can_be_extended: ClassVar[bool] = True
 
     factor: int = resolved_later(ge=1, le=MAX_FACTOR)
     """f: a stored image holds f × f tiles, each of which is enlarged to a training image. 1: images are stored as they are."""
@@ -52,7 +53,8 @@ class PoolMethodSpec(LearningMethodSpec):
     pool_cutmix: Annotated[float, Field(ge=0, le=1)] = 0.5
     """Probability that CutMix mixes a minibatch of this training."""
     pool_seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
-    """Seed of the pool. Jobs with the same dataset, network, precision and pool fields share their pool, whatever their seed."""
+    """Seed of the pool. Jobs with the same dataset, normalisation, network, precision and pool fields share their pool,
+    whatever their seed."""
 
     @property
     def decode_factor(self) -> int:

@@ -96,9 +96,8 @@ def _type(field: dict[str, Any]) -> str:
         return f"list of {_type(field['items'])}"
     if field["type"] == "object":
         return f"text → {_type(field['additionalProperties'])}"
-    return {"integer": "whole number", "number": "number", "string": "text", "boolean": "true or false"}[field["type"]] + _bounds(
-        field
-    )
+    names = {"integer": "whole number", "number": "number", "string": "text", "boolean": "true or false", "null": "nothing"}
+    return names[field["type"]] + _bounds(field)
 
 
 def _bounds(field: dict[str, Any]) -> str:

@@ -28,7 +28,7 @@ from cafe_core.data.image_folder import is_ignored
 from cafe_core.errors import SyntheticSetError
 from cafe_core.files import Fence, unfenced, write_atomically
 from cafe_core.spec.condense import CondenseSpec
-from cafe_core.spec.dataset import CondensedDataset
+from cafe_core.spec.dataset import CondensedDataset, DatasetInfo
 from cafe_core.synthetic_set import preview
 from cafe_core.synthetic_set.decode import Decode
 from cafe_core.synthetic_set.files import npy_bytes, read_npz, read_safetensors, safetensors_bytes, zip_bytes
@@ -96,7 +96,7 @@ class SyntheticSet:
         mean, std = self.mean[:, None, None], self.std[:, None, None]
         images = (self.decode.decoded(self.images * std + mean) - mean) / std
         labels: NDArray[Any] = np.repeat(self.labels, self.decode.images_per_stored, axis=0)
-        return replace(self, images=images, labels=labels, decode=None)
+        return replace(self, images=images, labels=labels, decode=None, class_sha256=None)
 
     def pixels(self) -> NDArray[np.uint8]:
         """Return the images as uint8 (K·ipc, C, H, W): denormalised, clipped to [0, 1] and scaled to 0..255."""
@@ -173,7 +173,7 @@ class SyntheticSet:
         return {name: json.dumps(value, sort_keys=True, allow_nan=False) for name, value in values.items()}
 
 
-def from_checkpoint(path: Path, info: CondensedDataset, spec: CondenseSpec) -> SyntheticSet:
+def from_checkpoint(path: Path, info: DatasetInfo, spec: CondenseSpec) -> SyntheticSet:
     """Return the synthetic set of a checkpoint, whose `images` are float32 or float64. `spec` must be resolved.
 
     Raises SyntheticSetError if the file is damaged, belongs to another job, or was deleted (a running job deletes old ones).
@@ -200,7 +200,7 @@ def from_checkpoint(path: Path, info: CondensedDataset, spec: CondenseSpec) -> S
         iteration=iteration,
         versions=versions(),
         decode=Decode(spec.method.decode_factor) if spec.method.decode_factor > 1 else None,
-        class_sha256=info.class_sha256,
+        class_sha256=info.class_sha256 if isinstance(info, CondensedDataset) else None,
     )
 
 

@@ -68,7 +68,8 @@ async def submit(
 ) -> Response:
     """Submit a job.
 
-    Its `kind` is condense, evaluate or sweep. With an `Idempotency-Key`, a repeated request returns the job of the first one.
+    Its `kind` is condense, evaluate, sweep or extend. With an `Idempotency-Key`, a repeated request returns the job of the first
+    one.
     """
     check_url(spec.webhook, services.settings)
     body_sha256 = hashlib.sha256(spec.model_dump_json(exclude_unset=True).encode()).hexdigest()

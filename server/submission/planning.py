@@ -12,11 +12,12 @@ from cafe_core.data import catalog
 from cafe_core.data.readers import absent
 from cafe_core.errors import DatasetError, SpecError, SyntheticSetError
 from cafe_core.evaluation.estimate import estimate_evaluation
-from cafe_core.jobs.submission import Accepted, Facts, accept, datasets_needed, named_set, resources_needed, set_at
+from cafe_core.jobs.submission import Accepted, Facts, NamedSet, accept, datasets_needed, named_set, resources_needed, set_at
 from cafe_core.spec.dataset import DatasetInfo, DatasetSpec
 from cafe_core.spec.dataset_facts import DatasetFacts
 from cafe_core.spec.estimate import Estimate, estimate
 from cafe_core.spec.evaluate import EvaluateSpec
+from cafe_core.spec.extend import ExtendSpec
 from cafe_core.spec.job import JobSpec, parse_job_spec
 from cafe_core.spec.overrides import setting
 from cafe_core.spec.resources import ResourcesSpec
@@ -28,6 +29,7 @@ from server.errors import NotFoundError, RefusedSpecError, spec_refusal
 from server.files.synthetic_sets import synthetic_set
 from server.ray.capacity import jobs_held, memory_per_worker, too_large
 from server.settings import Settings
+from server.states import Status
 from server.store import jobs
 from server.store.database import Database
 from workers.client import RayCluster
@@ -73,7 +75,8 @@ def _gather(spec: JobSpec, settings: Settings, database: Database, cluster: RayC
     input_set = None
     if (named := named_set(spec)) is not None:
         if named.job_id is not None:
-            input_set = _set_of_job(named.job_id, settings, database, principal, field=named.field)
+            must_succeed = isinstance(spec, ExtendSpec)
+            input_set = _set_of_job(named, named.job_id, settings, database, principal, must_succeed=must_succeed)
         elif named.path is not None:
             input_set = set_at(named.path, settings.roots, field=named.field)
 
@@ -98,17 +101,22 @@ def _check_visible(dataset_id: str, database: Database, principal: Principal) ->
         raise DatasetError(absent(dataset_id)) from error
 
 
-def _set_of_job(job_id: str, settings: Settings, database: Database, principal: Principal, *, field: str) -> SyntheticSet:
+def _set_of_job(
+    named: NamedSet, job_id: str, settings: Settings, database: Database, principal: Principal, *, must_succeed: bool
+) -> SyntheticSet:
     """Return the synthetic set of a job in its current state. Raises SpecError."""
+    loc = f"{named.field}.job_id"
     try:
         with database.read() as session:
             job = find_job(session, principal, job_id)
             rows = jobs.artifacts(session, job)
+        if must_succeed and job.status != Status.SUCCEEDED:
+            raise SpecError(f"{job_id} is {job.status}; only the set of a job that has succeeded can be extended", loc=loc)
         return synthetic_set(settings.job_dir(job_id), rows, job.attempt, parse_job_spec(job.spec))
     except NotFoundError as error:
-        raise SpecError(error.detail, loc=f"{field}.job_id") from error
+        raise SpecError(error.detail, loc=loc) from error
     except SyntheticSetError as error:
-        raise SpecError(error.message, loc=f"{field}.job_id") from error
+        raise SpecError(error.message, loc=loc) from error
 
 
 def _estimates(accepted: Accepted) -> list[Estimate]:

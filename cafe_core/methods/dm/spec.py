@@ -12,6 +12,7 @@ class DmMethod(LearningMethodSpec):
 
     published_iterations: ClassVar[int] = 20_000  # of the authors' released code
     couples_classes: ClassVar[bool] = False
+    can_be_extended: ClassVar[bool] = True
 
     name: Literal["dm"]
     """Distribution matching."""

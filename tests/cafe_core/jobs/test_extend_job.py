@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -137,21 +138,27 @@ def test_data_that_changes_between_attempts_is_refused(tmp_path: Path, roots: Da
 
 def test_nothing_to_condense_is_an_error(tmp_path: Path, roots: DataRoots) -> None:
     make_base(roots, tmp_path / "base")
-    with pytest.raises(DatasetError, match=r"no class of three is new or changed"):
+    with pytest.raises(DatasetError, match="the base set is up to date: no class of three is new, changed or gone"):
         local.prepare(EXTEND | {"dataset": {"path": "three"}}, tmp_path / "out", roots).run(silent)
 
 
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
+        (
+            {"method": {"name": "dance", "factor": 1}},
+            "method.factor: an extended set keeps the value of its base, 2; leave method out",
+        ),
+        ({"method": "best"}, "method.name: an extended set keeps the value of its base, 'dance'"),
+        ({"network": {"width": 5}}, "network.width: an extended set keeps the value of its base, 4; leave network out"),
         ({"ipc": 3}, "ipc: an extended set keeps the value of its base, 2; leave ipc out"),
         ({"seed": 0}, "seed: an extended set keeps the value of its base, 4"),
-        ({"method": {"name": "dm"}}, "method: an extended set keeps"),
-        ({"validation": {"every": 1}}, "an extend job does not support it"),
+        ({"method": {"name": "dm"}}, "method.name: an extended set keeps"),
+        ({"validation": {"every": 1}}, "validation"),
         ({"base": {"path": "absent.safetensors"}}, "there is no 'absent.safetensors'"),
         ({"base": {"job_id": "job_1"}}, "job_1 is a job of a server"),
         ({"base": {}}, "give exactly one of job_id and path"),
-        ({"dataset": {"path": "large"}}, r"the set has images of \(1, 8, 8\); large has \(1, 9, 9\)"),
+        ({"dataset": {"path": "large"}}, r"the set has images of 1×8×8 .*, large has 1×9×9; set dataset.image_size"),
     ],
 )
 def test_unusable_specs_are_refused(tmp_path: Path, roots: DataRoots, fields: dict[str, Any], message: str) -> None:
@@ -162,7 +169,60 @@ def test_unusable_specs_are_refused(tmp_path: Path, roots: DataRoots, fields: di
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("method", [{"name": "cafe"}, {"name": "herding", "network_epochs": 1}])
+def test_fields_of_the_base_may_be_repeated(tmp_path: Path, roots: DataRoots) -> None:
+    make_base(roots, tmp_path / "base")
+    repeated = {field: BASE[field] for field in ("ipc", "seed", "method", "network")}
+    short = local.prepare(EXTEND, tmp_path / "short", roots).job.spec
+    assert local.prepare(EXTEND | repeated, tmp_path / "long", roots).job.spec == short
+
+
+def test_classes_that_are_gone_are_left_out_without_condensing_anything(tmp_path: Path, roots: DataRoots) -> None:
+    base = make_base(roots, tmp_path / "base")
+    save_images(roots.datasets / "two", {"a": 1, "c": 3})
+    spec = EXTEND | {
+        "dataset": {"path": "two"},
+        "evaluation": {"networks": [{"name": "mlp", "width": 4}], "repeats": 1, "epochs": 1},
+    }
+    result = local.prepare(spec, tmp_path / "out", roots).run(silent)
+    assert result["extended"] == {"condensed": [], "kept": 2}
+    made = SyntheticSet.load(JobDir(tmp_path / "out").attempt(1).synthetic_file)
+    assert made.class_names == ["a", "c"]
+    for name in made.class_names:
+        assert images_of(made, name) == images_of(base, name)
+
+
+def test_base_must_not_change_between_runs_but_its_file_may_be_gone(tmp_path: Path, roots: DataRoots) -> None:
+    made = make_base(roots, tmp_path / "base")
+    first = local.prepare(EXTEND, tmp_path / "out", roots).run(silent)
+    file = roots.datasets / "base.safetensors"
+    replace(made, images=made.images + np.float32(1)).save(file)
+    with pytest.raises(CafeError, match="holds the files of a job that extends another set"):
+        local.prepare(EXTEND, tmp_path / "out", roots)
+    file.unlink()
+    assert local.prepare(EXTEND, tmp_path / "out", roots).run(silent)["extended"] == first["extended"]
+
+
+def test_evaluation_normalises_the_test_images_as_the_set(tmp_path: Path, roots: DataRoots) -> None:
+    """Classes of constant images, dark in the base and bright afterwards, which only the right normalisation tells apart."""
+    levels = {"a": 20, "b": 120, "c": 220}
+    for path, names in (("dark", "ab"), ("all", "abc")):
+        for name in names:
+            for split in ("train", "test"):
+                folder = roots.datasets / path / split / name
+                folder.mkdir(parents=True)
+                for number in range(4):
+                    pixels = np.random.default_rng(number).integers(-9, 9, (8, 8)) + levels[name]
+                    Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{number}.png")
+    method = {"name": "dm", "init": "real", "batch_real": 4}
+    make_base(roots, tmp_path / "base", dataset={"path": "dark"}, method=method)
+    judging = {"networks": [{"name": "mlp", "width": 16}], "repeats": 2, "epochs": 300}
+    spec = EXTEND | {"dataset": {"path": "all"}, "evaluation": judging}
+    result = local.prepare(spec, tmp_path / "out", roots).run(silent)
+    assert result["extended"]["condensed"] == ["c"]
+    assert result["evaluation"]["networks"][0]["mean"] == 100
+
+
+@pytest.mark.parametrize("method", [{"name": "cafe"}, {"name": "dc"}, {"name": "herding", "network_epochs": 1}])
 def test_sets_whose_classes_depend_on_each_other_are_refused(tmp_path: Path, roots: DataRoots, method: dict[str, Any]) -> None:
     made = make_base(roots, tmp_path / "base", iterations=0, method=method)
     assert made.class_sha256 is None
@@ -170,9 +230,25 @@ def test_sets_whose_classes_depend_on_each_other_are_refused(tmp_path: Path, roo
         local.prepare(EXTEND, tmp_path / "out", roots)
 
 
-def test_sets_of_earlier_versions_are_refused(tmp_path: Path, roots: DataRoots) -> None:
-    made = make_base(roots, tmp_path / "base", iterations=0)
-    object.__setattr__(made, "class_sha256", None)
-    made.save(roots.datasets / "base.safetensors")
-    with pytest.raises(CafeError, match="does not hold the hashes of its real images"):
+SOFT = np.full((6, 3), 1 / 3, np.float32)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda made: replace(made, class_sha256=None), "does not hold the hashes of its real images"),
+        (lambda made: made.decoded(), "does not hold the images as its job stored them"),
+        (lambda made: replace(made, decode=None), "does not hold the images as its job stored them"),
+        (lambda made: replace(made, labels=SOFT), "has soft labels"),
+        (lambda made: replace(made, iteration=2), "the set is of iteration 2 of 3; wait until its job has finished"),
+        (lambda made: replace(made, spec={}), "the set does not say how it was made"),
+    ],
+    ids=["earlier version", "decoded", "decode removed", "soft labels", "unfinished", "unknown"],
+)
+def test_unusable_sets_are_refused(
+    tmp_path: Path, roots: DataRoots, change: Callable[[SyntheticSet], SyntheticSet], message: str
+) -> None:
+    made = make_base(roots, tmp_path / "base")
+    change(made).save(roots.datasets / "base.safetensors")
+    with pytest.raises((ValueError, CafeError), match=message):
         local.prepare(EXTEND, tmp_path / "out", roots)

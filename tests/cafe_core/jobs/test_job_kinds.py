@@ -1,4 +1,4 @@
-"""Test the three kinds of jobs in one process, with and without interruptions."""
+"""Test condensations, evaluations and sweeps in one process, with and without interruptions."""
 
 from __future__ import annotations
 

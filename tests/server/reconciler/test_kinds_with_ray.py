@@ -93,7 +93,7 @@ def test_extension_of_a_set(tmp_path: Path, embedded_ray: EmbeddedRay) -> None:
         assert grown.images[:9].tobytes() == made.images.tobytes()
         assert api.get("/v1/jobs", params={"kind": "extend"}).json()["data"][0]["id"] == extended["id"]
         again = api.await_status(api.submit(spec | {"base": {"job_id": extended["id"]}})["id"], "failed", timeout_s=300)
-        assert "no class of digits is new or changed" in again["error"]["message"]
+        assert "no class of digits is new, changed or gone" in again["error"]["message"]
 
 
 def actor_names(ray: EmbeddedRay, *job_ids: str) -> dict[str, set[str]]:

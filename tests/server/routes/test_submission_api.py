@@ -7,8 +7,9 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -19,22 +20,23 @@ from sqlalchemy.orm import Session
 
 from cafe_core.jobs.backend import TrialOutcome
 from cafe_core.jobs.jobdir import JobDir, JobFile
-from cafe_core.spec.dataset import CondensedDataset, DatasetInfo
+from cafe_core.spec.dataset import DatasetInfo
 from cafe_core.spec.dataset_facts import DatasetFacts
 from cafe_core.spec.job import KINDS, parse_job_spec
 from cafe_core.spec.sweep import SweepSpec
 from cafe_core.spec.trials import datasets_of, trials
 from cafe_core.synthetic_set.synthetic_set import SyntheticSet
 from server.files.inputs import _may_exist, remove_abandoned, stage_input
+from server.schemas import JobKind
 from server.settings import Settings
 from server.store import jobs
 from server.store.database import Database
 from server.store.models import Job
-from tests.server.conftest import SPEC, Api, FakeRay, running
+from tests.server.conftest import SPEC, Api, FakeRay, attempt_dir, running
 from tests.server.kinds import EVALUATE, HERDING, SWEEP, digits_set, end_trial, running_job
 from tests.server.routes.test_datasets_api import LABELS, npz
 from tests.server.routes.test_jobs_api import refused
-from tests.server.routes.test_results_api import checkpoint
+from tests.server.routes.test_results_api import checkpoint, finished
 
 LARGE = HERDING | {"dataset": {"name": "digits", "image_size": 512}, "ipc": 100}
 WIDE = {"width": 4096, "depth": 1}
@@ -47,7 +49,7 @@ def sweep(space: dict[str, Any], **base: Any) -> dict[str, Any]:
 
 def extendable_set() -> SyntheticSet:
     """Return a set of digits that an extend job can name."""
-    made_by = {"dataset": {"name": "digits"}, "ipc": 1, "method": {"name": "dance"}}
+    made_by = {"dataset": {"name": "digits"}, "ipc": 1, "iterations": 3, "method": {"name": "dance", "factor": 1}}
     return digits_set(spec=made_by, class_sha256=["0"] * 10)
 
 
@@ -97,6 +99,10 @@ def test_the_examples_are_accepted(api: Api, settings: Settings, path: Path) -> 
     extendable_set().save(settings.roots.datasets / "base.safetensors")
     response = api.post("/v1/jobs?dry_run=true", json=yaml.safe_load(path.read_text()))
     assert response.status_code == 200, response.text
+
+
+def test_schema_names_each_kind() -> None:
+    assert get_args(JobKind) == KINDS
 
 
 def test_examples_cover_each_kind() -> None:
@@ -260,16 +266,15 @@ def test_cluster_limits_concurrent_trials_by_the_largest(api: Api) -> None:
 def test_extension_keeps_copy_of_set_of_other_job(api: Api, ray: FakeRay, settings: Settings) -> None:
     made = running_job(api, ray, SPEC | {"method": {"name": "dance"}, "seed": 3, "iterations": 10})
     spec = {"kind": "extend", "base": {"job_id": made}, "dataset": {"name": "digits"}}
-    assert "no synthetic set yet" in refused(api.post("/v1/jobs", json=spec))["base.job_id"]
-    checkpoint(settings, made, 2)
+    assert "is running; only the set of a job that has succeeded" in refused(api.post("/v1/jobs", json=spec))["base.job_id"]
+    finished(api, ray, settings, made)
     assert "does not hold the hashes" in refused(api.post("/v1/jobs", json=spec))["base"]
-    described = settings.job_dir(made).dataset_file
-    known = CondensedDataset.model_validate_json(described.read_bytes()).model_copy(update={"class_sha256": ["0"] * 10})
-    described.write_text(known.model_dump_json())
+    file = attempt_dir(settings, made).synthetic_file
+    replace(SyntheticSet.load(file), class_sha256=["0"] * 10).save(file)
     job = api.submit(spec | {"iterations": 5})
     assert (job["kind"], job["progress"]["total"]) == ("extend", 5)
     assert (job["spec"]["ipc"], job["spec"]["seed"], job["spec"]["method"]["name"]) == (SPEC["ipc"], 3, "dance")
-    assert SyntheticSet.load(settings.job_dir(job["id"]).input_file).iteration == 2
+    assert settings.job_dir(job["id"]).input_file.read_bytes() == file.read_bytes()
     assert api.submit(job["spec"])["spec"] == job["spec"]
 
 
@@ -279,7 +284,7 @@ def test_extension_keeps_copy_of_set_of_other_job(api: Api, ray: FakeRay, settin
         ({"base": {"job_id": "job_unknown"}}, "base.job_id", "there is no job 'job_unknown'"),
         ({"base": {"path": "absent.npz"}}, "base.path", "there is no 'absent.npz'"),
         ({"base": {}}, "base", "exactly one of job_id and path"),
-        ({"dataset": {"name": "digits", "image_size": 16}}, "dataset", "the set has images of (1, 8, 8)"),
+        ({"dataset": {"name": "digits", "image_size": 16}}, "dataset", "the set has images of 1×8×8"),
         ({"ipc": 2}, "ipc", "keeps the value of its base, 1"),
         ({"resources": {"workers": 11}}, "resources.workers", "11 workers for 10 classes"),
     ],
