@@ -3,6 +3,7 @@
     condense   preparing → condensing (→ validating → condensing …) → evaluating → publishing
     evaluate   preparing (→ condensing, of a coreset) → evaluating → publishing
     sweep      preparing → sweeping, each trial a condense job → publishing
+    extend     preparing → condensing, of the classes that are new or changed → evaluating → publishing
 
 Ray and `cafe run` share this code and differ only in the :class:`cafe_core.jobs.backend.Backend`. This module does not import
 torch, so that a driver, which only coordinates, starts quickly.
