@@ -77,13 +77,18 @@ class LocalRunner:
             if self._stopping:
                 process.terminate()
             assert process.stdout is not None
-            for line in process.stdout:
-                event = json.loads(line)
-                type_, data = event["type"], event["data"]
-                if progress := _progress_text(type_, data):
-                    report(job.name, progress)
-            status = process.wait()
-            self._running.discard(process)
+            try:
+                for line in process.stdout:
+                    event = json.loads(line)
+                    type_, data = event["type"], event["data"]
+                    if progress := _progress_text(type_, data):
+                        report(job.name, progress)
+            except BaseException:
+                process.terminate()
+                raise
+            finally:
+                status = process.wait()  # Popen's context manager does not wait after a KeyboardInterrupt
+                self._running.discard(process)
         if type_ == "finished":
             return self._workplace.finish(job.name, data["result"], self._events(job.name))
         if type_ == "failed":

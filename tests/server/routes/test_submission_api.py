@@ -266,7 +266,7 @@ def test_cluster_limits_concurrent_trials_by_the_largest(api: Api) -> None:
 def test_extension_keeps_copy_of_set_of_other_job(api: Api, ray: FakeRay, settings: Settings) -> None:
     made = running_job(api, ray, SPEC | {"method": {"name": "dance"}, "seed": 3, "iterations": 10})
     spec = {"kind": "extend", "base": {"job_id": made}, "dataset": {"name": "digits"}}
-    assert "is running; only the set of a job that has succeeded" in refused(api.post("/v1/jobs", json=spec))["base.job_id"]
+    assert "only the set of a job that has succeeded" in refused(api.post("/v1/jobs", json=spec))["base.job_id"]
     finished(api, ray, settings, made)
     assert "does not hold the hashes" in refused(api.post("/v1/jobs", json=spec))["base"]
     file = attempt_dir(settings, made).synthetic_file
