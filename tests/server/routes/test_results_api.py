@@ -14,7 +14,7 @@ from safetensors.numpy import load, save_file
 from cafe_core.data.builtin import BUILTIN
 from cafe_core.jobs.job import write_manifest
 from cafe_core.spec.condense import CondenseSpec
-from cafe_core.spec.dataset import DatasetInfo
+from cafe_core.spec.dataset import CondensedDataset, DatasetInfo
 from cafe_core.synthetic_set.synthetic_set import SyntheticSet, from_checkpoint
 from server.routes import artifacts
 from server.settings import Settings
@@ -42,8 +42,14 @@ def started(api: Api, ray: FakeRay) -> str:
 
 @pytest.fixture
 def finished(api: Api, ray: FakeRay, settings: Settings, started: str) -> str:
+    return finish(api, ray, settings, started)
+
+
+def finish(api: Api, ray: FakeRay, settings: Settings, started: str, class_sha256: list[str] | None = None) -> str:
+    """Finish a running job of ten iterations, as its driver does, and return its id."""
     spec = CondenseSpec.model_validate(api.job(started)["spec"])
-    synthetic = from_checkpoint(checkpoint(settings, started, 10), BUILTIN["digits"], spec)
+    info = CondensedDataset(**BUILTIN["digits"].model_dump(), class_sha256=class_sha256)
+    synthetic = from_checkpoint(checkpoint(settings, started, 10), info, spec)
     directory = attempt_dir(settings, started)
     synthetic.save(directory.synthetic_file)
     directory.preview_file.write_bytes(synthetic.preview_png())

@@ -7,7 +7,6 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -36,7 +35,7 @@ from tests.server.conftest import SPEC, Api, FakeRay, attempt_dir, running
 from tests.server.kinds import EVALUATE, HERDING, SWEEP, digits_set, end_trial, running_job
 from tests.server.routes.test_datasets_api import LABELS, npz
 from tests.server.routes.test_jobs_api import refused
-from tests.server.routes.test_results_api import checkpoint, finished
+from tests.server.routes.test_results_api import checkpoint, finish
 
 LARGE = HERDING | {"dataset": {"name": "digits", "image_size": 512}, "ipc": 100}
 WIDE = {"width": 4096, "depth": 1}
@@ -264,13 +263,11 @@ def test_cluster_limits_concurrent_trials_by_the_largest(api: Api) -> None:
 
 
 def test_extension_keeps_copy_of_set_of_other_job(api: Api, ray: FakeRay, settings: Settings) -> None:
-    made = running_job(api, ray, SPEC | {"method": {"name": "dance"}, "seed": 3, "iterations": 10})
+    made = running_job(api, ray, SPEC | {"method": {"name": "dance", "factor": 1}, "seed": 3, "iterations": 10})
     spec = {"kind": "extend", "base": {"job_id": made}, "dataset": {"name": "digits"}}
     assert "only the set of a job that has succeeded" in refused(api.post("/v1/jobs", json=spec))["base.job_id"]
-    finished(api, ray, settings, made)
-    assert "does not hold the hashes" in refused(api.post("/v1/jobs", json=spec))["base"]
+    finish(api, ray, settings, made, class_sha256=["0"] * 10)
     file = attempt_dir(settings, made).synthetic_file
-    replace(SyntheticSet.load(file), class_sha256=["0"] * 10).save(file)
     job = api.submit(spec | {"iterations": 5})
     assert (job["kind"], job["progress"]["total"]) == ("extend", 5)
     assert (job["spec"]["ipc"], job["spec"]["seed"], job["spec"]["method"]["name"]) == (SPEC["ipc"], 3, "dance")
