@@ -21,7 +21,7 @@ class BestMethod(SpecModel):
 
 @dataclass(frozen=True)
 class Choice:
-    """What `method: best` stands for."""
+    """The method and the number of iterations that `method: best` chooses."""
 
     method: dict[str, Any]
     """The fields of the method."""

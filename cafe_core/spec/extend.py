@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import StringConstraints, ValidationError, model_validator
+from pydantic import StringConstraints, ValidationError, field_validator, model_validator
 
 from cafe_core.methods.registry import AnyMethod
 from cafe_core.spec.base import Precision, SpecModel, resolved_later
@@ -55,12 +55,18 @@ class ExtendSpec(CondenseSpec):
     network: NetworkSpec = resolved_later()
     """The network whose features are aligned: that of the set."""
     precision: Precision = resolved_later()
-    """That of the set."""
+    """The precision of the computation, which is that of the set."""
     resources: ResourcesSpec = ResourcesSpec()
     """The number of workers and the resources of each. No more workers are used than there are classes to condense, also while
     they train a pool of networks."""
     validation: None = None
     """Not supported, because only some classes are condensed."""
+
+    @field_validator("validation", mode="before")
+    @classmethod
+    def _without_validation(cls, value: Any) -> None:
+        if value is not None:
+            raise ValueError("an extend job does not support it, because it condenses some classes only; leave validation out")
 
     @model_validator(mode="after")
     def _condensable(self) -> ExtendSpec:  # replaces CondenseSpec's, whose network is not known yet

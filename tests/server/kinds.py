@@ -40,6 +40,12 @@ def digits_set(level: float = 0.5, shape: tuple[int, int, int] = (1, 8, 8), **fi
     return SyntheticSet(**parts | fields)
 
 
+def extendable_set() -> SyntheticSet:
+    """Return a set of digits that an extend job can name."""
+    made_by = {"dataset": {"name": "digits"}, "ipc": 1, "iterations": 3, "method": {"name": "dance", "factor": 1}}
+    return digits_set(spec=made_by, class_sha256=["0"] * 10)
+
+
 def running_job(api: Api, ray: FakeRay, spec: dict[str, Any]) -> str:
     """Submit a job and wait until Ray runs it."""
     job_id: str = api.submit(spec)["id"]

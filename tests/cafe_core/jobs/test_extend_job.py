@@ -17,6 +17,7 @@ from cafe_core.errors import CafeError, DatasetError
 from cafe_core.jobs import local
 from cafe_core.jobs.jobdir import JobDir
 from cafe_core.synthetic_set.synthetic_set import SyntheticSet
+from tests.cafe_core.jobs.test_local import InterruptedJobError, interrupt_at, silent
 
 BASE = {
     "dataset": {"path": "three"},
@@ -28,10 +29,6 @@ BASE = {
     "checkpoint_every": 1,
 }
 EXTEND = {"kind": "extend", "base": {"path": "base.safetensors"}, "dataset": {"path": "five"}, "checkpoint_every": 1}
-
-
-def silent(_type: str, **_data: Any) -> None:
-    pass
 
 
 def save_images(path: Path, seeds: Mapping[str, int], side: int = 8) -> None:
@@ -104,25 +101,14 @@ def test_an_extended_set_can_be_extended_and_drops_classes_that_are_gone(tmp_pat
         assert images_of(four, name) == images_of(five, name)
 
 
-class InterruptedJobError(Exception):
-    pass
-
-
 @pytest.mark.parametrize(("event", "count"), [("epoch", 1), ("checkpoint", 2)])
 def test_interrupted_extension_resumes_to_the_same_bytes(tmp_path: Path, roots: DataRoots, event: str, count: int) -> None:
     make_base(roots, tmp_path / "base")
     local.prepare(EXTEND, tmp_path / "undisturbed", roots).run(silent)
     for artifact in roots.artifacts.glob("*/*"):
         artifact.unlink()  # so that the pool is trained again
-    seen: list[str] = []
-
-    def interrupt(type: str, **_: Any) -> None:
-        seen.append(type)
-        if seen.count(event) == count:
-            raise InterruptedJobError
-
     with pytest.raises(InterruptedJobError):
-        local.prepare(EXTEND, tmp_path / "out", roots).run(interrupt)
+        local.prepare(EXTEND, tmp_path / "out", roots).run(interrupt_at(event, count, []))
     local.prepare(EXTEND, tmp_path / "out", roots).run(silent)
     files = [JobDir(tmp_path / name).attempt(1).synthetic_file.read_bytes() for name in ("undisturbed", "out")]
     assert files[0] == files[1]
@@ -154,7 +140,7 @@ def test_nothing_to_condense_is_an_error(tmp_path: Path, roots: DataRoots) -> No
         ({"ipc": 3}, "ipc: an extended set keeps the value of its base, 2; leave ipc out"),
         ({"seed": 0}, "seed: an extended set keeps the value of its base, 4"),
         ({"method": {"name": "dm"}}, "method.name: an extended set keeps"),
-        ({"validation": {"every": 1}}, "validation"),
+        ({"validation": {"every": 1}}, "leave validation out"),
         ({"base": {"path": "absent.safetensors"}}, "there is no 'absent.safetensors'"),
         ({"base": {"job_id": "job_1"}}, "job_1 is a job of a server"),
         ({"base": {}}, "give exactly one of job_id and path"),

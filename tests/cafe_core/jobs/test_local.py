@@ -13,6 +13,7 @@ import pytest
 from cafe_core.data.roots import DataRoots
 from cafe_core.errors import CafeError, DatasetError
 from cafe_core.jobs import local
+from cafe_core.jobs.backend import Report
 from cafe_core.jobs.jobdir import JobDir
 from cafe_core.synthetic_set.synthetic_set import SyntheticSet
 
@@ -56,6 +57,17 @@ def silent(type: str, **data: Any) -> None:
     pass
 
 
+def interrupt_at(event: str, count: int, seen: list[str]) -> Report:
+    """Return a report function that adds the events' types to `seen`, and raises InterruptedJobError at the count-th `event`."""
+
+    def report(type: str, **_: Any) -> None:
+        seen.append(type)
+        if seen.count(event) == count:
+            raise InterruptedJobError
+
+    return report
+
+
 def test_files_and_events_of_a_job(tmp_path: Path, roots: DataRoots) -> None:
     events: list[str] = []
     result = local.prepare(SPEC, tmp_path / "out", roots).run(lambda type, **data: events.append(data.get("phase", type)))
@@ -89,14 +101,8 @@ def test_files_and_events_of_a_job(tmp_path: Path, roots: DataRoots) -> None:
 def test_interrupted_job_resumes(tmp_path: Path, roots: DataRoots, event: str, count: int) -> None:
     undisturbed = local.prepare(SPEC, tmp_path / "undisturbed", roots).run(silent)
     seen: list[str] = []
-
-    def interrupt(type: str, **_: Any) -> None:
-        seen.append(type)
-        if seen.count(event) == count:
-            raise InterruptedJobError
-
     with pytest.raises(InterruptedJobError):
-        local.prepare(SPEC, tmp_path / "out", roots).run(interrupt)
+        local.prepare(SPEC, tmp_path / "out", roots).run(interrupt_at(event, count, seen))
     before = seen.count("evaluated")
     with (tmp_path / "out" / "evaluation.jsonl").open("a") as log:
         log.write('{"set": "torn by a cra')  # as a killed process leaves it

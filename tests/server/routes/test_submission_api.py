@@ -1,4 +1,4 @@
-"""Submitting evaluate, extend and sweep jobs: accepted specs, refusals, and files kept with the job."""
+"""Submitting evaluate and sweep jobs: accepted specs, refusals, and files kept with the job."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ from server.settings import Settings
 from server.store import jobs
 from server.store.database import Database
 from server.store.models import Job
-from tests.server.conftest import SPEC, Api, FakeRay, attempt_dir, running
-from tests.server.kinds import EVALUATE, HERDING, SWEEP, digits_set, end_trial, running_job
+from tests.server.conftest import SPEC, Api, FakeRay, running
+from tests.server.kinds import EVALUATE, HERDING, SWEEP, digits_set, end_trial, extendable_set, running_job
 from tests.server.routes.test_datasets_api import LABELS, npz
 from tests.server.routes.test_jobs_api import refused
-from tests.server.routes.test_results_api import checkpoint, finish
+from tests.server.routes.test_results_api import checkpoint
 
 LARGE = HERDING | {"dataset": {"name": "digits", "image_size": 512}, "ipc": 100}
 WIDE = {"width": 4096, "depth": 1}
@@ -44,12 +44,6 @@ EXAMPLES = sorted((Path(__file__).parents[3] / "docs" / "examples").glob("*.yaml
 
 def sweep(space: dict[str, Any], **base: Any) -> dict[str, Any]:
     return SWEEP | {"base": SWEEP["base"] | base, "space": space}
-
-
-def extendable_set() -> SyntheticSet:
-    """Return a set of digits that an extend job can name."""
-    made_by = {"dataset": {"name": "digits"}, "ipc": 1, "iterations": 3, "method": {"name": "dance", "factor": 1}}
-    return digits_set(spec=made_by, class_sha256=["0"] * 10)
 
 
 def jobs_directory(settings: Settings) -> list[str]:
@@ -259,37 +253,7 @@ def test_cluster_limits_concurrent_trials_by_the_largest(api: Api) -> None:
         assert planned["spec"]["max_concurrent"] == concurrent
 
 
-# -- the set that is evaluated or extended
-
-
-def test_extension_keeps_copy_of_set_of_other_job(api: Api, ray: FakeRay, settings: Settings) -> None:
-    made = running_job(api, ray, SPEC | {"method": {"name": "dance", "factor": 1}, "seed": 3, "iterations": 10})
-    spec = {"kind": "extend", "base": {"job_id": made}, "dataset": {"name": "digits"}}
-    assert "only the set of a job that has succeeded" in refused(api.post("/v1/jobs", json=spec))["base.job_id"]
-    finish(api, ray, settings, made, class_sha256=["0"] * 10)
-    file = attempt_dir(settings, made).synthetic_file
-    job = api.submit(spec | {"iterations": 5})
-    assert (job["kind"], job["progress"]["total"]) == ("extend", 5)
-    assert (job["spec"]["ipc"], job["spec"]["seed"], job["spec"]["method"]["name"]) == (SPEC["ipc"], 3, "dance")
-    assert settings.job_dir(job["id"]).input_file.read_bytes() == file.read_bytes()
-    assert api.submit(job["spec"])["spec"] == job["spec"]
-
-
-@pytest.mark.parametrize(
-    ("fields", "loc", "message"),
-    [
-        ({"base": {"job_id": "job_unknown"}}, "base.job_id", "there is no job 'job_unknown'"),
-        ({"base": {"path": "absent.npz"}}, "base.path", "there is no 'absent.npz'"),
-        ({"base": {}}, "base", "exactly one of job_id and path"),
-        ({"dataset": {"name": "digits", "image_size": 16}}, "dataset", "the set has images of 1×8×8"),
-        ({"ipc": 2}, "ipc", "keeps the value of its base, 1"),
-        ({"resources": {"workers": 11}}, "resources.workers", "11 workers for 10 classes"),
-    ],
-)
-def test_unusable_extensions_are_refused(api: Api, settings: Settings, fields: dict[str, Any], loc: str, message: str) -> None:
-    extendable_set().save(settings.roots.datasets / "base.safetensors")
-    spec = {"kind": "extend", "base": {"path": "base.safetensors"}, "dataset": {"name": "digits"}} | fields
-    assert message in refused(api.post("/v1/jobs", json=spec))[loc]
+# -- the set that is judged
 
 
 def test_evaluation_keeps_copy_of_set_of_other_job(api: Api, ray: FakeRay, settings: Settings) -> None:
