@@ -17,6 +17,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ import hypothesis
 import pytest
 
 from server.ray.embedded import EmbeddedRay
+from tests.forked_workers import template
 
 SHARED_MEMORY = "/dev/shm"
 if Path(SHARED_MEMORY).is_dir() and shutil.disk_usage(SHARED_MEMORY).free >= 4 << 30:
@@ -97,7 +99,18 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
 
 
 @pytest.fixture(scope="session")
-def embedded_ray() -> Iterator[EmbeddedRay]:
+def forked_workers() -> Iterator[dict[str, str]]:
+    """Run a template of Ray's workers. A Ray that is started with these environment variables starts its workers quickly."""
+    with template.running() as environment:
+        yield environment
+
+
+@pytest.fixture(scope="session")
+def embedded_ray(forked_workers: dict[str, str]) -> Iterator[EmbeddedRay]:
     """Start one Ray of two CPUs, with a dashboard, for all tests that leave it as they find it."""
-    with EmbeddedRay(num_cpus=2) as ray:
+    with ExitStack() as stack:
+        with pytest.MonkeyPatch.context() as patch:
+            for name, value in forked_workers.items():
+                patch.setenv(name, value)
+            ray = stack.enter_context(EmbeddedRay(num_cpus=2))
         yield ray

@@ -27,21 +27,25 @@ HOLD_NOTHING = ("ray::IDLE", "ray::DashboardAgent", "ray::RuntimeEnvAgent")
 class SmallRay:
     """A running cluster that this process is connected to."""
 
-    def __init__(self) -> None:
+    def __init__(self, environment: dict[str, str]) -> None:
+        self._environment = environment
         self.address = ""
         self.restarts = 0
 
     def start(self, tries: int = 3) -> None:
         """Start a cluster. On a busy machine it may need longer than the 30 s that Ray allows, which cannot be set."""
         try:
-            context = ray.init(
-                address="local",
-                num_cpus=4,
-                num_gpus=0,
-                include_dashboard=False,
-                _node_ip_address="127.0.0.1",
-                logging_level="ERROR",
-            )
+            with pytest.MonkeyPatch.context() as patch:  # which keeps the variables that Ray sets for drivers
+                for name, value in self._environment.items():
+                    patch.setenv(name, value)
+                context = ray.init(
+                    address="local",
+                    num_cpus=4,
+                    num_gpus=0,
+                    include_dashboard=False,
+                    _node_ip_address="127.0.0.1",
+                    logging_level="ERROR",
+                )
         except Exception as error:
             if tries == 1 or "timed out during startup" not in str(error):
                 raise
@@ -57,9 +61,9 @@ class SmallRay:
 
 
 @pytest.fixture(scope="session")
-def small_ray(notes: list[str]) -> Iterator[SmallRay]:
+def small_ray(forked_workers: dict[str, str], notes: list[str]) -> Iterator[SmallRay]:
     """Start the cluster of all tests."""
-    running = SmallRay()
+    running = SmallRay(forked_workers)
     running.start()
     yield running
     ray.shutdown()

@@ -133,11 +133,14 @@ def submissions(ray: EmbeddedRay) -> list[str]:
 
 
 def of_session(embedded_ray: EmbeddedRay) -> list[psutil.Process]:
-    """Return the processes of this Ray, by command line or session."""
+    """Return the processes of this Ray, by command line or session, and all workers that are forks of the tests' template."""
+    forks = {process.pid for process in psutil.Process().children(recursive=True)}
     found = []
     for process in psutil.process_iter():
         try:
-            if os.getsid(process.pid) == embedded_ray.pid or str(embedded_ray.directory) in " ".join(process.cmdline()):
+            line = " ".join(process.cmdline())
+            in_session = os.getsid(process.pid) == embedded_ray.pid or str(embedded_ray.directory) in line
+            if in_session or (process.pid in forks and line.startswith("ray::")):
                 found.append(process)
         except (psutil.Error, ProcessLookupError):
             continue
