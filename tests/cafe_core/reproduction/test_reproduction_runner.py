@@ -62,12 +62,12 @@ def iterations_done(out: Path, job: Job) -> list[int]:
 
 
 def test_interrupted_run_is_resumed(tmp_path: Path) -> None:
-    first, second = tiny(), tiny(iterations=400, evaluation=None)
+    first, second = tiny(), tiny(iterations=150, evaluation=None)
     seen: list[str] = []
 
     def interrupt(_name: str, how_far: str) -> None:
         seen.append(how_far)
-        if how_far == "iteration 50/400":
+        if how_far == "iteration 20/150":
             raise KeyboardInterrupt
 
     out = tmp_path / "out"
@@ -75,7 +75,7 @@ def test_interrupted_run_is_resumed(tmp_path: Path) -> None:
         list(runner(out, processes=1).run([first, second], interrupt))
     assert "network 2/2" in " ".join(seen)
     done = len(iterations_done(out, second))
-    assert 50 <= done < 400
+    assert 20 <= done < 150
 
     seen.clear()
     outcomes = outcomes_by_name(list(runner(out).run([first, second], lambda _name, how_far: seen.append(how_far))))
@@ -83,9 +83,9 @@ def test_interrupted_run_is_resumed(tmp_path: Path) -> None:
     assert isinstance(earlier, Finished)
     assert isinstance(resumed, Finished)
     assert (earlier.earlier, resumed.earlier) == (True, False)
-    assert "iteration 1/400" not in seen
-    assert "iteration 400/400" in seen
-    repeated = len(iterations_done(out, second)) - 400
+    assert "iteration 1/150" not in seen
+    assert "iteration 150/150" in seen
+    repeated = len(iterations_done(out, second)) - 150
     assert 0 <= repeated <= 1  # at most the iteration after the last checkpoint
 
     (undisturbed,) = runner(tmp_path / "undisturbed").run([second], silent)
