@@ -24,6 +24,7 @@ from cafe_core.algorithm.extension import Extension
 from cafe_core.algorithm.method import LearningMethod, Report, ignore_events, make_method
 from cafe_core.algorithm.model import Budget
 from cafe_core.algorithm.network_steps import Queries, update_network
+from cafe_core.algorithm.precision import in_precision_of_spec
 from cafe_core.algorithm.progress import Progress
 from cafe_core.algorithm.run_state import save, start
 from cafe_core.algorithm.shard_context import ShardContext
@@ -32,6 +33,7 @@ from cafe_core.data.class_store import ClassStore
 from cafe_core.spec.condense import CondenseSpec
 
 
+@in_precision_of_spec
 def condense(
     spec: CondenseSpec,
     store: ClassStore,

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from cafe_core.algorithm.held_out import split
+from cafe_core.algorithm.precision import arithmetic
 from cafe_core.algorithm.sampling import choose, generator
 from cafe_core.data.class_store import ClassStore
 from cafe_core.errors import SyntheticSetError
@@ -55,8 +56,10 @@ def train_networks(
     for start in range(0, len(chunk), size):
         piece = chunk[start : start + size]
         seeds = [network_seed(setup.seed, t.network, t.repeat, validation=setup.held_out is not None) for t in piece]
-        trained = train(recipe, *data.training(task.source, seeds), seeds)
-        yield from zip(piece, accuracies(trained, *data.test()), strict=True)
+        with arithmetic("tf32"):  # as evaluations with torch do by default
+            trained = train(recipe, *data.training(task.source, seeds), seeds)
+            found = accuracies(trained, *data.test())
+        yield from zip(piece, found, strict=True)
 
 
 def _at_once(device: torch.device, recipe: Recipe, count: int) -> int:

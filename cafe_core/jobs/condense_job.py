@@ -41,7 +41,12 @@ def run(attempt: Attempt, spec: CondenseSpec) -> dict[str, Any]:
         attempt.report("phase", phase="evaluating")
         evaluation = _evaluate(attempt, condensation, spec.evaluation)
     write_atomically(attempt.files.preview_file, synthetic.preview_png(), fence=attempt.fence)
-    result: dict[str, Any] = {"iterations": spec.iterations, "images": len(synthetic.images), "evaluation": evaluation}
+    result: dict[str, Any] = {
+        "iterations": spec.iterations,
+        "images": len(synthetic.images),
+        "precision": spec.precision,
+        "evaluation": evaluation,
+    }
     if condensation.base is not None:
         learned = [synthetic.class_names[k] for k in condensation.learned]
         result["extended"] = {"condensed": learned, "kept": len(synthetic.class_names) - len(learned)}

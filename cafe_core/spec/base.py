@@ -9,7 +9,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticKnownError
 
-Precision = Literal["float64", "float32", "bfloat16"]
+Precision = Literal["float64", "float32", "tf32", "bfloat16"]
 
 
 class SpecModel(BaseModel):
