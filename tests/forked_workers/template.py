@@ -82,6 +82,7 @@ def serve(path: str) -> None:
 
 def become_worker(message: dict[str, Any], files: list[int]) -> None:
     """Run Ray's program for workers in this process, and exit."""
+    os.setpgid(0, 0)  # Ray starts each worker in a process group, and kills the group
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     for number, file in enumerate(files):
         os.dup2(file, number)
