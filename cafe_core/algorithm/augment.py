@@ -27,6 +27,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from cafe_core.algorithm.transfer import send
 from cafe_core.spec.evaluation import Augmentation
 
 Shape = tuple[int, int, int]
@@ -77,11 +78,13 @@ class Draws:
 
     def __getitem__(self, rows: Tensor) -> Draws:
         """Return the rows at the indices `rows`, which may repeat: `draws[labels]` gives each image the row of its class."""
+        rows = send(rows, self.affine.device)
         return Draws(*(None if part is None else part[rows] for part in self._parts()))  # type: ignore[arg-type]
 
-    def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> Draws:
+    def to(self, device: torch.device, dtype: torch.dtype | None = None) -> Draws:
         """Return the same draws on `device`, in `dtype`."""
-        return Draws(*(None if part is None else part.to(device, dtype) for part in self._parts()))  # type: ignore[arg-type]
+        parts = (None if part is None else send(part.to(dtype or part.dtype), device) for part in self._parts())
+        return Draws(*parts)  # type: ignore[arg-type]
 
     def _parts(self) -> tuple[Tensor, Tensor | None, Tensor | None]:
         return self.affine, self.colour, self.cutout

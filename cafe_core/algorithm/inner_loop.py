@@ -16,6 +16,7 @@ from cafe_core.algorithm.model import Model
 from cafe_core.algorithm.real_images import BatchIndices, RealImages
 from cafe_core.algorithm.shared_gradient import shared_gradient
 from cafe_core.algorithm.synthetic_shard import SyntheticShard
+from cafe_core.algorithm.transfer import send
 from cafe_core.networks.sgd import Sgd
 
 
@@ -37,10 +38,10 @@ def train_epoch(
         rows = members[mine]
         gradient.zero_()
         if len(rows):
-            images = shard.images[(rows - first_row).to(shard.images.device)]
+            images = shard.images[send(rows - first_row, shard.images.device)]
             if draws is not None:
                 images = apply(images, draws[torch.arange(start, start + len(members))[mine]])
-            loss = F.cross_entropy(network(images), (rows // shard.ipc).to(images.device), reduction="sum")
+            loss = F.cross_entropy(network(images), send(rows // shard.ipc, images.device), reduction="sum")
             torch.autograd.backward(loss / len(members))  # Σ_r (1/B) Σ_{i∈batch∩r} ∇CE_i, B of all ranks
         comm.all_reduce(gradient)
         optimizer.step()

@@ -79,19 +79,24 @@ class Model:
 
 @dataclass(frozen=True)
 class Budget:
-    """Limits on the bytes of feature maps in flight, regardless of the number of classes."""
+    """Limits on the bytes of feature maps in flight, regardless of the number of classes, and of images kept on the device."""
 
     forward_bytes: int
     """Limit on the maps of the images that pass through the network together."""
     graph_bytes: int
     """Limit on the graphs of the synthetic images, kept for the backward pass, and the real class means."""
+    resident_bytes: int = 0
+    """Limit on a worker's real images, uint8, up to which all of them stay on the device."""
 
     @classmethod
     def of(cls, device: torch.device, share: float = 1.0) -> Budget:
-        """Return the budget of a device: an eighth and a quarter of the GPU share; few images on a CPU, to fit its caches."""
+        """Return the budget of a device: an eighth, a quarter and a quarter of the GPU share.
+
+        On a CPU few images are in flight, to fit its caches, and real images are read from the memory map.
+        """
         if device.type == "cuda":
             memory = int(share * torch.cuda.get_device_properties(device).total_memory)
-            return cls(memory // 8, memory // 4)
+            return cls(memory // 8, memory // 4, memory // 4)
         return cls(32 << 20, GRAPH_BYTES_CPU)
 
     def images_per_chunk(self, model: Model) -> int:

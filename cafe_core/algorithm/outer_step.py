@@ -22,6 +22,7 @@ from cafe_core.algorithm.collectives import Comm
 from cafe_core.algorithm.real_images import BatchIndices, RealImages
 from cafe_core.algorithm.shard_context import ShardContext
 from cafe_core.algorithm.synthetic_shard import SyntheticShard
+from cafe_core.algorithm.transfer import send
 
 FeatureMaps = Callable[[Tensor], Iterable[Tensor]]
 """images (n, C, H, W) → the aligned maps and, last, the map that gives the centres: each (n, C, H, W)."""
@@ -170,31 +171,31 @@ class OuterStep:
             if draws is not None:
                 in_shard = torch.tensor([first + position[k] for k, _ in chunk.segments])
                 images = apply(images, draws[in_shard.repeat_interleave(torch.tensor(sizes))])
-            places = [position[k] for k, _ in chunk.segments]
+            # The chunks keep the order of the classes, so their sums are added to consecutive rows.
+            places = range(position[chunk.segments[0][0]], position[chunk.segments[-1][0]] + 1)
             last = images
             for layer, last in enumerate(self.features(images)):
                 if layer == len(self.weights):
                     break  # not aligned, needed only for the centres
                 if layer == len(sums):
                     sums.append(torch.zeros(len(counts), *last.shape[1:], dtype=self.real.dtype, device=last.device))
-                sums[layer][places] += _segment_sums(last, sizes, self.real.dtype)
+                sums[layer][places.start : places.stop] += _segment_sums(last, sizes, self.real.dtype)
             if centres is not None and gradient is not None:
                 F = last.flatten(1).to(self.real.dtype)  # (n, D)
                 chunk_loss, share = losses.discrimination(F, chunk.labels(), centres, total)
                 loss += chunk_loss
                 gradient += share
-        return [s / _column(counts, s) for s in sums], loss, gradient
+        count = send(torch.tensor(counts, dtype=self.real.dtype), self.real.device).view(-1, 1, 1, 1)
+        return [s / count for s in sums], loss, gradient
 
 
 def _segment_sums(m: Tensor, sizes: Sequence[int], dtype: torch.dtype) -> Tensor:
     """Sum consecutive images: (n, C, H, W) → (len(sizes), C, H, W).
 
-    Sums follow the memory order of a channels-last map; on CPUs, summing over its first dimension directly is ten times slower.
+    On GPUs one kernel sums classes of the same size. On CPUs sums follow the memory order of a channels-last map; summing over
+    its first dimension directly is ten times slower there.
     """
+    if m.is_cuda and len(set(sizes)) == 1:
+        return torch.unflatten(m, 0, (len(sizes), sizes[0])).sum(1, dtype=dtype)
     rows = m.permute(0, 2, 3, 1)
     return torch.stack([segment.sum(0, dtype=dtype) for segment in rows.split_with_sizes(list(sizes))]).permute(0, 3, 1, 2)
-
-
-def _column(counts: Sequence[int], like: Tensor) -> Tensor:
-    """Shape counts (k,) to divide a (k, C, H, W) tensor, with its dtype and device."""
-    return torch.tensor(counts, dtype=like.dtype, device=like.device).view(-1, *[1] * (like.dim() - 1))

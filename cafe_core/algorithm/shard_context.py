@@ -71,7 +71,8 @@ class ShardContext:
             classes = [extension.learned[j] for j in class_shard(len(extension.learned), comm.rank, comm.world)]
         dtype = torch.float64 if spec.precision == "float64" else torch.float32
         kept_images = None if kept is None else dict(enumerate(kept))
-        real, all_real = (RealImages(store, range_, device, dtype, kept_images) for range_ in (classes, range(info.num_classes)))
+        real = RealImages(store, classes, device, dtype, kept_images, resident_bytes=budget.resident_bytes)
+        all_real = RealImages(store, range(info.num_classes), device, dtype, kept_images)
         model = Model(spec, info, device, dtype)
         return cls(spec, info, store.path.name, classes, real, all_real, model, comm, budget, extension)
 

@@ -192,8 +192,8 @@ def test_result_has_dtype_and_shape_of_the_images(dtype: torch.dtype) -> None:
     draws = draw("dsa", 4, (1, 8, 8), True, generator(0, "test"))
     result = apply(images(4, 1, 8, 8).to(dtype), draws)
     assert (result.dtype, result.shape) == (dtype, (4, 1, 8, 8))
-    assert draws.to("cpu", torch.float32).affine.dtype == torch.float32
-    assert len(draws.to("cpu")) == 4
+    assert draws.to(torch.device("cpu"), torch.float32).affine.dtype == torch.float32
+    assert len(draws.to(torch.device("cpu"))) == 4
 
 
 def test_identity_row_does_not_change_the_image() -> None:

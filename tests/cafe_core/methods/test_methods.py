@@ -152,7 +152,9 @@ def test_gradient_with_augmentation_matches_autograd_of_the_papers_loss(
     """Write the losses of DSA and DM as in their papers, and differentiate them by autograd through convolutions and norms."""
     spec = make_spec(store, ipc=IPC, network=network, method={"name": name, "augment": "dsa", "init": "noise", "batch_real": N})
     run, shard = start_run(spec, store, Comm.single(), budget, tmp_path)
-    draws = augment.draw("dsa", 4, store.info.shape, True, torch.Generator().manual_seed(3)).to("cpu", torch.float64)
+    draws = augment.draw("dsa", 4, store.info.shape, True, torch.Generator().manual_seed(3)).to(
+        torch.device("cpu"), torch.float64
+    )
     S = shard.images.clone().requires_grad_()
     net = run.context.model.network.requires_grad_(True)
     weights = [p for p in net.parameters() if p.dim() > 1]
