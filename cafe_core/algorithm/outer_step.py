@@ -192,8 +192,8 @@ class OuterStep:
 def _segment_sums(m: Tensor, sizes: Sequence[int], dtype: torch.dtype) -> Tensor:
     """Sum consecutive images: (n, C, H, W) → (len(sizes), C, H, W).
 
-    On GPUs one kernel sums classes of the same size. On CPUs sums follow the memory order of a channels-last map; summing over
-    its first dimension directly is ten times slower there.
+    On GPUs one kernel sums all classes if they have the same size. On CPUs sums follow the memory order of a channels-last map;
+    summing over its first dimension directly is ten times slower there.
     """
     if m.is_cuda and len(set(sizes)) == 1:
         return torch.unflatten(m, 0, (len(sizes), sizes[0])).sum(1, dtype=dtype)

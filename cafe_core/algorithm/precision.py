@@ -24,8 +24,8 @@ R = TypeVar("R")
 def arithmetic(precision: Precision) -> Iterator[None]:
     """Allow TF32 for convolutions if `precision` is `tf32`, and for nothing otherwise. Restore the settings at the end.
 
-    Matrix products stay float32 with `tf32`, too: they are the products of features and centres and the grids of affine
-    augmentations, which are small and need their bits. On CPUs this changes nothing.
+    The settings hold for the whole process. Matrix products stay float32 with `tf32`, too: they are the products of features and
+    centres and the grids of affine augmentations, which are small and need full precision. On CPUs this changes nothing.
     """
     convolutions = torch.backends.cudnn.conv  # type: ignore[attr-defined]  # torch sets it when it is imported
     products = torch.backends.cuda.matmul

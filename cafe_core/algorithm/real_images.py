@@ -108,7 +108,8 @@ class RealImages:
     def _normalised(self, parts: Sequence[tuple[int, Tensor]]) -> Tensor:
         """Return the images at (class, positions) of all parts, normalised on the device after a single transfer."""
         if self._resident is None:
-            pixels = send(torch.from_numpy(np.concatenate([self._read(k, indices) for k, indices in parts])), self.device)
+            # This waits for the device. Without that, a pass over all images would fill the host's memory with pinned copies.
+            pixels = torch.from_numpy(np.concatenate([self._read(k, indices) for k, indices in parts])).to(self.device)
         else:
             pixels = self._resident[send(torch.cat([self._first[k] + indices for k, indices in parts]), self.device)]
         return (pixels.to(self.dtype) - self._mean_255) * self._scale

@@ -1,4 +1,4 @@
-"""Send tensors to a device without waiting for it."""
+"""Send small tensors to a device without waiting for it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def send(tensor: Tensor, device: torch.device) -> Tensor:
-    """Return the tensor on `device`. A GPU receives it while this thread goes on.
+    """Return the tensor on `device`. The copy to a GPU is asynchronous.
 
     A copy from ordinary memory to a GPU blocks until all work that was queued before has finished. A copy from pinned memory
     does not; torch keeps the pinned copy until the GPU has read it.

@@ -37,9 +37,10 @@ class CondenseSpec(JobFields):
     resources: ResourcesSpec = ResourcesSpec()
     """The number of workers and the resources of each."""
     precision: Precision = "float32"
-    """float64 for checks. float32 computes everything in float32. tf32 lets a GPU compute convolutions in TF32: up to a quarter
-    faster, with an error of 3e-3 instead of 3e-7 in the gradient of the images; on CPUs it is float32. bfloat16 computes features
-    in bfloat16 and keeps images, statistics and weights in float32."""
+    """Precision of the condensation. float64 is for checks. float32 does not use TF32. tf32 lets a GPU compute convolutions in
+    TF32: up to a quarter faster, with an error of 3e-3 instead of 3e-7 in the gradient of the images; on CPUs it is float32.
+    bfloat16 computes features in bfloat16 and keeps images, statistics and weights in float32. Evaluations always compute in
+    tf32."""
     compile: bool = False
     """Compile the feature pass of cafe, dm, dance and ncfm (torch.compile): slower to start, faster per step. The training of
     networks, and therefore all of dc, is never compiled. For methods that choose real images, only the last pass over the images

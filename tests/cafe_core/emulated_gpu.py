@@ -1,4 +1,4 @@
-"""Emulate a GPU on the CPU: tensors that say they are on cuda:0 and hold a tensor of the CPU.
+"""Emulate a GPU on the CPU: tensors that report cuda:0 and wrap a CPU tensor.
 
 An operation that mixes devices fails as on a real GPU. Kernel launches, transfers, and waits of the host for the device are
 counted, so that tests can bound them. Times and the numerics of a GPU are not emulated.
@@ -22,15 +22,29 @@ from torch.utils._pytree import tree_flatten, tree_map
 GPU = torch.device("cuda:0")
 _INDEXING = ("aten.index.Tensor", "aten.index_put_.default", "aten.index_put.default", "aten._index_put_impl_.default")
 """Operations that accept indices on the CPU: torch copies them to the GPU, and waits."""
-_WITHOUT_KERNEL = (
-    *("view", "detach", "permute", "slice", "select", "aten.t.", "expand", "unbind", "split", "alias", "transpose", "unsqueeze"),
-    *("as_strided", "squeeze", "empty"),
-)
+_WITHOUT_KERNEL = {
+    *("view", "_unsafe_view", "_reshape_alias", "detach", "permute", "slice", "select", "t", "expand", "unbind", "split"),
+    *(
+        "split_with_sizes",
+        "alias",
+        "transpose",
+        "unsqueeze",
+        "squeeze",
+        "as_strided",
+        "empty",
+        "empty_like",
+        "empty_strided",
+        "new_empty",
+    ),
+}
+"""Operations that only describe memory."""
+_RESULT_ON_HOST = {"_local_scalar_dense", "nonzero", "masked_select", "equal", "is_nonzero", "_unique2", "unique_dim"}
+"""Operations for whose result, or its size, the host waits."""
 
 
 @dataclass
 class Counts:
-    """What the host asked of the device."""
+    """Count the launches, transfers and waits of the host."""
 
     launches: int = 0
     transfers: int = 0
@@ -128,7 +142,7 @@ def emulated_gpu() -> Iterator[Counts]:
         stack.enter_context(patch("torch.cuda._lazy_init"))
         stack.enter_context(patch("torch.cuda._initialized", True))
         stack.enter_context(patch("torch.tensor", tensor))
-        stack.enter_context(patch.object(torch.Tensor, "pin_memory", lambda pinned: pinned))
+        stack.enter_context(patch.object(torch.Tensor, "pin_memory", _pinned))
         stack.enter_context(_Dispatch(counts))
         yield counts
 
@@ -147,7 +161,8 @@ def _run(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], counts: Coun
     def call(**changed: Any) -> Any:
         return func(*tree_map(_held, args), **tree_map(_held, plain | changed))
 
-    if name == "aten._local_scalar_dense.default" and on_gpu:
+    operation = name.split(".")[1]
+    if operation in _RESULT_ON_HOST and on_gpu:
         counts.wait()
     if name == "aten._to_copy.default":
         return _copied(call, args[0], target, bool(kwargs.get("non_blocking")), counts)
@@ -158,11 +173,13 @@ def _run(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], counts: Coun
         call()
         return args[0]
     _refuse_mixed_devices(name, args, tensors, counts)
+    if on_gpu and name in _INDEXING and any(isinstance(index, Tensor) and index.dtype == torch.bool for index in args[1]):
+        counts.wait()  # for the number of selected elements
     result = call()
     if target == "cpu" or (target is None and not on_gpu):
         return result
-    counts.launches += not any(part in name for part in _WITHOUT_KERNEL)
-    if name.split(".")[1].endswith("_") and isinstance(args[0], _OnGpu):
+    counts.launches += operation not in _WITHOUT_KERNEL
+    if operation.endswith("_") and isinstance(args[0], _OnGpu):
         return args[0]  # in place
     return tree_map(lambda value: _OnGpu(value, counts) if type(value) is Tensor else value, result)
 
@@ -176,7 +193,7 @@ def _copied(call: Callable[..., Any], source: Tensor, target: str | None, non_bl
         counts.launches += to_gpu
     else:
         counts.transfers += 1
-        if not non_blocking:
+        if not (non_blocking and getattr(source, "is_pinned_copy", False)):
             counts.wait()
     return _OnGpu(made, counts) if to_gpu else made
 
@@ -193,6 +210,13 @@ def _refuse_mixed_devices(name: str, args: Sequence[Any], tensors: Sequence[Tens
         if index is not None and not isinstance(index, _OnGpu):
             counts.transfers += 1
             counts.wait()
+
+
+def _pinned(tensor: Tensor) -> Tensor:
+    """Return a copy that can be sent without waiting."""
+    copy = tensor.clone()
+    copy.is_pinned_copy = True  # type: ignore[attr-defined]
+    return copy
 
 
 def _held(value: Any) -> Any:

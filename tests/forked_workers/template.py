@@ -8,11 +8,13 @@ is imported, and nothing of this project, so that workers import what is install
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import importlib
 import json
 import os
 import runpy
+import select
 import signal
 import socket
 import subprocess
@@ -27,6 +29,7 @@ ADDRESS = "TEMPLATE_OF_WORKERS"
 """The environment variable with the path of the template's socket."""
 LIBRARIES = ("torch", "pandas", "pyarrow.fs", "pydantic", "safetensors.torch", "PIL.Image", "requests", "jsonschema", "yaml")
 LENGTH_BYTES = 4
+ANSWER_WITHIN_S = 60.0
 
 
 @contextmanager
@@ -34,7 +37,8 @@ def running() -> Iterator[dict[str, str]]:
     """Run a template. Yield the environment variables with which a Ray has to be started to use it."""
     with tempfile.TemporaryDirectory(prefix="cafe-template-", dir="/tmp") as directory:  # a socket's path is limited to 107 bytes
         path = str(Path(directory, "socket"))
-        with subprocess.Popen([sys.executable, __file__, path], stdout=subprocess.PIPE) as process:
+        command = [sys.executable, __file__, path]
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:  # it ends when its input ends
             assert process.stdout is not None
             try:
                 assert process.stdout.readline() == b"ready\n"
@@ -49,6 +53,7 @@ def request(path: str, arguments: list[str]) -> None:
     message = {"arguments": arguments, "environment": dict(os.environ), "directory": str(Path.cwd()), "path": sys.path}
     body = json.dumps(message).encode()
     with socket.socket(socket.AF_UNIX) as connection:
+        connection.settimeout(ANSWER_WITHIN_S)
         connection.connect(path)
         socket.send_fds(connection, [len(body).to_bytes(LENGTH_BYTES, "big")], [0, 1, 2])
         connection.sendall(body)
@@ -66,18 +71,25 @@ def serve(path: str) -> None:
         listener.listen()
         print("ready", flush=True)
         while True:
+            ready, _, _ = select.select([listener, sys.stdin], [], [])
+            if sys.stdin in ready:
+                return  # the tests have ended
             connection, _ = listener.accept()
             with connection:
-                length, files, _, _ = socket.recv_fds(connection, LENGTH_BYTES, 3)
-                with connection.makefile("rb") as stream:
-                    message = json.loads(stream.read(int.from_bytes(length, "big")))
+                try:
+                    length, files, _, _ = socket.recv_fds(connection, LENGTH_BYTES, 3)
+                    with connection.makefile("rb") as stream:
+                        message = json.loads(stream.read(int.from_bytes(length, "big")))
+                except (OSError, ValueError):
+                    continue  # Ray has ended the process that asked
                 if os.fork() == 0:
                     listener.close()
                     connection.close()
                     become_worker(message, files)
                 for file in files:
                     os.close(file)
-                connection.sendall(b".")
+                with contextlib.suppress(OSError):
+                    connection.sendall(b".")
 
 
 def become_worker(message: dict[str, Any], files: list[int]) -> None:
@@ -98,10 +110,13 @@ def become_worker(message: dict[str, Any], files: list[int]) -> None:
         coverage.process_startup()
 
     from ray._private.runtime_env.context import RuntimeEnvContext
+    from ray._private.utils import update_envs
 
-    # What Ray's setup_worker.py does before it executes the program.
+    # What Ray's setup_worker.py does before it executes the program, for runtime environments that only set variables.
     context = RuntimeEnvContext.deserialize(_option(arguments, "--serialized-runtime-env-context") or "{}")
-    os.environ.update(context.env_vars)
+    assert not context.command_prefix
+    assert context.override_worker_entrypoint is None
+    update_envs(context.env_vars)
     sys.argv = [program, *arguments]
     runpy.run_path(program, run_name="__main__")
     sys.exit()

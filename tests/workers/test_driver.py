@@ -52,7 +52,7 @@ def test_undisturbed_job_reports_phases_and_progress(undisturbed: JobDir) -> Non
     assert [event["phase"] for event in events if event["type"] == "phase"] == phases
     workers, *evaluating = [event["workers"] for event in events if event["type"] == "workers"]
     assert [worker["rank"] for worker in workers] == [0, 1]
-    assert evaluating[-1]  # one or two workers, for the first may finish the work before the second has started
+    assert evaluating[-1]  # one or two workers, because the first may finish the work before the second has started
     assert {worker["pid"] for worker in evaluating[-1]}.isdisjoint({worker["pid"] for worker in workers})
     assert [worker["classes"] for worker in workers] == [list(range(5)), list(range(5, 10))]
     assert {worker["device"] for worker in workers} == {"cpu"}
