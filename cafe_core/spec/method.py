@@ -89,8 +89,8 @@ class MethodSpec(SpecModel, ABC):
     couples_classes: ClassVar[bool]
     """Whether the loss of one class depends on the images of another, so that workers communicate in each outer step."""
     can_be_extended: ClassVar[bool] = False
-    """Whether an extend job can condense some classes of a set and keep the others. This requires that the images of a class do
-    not depend on the images of another class, directly or through a network that is trained on them."""
+    """Whether extend jobs support the method. They condense some classes of a set and keep the images of the others, so a
+    class's images must not depend on another class, neither directly nor through a network that is trained on both."""
 
     @abstractmethod
     def resolved(self, context: ResolutionContext) -> Self:

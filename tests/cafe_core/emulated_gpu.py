@@ -24,18 +24,8 @@ _INDEXING = ("aten.index.Tensor", "aten.index_put_.default", "aten.index_put.def
 """Operations that accept indices on the CPU: torch copies them to the GPU, and waits."""
 _WITHOUT_KERNEL = {
     *("view", "_unsafe_view", "_reshape_alias", "detach", "permute", "slice", "select", "t", "expand", "unbind", "split"),
-    *(
-        "split_with_sizes",
-        "alias",
-        "transpose",
-        "unsqueeze",
-        "squeeze",
-        "as_strided",
-        "empty",
-        "empty_like",
-        "empty_strided",
-        "new_empty",
-    ),
+    *("split_with_sizes", "alias", "transpose", "unsqueeze", "squeeze", "as_strided"),
+    *("empty", "empty_like", "empty_strided", "new_empty"),
 }
 """Operations that only describe memory."""
 _RESULT_ON_HOST = {"_local_scalar_dense", "nonzero", "masked_select", "equal", "is_nonzero", "_unique2", "unique_dim"}

@@ -89,6 +89,7 @@ def test_host_waits_once_per_outer_step_and_query_and_never_to_train(
 
 
 def modules(waits: Counter[str]) -> list[str]:
+    """Return the module of each wait, sorted."""
     return sorted(line.partition(":")[0] for line in waits.elements())
 
 
@@ -102,9 +103,9 @@ def test_launches_and_transfers_do_not_grow_with_the_number_of_classes(tmp_path:
     # (launches, transfers) with two blocks of a ConvNet. Lower these numbers when a step needs fewer.
     limits = {"outer step": (118, 3), "query": (19, 2), "inner epoch": (41, 2)}
     found = dict(zip(limits, numbers[0], strict=True))
-    assert all(launches <= limits[step][0] and transfers <= limits[step][1] for step, (launches, transfers) in found.items()), (
-        found
-    )
+    for step, (launches, transfers) in found.items():
+        assert launches <= limits[step][0], step
+        assert transfers <= limits[step][1], step
 
 
 @pytest.mark.parametrize("name", sorted(METHODS))

@@ -26,7 +26,7 @@ ALLOWED: dict[str, tuple[str, str]] = {
     "tf32": ("tf32", "ieee"),
     "bfloat16": IEEE,
 }
-"""What convolutions and matrix products of float32 tensors may use on a GPU."""
+"""For each precision, the settings of convolutions and of matrix products of float32 tensors on a GPU."""
 
 
 def settings() -> tuple[str, str]:

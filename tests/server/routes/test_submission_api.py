@@ -253,7 +253,7 @@ def test_cluster_limits_concurrent_trials_by_the_largest(api: Api) -> None:
         assert planned["spec"]["max_concurrent"] == concurrent
 
 
-# -- the set that is judged
+# -- the set that is evaluated
 
 
 def test_evaluation_keeps_copy_of_set_of_other_job(api: Api, ray: FakeRay, settings: Settings) -> None:
