@@ -8,6 +8,7 @@ form a lane each, so that module fixtures are set up once.
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 
@@ -31,6 +32,8 @@ SHARED_MEMORY = "/dev/shm"
 if Path(SHARED_MEMORY).is_dir() and shutil.disk_usage(SHARED_MEMORY).free >= 4 << 30:
     # Temporary directories in memory: every commit and every file of a job is flushed, which takes milliseconds on a disk.
     os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", SHARED_MEMORY)
+
+gc.disable()  # until all tests are collected, because what is imported stays
 
 # A busy machine is slow: an example that takes long is no failure.
 hypothesis.settings.register_profile("without deadlines", deadline=None)
@@ -56,6 +59,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in others:
         item.add_marker(pytest.mark.xdist_group(f"{item.path.parent.name}.{item.path.stem}"))
     items[:] = with_ray + others
+
+
+def pytest_collection_finish() -> None:
+    """Let the garbage collector work again, and ignore all objects that exist already: traversing them takes long."""
+    gc.freeze()
+    gc.enable()
 
 
 def starts_ray(item: pytest.Item) -> bool:

@@ -27,7 +27,12 @@ from typing import Any
 
 ADDRESS = "TEMPLATE_OF_WORKERS"
 """The environment variable with the path of the template's socket."""
-LIBRARIES = ("torch", "pandas", "pyarrow.fs", "pydantic", "safetensors.torch", "PIL.Image", "requests", "jsonschema", "yaml")
+LIBRARIES = (
+    *("torch", "pandas", "pyarrow.fs", "safetensors.torch", "PIL.Image", "jsonschema", "yaml", "msgpack", "psutil", "pdb"),
+    *("pydantic.dataclasses", "pydantic.v1", "pydantic._internal._generate_schema", "google.protobuf.json_format"),
+    *("requests", "aiohttp", "fsspec.asyn", "filelock", "rich.console", "rich.table"),
+)
+"""What this project and Ray import, apart from Ray itself."""
 LENGTH_BYTES = 4
 ANSWER_WITHIN_S = 60.0
 

@@ -19,6 +19,7 @@ os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [os.environ
 
 import psutil  # noqa: E402
 import ray  # noqa: E402
+from ray._private.node import Node  # noqa: E402
 from ray.util.placement_group import placement_group_table  # noqa: E402
 
 HOLD_NOTHING = ("ray::IDLE", "ray::DashboardAgent", "ray::RuntimeEnvAgent")
@@ -38,6 +39,9 @@ class SmallRay:
             with pytest.MonkeyPatch.context() as patch:  # which keeps the variables that Ray sets for drivers
                 for name, value in self._environment.items():
                     patch.setenv(name, value)
+                # Both use CPU time all along. The product starts Ray without a log monitor, and nothing here scales.
+                patch.setattr(Node, "start_log_monitor", lambda _node: None)
+                patch.setattr(Node, "start_monitor", lambda _node: None)
                 context = ray.init(
                     address="local",
                     num_cpus=4,

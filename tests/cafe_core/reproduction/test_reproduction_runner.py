@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -61,7 +62,17 @@ def iterations_done(out: Path, job: Job) -> list[int]:
     return [event["iteration"] for event in map(json.loads, events) if event["type"] == "iteration"]
 
 
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Finished]:
+    """Run the job `tiny()`. Return the directory of the results, and its outcome."""
+    out = tmp_path_factory.mktemp("finished") / "out"
+    (outcome,) = runner(out).run([tiny()], silent)
+    assert isinstance(outcome, Finished)
+    return out, outcome
+
+
 def test_interrupted_run_is_resumed(tmp_path: Path) -> None:
+    """The images are those of a run without interruption, beside which another job runs at the same time."""
     first, second = tiny(), tiny(iterations=150, evaluation=None)
     seen: list[str] = []
 
@@ -88,22 +99,28 @@ def test_interrupted_run_is_resumed(tmp_path: Path) -> None:
     repeated = len(iterations_done(out, second)) - 150
     assert 0 <= repeated <= 1  # at most the iteration after the last checkpoint
 
-    (undisturbed,) = runner(tmp_path / "undisturbed").run([second], silent)
+    times: dict[str, list[float]] = {}
+    beside = tiny(seed=1, iterations=150, evaluation=None)
+    at_once = runner(tmp_path / "undisturbed").run(
+        [second, beside], lambda name, _: times.setdefault(name, []).append(time.monotonic())
+    )
+    undisturbed = outcomes_by_name(list(at_once))[second.name]
     assert isinstance(undisturbed, Finished)
+    one, other = times.values()
+    assert max(one[0], other[0]) < min(one[-1], other[-1])  # two jobs in two processes overlap in time
     sets = [(outcome.artifacts / "synthetic.safetensors").read_bytes() for outcome in (resumed, undisturbed)]
     assert sets[0] == sets[1]
 
 
-def test_finished_jobs_are_read_and_not_run_again(tmp_path: Path) -> None:
-    out, job = tmp_path / "out", tiny()
-    (made,) = runner(out).run([job], silent)
-    assert isinstance(made, Finished)
+def test_finished_jobs_are_read_and_not_run_again(finished: tuple[Path, Finished]) -> None:
+    out, made = finished
     assert made.condensing_s is not None
     assert made.condensing_s > 0
-    events = Workplace(out).directory(job.name).attempt(1).events_file
+    events = Workplace(out).directory(made.name).attempt(1).events_file
     before = events.read_bytes()
-    (read,) = runner(out).run([job], silent)
+    (read,) = runner(out).run([tiny()], silent)
     assert isinstance(read, Finished)
+    assert (made.earlier, read.earlier) == (False, True)
     assert (read.result, read.condensing_s, read.networks()) == (made.result, made.condensing_s, made.networks())
     assert events.read_bytes() == before
     assert read.synthetic_set().images.shape == (10, 1, 8, 8)
@@ -162,7 +179,8 @@ def experiment(*rows: tuple[str, Job]) -> Experiment:
     return Experiment("table2", SMOKE, "made", "row", cells, "digits", "CIFAR10", notes=(), differences=())
 
 
-def test_failed_cell_shows_the_reason_and_the_table_is_written(tmp_path: Path) -> None:
+def test_failed_cell_shows_the_reason_and_the_table_is_written(finished: tuple[Path, Finished], tmp_path: Path) -> None:
+    shutil.copytree(finished[0], tmp_path / "out")
     table = experiment(("good", tiny()), ("bad", tiny(method={"name": "cafe", "layers": [7]})))
     counts: list[int] = []
     succeeded = reproduce(
@@ -195,13 +213,3 @@ def test_table_is_written_and_another_run_is_refused_while_jobs_run(tmp_path: Pa
 
     assert reproduce(table, runner(out), out, CIRCUMSTANCES, report=look, ended=lambda *_: None)
     assert "| one | not run yet |" in during[0]
-
-
-def test_jobs_run_in_parallel(tmp_path: Path) -> None:
-    """Two jobs in two processes overlap in time."""
-    spans: dict[str, list[float]] = {}
-    jobs = [tiny(seed=1, iterations=200, evaluation=None), tiny(seed=2, iterations=200, evaluation=None)]
-    outcomes = list(runner(tmp_path / "out").run(jobs, lambda name, _: spans.setdefault(name, []).append(time.monotonic())))
-    assert all(isinstance(outcome, Finished) for outcome in outcomes)
-    one, other = spans.values()
-    assert max(one[0], other[0]) < min(one[-1], other[-1])

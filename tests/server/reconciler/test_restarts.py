@@ -106,7 +106,7 @@ def running_job(database: Database) -> str:
 
 
 def test_client_follows_a_job_across_restarts(settings: Settings) -> None:
-    count, restarts = 60, 4
+    count, restarts = 60, 2
     with serving(settings) as served:
         database = Database(settings.database)
         job_id = running_job(database)
