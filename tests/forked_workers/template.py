@@ -109,10 +109,6 @@ def become_worker(message: dict[str, Any], files: list[int]) -> None:
     os.chdir(message["directory"])
     program, *arguments = message["arguments"]
     sys.path[:] = [str(Path(program).parent), *message["path"]]
-    if "COVERAGE_PROCESS_START" in os.environ:
-        import coverage
-
-        coverage.process_startup()
 
     from ray._private.runtime_env.context import RuntimeEnvContext
     from ray._private.utils import update_envs

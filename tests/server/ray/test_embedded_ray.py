@@ -133,14 +133,15 @@ def submissions(ray: EmbeddedRay) -> list[str]:
 
 
 def of_session(embedded_ray: EmbeddedRay) -> list[psutil.Process]:
-    """Return the processes of this Ray, by command line or session, and all workers that are forks of the tests' template."""
+    """Return the processes of this Ray, by their command line, session or log files (workers that are forks)."""
     forks = {process.pid for process in psutil.Process().children(recursive=True)}
+    directory = str(embedded_ray.directory)
     found = []
     for process in psutil.process_iter():
         try:
             line = " ".join(process.cmdline())
-            in_session = os.getsid(process.pid) == embedded_ray.pid or str(embedded_ray.directory) in line
-            if in_session or (process.pid in forks and line.startswith("ray::")):
+            in_session = os.getsid(process.pid) == embedded_ray.pid or directory in line
+            if in_session or (process.pid in forks and any(file.path.startswith(directory) for file in process.open_files())):
                 found.append(process)
         except (psutil.Error, ProcessLookupError):
             continue
