@@ -6,17 +6,40 @@ uses a window over the last γ query accuracies:
 * outer loop: the network has *converged* once the window's span (max − min) is below λ1;
 * inner loop: the network has *moved enough* once the span is above λ2.
 
+Two accuracies are often enough to decide: if they differ by more than the threshold, so does the span of their window. A loop
+therefore asks for the newest and the oldest accuracy of its window first, and for the others only while the rule is undecided.
+
 Pure functions of numbers: no tensors, no cluster.
 """
 
 from __future__ import annotations
 
+import math
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Literal
 
 StopReason = Literal["converged", "moved", "bound"]
+
+
+class Check:
+    """A query check, which is made when its accuracy is needed."""
+
+    def __init__(self, measure: Callable[[], float]) -> None:
+        self._measure = measure
+        self._accuracy: float | None = None
+
+    @property
+    def is_made(self) -> bool:
+        """Return whether the accuracy has been measured."""
+        return self._accuracy is not None
+
+    def accuracy(self) -> float:
+        """Return the accuracy (0 … 1); the first call measures it. All workers make a check together."""
+        if self._accuracy is None:
+            self._accuracy = self._measure()
+        return self._accuracy
 
 
 @dataclass
@@ -35,7 +58,7 @@ class Loop:
     """Steps recorded so far."""
     stop: StopReason | None = None
     """Why the loop ended, or None while it has not."""
-    _accuracies: deque[float] = field(default_factory=deque)
+    _checks: deque[Check] = field(default_factory=deque)
 
     def __iter__(self) -> Iterator[int]:
         """Yield the number of each step, 0, 1, …, until the loop ends. Each step must be recorded by :meth:`ends_after`."""
@@ -45,20 +68,33 @@ class Loop:
             if self.stop is not None:
                 return
 
-    def ends_after(self, accuracy: float | None) -> StopReason | None:
-        """Record one step and its query accuracy (None if :func:`needed_queries` omits it); return why the loop ends, or None."""
+    def ends_after(self, check: Check | None) -> StopReason | None:
+        """Record one step and its query check (None if :func:`needed_queries` omits it); return why the loop ends, or None.
+
+        From step γ on, the check is made at once, because all later windows contain it. At the bound no check is made.
+        """
         self.steps += 1
-        if accuracy is not None and self.window > 0:
-            self._accuracies.append(accuracy)
-            if len(self._accuracies) > self.window:
-                self._accuracies.popleft()
-            if len(self._accuracies) == self.window:
-                span = max(self._accuracies) - min(self._accuracies)
-                if span < self.threshold if self.reason == "converged" else span > self.threshold:
-                    self.stop = self.reason
-        if self.stop is None and self.steps >= self.bound:
+        if check is not None and self.window > 0:
+            self._checks.append(check)
+            if len(self._checks) > self.window:
+                self._checks.popleft()
+        if self.steps >= self.bound:
             self.stop = "bound"
+        elif self._checks and len(self._checks) == self.window and self._rule_holds():
+            self.stop = self.reason
         return self.stop
+
+    def _rule_holds(self) -> bool:
+        """Decide the rule with as few checks as possible: the newest, those already made, the oldest, the others."""
+        *earlier, newest = self._checks
+        low, high = math.inf, -math.inf
+        for check in (newest, *sorted(earlier, key=lambda check: not check.is_made)):
+            low, high = min(low, check.accuracy()), max(high, check.accuracy())
+            if self.reason == "moved" and high - low > self.threshold:
+                return True
+            if self.reason == "converged" and high - low >= self.threshold:
+                return False
+        return self.reason == "converged"
 
 
 def needed_queries(max_outer: int, max_inner: int, window: int, carry: bool) -> tuple[bool, bool]:

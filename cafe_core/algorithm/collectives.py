@@ -7,6 +7,7 @@ measured. A gang of one makes the same calls, which then send nothing.
 from __future__ import annotations
 
 import socket
+from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -62,6 +63,15 @@ class Comm:
         if self._group is not None:
             self._group.allreduce([tensor]).wait()
         return tensor
+
+    def all_reduce_all(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        """Sum each of the tensors over all ranks, in a single collective. Return the sums; a gang of one returns the tensors."""
+        if self._group is None:
+            self.numbers += sum(tensor.numel() for tensor in tensors)
+            return list(tensors)
+        flat = self.all_reduce(torch.cat([tensor.flatten() for tensor in tensors]))
+        parts = flat.split_with_sizes([tensor.numel() for tensor in tensors])
+        return [part.view_as(tensor) for part, tensor in zip(parts, tensors, strict=True)]
 
     def gather_rows(self, rows: Tensor, start: int, total: int) -> Tensor:
         """Gather all ranks' rows on every rank: this rank's rows (n, D) become rows [start, start + n) of (total, D).

@@ -6,6 +6,9 @@ and each rank processes the images of a minibatch that it owns. The reduced grad
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -14,10 +17,8 @@ from cafe_core.algorithm.augment import Draws, apply
 from cafe_core.algorithm.collectives import Comm
 from cafe_core.algorithm.model import Model
 from cafe_core.algorithm.real_images import BatchIndices, RealImages
-from cafe_core.algorithm.shared_gradient import shared_gradient
 from cafe_core.algorithm.synthetic_shard import SyntheticShard
 from cafe_core.algorithm.transfer import send
-from cafe_core.networks.sgd import Sgd
 
 
 def train_epoch(
@@ -28,32 +29,27 @@ def train_epoch(
     permutation: (K·ipc,) of all synthetic images, the same on every rank. draws: one augmentation per image of S,
     in the order of the permutation, or None.
     """
-    parameters = list(network.parameters())
-    gradient = shared_gradient(parameters)
-    optimizer = Sgd(parameters, lr=lr)
+    parameters: list[Tensor] = list(network.parameters())
     first_row = shard.classes[0] * shard.ipc
     for start in range(0, len(permutation), batch):
         members = permutation[start : start + batch]
         mine = (members >= first_row) & (members < first_row + len(shard.images))
         rows = members[mine]
-        gradient.zero_()
+        gradients: Sequence[Tensor]  # of this rank: (1/B) Σ_{i∈batch∩r} ∇CE_i, B of all ranks
         if len(rows):
             images = shard.images[send(rows - first_row, shard.images.device)]
             if draws is not None:
                 images = apply(images, draws[torch.arange(start, start + len(members))[mine]])
             loss = F.cross_entropy(network(images), send(rows // shard.ipc, images.device), reduction="sum")
-            torch.autograd.backward(loss / len(members))  # Σ_r (1/B) Σ_{i∈batch∩r} ∇CE_i, B of all ranks
-        comm.all_reduce(gradient)
-        optimizer.step()
+            gradients = torch.autograd.grad(loss / len(members), parameters)
+        else:
+            gradients = [torch.zeros_like(parameter) for parameter in parameters]
+        with torch.no_grad():
+            torch._foreach_add_(parameters, comm.all_reduce_all(gradients), alpha=-lr)  # one kernel
 
 
 @torch.no_grad()
-def query_accuracy(network: Model, real: RealImages, comm: Comm, rows: BatchIndices, images_per_chunk: int) -> float:
-    """Return the accuracy (0 … 1) on the query images of all ranks; workers send only two integers."""
-    hits = torch.zeros(2, dtype=torch.int64, device=real.device)
-    for chunk in real.chunks(rows, images_per_chunk):
-        labels = chunk.labels()
-        hits[0] += (network(chunk.images).argmax(1) == labels).sum()
-        hits[1] += len(labels)
-    correct, total = comm.all_reduce(hits).tolist()
-    return float(correct / total)
+def query_accuracy(network: Model, real: RealImages, comm: Comm, rows: BatchIndices, total: int, images_per_chunk: int) -> float:
+    """Return the accuracy (0 … 1) on the query images of all ranks, of which there are `total`; a worker sends one integer."""
+    hits = [(network(chunk.images).argmax(1) == chunk.labels()).sum() for chunk in real.chunks(rows, images_per_chunk)]
+    return int(comm.all_reduce(functools.reduce(torch.add, hits))) / total

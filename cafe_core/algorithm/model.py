@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -45,6 +46,25 @@ class Model:
     def load(self, weights: Mapping[str, Tensor]) -> None:
         """Set θ to `weights`, by parameter name."""
         self.network.load_state_dict(weights)
+
+    @torch.no_grad()
+    def copy_weights(self) -> list[Tensor]:
+        """Return a copy of θ, for :meth:`with_weights`."""
+        return [parameter.clone() for parameter in self.parameters()]
+
+    @contextmanager
+    def with_weights(self, weights: Sequence[Tensor]) -> Iterator[None]:
+        """Use an earlier copy of θ within the context, and the current θ again after it."""
+        current = self.copy_weights()
+        self._set(weights)
+        try:
+            yield
+        finally:
+            self._set(current)
+
+    @torch.no_grad()
+    def _set(self, weights: Sequence[Tensor]) -> None:
+        torch._foreach_copy_(list(self.parameters()), list(weights))
 
     def features(self, images: Tensor, layers: Sequence[int] | None = None) -> Iterable[Tensor]:
         """Return the maps of `layers` (0-based, increasing; None: all), early → late.

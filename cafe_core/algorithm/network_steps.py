@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-import torch
+from collections.abc import Sequence
+from contextlib import nullcontext
 
-from cafe_core.algorithm.bilevel import QueryAverage, needed_queries
+import torch
+from torch import Tensor
+
+from cafe_core.algorithm.bilevel import Check, QueryAverage, needed_queries
 from cafe_core.algorithm.inner_loop import query_accuracy, train_epoch
 from cafe_core.algorithm.method import Loops
 from cafe_core.algorithm.sampling import generator
 from cafe_core.algorithm.shard_context import ShardContext
 from cafe_core.algorithm.synthetic_shard import SyntheticShard
-from cafe_core.spec.method import BilevelMethodSpec
+from cafe_core.spec.method import BilevelMethodSpec, query_copies_bytes
 
 
 def update_network(context: ShardContext, shard: SyntheticShard, iteration: int, outer: int, inner: int) -> None:
@@ -26,35 +30,58 @@ def update_network(context: ShardContext, shard: SyntheticShard, iteration: int,
 
 
 class Queries:
-    """The query checks of one iteration. Checks that cannot change the run are skipped."""
+    """The query checks of one iteration. Each is made when it can change the run, so some are never made.
+
+    A check that may be made later keeps a copy of θ. With `query_carry` each check changes the accuracies of all later ones, so
+    all are made at once; also if the copies would take too much memory.
+    """
 
     def __init__(self, context: ShardContext, loops: Loops, iteration: int) -> None:
         self._context = context
-        self._per_class = loops.query_per_class
+        self._loops = loops
         self._iteration = iteration
+        self._images_per_check = sum(min(loops.query_per_class, n) for n in context.info.class_counts)
         self._average = QueryAverage(context.info.num_classes, loops.query_carry)
         self._outer_needed, self._inner_needed = needed_queries(loops.max_outer, loops.max_inner, loops.window, loops.query_carry)
+        parameters = sum(parameter.numel() for parameter in context.model.parameters())
+        self._keeps_copies = query_copies_bytes(loops.window, loops.query_carry, parameters, context.model.dtype.itemsize) > 0
         self.count = 0
-        """Number of checks so far."""
+        """Number of checks made so far."""
         self.latest: float | None = None
-        """The accuracy of the latest check, as it enters the queues."""
+        """The accuracy of the latest step of which a check was made, as it enters the queues."""
+        self._latest_step = (0, 0)
 
-    def after_outer_step(self, outer: int) -> float | None:
-        """Return the query accuracy after an outer step, or None if it is not needed."""
-        return self._query(outer, 0) if self._outer_needed else None
+    def after_outer_step(self, outer: int) -> Check | None:
+        """Return the query check after an outer step, or None if it is not needed."""
+        return self._check(outer, 0, step=outer) if self._outer_needed else None
 
-    def after_inner_epoch(self, outer: int, inner: int) -> float | None:
-        """Return the query accuracy after an inner epoch, or None if it is not needed."""
-        return self._query(outer, inner + 1) if self._inner_needed else None
+    def after_inner_epoch(self, outer: int, inner: int) -> Check | None:
+        """Return the query check after an inner epoch, or None if it is not needed."""
+        return self._check(outer, inner + 1, step=inner) if self._inner_needed else None
 
     def real_images(self) -> int:
         """Return how many real images, of all classes, went through the network."""
-        return self.count * sum(min(self._per_class, n) for n in self._context.info.class_counts)
+        return self.count * self._images_per_check
 
-    def _query(self, outer: int, inner: int) -> float:
+    def _check(self, outer: int, inner: int, *, step: int) -> Check:
+        """Return the check of a loop's `step` (0-based). The first is needed in any case, when the window is full."""
+        fills = step >= self._loops.window - 1
+        weights = self._context.model.copy_weights() if self._keeps_copies and step > 0 and not fills else None
+        check = Check(lambda: self._query(outer, inner, weights))
+        if weights is None and (self._loops.query_carry or not fills):
+            check.accuracy()  # now, before θ changes
+        return check
+
+    def _query(self, outer: int, inner: int, weights: Sequence[Tensor] | None) -> float:
+        """Measure the accuracy with `weights`, or with the current θ if None."""
         context = self._context
-        batch = context.sample("query", self._per_class, self._iteration, outer, inner)
-        accuracy = query_accuracy(context.model, context.real, context.comm, batch, context.images_per_chunk)
+        batch = context.sample("query", self._loops.query_per_class, self._iteration, outer, inner)
+        with nullcontext() if weights is None else context.model.with_weights(weights):
+            accuracy = query_accuracy(
+                context.model, context.real, context.comm, batch, self._images_per_check, context.images_per_chunk
+            )
         self.count += 1
-        self.latest = self._average.update(accuracy)
-        return self.latest
+        accuracy = self._average.update(accuracy)
+        if (outer, inner) >= self._latest_step:
+            self._latest_step, self.latest = (outer, inner), accuracy
+        return accuracy

@@ -112,7 +112,7 @@ class RealImages:
             pixels = torch.from_numpy(np.concatenate([self._read(k, indices) for k, indices in parts])).to(self.device)
         else:
             pixels = self._resident[send(torch.cat([self._first[k] + indices for k, indices in parts]), self.device)]
-        return (pixels.to(self.dtype) - self._mean_255) * self._scale
+        return (pixels - self._mean_255).mul_(self._scale)
 
     def _read(self, k: int, indices: Tensor) -> NDArray[np.uint8]:
         """Return images `indices` of class k as stored: (n, C, H, W)."""

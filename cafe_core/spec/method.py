@@ -164,6 +164,17 @@ class BilevelMethodSpec(LearningMethodSpec):
         return min(self.batch_train, synthetic)
 
 
+QUERY_COPIES_BYTES = 128 << 20
+"""Bound on the copies of θ that query checks keep in order to be made later."""
+
+
+def query_copies_bytes(window: int, carry: bool, parameters: int, itemsize: int) -> int:
+    """Return the bytes of the copies of θ that query checks keep, of all steps of a window but the first and the last, in both
+    loops; 0 if they keep none, because every check is made at once (`carry`), or because the copies would exceed the bound."""
+    copies = 2 * max(0, window - 2) * parameters * itemsize
+    return copies if copies <= QUERY_COPIES_BYTES and not carry else 0
+
+
 class SelectionMethodSpec(MethodSpec):
     """The fields of all methods that choose real images. They have no iterations, and choose each class independently."""
 

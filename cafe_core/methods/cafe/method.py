@@ -1,7 +1,7 @@
 """CAFE: aligned feature statistics at several layers, and discrimination (Wang et al., CVPR 2022, section 3).
 
 A worker needs θ and its own classes' images. Workers exchange the class centres C and the gradient of L_d in them, 2·K·D numbers
-per step (:mod:`cafe_core.algorithm.outer_step`), and two integers per query check.
+per step (:mod:`cafe_core.algorithm.outer_step`), and an integer per query check.
 """
 
 from __future__ import annotations

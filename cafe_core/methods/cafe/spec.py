@@ -8,7 +8,7 @@ from pydantic import Field
 
 from cafe_core.spec.base import resolved_later
 from cafe_core.spec.loops import dc_loops
-from cafe_core.spec.method import BilevelMethodSpec, ResolutionContext, Sizes
+from cafe_core.spec.method import BilevelMethodSpec, ResolutionContext, Sizes, query_copies_bytes
 from cafe_core.spec.network import aligned_map_count
 
 Preset = Literal["paper", "reference"]
@@ -44,9 +44,11 @@ class CafeMethod(BilevelMethodSpec):
     gamma: int = resolved_later(ge=1, le=1000)
     """γ: length of both queues."""
     query_per_class: int = resolved_later(ge=1, le=65536)
-    """Query images per class at each check. paper N; reference 128. Query checks dominate a run's time."""
+    """Query images per class at each check. paper N; reference 128. Query checks take much of a run's time: without
+    `query_carry`, only those are made that can change when a loop ends."""
     query_carry: bool = resolved_later()
-    """Carry a_t = mean_t + a_{t-1}/K between checks, as the reference's never-reset accumulator does."""
+    """Carry a_t = mean_t + a_{t-1}/K between checks, as the reference's never-reset accumulator does. Every check is then made,
+    because it affects all later accuracies."""
 
     def resolved(self, context: ResolutionContext) -> CafeMethod:
         """Return this spec with the preset's values filled in, for the feature maps of the network."""
@@ -69,8 +71,11 @@ class CafeMethod(BilevelMethodSpec):
         return resolved
 
     def statistics_bytes(self, sizes: Sizes) -> int:
-        """Return the bytes of C, G and their exchange, (K, D) each, and of the real class means of all maps."""
-        return (3 * sizes.num_classes * sizes.feature_dim + sizes.classes * sizes.map_numbers) * sizes.itemsize
+        """Return the bytes of C, G and their exchange, (K, D) each, of the real class means of all maps, and of copies of θ."""
+        statistics = (3 * sizes.num_classes * sizes.feature_dim + sizes.classes * sizes.map_numbers) * sizes.itemsize
+        if self.bilevel == "fixed":
+            return statistics
+        return statistics + query_copies_bytes(self.gamma, self.query_carry, sizes.parameters, sizes.itemsize)
 
     def graph_bytes(self, sizes: Sizes) -> int:
         """Return the bytes of the graph of one class's synthetic images."""

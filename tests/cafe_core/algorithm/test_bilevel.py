@@ -8,12 +8,22 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cafe_core.algorithm.bilevel import Loop, QueryAverage, StopReason, needed_queries
+from cafe_core.algorithm.bilevel import Check, Loop, QueryAverage, StopReason, needed_queries
 
 
-def run(loop: Loop, accuracies: list[float]) -> tuple[int, StopReason | None]:
-    for accuracy in accuracies:
-        reason = loop.ends_after(accuracy)
+def run(loop: Loop, accuracies: list[float], made: list[int] | None = None) -> tuple[int, StopReason | None]:
+    """Return the number of steps and why the loop ended. The steps whose checks are made are added to `made`."""
+
+    def check(step: int) -> Check:
+        def measure() -> float:
+            if made is not None:
+                made.append(step)
+            return accuracies[step]
+
+        return Check(measure)
+
+    for step in range(len(accuracies)):
+        reason = loop.ends_after(check(step))
         if reason is not None:
             return loop.steps, reason
     return loop.steps, None
@@ -34,7 +44,7 @@ def run(loop: Loop, accuracies: list[float]) -> tuple[int, StopReason | None]:
         ("a jump before the window is full counts", 9, 3, 0.3, "moved", [0.1, 0.5, 0.5], (3, "moved")),
         ("a fall counts as moving", 9, 2, 0.05, "moved", [0.9, 0.2], (2, "moved")),
         ("γ = 1: one value spans 0", 9, 1, 0.05, "converged", [0.3], (1, "converged")),
-        ("rule and bound at the same step: the rule is reported", 3, 3, 0.05, "converged", [0.5] * 3, (3, "converged")),
+        ("at the bound the rule is not asked", 3, 3, 0.05, "converged", [0.5] * 3, (3, "bound")),
         ("fixed loops stop only at the bound", 4, 0, 0.05, "converged", [0.5] * 9, (4, "bound")),
     ],
 )
@@ -48,6 +58,47 @@ def test_loop_stops_by_its_rule_or_bound(
     expected: tuple[int, StopReason | None],
 ) -> None:
     assert run(Loop(bound, window, threshold, rule), accuracies) == expected, case
+
+
+@pytest.mark.parametrize(
+    ("case", "bound", "threshold", "rule", "accuracies", "expected"),
+    [
+        ("newest and oldest differ: moved", 9, 0.1, "moved", [0.1, 0.15, 0.2, 0.3], [3, 0]),
+        ("only one between them differs", 9, 0.1, "moved", [0.1, 0.15, 0.3, 0.1], [3, 0, 1, 2]),
+        ("all are alike, so all are needed", 9, 0.1, "converged", [0.1, 0.1, 0.1, 0.1], [3, 0, 1, 2]),
+        ("not converged: the others are needed one by one", 9, 0.1, "converged", [0.1, 0.3, 0.3, 0.3, 0.3], [3, 0, 4, 1, 2]),
+        ("none is made at the bound", 5, 0.1, "converged", [0.1, 0.5, 0.1, 0.5, 0.1], [3, 0]),
+    ],
+)
+def test_checks_are_made_only_while_the_rule_is_undecided(
+    case: str, bound: int, threshold: float, rule: StopReason, accuracies: list[float], expected: list[int]
+) -> None:
+    made: list[int] = []
+    run(Loop(bound, 4, threshold, rule), accuracies, made)
+    assert made == expected, case
+
+
+@given(
+    accuracies=st.lists(st.integers(0, 6).map(lambda hits: hits / 8), min_size=12, max_size=12),
+    bound=st.integers(1, 12),
+    window=st.integers(1, 6),
+    threshold=st.integers(0, 6).map(lambda hits: hits / 8),
+    rule=st.sampled_from(["converged", "moved"]),
+)
+def test_loop_ends_where_the_whole_window_says(
+    accuracies: list[float], bound: int, window: int, threshold: float, rule: StopReason
+) -> None:
+    def ends(step: int) -> StopReason | None:
+        if step == bound:
+            return "bound"
+        seen = accuracies[max(0, step - window) : step]
+        span = max(seen) - min(seen)
+        return rule if len(seen) == window and (span < threshold if rule == "converged" else span > threshold) else None
+
+    expected = next((step, reason) for step in range(1, bound + 1) if (reason := ends(step)))
+    made: list[int] = []
+    assert run(Loop(bound, window, threshold, rule), accuracies, made) == expected
+    assert len(made) == len(set(made))
 
 
 @given(
