@@ -27,7 +27,7 @@ class Check:
     """A query check, which is made when its accuracy is needed."""
 
     def __init__(self, measure: Callable[[], float]) -> None:
-        self._measure = measure
+        self._measure: Callable[[], float] | None = measure
         self._accuracy: float | None = None
 
     @property
@@ -37,8 +37,10 @@ class Check:
 
     def accuracy(self) -> float:
         """Return the accuracy (0 … 1); the first call measures it. All workers make a check together."""
-        if self._accuracy is None:
+        if self._measure is not None:
             self._accuracy = self._measure()
+            self._measure = None  # it may hold a copy of θ
+        assert self._accuracy is not None
         return self._accuracy
 
 
@@ -82,6 +84,8 @@ class Loop:
             self.stop = "bound"
         elif self._checks and len(self._checks) == self.window and self._rule_holds():
             self.stop = self.reason
+        if self.stop is not None:
+            self._checks.clear()
         return self.stop
 
     def _rule_holds(self) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import weakref
 
 import pytest
 from hypothesis import given
@@ -76,6 +77,28 @@ def test_checks_are_made_only_while_the_rule_is_undecided(
     made: list[int] = []
     run(Loop(bound, 4, threshold, rule), accuracies, made)
     assert made == expected, case
+
+
+def test_made_checks_and_ended_loops_keep_no_copies() -> None:
+    """A check that waits holds a copy of the network's weights, and all loops of an iteration are kept for its report."""
+
+    class Measure:
+        def __call__(self) -> float:
+            return 0.5
+
+    measures = [Measure() for _ in range(5)]
+    alive = [weakref.ref(measure) for measure in measures]
+    checks = [Check(measure) for measure in measures]
+    del measures
+    assert checks[0].accuracy() == checks[0].accuracy() == 0.5
+    assert alive[0]() is None
+    loop = Loop(5, 4, 0.1, "moved")
+    while checks:
+        loop.ends_after(checks.pop(0))
+        if loop.steps == 3:
+            assert all(ref() is not None for ref in alive[1:3])  # they wait until the window is full
+    assert loop.stop == "bound"
+    assert [ref() for ref in alive] == [None] * 5
 
 
 @given(
