@@ -19,15 +19,19 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def feature_alignment(synthetic_means: Sequence[Tensor], real_means: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
-    """Return L_f = Σ_k Σ_l w_l ‖f̄ˢ_{k,l} − f̄ᵀ_{k,l}‖² (Eq. 1): squared norms, summed over C·H·W, not averaged.
+def feature_alignment(
+    synthetic_means: Sequence[Tensor], real_means: Sequence[Tensor], weights: Sequence[float]
+) -> tuple[Tensor, list[Tensor]]:
+    """Return L_f = Σ_k Σ_l w_l ‖f̄ˢ_{k,l} − f̄ᵀ_{k,l}‖² (Eq. 1) and its gradient in each f̄ˢ_l, 2 w_l (f̄ˢ_l − f̄ᵀ_l).
 
-    synthetic_means, real_means: for each map l a tensor (k, C, H, W). Returns a scalar.
+    The squared norms are summed over C·H·W, not averaged. The closed form takes fewer operations than a graph.
+
+    synthetic_means, real_means: for each map l a tensor (k, C, H, W), no graph. Returns a scalar and tensors (k, C, H, W).
     """
     assert len(synthetic_means) == len(real_means) == len(weights)
-    return torch.stack(
-        [w * (s - t).square().sum() for s, t, w in zip(synthetic_means, real_means, weights, strict=True)]
-    ).sum()  # fmt: skip
+    differences = [s - t for s, t in zip(synthetic_means, real_means, strict=True)]
+    loss = torch.stack([w * d.square().sum() for d, w in zip(differences, weights, strict=True)]).sum()
+    return loss, [d * (2 * w) for d, w in zip(differences, weights, strict=True)]
 
 
 def discrimination(features: Tensor, labels: Tensor, centres: Tensor, total: int) -> tuple[Tensor, Tensor]:
@@ -48,17 +52,6 @@ def discrimination(features: Tensor, labels: Tensor, centres: Tensor, total: int
     residual = logits.softmax(dim=1)  # (n, K)
     residual[torch.arange(len(labels), device=labels.device), labels] -= 1
     return loss, residual.T @ features / total
-
-
-def centre_surrogate(centres: Tensor, centre_gradient: Tensor) -> Tensor:
-    """Return Σ_k ⟨G_k, c_k⟩, a scalar whose gradient in the synthetic images is that of L_d.
-
-    G is a constant here. By the chain rule ∂L_d/∂S = Σ_k (∂c_k/∂S)ᵀ G_k, and c_k depends only on class k's images, so a
-    worker needs only the rows of G of its own classes.
-
-    centres: (k, D) with graph. centre_gradient: (k, D).
-    """
-    return (centres * centre_gradient).sum()
 
 
 MIN_NORM_PRODUCT = 1e-6

@@ -124,28 +124,31 @@ class OuterStep:
         feature_loss = images.new_zeros(())
         discrimination_loss = images.new_zeros(())
         G = None if centres is None else torch.zeros_like(centres)
-        alignments: dict[range, Tensor] = {}
+        alignments: dict[range, list[Tensor]] = {}  # ∂L_f/∂f̄ˢ
         for chunk in chunks:
             chunk_rows = BatchIndices(rows.classes[chunk.start : chunk.stop], rows.indices[chunk.start : chunk.stop])
             real_means, loss, share = self._real_statistics(chunk_rows, chunk.start, centres, total, draws)
-            means = synthetic_means(chunk)
-            alignment = losses.feature_alignment(means[: len(self.weights)], real_means, self.weights)
+            aligned = synthetic_means(chunk)[: len(self.weights)]
+            alignment, gradients = losses.feature_alignment([m.detach() for m in aligned], real_means, self.weights)
             if chunk in kept:
-                alignments[chunk] = alignment  # one backward pass through the kept graph, with both terms
+                alignments[chunk] = gradients  # one backward pass through the kept graph, with both terms
             else:
-                torch.autograd.backward(alignment)
-            feature_loss += alignment.detach()
+                torch.autograd.backward(aligned, gradients)
+            feature_loss += alignment
             discrimination_loss += loss
             if G is not None and share is not None:
                 G += share
 
-        # 3. Reduce the gradient of the centres and backpropagate it into the images.
+        # 3. Reduce the gradient of the centres and backpropagate it into the images: ∂L_d/∂S = Σ_k (∂c_k/∂S)ᵀ G_k, with G
+        # constant. c_k depends only on class k's images, so a worker needs only the rows of G of its own classes.
         if G is not None and self.beta is not None:
             own_G = comm.all_reduce(G)[shard.classes[0] : shard.classes[-1] + 1]  # own rows of Σ_r G_r: (k, D)
             for chunk in chunks:
-                c = synthetic_means(chunk)[-1].flatten(1)
-                surrogate = self.beta * losses.centre_surrogate(c, own_G[chunk.start : chunk.stop])
-                torch.autograd.backward(surrogate + alignments.pop(chunk, 0))
+                means, gradients = synthetic_means(chunk), alignments.pop(chunk, [])
+                gradient_of_last = self.beta * own_G[chunk.start : chunk.stop].view_as(means[-1])
+                if len(gradients) == len(means):  # the last map is aligned, too
+                    gradient_of_last += gradients.pop()
+                torch.autograd.backward([*means[: len(gradients)], means[-1]], [*gradients, gradient_of_last])
                 kept.pop(chunk, None)
 
         feature_loss, discrimination_loss = comm.all_reduce(torch.stack([feature_loss, discrimination_loss])).unbind()

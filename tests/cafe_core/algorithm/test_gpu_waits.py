@@ -101,7 +101,7 @@ def test_launches_and_transfers_do_not_grow_with_the_number_of_classes(tmp_path:
             numbers.append([(counts.launches, counts.transfers) for step in steps for counts in [step()]])
     assert numbers[0] == numbers[1]
     # (launches, transfers) with two blocks of a ConvNet. Lower these numbers when a step needs fewer.
-    limits = {"outer step": (117, 3), "query": (15, 2), "inner epoch": (29, 2)}
+    limits = {"outer step": (102, 3), "query": (15, 2), "inner epoch": (29, 2)}
     found = dict(zip(limits, numbers[0], strict=True))
     for step, (launches, transfers) in found.items():
         assert launches <= limits[step][0], step
