@@ -61,10 +61,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items[:] = with_ray + others
 
 
-def pytest_collection_finish() -> None:
-    """Let the garbage collector work again, and ignore all objects that exist already: traversing them takes long."""
-    gc.freeze()
-    gc.enable()
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Iterator[None]:
+    """Let the garbage collector work again after the collection, without the objects that exist already."""
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 def starts_ray(item: pytest.Item) -> bool:
@@ -115,7 +119,7 @@ def forked_workers() -> Iterator[dict[str, str]]:
 
 
 @pytest.fixture(scope="session")
-def embedded_ray(forked_workers: dict[str, str]) -> Iterator[EmbeddedRay]:
+def embedded_ray(forked_workers: dict[str, str], notes: list[str]) -> Iterator[EmbeddedRay]:
     """Start one Ray of two CPUs, with a dashboard, for all tests that leave it as they find it."""
     with ExitStack() as stack:
         with pytest.MonkeyPatch.context() as patch:
@@ -123,3 +127,5 @@ def embedded_ray(forked_workers: dict[str, str]) -> Iterator[EmbeddedRay]:
                 patch.setenv(name, value)
             ray = stack.enter_context(EmbeddedRay(num_cpus=2))
         yield ray
+        if ray.has_ended():
+            notes.append(f"The tests' embedded Ray ended by itself:\n{ray.output()}")

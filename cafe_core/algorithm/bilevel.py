@@ -7,9 +7,9 @@ uses a window over the last γ query accuracies:
 * inner loop: the network has *moved enough* once the span is above λ2.
 
 Two accuracies are often enough to decide: if they differ by more than the threshold, so does the span of their window. A loop
-therefore asks for the newest and the oldest accuracy of its window first, and for the others only while the rule is undecided.
+therefore makes the checks of its window one by one, only while the rule is undecided.
 
-Pure functions of numbers: no tensors, no cluster.
+This module uses neither tensors nor the cluster; the function that a check calls does.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Check:
         return self._accuracy is not None
 
     def accuracy(self) -> float:
-        """Return the accuracy (0 … 1); the first call measures it. All workers make a check together."""
+        """Return the accuracy; the first call measures it. All workers make a check together."""
         if self._measure is not None:
             self._accuracy = self._measure()
             self._measure = None  # it may hold a copy of θ
@@ -73,7 +73,8 @@ class Loop:
     def ends_after(self, check: Check | None) -> StopReason | None:
         """Record one step and its query check (None if :func:`needed_queries` omits it); return why the loop ends, or None.
 
-        From step γ on, the check is made at once, because all later windows contain it. At the bound no check is made.
+        From step γ on, the window is full, and the newest check is made at once, while θ is current. At the bound no check is
+        made.
         """
         self.steps += 1
         if check is not None and self.window > 0:
@@ -89,7 +90,7 @@ class Loop:
         return self.stop
 
     def _rule_holds(self) -> bool:
-        """Decide the rule with as few checks as possible: the newest, those already made, the oldest, the others."""
+        """Decide the rule, making a check only while it is undecided: the newest, those already made, then from the oldest on."""
         *earlier, newest = self._checks
         low, high = math.inf, -math.inf
         for check in (newest, *sorted(earlier, key=lambda check: not check.is_made)):

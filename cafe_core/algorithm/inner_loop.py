@@ -35,7 +35,7 @@ def train_epoch(
         members = permutation[start : start + batch]
         mine = (members >= first_row) & (members < first_row + len(shard.images))
         rows = members[mine]
-        gradients: Sequence[Tensor]  # of this rank: (1/B) Σ_{i∈batch∩r} ∇CE_i, B of all ranks
+        gradients: Sequence[Tensor]  # the sum over this rank's images, divided by the batch size B of all ranks
         if len(rows):
             images = shard.images[send(rows - first_row, shard.images.device)]
             if draws is not None:
@@ -45,7 +45,7 @@ def train_epoch(
         else:
             gradients = [torch.zeros_like(parameter) for parameter in parameters]
         with torch.no_grad():
-            torch._foreach_add_(parameters, comm.all_reduce_all(gradients), alpha=-lr)  # one kernel
+            torch._foreach_add_(parameters, comm.all_reduce_all(gradients), alpha=-lr)  # on a GPU, one kernel
 
 
 @torch.no_grad()

@@ -49,7 +49,7 @@ class Model:
 
     @torch.no_grad()
     def copy_weights(self) -> list[Tensor]:
-        """Return a copy of θ, for :meth:`with_weights`."""
+        """Return a copy of the parameters θ, for :meth:`with_weights`. Buffers are not copied: networks run in training mode."""
         return [parameter.clone() for parameter in self.parameters()]
 
     @contextmanager

@@ -32,8 +32,8 @@ def update_network(context: ShardContext, shard: SyntheticShard, iteration: int,
 class Queries:
     """The query checks of one iteration. Each is made when it can change the run, so some are never made.
 
-    A check that may be made later keeps a copy of θ. With `query_carry` each check changes the accuracies of all later ones, so
-    all are made at once; also if the copies would take too much memory.
+    A check that may be made later keeps a copy of θ. With `query_carry`, each check changes the accuracies of all later ones, so
+    every check is made at once. The same is done if the copies would take too much memory, except for the check at the bound.
     """
 
     def __init__(self, context: ShardContext, loops: Loops, iteration: int) -> None:
@@ -48,7 +48,7 @@ class Queries:
         self.count = 0
         """Number of checks made so far."""
         self.latest: float | None = None
-        """The accuracy of the latest step of which a check was made, as it enters the queues."""
+        """The accuracy of the latest step whose check was made, as it enters the queues."""
         self._latest_step = (0, 0)
 
     def after_outer_step(self, outer: int) -> Check | None:
@@ -64,7 +64,7 @@ class Queries:
         return self.count * self._images_per_check
 
     def _check(self, outer: int, inner: int, *, step: int) -> Check:
-        """Return the check of a loop's `step` (0-based). The first is needed in any case, when the window is full."""
+        """Return the check of a loop's `step` (0-based). The first is made at once, because the first full window needs it."""
         fills = step >= self._loops.window - 1
         weights = self._context.model.copy_weights() if self._keeps_copies and step > 0 and not fills else None
         check = Check(lambda: self._query(outer, inner, weights))

@@ -29,8 +29,8 @@ class Estimate(BaseModel):
     synthetic_bytes: int
     """S, its momentum and its gradient; in multi-formation sets also the decoded images."""
     statistics_bytes: int
-    """Class centres, their gradient, and the real class means; dc: the gradients of the weights; dance and ncfm: the pool;
-    methods that choose real images: the features of the largest class."""
+    """Class centres, their gradient, the real class means, and copies of θ for query checks; dc: the gradients of the weights;
+    dance and ncfm: the pool; methods that choose real images: the features of the largest class."""
     network_bytes: int
     """θ, its gradient and momentum, and the inner loop's activations; or those of the largest network of the evaluation."""
     features_bytes: int

@@ -169,8 +169,11 @@ QUERY_COPIES_BYTES = 128 << 20
 
 
 def query_copies_bytes(window: int, carry: bool, parameters: int, itemsize: int) -> int:
-    """Return the bytes of the copies of θ that query checks keep, of all steps of a window but the first and the last, in both
-    loops; 0 if they keep none, because every check is made at once (`carry`), or because the copies would exceed the bound."""
+    """Return the bytes of the copies of θ that query checks keep.
+
+    Both loops keep one for every step of a window except the first and the last. Return 0 if every check is made at once, because
+    of `carry` or because the copies would exceed QUERY_COPIES_BYTES.
+    """
     copies = 2 * max(0, window - 2) * parameters * itemsize
     return copies if copies <= QUERY_COPIES_BYTES and not carry else 0
 

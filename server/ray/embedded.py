@@ -32,6 +32,8 @@ STOP_WITHIN_S = 10.0
 PARENT = Path("/tmp")
 DIRECTORY_PREFIX = "cafe-ray-"
 LOCK = "lock"
+ASSIGNED_PORTS = Path("/proc/sys/net/ipv4/ip_local_port_range")
+LOWEST_PORT = 20_000
 JOB_STOP_WAIT_S = 20
 """Time between Ray's SIGTERM and SIGKILL to a driver, in which it ends its workers and writes its terminal event."""
 
@@ -244,9 +246,18 @@ def _remove_stale_directories() -> None:
 
 
 def _free_ports(count: int) -> list[int]:
-    """Return currently unused ports of 127.0.0.1."""
+    """Return unused ports of 127.0.0.1, below those that the kernel assigns by itself, if there are enough.
+
+    Ray binds them seconds later. Another program that binds any free port in the meantime must not get one of them: Ray ends if
+    its client server cannot bind its port.
+    """
+    first_assigned = int(ASSIGNED_PORTS.read_text().split()[0]) if ASSIGNED_PORTS.exists() else 0
+    choices = range(LOWEST_PORT, first_assigned)
     with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
+        found: list[int] = []
+        while len(found) < count:
+            listener = stack.enter_context(socket.socket())
+            with contextlib.suppress(OSError):  # the port is in use
+                listener.bind(("127.0.0.1", secrets.choice(choices) if len(choices) > 1000 else 0))
+                found.append(listener.getsockname()[1])
+        return found

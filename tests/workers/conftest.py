@@ -39,7 +39,7 @@ class SmallRay:
             with pytest.MonkeyPatch.context() as patch:  # which keeps the variables that Ray sets for drivers
                 for name, value in self._environment.items():
                     patch.setenv(name, value)
-                # Both use CPU time all along. The product starts Ray without a log monitor, and nothing here scales.
+                # Both processes use CPU time for as long as Ray runs. The product has no log monitor, and nothing here scales.
                 patch.setattr(Node, "start_log_monitor", lambda _node: None)
                 patch.setattr(Node, "start_monitor", lambda _node: None)
                 context = ray.init(

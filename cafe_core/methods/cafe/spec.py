@@ -45,7 +45,7 @@ class CafeMethod(BilevelMethodSpec):
     """γ: length of both queues."""
     query_per_class: int = resolved_later(ge=1, le=65536)
     """Query images per class at each check. paper N; reference 128. Query checks take much of a run's time: without
-    `query_carry`, only those are made that can change when a loop ends."""
+    `query_carry`, only checks that can change when a loop ends are made."""
     query_carry: bool = resolved_later()
     """Carry a_t = mean_t + a_{t-1}/K between checks, as the reference's never-reset accumulator does. Every check is then made,
     because it affects all later accuracies."""
@@ -73,7 +73,7 @@ class CafeMethod(BilevelMethodSpec):
     def statistics_bytes(self, sizes: Sizes) -> int:
         """Return the bytes of C, G and their exchange, (K, D) each, of the real class means of all maps, and of copies of θ."""
         statistics = (3 * sizes.num_classes * sizes.feature_dim + sizes.classes * sizes.map_numbers) * sizes.itemsize
-        if self.bilevel == "fixed":
+        if self.bilevel == "fixed" or self.gamma >= max(self.max_outer, self.max_inner):  # no window can end a loop
             return statistics
         return statistics + query_copies_bytes(self.gamma, self.query_carry, sizes.parameters, sizes.itemsize)
 

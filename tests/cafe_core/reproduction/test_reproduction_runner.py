@@ -100,11 +100,13 @@ def test_interrupted_run_is_resumed(tmp_path: Path) -> None:
     assert 0 <= repeated <= 1  # at most the iteration after the last checkpoint
 
     times: dict[str, list[float]] = {}
-    beside = tiny(seed=1, iterations=150, evaluation=None)
+    beside = tiny(seed=1, iterations=400, evaluation=None)  # so long that it still runs when the other starts
     at_once = runner(tmp_path / "undisturbed").run(
         [second, beside], lambda name, _: times.setdefault(name, []).append(time.monotonic())
     )
-    undisturbed = outcomes_by_name(list(at_once))[second.name]
+    both = outcomes_by_name(list(at_once))
+    assert all(isinstance(outcome, Finished) for outcome in both.values()), both
+    undisturbed = both[second.name]
     assert isinstance(undisturbed, Finished)
     one, other = times.values()
     assert max(one[0], other[0]) < min(one[-1], other[-1])  # two jobs in two processes overlap in time

@@ -50,6 +50,28 @@ def test_estimate_depends_on_workers_ipc_and_precision() -> None:
     assert whole.synthetic_bytes == 3 * 1000 * 10 * 3 * 64 * 64 * 4
 
 
+@pytest.mark.parametrize(
+    ("fields", "copies"),
+    [
+        ({}, 16),
+        ({"gamma": 3}, 2),
+        ({"bilevel": "fixed"}, 0),
+        ({"query_carry": True}, 0),
+        ({"max_outer": 10, "max_inner": 5}, 0),  # no window of ten accuracies is full before the bound
+        ({"gamma": 40}, 0),  # more than 128 MiB
+    ],
+)
+def test_estimate_counts_copies_of_the_network_for_query_checks(fields: dict[str, object], copies: int) -> None:
+    info, network = make_info([500] * 10, side=32), NetworkSpec(depth=4)
+
+    def statistics_bytes(**method: object) -> int:
+        spec = {"dataset": {"name": "digits"}, "ipc": 10, "network": {"depth": 4}, "method": {"name": "cafe"} | method}
+        return estimate(resolve(CondenseSpec.model_validate(spec), info), info).statistics_bytes
+
+    without = statistics_bytes(bilevel="fixed")
+    assert statistics_bytes(**fields) - without == copies * 4 * parameter_count(network, (3, 32, 32), 10)
+
+
 def test_estimate_includes_the_decoded_images_of_multi_formation_sets() -> None:
     info = BUILTIN["cifar10"]
 
