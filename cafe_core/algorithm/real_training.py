@@ -64,7 +64,7 @@ class SgdRecipe:
     cutmix: float = 0.0
     """Probability that a minibatch is mixed (:mod:`cafe_core.algorithm.cutmix`)."""
     is_digits: bool = False
-    """Whether the images are digits. Augmentations do not flip digits."""
+    """True if the images show digits, which augmentations must not flip."""
     lr_field: str = "method.network_lr"
     """The field of the spec that sets `lr`, for errors."""
 

@@ -89,8 +89,8 @@ class MethodSpec(SpecModel, ABC):
     couples_classes: ClassVar[bool]
     """Whether the loss of one class depends on the images of another, so that workers communicate in each outer step."""
     can_be_extended: ClassVar[bool] = False
-    """Whether extend jobs support the method. They condense some classes of a set and keep the images of the others, so a
-    class's images must not depend on another class, neither directly nor through a network that is trained on both."""
+    """True if extend jobs support the method. An extend job condenses some classes of a set and keeps the images of the others.
+    The images of a class must therefore not depend on another class, neither directly nor through a network trained on both."""
 
     @abstractmethod
     def resolved(self, context: ResolutionContext) -> Self:

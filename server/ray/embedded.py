@@ -33,7 +33,9 @@ PARENT = Path("/tmp")
 DIRECTORY_PREFIX = "cafe-ray-"
 LOCK = "lock"
 ASSIGNED_PORTS = Path("/proc/sys/net/ipv4/ip_local_port_range")
+"""Linux's file with the first and the last port that the kernel assigns to programs that ask for any port."""
 LOWEST_PORT = 20_000
+"""The lowest port that is chosen for Ray."""
 JOB_STOP_WAIT_S = 20
 """Time between Ray's SIGTERM and SIGKILL to a driver, in which it ends its workers and writes its terminal event."""
 

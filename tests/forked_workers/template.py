@@ -32,7 +32,7 @@ LIBRARIES = (
     *("pydantic.dataclasses", "pydantic.v1", "pydantic._internal._generate_schema", "google.protobuf.json_format"),
     *("requests", "aiohttp", "fsspec.asyn", "filelock", "rich.console", "rich.table"),
 )
-"""What this project and Ray import, apart from Ray itself."""
+"""The modules that the template imports: the slowest ones that workers need, without those of Ray and of this project."""
 LENGTH_BYTES = 4
 ANSWER_WITHIN_S = 60.0
 

@@ -39,7 +39,8 @@ class SmallRay:
             with pytest.MonkeyPatch.context() as patch:  # which keeps the variables that Ray sets for drivers
                 for name, value in self._environment.items():
                     patch.setenv(name, value)
-                # Both processes use CPU time for as long as Ray runs. The product has no log monitor, and nothing here scales.
+                # Both processes use CPU time for as long as Ray runs. The product has no log monitor,
+                # and no test scales the cluster.
                 patch.setattr(Node, "start_log_monitor", lambda _node: None)
                 patch.setattr(Node, "start_monitor", lambda _node: None)
                 context = ray.init(
