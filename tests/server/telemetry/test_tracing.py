@@ -1,4 +1,4 @@
-"""Traces, each test in its own process since a process has one provider. Without configuration the SDK is not loaded."""
+"""Traces. Tests that make spans or look for the SDK serve in their own process, because a process has one provider."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from server.telemetry import tracing
 
 ROOT = Path(__file__).parents[3]
 
@@ -73,13 +75,18 @@ def test_requests_and_job_steps_have_spans(tmp_path: Path) -> None:
     assert {span["service"] for span in spans} == {"my-cafe"}
 
 
+def test_sdk_is_not_loaded_by_default(tmp_path: Path) -> None:
+    [said], _ = serve(tmp_path)
+    assert said == {"sdk": False, "provider": "ProxyTracerProvider"}
+
+
 @pytest.mark.parametrize(
     "environment",
-    [{}, {"OTEL_TRACES_EXPORTER": "none"}, {"OTEL_SDK_DISABLED": "true", "OTEL_TRACES_EXPORTER": "console"}],
+    [{"OTEL_TRACES_EXPORTER": "none"}, {"OTEL_SDK_DISABLED": "true", "OTEL_TRACES_EXPORTER": "console"}],
 )
-def test_sdk_is_not_loaded_by_default(tmp_path: Path, environment: dict[str, str]) -> None:
-    [said], _ = serve(tmp_path, **environment)
-    assert said == {"sdk": False, "provider": "ProxyTracerProvider"}
+def test_traces_can_be_disabled(environment: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tracing, "export_to", lambda *_: pytest.fail("traces are exported"))
+    tracing.configure(environment)
 
 
 def test_missing_exporter_logs_warning(tmp_path: Path) -> None:
