@@ -220,8 +220,7 @@ class TuneRun:
         return seen
 
     def _handle_loss(self, trial: int, lost: RayActorError, ended: bool) -> TrialFailure:
-        # If no worker has the trial, the lost worker was about to take it over, or did not start.
-        worker = next((w for w in self.workers if w.trial == trial), next((w for w in self.workers if w.trial is None), None))
+        worker = self._lost_worker(trial, lost)
         rank = self._worker_count if worker is None else worker.rank
         log.warning("worker %d: %s", rank, lost)
         if worker is not None:
@@ -235,6 +234,15 @@ class TuneRun:
             reason = f"could not start: {str(lost).strip().splitlines()[-1]}"
             return TrialFailure(trial, Failure(rank, Kind.BROKEN, reason), ended)
         return TrialFailure(trial, Failure(rank, Kind.DIED, "died"), ended)
+
+    def _lost_worker(self, trial: int, lost: RayActorError) -> Worker | None:
+        """Return the worker that was lost, or None if it did not start.
+
+        It may not have the trial yet: a worker that is lost while it takes over a trial is idle, and others may be idle, too.
+        """
+        if lost.actor_id is not None:
+            return next((worker for worker in self.workers if worker.actor._actor_id.hex() == lost.actor_id), None)
+        return next((worker for worker in self.workers if worker.trial == trial), None)
 
     def _end(self, trial: int) -> None:
         self._waiting.discard(trial)

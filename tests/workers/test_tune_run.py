@@ -11,13 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
+from ray.exceptions import RayActorError
 
 from cafe_core.errors import NonFiniteLossError
 from tests.workers.conftest import actor_processes, is_running
 from tests.workers.standins import Count, DeadlyToTakeOver, RefuseTrial, Unreadable
 from workers import tune_run
 from workers.policy import Failure, Kind
-from workers.tune_run import Observation, TrialFailure, TrialReport, TrialResult, TuneRun
+from workers.tune_run import Observation, TrialFailure, TrialReport, TrialResult, TuneRun, Worker
 from workers.tune_worker import TrialWork
 
 pytestmark = pytest.mark.usefixtures("leaves_nothing")
@@ -104,6 +106,27 @@ def test_worker_lost_while_taking_over_a_trial_affects_only_that_trial(cluster: 
     assert (failed.failure.kind, failed.ended) == (Kind.DIED, False)
     assert returned(seen).keys() == set(range(6))
     assert all(counted(seen, trial) == [0, 1, 2] for trial in range(6))
+
+
+def test_lost_worker_between_two_trials_is_found_among_idle_workers(cluster: str) -> None:  # noqa: ARG001
+    run = TuneRun.__new__(TuneRun)
+    actors = [ray.remote(num_cpus=0)(_Idle).remote() for _ in range(2)]
+    run.workers = [Worker(rank, actor, trial=None, answered_at=0.0) for rank, actor in enumerate(actors)]
+    answer = actors[1].wait.remote()
+    ray.kill(actors[1])
+    with pytest.raises(RayActorError) as raised:
+        ray.get(answer)
+    found = run._lost_worker(4, raised.value)
+    assert found is not None
+    assert found.rank == 1
+    run.workers.remove(found)
+    assert run._lost_worker(4, raised.value) is None
+    ray.kill(actors[0])
+
+
+class _Idle:
+    def wait(self) -> None:
+        time.sleep(60)
 
 
 def test_a_trial_fails_alone(cluster: str, tmp_path: Path) -> None:  # noqa: ARG001
