@@ -8,6 +8,7 @@
     ├── SyntheticSetError       a synthetic set's file is damaged or does not fit
     ├── SweepError              no trial of a sweep succeeded
     ├── NonFiniteLossError      the loss became NaN or infinite; the message names the iteration
+    ├── GpuOutOfMemoryError     a GPU has too little memory, even for smaller chunks
     ├── CheckpointError         a checkpoint cannot be written, or belongs to another spec
     │   └── DiskFullError       the disk is full
     ├── WorkerLostError         workers died or hung more often than the job allows
@@ -73,6 +74,12 @@ class NonFiniteLossError(CafeError):
     """The loss became NaN or infinite; the last checkpoint is intact."""
 
     code = "non_finite_loss"
+
+
+class GpuOutOfMemoryError(CafeError):
+    """A GPU has too little memory for the job; the last checkpoint is intact."""
+
+    code = "gpu_out_of_memory"
 
 
 class CheckpointError(CafeError):

@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 
 from cafe_core.data.class_store import ClassStore
+from cafe_core.errors import GpuOutOfMemoryError
 from cafe_core.evaluation.tasks import EvaluationSetup, EvaluationTask
 from cafe_core.jobs.backend import Condensation, Report, TrialOutcome
 from cafe_core.jobs.jobdir import JobFile
@@ -52,14 +53,29 @@ class GangBackend:
         self._gangs = 0
         self._restarts = 0
         self._restart_reason: str | None = None
+        self._memory_share = 1.0
+        """Share of the usual memory budget of a condensation."""
         self._capacity_at_start = 0
 
     def condense(self, condensation: Condensation, until: int, report: Report) -> None:
-        """Run the condensation on a gang, one class shard per worker. Raises CafeError."""
-        work = CondenseShard(condensation, until, self._job.collective_timeout_s)
+        """Run the condensation on a gang, one class shard per worker. Raises CafeError.
+
+        If a GPU runs out of memory, continue from the last checkpoint with half the memory budget.
+        """
         resources, classes = condensation.spec.resources, condensation.learned
         workers = min(resources.workers, len(classes))  # each needs a class; an extension may learn only a few
-        self.run(work, resources.model_copy(update={"workers": workers}), classes, report)
+        resources = resources.model_copy(update={"workers": workers})
+        while True:
+            work = CondenseShard(condensation, until, self._job.collective_timeout_s, self._memory_share)
+            try:
+                self.run(work, resources, classes, report)
+            except GpuOutOfMemoryError as error:
+                if self._restarts >= self._job.max_restarts:
+                    raise
+                self._memory_share /= 2
+                self._note_restart(f"a worker had too little GPU memory; chunks are smaller from now on ({error})")
+            else:
+                return
 
     def run(self, work: Work, resources: ResourcesSpec, classes: Sequence[int], report: Report) -> None:
         """Run `work` on all workers concurrently. If one is lost, repeat it with a new gang, as often as the job allows."""
@@ -158,9 +174,13 @@ class GangBackend:
         self.close()
         if isinstance(decision, GiveUp):
             raise decision.error
-        log.warning("restarting the gang: %s", decision.reason)
+        self._note_restart(decision.reason)
+
+    def _note_restart(self, reason: str) -> None:
+        """Count a restart, which is reported when the new gang starts."""
+        log.warning("restarting the gang: %s", reason)
         self._restarts += 1
-        self._restart_reason = decision.reason
+        self._restart_reason = reason
 
     def _new_gang(self, resources: ResourcesSpec, classes: Sequence[int], report: Report) -> Gang:
         """Start a gang, with as many tries as the job allows."""

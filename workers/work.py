@@ -27,6 +27,8 @@ class CondenseShard:
     condensation: Condensation
     until: int
     timeout_s: float
+    memory_share: float = 1.0
+    """Share of the usual memory budget: smaller after a GPU ran out of memory."""
 
     def __call__(self, assignment: WorkerAssignment, report: Report) -> None:
         import torch
@@ -34,6 +36,7 @@ class CondenseShard:
         from cafe_core.algorithm.checkpoint import Checkpoints
         from cafe_core.algorithm.collectives import Comm
         from cafe_core.algorithm.condense import condense
+        from cafe_core.algorithm.model import Budget
         from cafe_core.data.class_store import ClassStore
         from cafe_core.jobs.extend import load_extension
 
@@ -56,6 +59,7 @@ class CondenseShard:
             device,
             checkpoints=Checkpoints(condensation.checkpoints, condensation.fence),
             report=report,
+            budget=Budget.of(device, condensation.spec.resources.gpus_per_worker * self.memory_share),
             until=self.until,
             cache=condensation.artifact_cache,
             extension=load_extension(condensation, assignment.rank),

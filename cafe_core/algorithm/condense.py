@@ -21,6 +21,7 @@ from cafe_core.algorithm.bilevel import Loop
 from cafe_core.algorithm.checkpoint import Checkpoints
 from cafe_core.algorithm.collectives import Comm
 from cafe_core.algorithm.extension import Extension
+from cafe_core.algorithm.gpu_memory import CONDENSATION_ADVICE, explain_out_of_memory
 from cafe_core.algorithm.method import LearningMethod, Report, ignore_events, make_method
 from cafe_core.algorithm.model import Budget
 from cafe_core.algorithm.network_steps import Queries, update_network
@@ -34,6 +35,7 @@ from cafe_core.spec.condense import CondenseSpec
 
 
 @in_precision_of_spec
+@explain_out_of_memory(CONDENSATION_ADVICE)
 def condense(
     spec: CondenseSpec,
     store: ClassStore,
@@ -54,7 +56,8 @@ def condense(
     classes; the method must not couple classes, and checkpoints hold the images of all classes.
 
     Rank 0 writes checkpoints, including one after the last iteration, and reports `iteration` and `checkpoint` events.
-    Raises NonFiniteLossError if a loss is not finite, CheckpointError if a checkpoint cannot be read or written.
+    Raises NonFiniteLossError if a loss is not finite, CheckpointError if a checkpoint cannot be read or written, and
+    GpuOutOfMemoryError on the worker whose GPU is full. Call it again with a smaller budget to continue from the last checkpoint.
     """
     assert extension is None or spec.method.can_be_extended
     budget = budget or Budget.of(device, spec.resources.gpus_per_worker)

@@ -110,7 +110,7 @@ class Budget:
 
     @classmethod
     def of(cls, device: torch.device, share: float = 1.0) -> Budget:
-        """Return the budget of a device: an eighth, a quarter and a quarter of the GPU share.
+        """Return the budget of a device: an eighth, a quarter and a quarter of a share of the GPU's memory.
 
         On a CPU few images are in flight, to fit its caches, and real images are read from the memory map.
         """

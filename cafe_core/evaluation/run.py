@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -10,11 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from cafe_core.algorithm.gpu_memory import EVALUATION_ADVICE, explain_out_of_memory
 from cafe_core.algorithm.held_out import split
 from cafe_core.algorithm.precision import arithmetic
 from cafe_core.algorithm.sampling import choose, generator
 from cafe_core.data.class_store import ClassStore
-from cafe_core.errors import SyntheticSetError
+from cafe_core.errors import GpuOutOfMemoryError, SyntheticSetError
 from cafe_core.evaluation.images import HeldImages, Images, Normalisation, StoredImages
 from cafe_core.evaluation.tasks import EvaluationSetup, EvaluationTask
 from cafe_core.evaluation.training import SCHEDULES, Recipe, accuracies, network_seed, train
@@ -22,6 +24,8 @@ from cafe_core.spec.dataset import DatasetInfo
 from cafe_core.spec.estimate import training_bytes
 from cafe_core.spec.evaluation_sources import Source
 from cafe_core.synthetic_set.synthetic_set import SyntheticSet
+
+log = logging.getLogger(__name__)
 
 _ENSEMBLE_BYTES = 2 << 30
 """Memory limit of an ensemble in training. A thousand 32×32 images in ConvNet-3 need this much and fill a GPU."""
@@ -36,7 +40,9 @@ def train_networks(
 
     chunk: tasks that differ only in `repeat` (:func:`cafe_core.evaluation.tasks.chunks`). At most `at_once` networks are
     trained at the same time; by default one on a CPU, where more would be slower, and as many as fill it on a GPU. On a CPU the
-    accuracies do not depend on the chunk. Raises DatasetError or SyntheticSetError for files that cannot be used.
+    accuracies do not depend on the chunk. If the GPU's memory is not enough, half as many are trained at the same time.
+
+    Raises DatasetError or SyntheticSetError for files that cannot be used, GpuOutOfMemoryError if one network is too large.
     """
     if not chunk:
         return
@@ -53,13 +59,22 @@ def train_networks(
         cutmix=setup.spec.cutmix,
     )
     size = at_once if at_once is not None else _at_once(device, recipe, data.count(task.source))
-    for start in range(0, len(chunk), size):
-        piece = chunk[start : start + size]
+    waiting = list(chunk)
+    while waiting:
+        piece = waiting[:size]
         seeds = [network_seed(setup.seed, t.network, t.repeat, validation=setup.held_out is not None) for t in piece]
-        with arithmetic("tf32"):  # as evaluations with torch do by default
-            trained = train(recipe, *data.training(task.source, seeds), seeds)
-            found = accuracies(trained, *data.test())
+        try:
+            with explain_out_of_memory(EVALUATION_ADVICE), arithmetic("tf32"):  # TF32, as in evaluations with torch by default
+                trained = train(recipe, *data.training(task.source, seeds), seeds)
+                found = accuracies(trained, *data.test())
+        except GpuOutOfMemoryError as error:  # memory is only estimated, and other programs may use the GPU
+            if len(piece) == 1:
+                raise
+            size = len(piece) // 2
+            log.warning("training at most %d networks at the same time: %s", size, error)
+            continue
         yield from zip(piece, found, strict=True)
+        waiting = waiting[len(piece) :]
 
 
 def _at_once(device: torch.device, recipe: Recipe, count: int) -> int:

@@ -13,10 +13,11 @@ from pydantic import ValidationError
 from cafe_core.algorithm.checkpoint import Checkpoints
 from cafe_core.algorithm.collectives import Comm
 from cafe_core.algorithm.condense import condense
+from cafe_core.algorithm.model import Budget
 from cafe_core.data import sources
 from cafe_core.data.class_store import ClassStore
 from cafe_core.data.roots import DataRoots
-from cafe_core.errors import SpecError
+from cafe_core.errors import GpuOutOfMemoryError, SpecError
 from cafe_core.evaluation.run import train_networks
 from cafe_core.evaluation.tasks import EvaluationSetup, EvaluationTask, chunks
 from cafe_core.files import write_atomically
@@ -47,6 +48,7 @@ class LocalBackend:
     def __init__(self, job: JobFile, directory: JobDir) -> None:
         self._job = job
         self._directory = directory
+        self._restarts = 0
 
     def condense(self, condensation: Condensation, until: int, report: Report) -> None:
         """See :class:`cafe_core.jobs.backend.Backend`."""
@@ -54,17 +56,28 @@ class LocalBackend:
         spec = condensation.spec
         device = _use_device(spec.resources)
         store = ClassStore.open(condensation.store)
-        condense(
-            spec,
-            store,
-            Comm.single(),
-            device,
-            checkpoints=Checkpoints(condensation.checkpoints, condensation.fence),
-            report=report,
-            until=until,
-            cache=condensation.artifact_cache,
-            extension=load_extension(condensation, rank=0),
-        )
+        while True:
+            try:
+                condense(
+                    spec,
+                    store,
+                    Comm.single(),
+                    device,
+                    checkpoints=Checkpoints(condensation.checkpoints, condensation.fence),
+                    report=report,
+                    budget=Budget.of(device, spec.resources.gpus_per_worker / 2**self._restarts),
+                    until=until,
+                    cache=condensation.artifact_cache,
+                    extension=load_extension(condensation, rank=0),
+                )
+            except GpuOutOfMemoryError as error:
+                if self._restarts >= self._job.max_restarts:
+                    raise
+                self._restarts += 1
+                reason = f"the GPU had too little memory; chunks are smaller from now on ({error})"
+                report("restart", reason=reason, restarts=self._restarts, workers=1)
+            else:
+                return
 
     def evaluate(
         self,

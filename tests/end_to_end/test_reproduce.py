@@ -86,7 +86,7 @@ def test_table2_and_figure5_at_scale_smoke(tmp_path: Path) -> None:
     ours = means("table2", out)
     chance = 10.0
     assert min(ours.values()) > 3 * chance
-    assert ours["DL + LFA + dynamic"] > ours["random real images, to compare"]
+    assert ours["DL + LFA + dynamic"] > ours["random real images, for comparison"]
     assert ours["LFA"] > ours["DL"]
     assert_drawn(out / "table2.png")
 

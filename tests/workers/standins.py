@@ -11,7 +11,7 @@ from typing import Any
 
 import ray
 
-from cafe_core.errors import NonFiniteLossError
+from cafe_core.errors import GpuOutOfMemoryError, NonFiniteLossError
 from workers.background import Report
 from workers.shard_worker import WorkerAssignment
 
@@ -35,6 +35,22 @@ class Refuse:
     def __call__(self, assignment: WorkerAssignment, report: Report) -> None:  # noqa: ARG002
         if assignment.rank == 1:
             raise NonFiniteLossError("the loss became nan in iteration 3")
+
+
+@dataclass(frozen=True)
+class FillGpu:
+    """Stand in for :class:`workers.work.CondenseShard`: rank 1 has too little GPU memory for more than `fits` of the budget."""
+
+    condensation: Any
+    until: int
+    timeout_s: float
+    memory_share: float
+    fits: float = 0.25
+
+    def __call__(self, assignment: WorkerAssignment, report: Report) -> None:
+        if assignment.rank == 1 and self.memory_share > self.fits:
+            raise GpuOutOfMemoryError("the GPU has too little memory")
+        report("share", share=self.memory_share)
 
 
 @dataclass(frozen=True)

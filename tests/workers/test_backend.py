@@ -6,18 +6,21 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from ray._private.node import Node
 from ray._private.parameter import RayParams
 
+from cafe_core.errors import GpuOutOfMemoryError
 from cafe_core.jobs.jobdir import JobFile
 from cafe_core.spec.resources import ResourcesSpec
 from tests.workers import jobs
-from tests.workers.standins import SumForever
+from tests.workers.standins import FillGpu, SumForever
 from workers import gang_backend
 from workers.cluster import capacity
 from workers.gang_backend import GangBackend
@@ -43,7 +46,7 @@ def backend(tmp_path: Path, cache: Path, **changes: Any) -> GangBackend:
 
 
 TWO_WORKERS = ResourcesSpec(workers=2, gpus_per_worker=0)
-CLASSES = 3
+CLASSES = range(3)
 
 
 @pytest.mark.parametrize(
@@ -81,6 +84,26 @@ def test_restarts_gang_when_a_worker_stays_away_from_a_collective(
     [restart] = events.of("restart")
     assert restart["reason"].startswith("worker 0")  # all that is known: rank 0 waited in vain
     assert restart["workers"] == 2
+
+
+@pytest.mark.parametrize(("fits", "shares"), [(0.5, [0.5, 0.5]), (0.01, [])])
+def test_condensation_uses_less_memory_after_a_gpu_was_full(
+    fits: float,
+    shares: list[float],
+    cluster: str,  # noqa: ARG001
+    cache: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(gang_backend, "CondenseShard", partial(FillGpu, fits=fits))
+    events = Events()
+    condensation: Any = SimpleNamespace(spec=SimpleNamespace(resources=TWO_WORKERS), learned=CLASSES)
+    ends = nullcontext() if shares else pytest.raises(GpuOutOfMemoryError)
+    with closing(backend(tmp_path, cache, max_restarts=1)) as held, ends:
+        held.condense(condensation, 10, events)
+    assert [data["share"] for data in events.of("share") if data["share"] <= fits] == shares
+    [restart] = events.of("restart")
+    assert (restart["restarts"], restart["workers"]) == (1, 2)
 
 
 @contextmanager

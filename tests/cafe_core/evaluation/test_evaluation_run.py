@@ -9,7 +9,7 @@ import torch
 
 from cafe_core.algorithm.held_out import split
 from cafe_core.data.class_store import ClassStore
-from cafe_core.errors import SyntheticSetError
+from cafe_core.errors import GpuOutOfMemoryError, SyntheticSetError
 from cafe_core.evaluation import run, training
 from cafe_core.evaluation.images import Images, StoredImages
 from cafe_core.evaluation.run import ensemble_size, train_networks
@@ -194,3 +194,29 @@ def test_ensemble_size_is_limited_by_memory(store: ClassStore) -> None:
     assert ensemble_size(recipe, 10, 2 << 30) >= 20
     assert 1 < ensemble_size(recipe, 256, 2 << 30) < 10
     assert ensemble_size(recipe, 10_000, 2 << 30) == ensemble_size(recipe, 256, 2 << 30)
+
+
+def test_full_gpu_trains_fewer_networks_at_the_same_time(store: ClassStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = setup(store, save_set(store.path.parent / "set.safetensors", store), repeats=7, epochs=3, whole_epochs=3)
+    expected = measured(made, size=7)
+    sizes: list[int] = []
+    original = run.train
+
+    def train(recipe: Recipe, images: Images, rows: Any, seeds: Any) -> Any:
+        sizes.append(len(seeds))
+        if len(seeds) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
+        return original(recipe, images, rows, seeds)
+
+    monkeypatch.setattr(run, "train", train)
+    assert measured(made, size=7, at_once=7) == expected
+    assert sizes[:5] == [7, 3, 1, 1, 1]
+
+
+def test_one_network_that_is_too_large_ends_the_evaluation(store: ClassStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    def train(*_: Any) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(run, "train", train)
+    with pytest.raises(GpuOutOfMemoryError, match=r"evaluation\.batch"):
+        measured(setup(store, save_set(store.path.parent / "set.safetensors", store)), at_once=5)
