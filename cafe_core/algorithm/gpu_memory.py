@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -22,3 +23,9 @@ def explain_out_of_memory(advice: str) -> Iterator[None]:
     except torch.OutOfMemoryError as error:
         detail = str(error).partition(". If reserved but unallocated")[0].strip()[:_DETAIL_CHARACTERS]
         raise GpuOutOfMemoryError(f"the GPU has too little memory: {detail.rstrip('.')}. {advice}") from error
+
+
+def free_memory() -> None:
+    """Free the tensors of a failed computation. Call it after the exception was handled, because its frames hold them."""
+    gc.collect()
+    torch.cuda.empty_cache()

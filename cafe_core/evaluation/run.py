@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cafe_core.algorithm.gpu_memory import EVALUATION_ADVICE, explain_out_of_memory
+from cafe_core.algorithm.gpu_memory import EVALUATION_ADVICE, explain_out_of_memory, free_memory
 from cafe_core.algorithm.held_out import split
 from cafe_core.algorithm.precision import arithmetic
 from cafe_core.algorithm.sampling import choose, generator
@@ -72,6 +72,9 @@ def train_networks(
                 raise
             size = len(piece) // 2
             log.warning("training at most %d networks at the same time: %s", size, error)
+            found = None
+        if found is None:
+            free_memory()
             continue
         yield from zip(piece, found, strict=True)
         waiting = waiting[len(piece) :]

@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from cafe_core.algorithm.checkpoint import Checkpoints
 from cafe_core.algorithm.collectives import Comm
 from cafe_core.algorithm.condense import condense
+from cafe_core.algorithm.gpu_memory import free_memory
 from cafe_core.algorithm.model import Budget
 from cafe_core.data import sources
 from cafe_core.data.class_store import ClassStore
@@ -78,6 +79,7 @@ class LocalBackend:
                 report("restart", reason=reason, restarts=self._restarts, workers=1)
             else:
                 return
+            free_memory()
 
     def evaluate(
         self,
