@@ -8,7 +8,7 @@
     ├── SyntheticSetError       a synthetic set's file is damaged or does not fit
     ├── SweepError              no trial of a sweep succeeded
     ├── NonFiniteLossError      the loss became NaN or infinite; the message names the iteration
-    ├── GpuOutOfMemoryError     a GPU has too little memory, even for smaller chunks
+    ├── GpuOutOfMemoryError     a GPU ran out of memory
     ├── CheckpointError         a checkpoint cannot be written, or belongs to another spec
     │   └── DiskFullError       the disk is full
     ├── WorkerLostError         workers died or hung more often than the job allows
@@ -77,9 +77,10 @@ class NonFiniteLossError(CafeError):
 
 
 class GpuOutOfMemoryError(CafeError):
-    """A GPU has too little memory for the job; the last checkpoint is intact."""
+    """A GPU ran out of memory; the last checkpoint is intact. Retryable, because another program may have used the GPU."""
 
     code = "gpu_out_of_memory"
+    retryable = True
 
 
 class CheckpointError(CafeError):

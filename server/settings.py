@@ -46,7 +46,7 @@ class Settings(BaseModel):
     max_active_jobs: Annotated[int, Field(ge=1)] = 8
     """Maximum number of jobs with a driver; further jobs stay queued. API keys take turns."""
     max_restarts: Annotated[int, Field(ge=0)] = 3
-    """How often an attempt's workers are restarted after one died or hung."""
+    """How often an attempt's workers are restarted after one died or hung, or its GPU ran out of memory."""
     collective_timeout_s: Annotated[float, Field(gt=0)] = 300.0
     """Timeout of a worker that does not respond, in seconds."""
     driver_silence_s: Annotated[float, Field(ge=10)] = 300.0

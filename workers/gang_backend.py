@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from cafe_core.data.class_store import ClassStore
 from cafe_core.errors import GpuOutOfMemoryError
 from cafe_core.evaluation.tasks import EvaluationSetup, EvaluationTask
-from cafe_core.jobs.backend import Condensation, Report, TrialOutcome
+from cafe_core.jobs.backend import SMALLER_CHUNKS, SMALLEST_MEMORY_SHARE, Condensation, Report, TrialOutcome
 from cafe_core.jobs.jobdir import JobFile
 from cafe_core.spec.resources import ResourcesSpec
 from cafe_core.spec.trials import Trial
@@ -70,10 +70,11 @@ class GangBackend:
             try:
                 self.run(work, resources, classes, report)
             except GpuOutOfMemoryError as error:
-                if self._restarts >= self._job.max_restarts:
+                if self._restarts >= self._job.max_restarts or self._memory_share <= SMALLEST_MEMORY_SHARE:
                     raise
+                log.warning("%s", error.message)
                 self._memory_share /= 2
-                self._note_restart(f"a worker had too little GPU memory; chunks are smaller from now on ({error})")
+                self._note_restart(SMALLER_CHUNKS)
             else:
                 return
 

@@ -2,7 +2,8 @@
 
 ::
 
-    REFUSED      a worker raised a CafeError (NaN, disk full, …); a repetition would fail again → the job fails
+    REFUSED      a worker raised a CafeError (NaN, disk full, …); a repetition would fail again → the job fails, except that a
+                 condensation is repeated with smaller chunks if a GPU ran out of memory (`gang_backend`)
     DIED         the process is gone                                                  ┐
     HUNG         the process exists but does not answer                               ├ restart the gang from
     PEER_LOST    a collective broke or timed out, so *another* worker is the cause    ┘ the last checkpoint

@@ -236,7 +236,7 @@ class TuneRun:
         return TrialFailure(trial, Failure(rank, Kind.DIED, "died"), ended)
 
     def _lost_worker(self, trial: int, lost: RayActorError) -> Worker | None:
-        """Return the worker that was lost, or None if it did not start.
+        """Return the worker that was lost; None if it never started or its loss was already handled.
 
         It may not have the trial yet: a worker that is lost while it takes over a trial is idle, and others may be idle, too.
         """

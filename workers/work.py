@@ -36,34 +36,36 @@ class CondenseShard:
         from cafe_core.algorithm.checkpoint import Checkpoints
         from cafe_core.algorithm.collectives import Comm
         from cafe_core.algorithm.condense import condense
+        from cafe_core.algorithm.gpu_memory import CONDENSATION_ADVICE, explain_out_of_memory
         from cafe_core.algorithm.model import Budget
         from cafe_core.data.class_store import ClassStore
         from cafe_core.jobs.extend import load_extension
 
         if ip_address(assignment.host).is_loopback:
             os.environ["NCCL_SOCKET_IFNAME"] = "lo"
-        device = torch.device(assignment.device)
-        comm = Comm.connect(
-            rank=assignment.rank,
-            world=assignment.world,
-            address=assignment.address,
-            device=device,
-            timeout_s=self.timeout_s,
-            host=assignment.host,
-        )
-        condensation = self.condensation
-        condense(
-            condensation.spec,
-            ClassStore.open(condensation.store),
-            comm,
-            device,
-            checkpoints=Checkpoints(condensation.checkpoints, condensation.fence),
-            report=report,
-            budget=Budget.of(device, condensation.spec.resources.gpus_per_worker * self.memory_share),
-            until=self.until,
-            cache=condensation.artifact_cache,
-            extension=load_extension(condensation, assignment.rank),
-        )
+        with explain_out_of_memory(CONDENSATION_ADVICE):
+            device = torch.device(assignment.device)
+            comm = Comm.connect(
+                rank=assignment.rank,
+                world=assignment.world,
+                address=assignment.address,
+                device=device,
+                timeout_s=self.timeout_s,
+                host=assignment.host,
+            )
+            condensation = self.condensation
+            condense(
+                condensation.spec,
+                ClassStore.open(condensation.store),
+                comm,
+                device,
+                checkpoints=Checkpoints(condensation.checkpoints, condensation.fence),
+                report=report,
+                budget=Budget.of(device, condensation.spec.resources.gpus_per_worker * self.memory_share),
+                until=self.until,
+                cache=condensation.artifact_cache,
+                extension=load_extension(condensation, assignment.rank),
+            )
         # Not closed if condense raises: leaving a broken gang may block, and this process is about to be ended anyway.
         comm.close()
 

@@ -1,8 +1,9 @@
-"""Turn torch's out-of-memory error into a CafeError, which callers answer with smaller chunks, and users understand."""
+"""Convert the errors of a full GPU to a CafeError, so that callers can retry with smaller chunks."""
 
 from __future__ import annotations
 
 import gc
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -10,19 +11,27 @@ import torch
 
 from cafe_core.errors import GpuOutOfMemoryError
 
-CONDENSATION_ADVICE = "Use a smaller method.batch_real, ipc or network, more workers, or a larger resources.gpus_per_worker"
-EVALUATION_ADVICE = "Use a smaller evaluation.batch or network, or a larger resources.gpus_per_worker"
-_DETAIL_CHARACTERS = 200
+CONDENSATION_ADVICE = "Use a smaller network, ipc or method.batch_train, or more workers on a cluster, or free the GPU"
+EVALUATION_ADVICE = "Use a smaller network or batch, or free the GPU"
+
+_OUTSIDE_THE_ALLOCATOR = re.compile(
+    r"CUDA error: out of memory|CU(BLAS|DNN)_STATUS_ALLOC_FAILED|Cuda failure 2 'out of memory'", re.IGNORECASE
+)
+"""What CUDA, cuBLAS, cuDNN and NCCL say when they find no memory, in a RuntimeError."""
+_SENTENCES = 3
+"""How much to quote of torch's message: what it tried to allocate, and how much memory the GPU has."""
 
 
 @contextmanager
 def explain_out_of_memory(advice: str) -> Iterator[None]:
-    """Raise GpuOutOfMemoryError for torch.OutOfMemoryError. Its message has torch's numbers and `advice`."""
+    """Raise GpuOutOfMemoryError if the GPU runs out of memory. Its message quotes torch's and ends with `advice`."""
     try:
         yield
-    except torch.OutOfMemoryError as error:
-        detail = str(error).partition(". If reserved but unallocated")[0].strip()[:_DETAIL_CHARACTERS]
-        raise GpuOutOfMemoryError(f"the GPU has too little memory: {detail.rstrip('.')}. {advice}") from error
+    except RuntimeError as error:  # the base class of torch.OutOfMemoryError
+        if not isinstance(error, torch.OutOfMemoryError) and not _OUTSIDE_THE_ALLOCATOR.search(str(error)):
+            raise
+        quoted = ". ".join(str(error).splitlines()[0].split(". ")[:_SENTENCES]).rstrip(".")
+        raise GpuOutOfMemoryError(f"the GPU ran out of memory: {quoted}. {advice}") from error
 
 
 def free_memory() -> None:

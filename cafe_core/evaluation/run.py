@@ -40,7 +40,7 @@ def train_networks(
 
     chunk: tasks that differ only in `repeat` (:func:`cafe_core.evaluation.tasks.chunks`). At most `at_once` networks are
     trained at the same time; by default one on a CPU, where more would be slower, and as many as fill it on a GPU. On a CPU the
-    accuracies do not depend on the chunk. If the GPU's memory is not enough, half as many are trained at the same time.
+    accuracies do not depend on the chunk. If the GPU runs out of memory, half as many are trained at the same time.
 
     Raises DatasetError or SyntheticSetError for files that cannot be used, GpuOutOfMemoryError if one network is too large.
     """
@@ -48,7 +48,9 @@ def train_networks(
         return
     task = chunk[0]
     assert all((t.source, t.network, t.augment) == (task.source, task.network, task.augment) for t in chunk), "unequal tasks"
-    data = _Data(setup, device)
+    with explain_out_of_memory(EVALUATION_ADVICE):
+        data = _Data(setup, device)
+        images = data.count(task.source)
     recipe = Recipe(
         network=setup.spec.networks[task.network],
         epochs=setup.spec.whole_epochs if task.source == "whole" else setup.spec.epochs,
@@ -58,15 +60,12 @@ def train_networks(
         decay=SCHEDULES[setup.spec.schedule],
         cutmix=setup.spec.cutmix,
     )
-    size = at_once if at_once is not None else _at_once(device, recipe, data.count(task.source))
+    size = at_once if at_once is not None else _at_once(device, recipe, images)
     waiting = list(chunk)
     while waiting:
         piece = waiting[:size]
-        seeds = [network_seed(setup.seed, t.network, t.repeat, validation=setup.held_out is not None) for t in piece]
         try:
-            with explain_out_of_memory(EVALUATION_ADVICE), arithmetic("tf32"):  # TF32, as in evaluations with torch by default
-                trained = train(recipe, *data.training(task.source, seeds), seeds)
-                found = accuracies(trained, *data.test())
+            found = _accuracies(recipe, data, piece)
         except GpuOutOfMemoryError as error:  # memory is only estimated, and other programs may use the GPU
             if len(piece) == 1:
                 raise
@@ -78,6 +77,15 @@ def train_networks(
             continue
         yield from zip(piece, found, strict=True)
         waiting = waiting[len(piece) :]
+
+
+@explain_out_of_memory(EVALUATION_ADVICE)
+@arithmetic("tf32")  # as evaluations with torch do by default
+def _accuracies(recipe: Recipe, data: _Data, piece: Sequence[EvaluationTask]) -> list[float]:
+    """Train the networks of `piece` together; return their accuracies in percent."""
+    seeds = data.seeds(piece)
+    trained = train(recipe, *data.training(piece[0].source, seeds), seeds)
+    return accuracies(trained, *data.test())
 
 
 def _at_once(device: torch.device, recipe: Recipe, count: int) -> int:
@@ -108,6 +116,11 @@ class _Data:
         if setup.held_out is not None:
             parts = [split(setup.held_out.seed, k, count, setup.held_out.fraction) for k, count in enumerate(info.class_counts)]
             self._kept, self._held = [kept for kept, _ in parts], [held for _, held in parts]
+
+    def seeds(self, tasks: Sequence[EvaluationTask]) -> list[int]:
+        """Return the seed of each task's network."""
+        validation = self._setup.held_out is not None
+        return [network_seed(self._setup.seed, task.network, task.repeat, validation=validation) for task in tasks]
 
     def test(self) -> tuple[Images, Tensor]:
         """Return the test images, and which rows of them to use."""

@@ -42,6 +42,11 @@ class Condensation:
     """The set that is extended."""
 
 
+SMALLEST_MEMORY_SHARE = 1 / 8
+"""The smallest share of the usual memory budget with which a condensation is repeated after a GPU ran out of memory."""
+SMALLER_CHUNKS = "a GPU ran out of memory; chunks are half as large from now on"
+"""The reason of such a restart."""
+
 TrialStatus = Literal["succeeded", "failed", "stopped"]
 
 

@@ -54,7 +54,7 @@ class JobFile(BaseModel):
     attempt: int = 1
     """The only attempt that may write. Any other attempt that still runs was given up."""
     max_restarts: int = 3
-    """How often, per attempt, a gang is restarted after a worker died or hung."""
+    """How often, per attempt, a gang is restarted after a worker died or hung, or its GPU ran out of memory."""
     collective_timeout_s: float = 300.0
     """Timeout of a collective, and of a worker that does not answer."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +23,7 @@ from cafe_core.errors import GpuOutOfMemoryError, SpecError
 from cafe_core.evaluation.run import train_networks
 from cafe_core.evaluation.tasks import EvaluationSetup, EvaluationTask, chunks
 from cafe_core.files import write_atomically
-from cafe_core.jobs.backend import Condensation, Report, TrialOutcome
+from cafe_core.jobs.backend import SMALLER_CHUNKS, SMALLEST_MEMORY_SHARE, Condensation, Report, TrialOutcome
 from cafe_core.jobs.extend import load_extension
 from cafe_core.jobs.fence import AttemptFence
 from cafe_core.jobs.job import run_job
@@ -39,6 +40,8 @@ from cafe_core.spec.sweep import SweepSpec
 from cafe_core.spec.trials import Trial
 from cafe_core.synthetic_set.synthetic_set import SyntheticSet
 
+log = logging.getLogger(__name__)
+
 ENSEMBLE = 20
 """Maximum number of networks that a GPU trains at once."""
 
@@ -50,6 +53,8 @@ class LocalBackend:
         self._job = job
         self._directory = directory
         self._restarts = 0
+        self._memory_share = 1.0
+        """Share of the usual memory budget of a condensation."""
 
     def condense(self, condensation: Condensation, until: int, report: Report) -> None:
         """See :class:`cafe_core.jobs.backend.Backend`."""
@@ -66,17 +71,18 @@ class LocalBackend:
                     device,
                     checkpoints=Checkpoints(condensation.checkpoints, condensation.fence),
                     report=report,
-                    budget=Budget.of(device, spec.resources.gpus_per_worker / 2**self._restarts),
+                    budget=Budget.of(device, spec.resources.gpus_per_worker * self._memory_share),
                     until=until,
                     cache=condensation.artifact_cache,
                     extension=load_extension(condensation, rank=0),
                 )
             except GpuOutOfMemoryError as error:
-                if self._restarts >= self._job.max_restarts:
+                if self._restarts >= self._job.max_restarts or self._memory_share <= SMALLEST_MEMORY_SHARE:
                     raise
+                log.warning("%s", error.message)
                 self._restarts += 1
-                reason = f"the GPU had too little memory; chunks are smaller from now on ({error})"
-                report("restart", reason=reason, restarts=self._restarts, workers=1)
+                self._memory_share /= 2
+                report("restart", reason=SMALLER_CHUNKS, restarts=self._restarts, workers=1)
             else:
                 return
             free_memory()

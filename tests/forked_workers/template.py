@@ -25,6 +25,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+ROOT = Path(__file__).parents[2]
 ADDRESS = "TEMPLATE_OF_WORKERS"
 """The environment variable with the path of the template's socket."""
 LIBRARIES = (
@@ -45,7 +46,9 @@ def running() -> Iterator[dict[str, str]]:
     with tempfile.TemporaryDirectory(prefix="cafe-template-", dir="/tmp") as directory:  # a socket's path is limited to 107 bytes
         path = str(Path(directory, "socket"))
         command = [sys.executable, __file__, path]
-        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:  # it ends when its input ends
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])}
+        pipe = subprocess.PIPE  # the template ends when its input ends
+        with subprocess.Popen(command, stdin=pipe, stdout=pipe, env=environment) as process:
             assert process.stdout is not None
             try:
                 assert process.stdout.readline() == b"ready\n"

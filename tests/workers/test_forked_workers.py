@@ -9,6 +9,7 @@ import psutil
 import pytest
 import ray
 
+import cafe_core
 from tests.forked_workers import template
 from tests.workers.conftest import SmallRay
 
@@ -20,6 +21,9 @@ class Worker:
     def parent(self) -> int:
         return os.getppid()
 
+    def package(self) -> str | None:
+        return cafe_core.__file__
+
 
 @pytest.mark.usefixtures("leaves_nothing")
 def test_workers_are_forks_of_the_template(small_ray: SmallRay, forked_workers: dict[str, str]) -> None:  # noqa: ARG001
@@ -29,6 +33,7 @@ def test_workers_are_forks_of_the_template(small_ray: SmallRay, forked_workers: 
             client.sendall(sent)
     workers = [Worker.remote() for _ in range(3)]  # more than Ray has started in advance
     parents = {ray.get(worker.parent.remote(), timeout=120) for worker in workers}
+    assert ray.get(workers[0].package.remote(), timeout=120) == cafe_core.__file__  # not that of another checkout
     for worker in workers:
         ray.kill(worker)
     [parent] = parents

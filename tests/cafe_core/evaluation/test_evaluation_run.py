@@ -213,10 +213,15 @@ def test_full_gpu_trains_fewer_networks_at_the_same_time(store: ClassStore, monk
     assert sizes[:5] == [7, 3, 1, 1, 1]
 
 
-def test_one_network_that_is_too_large_ends_the_evaluation(store: ClassStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    def train(*_: Any) -> Any:
+@pytest.mark.parametrize("where", ["train", "_load"])
+def test_one_network_that_is_too_large_ends_the_evaluation(
+    store: ClassStore, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    made = setup(store, save_set(store.path.parent / "set.safetensors", store))
+
+    def fail(*_: Any) -> Any:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(run, "train", train)
-    with pytest.raises(GpuOutOfMemoryError, match=r"evaluation\.batch"):
-        measured(setup(store, save_set(store.path.parent / "set.safetensors", store)), at_once=5)
+    monkeypatch.setattr(run, where, fail)
+    with pytest.raises(GpuOutOfMemoryError, match="Use a smaller network or batch"):
+        measured(made)
