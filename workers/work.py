@@ -43,7 +43,7 @@ class CondenseShard:
 
         if ip_address(assignment.host).is_loopback:
             os.environ["NCCL_SOCKET_IFNAME"] = "lo"
-        with explain_out_of_memory(CONDENSATION_ADVICE):
+        with explain_out_of_memory(CONDENSATION_ADVICE):  # connecting to the gang needs GPU memory, too
             device = torch.device(assignment.device)
             comm = Comm.connect(
                 rank=assignment.rank,

@@ -17,9 +17,9 @@ EVALUATION_ADVICE = "Use a smaller network or batch, or free the GPU"
 _OUTSIDE_THE_ALLOCATOR = re.compile(
     r"CUDA error: out of memory|CU(BLAS|DNN)_STATUS_ALLOC_FAILED|Cuda failure 2 'out of memory'", re.IGNORECASE
 )
-"""What CUDA, cuBLAS, cuDNN and NCCL say when they find no memory, in a RuntimeError."""
+"""Matches the message of a RuntimeError that CUDA, cuBLAS, cuDNN or NCCL raises because the GPU has no free memory."""
 _SENTENCES = 3
-"""How much to quote of torch's message: what it tried to allocate, and how much memory the GPU has."""
+"""Number of sentences to quote from torch's message. They say what it tried to allocate and how much memory the GPU has."""
 
 
 @contextmanager

@@ -69,7 +69,7 @@ SPEC: dict[str, Any] = {
 
 
 class FullGpu:
-    """Let passes through the network fail as on a full GPU: each pass after the first `passes`, `times` times."""
+    """Raise torch's out-of-memory error in passes through the network: in `times` passes, after the first `passes`."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, *, passes: int, times: int) -> None:
         self._passes, self._times = passes, times

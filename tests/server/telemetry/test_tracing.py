@@ -1,4 +1,4 @@
-"""Traces. Tests that make spans or look for the SDK serve in their own process, because a process has one provider."""
+"""Test traces. Tests that make spans or look for the SDK serve in their own process, because a process has one provider."""
 
 from __future__ import annotations
 
@@ -84,9 +84,12 @@ def test_sdk_is_not_loaded_by_default(tmp_path: Path) -> None:
     "environment",
     [{"OTEL_TRACES_EXPORTER": "none"}, {"OTEL_SDK_DISABLED": "true", "OTEL_TRACES_EXPORTER": "console"}],
 )
-def test_traces_can_be_disabled(environment: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_traces_can_be_disabled(
+    environment: dict[str, str], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     monkeypatch.setattr(tracing, "export_to", lambda *_: pytest.fail("traces are exported"))
     tracing.configure(environment)
+    assert not caplog.records  # no exporter is looked for
 
 
 def test_missing_exporter_logs_warning(tmp_path: Path) -> None:
