@@ -55,7 +55,7 @@ def condense(
     cache: a directory for artifacts that the method makes before the loop, shared by all workers. extension: learn only some
     classes; the method must not couple classes, and checkpoints hold the images of all classes.
 
-    Rank 0 writes checkpoints, including one after the last iteration, and reports `iteration` and `checkpoint` events.
+    Rank 0 writes checkpoints, including one after the last iteration, and reports `step`, `iteration` and `checkpoint` events.
     Raises NonFiniteLossError if a loss is not finite, CheckpointError if a checkpoint cannot be read or written, and
     GpuOutOfMemoryError on the worker whose GPU is full. Call it again with a smaller budget to continue from the last checkpoint.
     """
@@ -83,9 +83,11 @@ def condense(
             if outer_loop.ends_after(queries.after_outer_step(outer)):
                 break  # the network is replaced next, so training it further would have no effect
             inner_loop = Loop(loops.max_inner, loops.window, loops.lambda_2, "moved")
+            progress.step_done(outer_loop, inner_loop, queries)
             for inner in inner_loop:
                 update_network(context, shard, iteration, outer, inner)  # θ ← one epoch of SGD on S (Eq. 6)
                 inner_loop.ends_after(queries.after_inner_epoch(outer, inner))
+                progress.step_done(outer_loop, inner_loop, queries)
             inner_loops.append(inner_loop)
 
         done = iteration + 1

@@ -9,7 +9,6 @@ other: each trains the members that are missing when it needs them.
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +17,7 @@ from torch import Tensor
 
 from cafe_core.algorithm.artifact_cache import ArtifactCache
 from cafe_core.algorithm.method import Report
+from cafe_core.algorithm.progress import EpochProgress
 from cafe_core.algorithm.real_training import RealTraining, SgdRecipe
 from cafe_core.algorithm.sampling import counter_seed
 from cafe_core.algorithm.shard_context import ShardContext
@@ -46,17 +46,17 @@ def load_or_train(context: ShardContext, cache: ArtifactCache, report: Report) -
     """Return the pool that the spec's method asks for; train the members that are not cached. All workers call it together.
 
     Reports a `pool` event with the images that the training of the whole pool passes through a network, and an `epoch` event per
-    epoch of training. Raises NonFiniteLossError, on every worker, if a training diverges.
+    epoch of training, and `step` events within long epochs. Raises NonFiniteLossError, on every worker, if a training diverges.
     """
     spec = context.spec.method
     assert isinstance(spec, PoolMethodSpec)
     passes = spec.pool_size * spec.pool_epochs * sum(context.info.class_counts)
     report("pool", networks=spec.pool_size, epochs=spec.pool_epochs, real_images=passes)
-    progress = _Progress(report, members=spec.pool_size, epochs=spec.pool_epochs)
+    progress = EpochProgress(report, total=spec.pool_size * spec.pool_epochs)
     return [_member(context, spec, number, cache, progress) for number in range(spec.pool_size)]
 
 
-def _member(context: ShardContext, spec: PoolMethodSpec, number: int, cache: ArtifactCache, progress: _Progress) -> Member:
+def _member(context: ShardContext, spec: PoolMethodSpec, number: int, cache: ArtifactCache, progress: EpochProgress) -> Member:
     initial = _initial(context, spec, number)
     key = _key(context, spec, number)
     final = cache.load(key)
@@ -95,7 +95,7 @@ def _train(
     initial: Weights,
     cache: ArtifactCache,
     unfinished: dict[str, Any],
-    progress: _Progress,
+    progress: EpochProgress,
 ) -> Weights:
     """Train a member from its initial weights, or from the state that an interrupted job stored under `unfinished`."""
     context.model.load(initial)
@@ -122,9 +122,11 @@ def _train(
     )
     if (state := cache.load(unfinished)) is not None:
         training.load_state(state)
-    for epoch in training.epochs():
+    earlier_epochs = number * spec.pool_epochs
+    progress.skip_to(earlier_epochs + training.epochs_done)
+    for epoch in training.epochs(progress.step_done):
         cache.store(unfinished, training.state())
-        progress.epoch_done(number, epoch.number, epoch.loss, epoch.accuracy)
+        progress.epoch_done(earlier_epochs + epoch.number, epoch.loss, epoch.accuracy, pool_network=number + 1)
     return {name: weight.detach().clone() for name, weight in context.model.network.state_dict().items()}
 
 
@@ -148,31 +150,3 @@ def _key(context: ShardContext, spec: PoolMethodSpec, number: int) -> dict[str, 
 
 POOL_RECIPE = ("pool_epochs", "pool_batch", "pool_lr", "pool_augment", "pool_cutmix", "pool_seed")
 """The fields of a spec that determine a member."""
-
-
-class _Progress:
-    """Reports the epochs of all members as one sequence."""
-
-    def __init__(self, report: Report, *, members: int, epochs: int) -> None:
-        self._report, self._members, self._epochs = report, members, epochs
-        self._last = time.monotonic()
-        self._trained = 0
-        self._seconds = 0.0
-
-    def epoch_done(self, number: int, epoch: int, loss: float, accuracy: float) -> None:
-        """Report that a member, counted from 0, has been trained for `epoch` epochs."""
-        now = time.monotonic()
-        seconds, self._last = now - self._last, now
-        self._trained += 1
-        self._seconds += seconds
-        done, total = number * self._epochs + epoch, self._members * self._epochs
-        self._report(
-            "epoch",
-            epoch=done,
-            total=total,
-            pool_network=number + 1,
-            loss=loss,
-            accuracy=accuracy,
-            seconds=round(seconds, 4),
-            eta_s=round(self._seconds / self._trained * (total - done), 1),
-        )

@@ -1,4 +1,4 @@
-"""Report the iterations of a run, with their durations and the estimated remaining time."""
+"""Report the progress of a run: its iterations and epochs, the steps of long ones, and the estimated remaining time."""
 
 from __future__ import annotations
 
@@ -6,29 +6,84 @@ import math
 import time
 from collections import Counter
 from collections.abc import Sequence
+from typing import Any, Literal
 
 from cafe_core.algorithm.bilevel import Loop
 from cafe_core.algorithm.method import Losses, Report
 from cafe_core.algorithm.network_steps import Queries
 
+FIRST_STEP_S = 2.0
+"""Seconds without an event after which the first `step` event is reported."""
+STEP_EVERY_S = 10.0
+"""Seconds without an event after which further `step` events are reported."""
+
+
+class _Clock:
+    """Measures the iterations or epochs of a run, and decides when a `step` event is due."""
+
+    def __init__(self, report: Report, of: Literal["iteration", "epoch"], *, done: int, total: int) -> None:
+        self._report, self._of, self._done, self._total = report, of, done, total
+        self._counted = 0  # iterations or epochs that this process has computed
+        self._started = self._last = time.monotonic()
+        self._step_due = self._started + FIRST_STEP_S
+
+    def done(self, done: int) -> dict[str, float]:
+        """Record that `done` are done; return `seconds` of the last one, and `eta_s`."""
+        now = time.monotonic()
+        seconds, self._last, self._step_due = now - self._last, now, now + STEP_EVERY_S
+        self._done, self._counted = done, self._counted + 1
+        return {"seconds": round(seconds, 4), "eta_s": self._eta(now, 0.0)}
+
+    def skip_to(self, done: int) -> None:
+        """Record that `done` are done, and that others have computed the last ones."""
+        self._done = done
+
+    def step_done(self, share: float, **data: Any) -> None:
+        """Report a `step` event if it is due. share: how much of the current iteration or epoch is done, above 0 and up to 1."""
+        now = time.monotonic()
+        if now < self._step_due:
+            return
+        self._step_due = now + STEP_EVERY_S
+        self._report("step", of=self._of, done=self._done, total=self._total, eta_s=self._eta(now, share), **data)
+
+    def _eta(self, now: float, share: float) -> float:
+        """Return the estimated remaining seconds: by the mean of those done, or by `share` while none is done."""
+        remaining = self._total - self._done
+        if self._counted > 0:
+            mean = (self._last - self._started) / self._counted
+            return round(max(mean * remaining - (now - self._last), 0.0), 1)
+        return round((now - self._started) / share * (remaining - share), 1)
+
 
 class Progress:
-    """Reports an `iteration` event for each iteration."""
+    """Reports an `iteration` event for each iteration, and `step` events within long iterations."""
 
     def __init__(self, report: Report, *, done: int, total: int, real_images_per_step: int) -> None:
         """done: iterations of earlier attempts."""
         self._report = report
-        self._first = done
         self._total = total
         self._real_images_per_step = real_images_per_step
-        self._started = self._last = time.monotonic()
+        self._clock = _Clock(report, "iteration", done=done, total=total)
+
+    def step_done(self, outer_loop: Loop, inner_loop: Loop, queries: Queries) -> None:
+        """Report an outer step or an inner epoch, if the last event is some seconds old.
+
+        Before the first iteration is done, the estimated remaining time is that of loops which end at their bounds.
+        """
+        of_outer_step = (1 + inner_loop.steps) / (1 + inner_loop.bound)
+        self._clock.step_done(
+            (outer_loop.steps - 1 + of_outer_step) / outer_loop.bound,
+            outer_step=outer_loop.steps,
+            max_outer=outer_loop.bound,
+            inner_epoch=inner_loop.steps,
+            max_inner=inner_loop.bound,
+            query_accuracy=queries.latest,
+        )
 
     def iteration_done(
         self, iteration: int, losses: Losses, outer_loop: Loop, inner_loops: Sequence[Loop], queries: Queries
     ) -> None:
         """Report that `iteration` iterations are done. losses: of the last outer step, over all workers."""
-        now = time.monotonic()
-        mean_seconds = (now - self._started) / (iteration - self._first)
         self._report(
             "iteration",
             iteration=iteration,
@@ -41,10 +96,29 @@ class Progress:
             stop_inner=_stops(inner_loops),
             # An image counts each time it passes through the network, over all workers.
             real_images=outer_loop.steps * self._real_images_per_step + queries.real_images(),
-            seconds=round(now - self._last, 4),
-            eta_s=round(mean_seconds * (self._total - iteration), 1),
+            **self._clock.done(iteration),
         )
-        self._last = now
+
+
+class EpochProgress:
+    """Reports an `epoch` event for each epoch of a training on the real images, and `step` events within long epochs."""
+
+    def __init__(self, report: Report, *, total: int) -> None:
+        """total: epochs of all networks."""
+        self._report, self._total = report, total
+        self._clock = _Clock(report, "epoch", done=0, total=total)
+
+    def skip_to(self, epoch: int) -> None:
+        """Record that `epoch` epochs are done, of which earlier jobs or attempts have computed the last ones."""
+        self._clock.skip_to(epoch)
+
+    def step_done(self, batch: int, batches: int) -> None:
+        """Report that `batch` minibatches of the current epoch are done, if the last event is some seconds old."""
+        self._clock.step_done(batch / batches, batch=batch, batches=batches)
+
+    def epoch_done(self, epoch: int, loss: float, accuracy: float, **data: Any) -> None:
+        """Report that `epoch` epochs are done. loss, accuracy: of the last one."""
+        self._report("epoch", epoch=epoch, total=self._total, loss=loss, accuracy=accuracy, **data, **self._clock.done(epoch))
 
 
 def _finite(value: float) -> float | None:

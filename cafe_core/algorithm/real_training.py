@@ -12,7 +12,7 @@ CutMix pairs images of different classes. A rank reads the other image of a pair
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -83,6 +83,10 @@ class Epoch:
     """For each own class, which images were classified correctly: (n_k,) bool on the CPU."""
 
 
+def _ignore_step(_batch: int, _batches: int) -> None:
+    """Do nothing."""
+
+
 class RealTraining:
     """The training of `network`, in place, on the real images of all ranks."""
 
@@ -103,12 +107,13 @@ class RealTraining:
         self._gradient = shared_gradient(self._parameters)
         self._optimizer = Sgd(self._parameters, lr=recipe.lr, momentum=_MOMENTUM, weight_decay=_WEIGHT_DECAY)
         self._numbering = _Numbering.of(real, classes, num_classes, comm)
-        self._done = 0
+        self.epochs_done = 0
+        """Epochs that are done, also those of a loaded state."""
 
     def state(self) -> dict[str, Tensor]:
         """Return what is needed to continue after the last epoch: `done` epochs, flat `weights` and `velocities`."""
         return {
-            "done": torch.tensor(self._done),
+            "done": torch.tensor(self.epochs_done),
             "weights": torch.cat([p.detach().flatten() for p in self._parameters]),
             "velocities": torch.cat([v.flatten() for v in self._optimizer.velocities]),
         }
@@ -121,26 +126,30 @@ class RealTraining:
             for parameter, weight in zip(self._parameters, weights, strict=True):
                 parameter.copy_(weight.view_as(parameter))
         self._optimizer.velocities = [v.view_as(p).clone() for v, p in zip(velocities, self._parameters, strict=True)]
-        self._done = int(state["done"])
+        self.epochs_done = int(state["done"])
 
-    def epochs(self) -> Iterator[Epoch]:
+    def epochs(self, step_done: Callable[[int, int], None] = _ignore_step) -> Iterator[Epoch]:
         """Train for the remaining epochs; yield after each. All ranks iterate together.
+
+        Calls step_done(minibatches done, minibatches of an epoch) after each minibatch.
 
         Raises NonFiniteLossError, on every rank, after an epoch with a non-finite loss.
         """
         recipe, mine = self._recipe, self._numbering
-        for number in range(self._done + 1, recipe.epochs + 1):
+        for number in range(self.epochs_done + 1, recipe.epochs + 1):
             self._optimizer.lr = recipe.decay.rate(recipe.lr, number - 1, recipe.epochs)
             sums = torch.zeros(2, dtype=torch.float64, device=self._real.device)  # of losses and hits, read once per epoch
             correct = torch.zeros(mine.count, dtype=torch.bool, device=self._real.device)
             permutation = torch.randperm(mine.total, generator=generator(recipe.seed, "real epoch", number))
             uniforms = self._uniforms(number)
-            for index, batch in enumerate(torch.split(permutation, recipe.batch)):
+            batches = torch.split(permutation, recipe.batch)
+            for index, batch in enumerate(batches):
                 self._gradient.zero_()
                 self._accumulate(batch, uniforms, self._mix(batch, number, index), sums, correct)
                 self._comm.all_reduce(self._gradient)
                 self._optimizer.step()
-            self._done = number
+                step_done(index + 1, len(batches))
+            self.epochs_done = number
             loss_sum, hit_count = self._comm.all_reduce(sums).tolist()
             if not math.isfinite(loss_sum):
                 raise NonFiniteLossError(

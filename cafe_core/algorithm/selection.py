@@ -9,7 +9,6 @@ trainings differ in their last bits, so between almost equally good images the c
 
 from __future__ import annotations
 
-import time
 from abc import abstractmethod
 from collections.abc import Iterator
 
@@ -17,6 +16,7 @@ import torch
 from torch import Tensor
 
 from cafe_core.algorithm.method import Report, SelectionMethod, repeated
+from cafe_core.algorithm.progress import EpochProgress
 from cafe_core.algorithm.real_images import BatchIndices
 from cafe_core.algorithm.real_training import Epoch, RealTraining, SgdRecipe
 from cafe_core.algorithm.sampling import counter_seed
@@ -63,28 +63,18 @@ class FeatureSelection(SelectionMethod):
 def train_network(context: ShardContext, report: Report) -> Iterator[Epoch]:
     """Make θ a fresh network and train it on all real images; yield after each epoch.
 
-    Reports an `epoch` event per epoch. Raises NonFiniteLossError, on every worker, if the training diverges.
+    Reports an `epoch` event per epoch, and `step` events within long epochs. Raises NonFiniteLossError, on every worker, if the
+    training diverges.
     """
     method = context.spec.method
     assert isinstance(method, NetworkSelectionSpec)
     seed = counter_seed(context.spec.seed, "embedding network")
     context.model.renew(seed, 0)
     recipe = SgdRecipe(method.network_epochs, method.batch_train, method.network_lr, seed, context.images_per_graph)
-    started = last = time.monotonic()
+    progress = EpochProgress(report, total=recipe.epochs)
     training = RealTraining(context.model, context.real, context.training_classes, context.info.num_classes, context.comm, recipe)
-    for epoch in training.epochs():
-        now = time.monotonic()
-        report(
-            "epoch",
-            epoch=epoch.number,
-            total=recipe.epochs,
-            loss=epoch.loss,
-            accuracy=epoch.accuracy,
-            real_images=sum(context.info.class_counts),
-            seconds=round(now - last, 4),
-            eta_s=round((now - started) / epoch.number * (recipe.epochs - epoch.number), 1),
-        )
-        last = now
+    for epoch in training.epochs(progress.step_done):
+        progress.epoch_done(epoch.number, epoch.loss, epoch.accuracy, real_images=sum(context.info.class_counts))
         yield epoch
 
 

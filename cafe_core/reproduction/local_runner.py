@@ -131,6 +131,8 @@ def _progress_text(type: str, data: dict[str, Any]) -> str | None:
             return f"iteration {data['iteration']}/{data['total']}"
         case "epoch":
             return f"epoch {data['epoch']}/{data['total']}"
+        case "step":
+            return f"{data['of']} {data['done']}/{data['total']}"
         case "evaluated":
             return f"network {data['done']}/{data['total']}, {data['accuracy']:.1f} %"
         case _:

@@ -42,7 +42,7 @@ class Display:
         line = describe(event["type"], event["data"])
         if line is None:
             return
-        if event["type"] not in ("iteration", "epoch", "evaluated", "trials"):
+        if event["type"] not in ("iteration", "epoch", "step", "evaluated", "trials"):
             self._end_bar()
             click.echo(line, err=True)
         elif self._is_terminal:
@@ -96,6 +96,8 @@ def describe(type_: str, data: dict[str, Any]) -> str | None:
         case "epoch":
             numbers = [f"loss {data['loss']:.4g}", f"accuracy {data['accuracy']:.3f}"]
             return _progress("epoch", data["epoch"], data["total"], numbers, data.get("eta_s"))
+        case "step":
+            return _progress(data["of"], data["done"], data["total"], _step(data), data.get("eta_s"))
         case "evaluated":
             return _progress("network", data["done"], data["total"], [_trained(data)], data.get("eta_s"))
         case "validated":
@@ -122,6 +124,16 @@ def _trained(data: dict[str, Any]) -> str:
     on = "" if data.get("source", "synthetic") == "synthetic" else f" on {data['source']}"
     augment = "" if data.get("augment", "none") == "none" else f", {data['augment']}"
     return f"{data['network']}{on}{augment} {data['accuracy']:.2f} %"
+
+
+def _step(data: dict[str, Any]) -> list[str]:
+    """Return e.g. `outer step 3/10`, `inner epoch 4/50`, `query accuracy 0.500`, or `batch 4/100`."""
+    if data["of"] == "epoch":
+        return [f"batch {data['batch']}/{data['batches']}"]
+    numbers = [f"outer step {data['outer_step']}/{data['max_outer']}", f"inner epoch {data['inner_epoch']}/{data['max_inner']}"]
+    if data["query_accuracy"] is not None:
+        numbers.append(f"query accuracy {data['query_accuracy']:.3f}")
+    return numbers
 
 
 def _progress(what: str, done: int, total: int, numbers: list[str], eta_s: float | None) -> str:

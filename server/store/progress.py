@@ -61,7 +61,7 @@ def job_update(event: DriverEvent) -> JobUpdate:
             return JobUpdate(done=event.data["epoch"], total=event.data["total"], eta_s=event.data.get("eta_s"))
         case "validated":
             return JobUpdate(done=event.data["iteration"], total=event.data["total"])
-        case "evaluated" | "trials" | "trial":
+        case "step" | "evaluated" | "trials" | "trial":
             return JobUpdate(done=event.data["done"], total=event.data["total"], eta_s=event.data.get("eta_s"))
         case _:
             return JobUpdate()

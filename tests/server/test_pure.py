@@ -41,6 +41,7 @@ def test_whole_lines(chunk: bytes, lines: list[bytes], size: int) -> None:
         ("phase", {"phase": "condensing"}, JobUpdate(phase="condensing", computing=True)),
         ("iteration", {"iteration": 3, "total": 9, "eta_s": 1.5}, JobUpdate(done=3, total=9, eta_s=1.5)),
         ("epoch", {"epoch": 3, "total": 50, "eta_s": 4.5}, JobUpdate(done=3, total=50, eta_s=4.5)),
+        ("step", {"of": "epoch", "done": 2, "total": 50, "eta_s": 4.5}, JobUpdate(done=2, total=50, eta_s=4.5)),
         ("evaluated", {"done": 1, "total": 2, "eta_s": None}, JobUpdate(done=1, total=2)),
         ("phase", {"phase": "validating"}, JobUpdate(phase="validating", computing=True)),
         ("phase", {"phase": "sweeping"}, JobUpdate(phase="sweeping", computing=True)),
@@ -285,6 +286,13 @@ def test_describe_events() -> None:
     assert describe("iteration", iteration) == "  iteration 5/10  1 min 1 s left  loss 12.5  query accuracy 0.500"
     epoch = {"epoch": 50, "total": 50, "loss": 0.1234567, "accuracy": 0.97, "eta_s": 0}
     assert describe("epoch", epoch) == "  epoch 50/50  loss 0.1235  accuracy 0.970"
+    step = {"of": "iteration", "done": 0, "total": 10, "outer_step": 3, "max_outer": 11, "inner_epoch": 4, "max_inner": 50}
+    assert (
+        describe("step", step | {"query_accuracy": None, "eta_s": 3600})
+        == "  iteration 0/10  1 h 0 min left  outer step 3/11  inner epoch 4/50"
+    )
+    step = {"of": "epoch", "done": 1, "total": 3, "batch": 4, "batches": 100, "eta_s": 59}
+    assert describe("step", step) == "  epoch 1/3  59 s left  batch 4/100"
     assert describe("status", {"status": "failed", "error": {"message": "disk full"}}) == "failed: disk full"
     assert describe("phase", {"phase": "waiting_for_resources"}) == "  waiting for resources"
     assert describe("unknown", {}) is None

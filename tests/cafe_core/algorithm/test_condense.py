@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from cafe_core.algorithm import progress
 from cafe_core.algorithm.checkpoint import Checkpoints
 from cafe_core.algorithm.checkpoint_files import checkpoint_files
 from cafe_core.algorithm.condense import condense
@@ -215,6 +216,19 @@ def test_fixed_loops_run_to_their_bounds(seven: ClassStore, tmp_path: Path) -> N
     for e in (e for e in events if e["type"] == "iteration"):
         assert (e["outer_steps"], e["inner_epochs"]) == (3, 2 * 4)
         assert (e["stop_outer"], e["stop_inner"]) == ({"bound": 1}, {"bound": 2})
+
+
+def test_steps_of_long_iterations_are_reported(seven: ClassStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(progress, "FIRST_STEP_S", 0.0)
+    monkeypatch.setattr(progress, "STEP_EVERY_S", 0.0)
+    events: list[dict[str, Any]] = []
+    condensed_images(make_spec(seven, method={**METHOD, "bilevel": "fixed"}), seven, tmp_path, 2, events)
+    kinds = [e["type"] for e in events if e["type"] != "checkpoint"]
+    assert kinds == ([*["step"] * 10, "iteration"]) * 3  # the last outer step has no inner loop
+    steps = [e for e in events if e["type"] == "step"]
+    assert [(e["outer_step"], e["inner_epoch"]) for e in steps[:10]] == [(outer, inner) for outer in (1, 2) for inner in range(5)]
+    assert [e["done"] for e in steps] == [0] * 10 + [1] * 10 + [2] * 10
+    assert {(e["max_outer"], e["max_inner"], e["total"]) for e in steps} == {(3, 4, 3)}
 
 
 @pytest.mark.parametrize(("name", "steps"), [("dc", (3, 2 * 4)), ("dm", (1, 0))])

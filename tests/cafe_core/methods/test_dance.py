@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 import shutil
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ import torch.nn.functional as F
 from safetensors import safe_open
 from torch import Tensor
 
-from cafe_core.algorithm import augment, pool
+from cafe_core.algorithm import augment, pool, progress
 from cafe_core.algorithm.artifact_cache import ArtifactCache
 from cafe_core.algorithm.bilevel import Loop
 from cafe_core.algorithm.checkpoint import Checkpoints
@@ -228,6 +229,25 @@ def test_killed_training_of_the_pool_resumes_to_the_same_bytes(store: ClassStore
     assert torch.equal(images(tmp_path / "killed", killing), undisturbed)
     assert epochs == [1, 2, 3, 4], "each epoch runs once"
     assert len(list((tmp_path / "killed" / "cache").glob("*/*"))) == POOL["pool_size"], "unfinished states are removed"
+
+
+def test_minibatches_of_long_epochs_are_reported(store: ClassStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(progress, "FIRST_STEP_S", 0.0)
+    monkeypatch.setattr(progress, "STEP_EVERY_S", 0.0)
+    events: list[tuple[str, dict[str, Any]]] = []
+
+    def report(type: str, **data: Any) -> None:
+        events.append((type, data))
+
+    for _ in range(2):  # the second job finds the pool
+        run = tmp_path / str(len(events))
+        condense(spec_of(store), store, Comm.single(), CPU, checkpoints=Checkpoints(run), report=report, cache=tmp_path / "cache")
+    batches = math.ceil(sum(store.info.class_counts) / POOL["pool_batch"])
+    steps = [data for type, data in events if type == "step"]
+    assert [(e["of"], e["done"], e["batch"]) for e in steps] == [
+        ("epoch", epoch, batch) for epoch in range(4) for batch in range(1, batches + 1)
+    ]
+    assert {(e["total"], e["batches"]) for e in steps} == {(4, batches)}
 
 
 @pytest.mark.parametrize(("epochs", "batch"), [(2, 8), (1, 512)], ids=["seen in an epoch", "only in the last step"])
