@@ -35,7 +35,7 @@ from cafe_core.spec.dataset_facts import DatasetFacts
 from cafe_core.spec.evaluate import EvaluateSpec
 from cafe_core.spec.extend import ExtendSpec
 from cafe_core.spec.job import JobSpec, parse_job_spec
-from cafe_core.spec.resources import ResourcesSpec
+from cafe_core.spec.resources import MAX_CPUS, ResourcesSpec
 from cafe_core.spec.sweep import SweepSpec
 from cafe_core.spec.trials import Trial
 from cafe_core.synthetic_set.synthetic_set import SyntheticSet
@@ -223,11 +223,19 @@ def _identifying_fields(spec: JobSpec) -> dict[str, Any]:
 
 
 def _one_worker(spec: JobSpec) -> JobSpec:
-    """Return the same job with one worker. Raises SpecError for a scheduler that needs several trials at once."""
+    """Return the same job with one worker, which uses all cores unless the spec says how many.
+
+    Raises SpecError for a scheduler that needs several trials at once.
+    """
     if isinstance(spec, SweepSpec):
         if spec.scheduler != "fifo":
             raise SpecError(
                 "asha compares trials that run at the same time; submit the sweep to a server, or use fifo", loc="scheduler"
             )
         return spec.model_copy(update={"base": _one_worker(spec.base)})
-    return spec.model_copy(update={"resources": spec.resources.model_copy(update={"workers": 1})})
+    resources = spec.resources.model_copy(update={"workers": 1})
+    if "cpus_per_worker" not in resources.model_fields_set:
+        resources = resources.model_copy(
+            update={"cpus_per_worker": min(torch.get_num_threads(), MAX_CPUS)}
+        )  # OMP_NUM_THREADS limits it
+    return spec.model_copy(update={"resources": resources})

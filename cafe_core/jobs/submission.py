@@ -192,5 +192,5 @@ def _test_dataset(spec: EvaluateSpec, judged: SyntheticSet | None) -> DatasetSpe
 
 def _accept_sweep(spec: SweepSpec, facts: Facts) -> Accepted:
     dataset = facts.datasets.described(spec.base.dataset, "base.dataset")
-    resolved = resolve_sweep(spec, concurrent=max(1, facts.concurrent), cluster_gpus=facts.gpus)
+    resolved = resolve_sweep(spec, dataset, concurrent=max(1, facts.concurrent), cluster_gpus=facts.gpus)
     return Accepted(resolved, dataset, trials=trials(resolved, facts.datasets))

@@ -30,24 +30,29 @@ class Choice:
 
 TINY_SIDE = 16
 """Below, a stored image is too small to hold several training images, and DANCE loses its advantage."""
-PASSES_ON_CPUS = 180_000
-"""Images in the training of a network of the pool without GPUs. A core took 40 minutes for this many of MNIST."""
+POOL_PASSES_ON_CPUS = 8_000
+"""Training passes of 32×32 images for each network of the pool without GPUs, of which an epoch may need more."""
+STEP_PASSES_ON_CPUS = 60_000
+"""Forward passes of 32×32 images for the iterations of DANCE without GPUs. A training pass counts as three."""
 
 
 def best_choice(dataset: DatasetInfo, ipc: int, *, has_gpus: bool) -> Choice:
-    """Return the method for a dataset, and its iterations. On CPUs, all are short enough to finish within hours."""
+    """Return the method for a dataset, and its iterations. On CPUs, a small dataset takes minutes."""
     side = min(dataset.height, dataset.width)
     if side < TINY_SIDE and ipc >= 10:
         return Choice({"name": "kmeans"}, 0)
     if side < TINY_SIDE:
         return Choice({"name": "cafe", "batch_real": 128}, 2000 if has_gpus else 100)
     fields: dict[str, Any] = {"name": "dance", "factor": 2 if side < 64 else 3}
-    if not has_gpus:
-        epochs = min(60, max(1, PASSES_ON_CPUS // sum(dataset.class_counts)))
-        fields |= {"pool_size": 3, "pool_epochs": epochs, "batch_real": 64}
-    return Choice(fields, dance_iterations(has_gpus=has_gpus))
+    if has_gpus:
+        return Choice(fields, 10_000)
+    batch_real, area = 64, dataset.height * dataset.width / 32**2
+    epochs = _within(POOL_PASSES_ON_CPUS / area / sum(dataset.class_counts), 1, 60)
+    fields |= {"pool_size": 3, "pool_epochs": epochs, "batch_real": batch_real}
+    decoded = min(ipc * fields["factor"] ** 2, 200)
+    iterations = _within(STEP_PASSES_ON_CPUS / area / (dataset.num_classes * (batch_real + 3 * decoded)), 50, 400)
+    return Choice(fields, iterations)
 
 
-def dance_iterations(*, has_gpus: bool) -> int:
-    """Return the iterations of DANCE: those of its paper with GPUs, fewer without."""
-    return 10_000 if has_gpus else 400
+def _within(value: float, low: int, high: int) -> int:
+    return max(low, min(high, int(value)))

@@ -6,8 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from cafe_core.methods.cafe.spec import CafeMethod
-from cafe_core.methods.registry import AnyMethod
+from cafe_core.methods.registry import BEST, AnyMethod
 from cafe_core.spec.base import Precision, resolved_later
 from cafe_core.spec.dataset import DatasetSpec
 from cafe_core.spec.evaluation import EvaluationSpec, ValidationSpec
@@ -26,12 +25,12 @@ class CondenseSpec(JobFields):
     ipc: Annotated[int, Field(ge=1, le=10_000)]
     """Synthetic images per class."""
     iterations: int = resolved_later(ge=0, le=1_000_000)
-    """Number of iterations, each with a fresh network. Default: the number published for the method; methods that choose real
-    images have none. 0 returns the initial images."""
+    """Number of iterations, each with a fresh network. Default: the number published for the method, or chosen with it by
+    `method: best`; methods that choose real images have none. 0 returns the initial images."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """Seed of all random draws of the job."""
-    method: AnyMethod = CafeMethod()
-    """The method and its hyper-parameters."""
+    method: AnyMethod = Field(default=BEST, validate_default=True)
+    """The method and its hyper-parameters. Default: `best`, or `cafe` if `iterations` is given."""
     network: NetworkSpec = NetworkSpec()
     """The network whose features are aligned."""
     resources: ResourcesSpec = ResourcesSpec()

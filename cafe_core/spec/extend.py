@@ -9,12 +9,14 @@ from pydantic import StringConstraints, ValidationError, field_validator, model_
 
 from cafe_core.methods.registry import AnyMethod
 from cafe_core.spec.base import Precision, SpecModel, resolved_later
+from cafe_core.spec.best import BestMethod
 from cafe_core.spec.condense import CondenseSpec, check_gpus_per_worker
 from cafe_core.spec.network import NetworkSpec
 from cafe_core.spec.resources import ResourcesSpec
 
 _FROM_BASE = ("ipc", "seed", "method", "network", "precision")
 """The fields that determine the images of a class, besides its real images and the number of iterations."""
+_UNKNOWN_ORIGIN = "base: the set does not say how it was made, so it cannot be extended"
 
 
 class BaseSetSpec(SpecModel):
@@ -82,7 +84,9 @@ class ExtendSpec(CondenseSpec):
         try:
             base = CondenseSpec.model_validate(known)
         except ValidationError as error:
-            raise ValueError("base: the set does not say how it was made, so it cannot be extended") from error
+            raise ValueError(_UNKNOWN_ORIGIN) from error
+        if isinstance(base.method, BestMethod):  # the spec is not resolved
+            raise ValueError(_UNKNOWN_ORIGIN)
         if not base.method.can_be_extended:
             raise ValueError(
                 f"base: a set made by {base.method.name} cannot be extended, because its classes depend on each other or are "

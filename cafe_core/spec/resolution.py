@@ -8,8 +8,9 @@ from __future__ import annotations
 import math
 from typing import TypeVar
 
+from cafe_core.methods.cafe.spec import CafeMethod
 from cafe_core.methods.registry import METHODS, AnyMethod
-from cafe_core.spec.best import BestMethod, best_choice, dance_iterations
+from cafe_core.spec.best import BestMethod, best_choice
 from cafe_core.spec.condense import CondenseSpec
 from cafe_core.spec.dataset import DatasetInfo, DatasetSpec
 from cafe_core.spec.evaluate import EvaluateSpec
@@ -38,7 +39,7 @@ def resolve(spec: CondenseSpec, dataset: DatasetInfo, *, cluster_gpus: float = 0
         _check_testable(dataset, "evaluation")
     resources = resolve_resources(spec.resources, cluster_gpus)
     if isinstance(spec.method, BestMethod):
-        spec = _with_best_method(spec, dataset, has_gpus=resources.gpus_per_worker > 0)
+        spec = _with_chosen_method(spec, dataset, has_gpus=resources.gpus_per_worker > 0)
     network, iterations = spec.network.resolved(), _resolve_iterations(spec)
     return spec.model_copy(
         update={
@@ -56,8 +57,10 @@ def resolve(spec: CondenseSpec, dataset: DatasetInfo, *, cluster_gpus: float = 0
     )
 
 
-def _with_best_method(spec: CondenseSpec, dataset: DatasetInfo, *, has_gpus: bool) -> CondenseSpec:
-    """Return the spec with the method that `method: best` stands for."""
+def _with_chosen_method(spec: CondenseSpec, dataset: DatasetInfo, *, has_gpus: bool) -> CondenseSpec:
+    """Return the spec with the method that `method: best` stands for, or CAFE for a spec with iterations and without a method."""
+    if "method" not in spec.model_fields_set and spec.iterations is not None:
+        return spec.model_copy(update={"method": CafeMethod()})
     best = best_choice(dataset, spec.ipc, has_gpus=has_gpus)
     method = METHODS[best.method["name"]].spec.model_validate(best.method)
     return spec.model_copy(
@@ -170,23 +173,25 @@ def selection_spec(spec: EvaluateSpec, dataset: DatasetInfo) -> CondenseSpec:
     return resolve(sent, dataset)
 
 
-def resolve_sweep(spec: SweepSpec, *, concurrent: int, cluster_gpus: float = 0) -> SweepSpec:
-    """Return a sweep spec with its own defaults filled in. concurrent: how many trials fit into the cluster at once.
+def resolve_sweep(spec: SweepSpec, dataset: DatasetInfo, *, concurrent: int, cluster_gpus: float = 0) -> SweepSpec:
+    """Return a sweep spec with its own defaults filled in.
+
+    dataset: the base's. concurrent: how many trials fit into the cluster at once.
 
     `base` is unchanged except for its resources and the validation that ASHA needs, because each trial has its own defaults.
     """
     base = spec.base.model_copy(update={"resources": resolve_resources(spec.base.resources, cluster_gpus)})
     if spec.scheduler == "asha" and base.validation is None:
-        swept = any(path.split(".")[0] == "method" for path in spec.space)
-        if isinstance(base.method, SelectionMethodSpec) and not swept:
+        swept, chosen = any(path.split(".")[0] == "method" for path in spec.space), base
+        if isinstance(base.method, BestMethod):
+            has_gpus = base.resources.gpus_per_worker > 0
+            cafe = base.model_copy(update={"method": CafeMethod()})
+            chosen = cafe if swept else _with_chosen_method(base, dataset, has_gpus=has_gpus)
+        if isinstance(chosen.method, SelectionMethodSpec) and not swept:
             raise ValueError(
-                f"scheduler: asha stops trials by validations, and {base.method.name} has no checkpoints to validate"
+                f"scheduler: asha stops trials by validations, and {chosen.method.name} has no checkpoints to validate"
             )
-        iterations = base.iterations
-        if iterations is None and isinstance(base.method, BestMethod):
-            iterations = dance_iterations(has_gpus=base.resources.gpus_per_worker > 0)
-        elif iterations is None:
-            iterations = base.method.published_iterations
+        iterations = chosen.method.published_iterations if chosen.iterations is None else chosen.iterations
         base = base.model_copy(update={"validation": ValidationSpec(every=max(1, iterations // 4))})
     max_concurrent = min(spec.max_concurrent or concurrent, concurrent, spec.trial_count)
     return spec.model_copy(update={"base": base, "max_concurrent": max(1, max_concurrent)})

@@ -15,6 +15,7 @@ from cafe_core.errors import CafeError, DatasetError
 from cafe_core.jobs import local
 from cafe_core.jobs.backend import Report
 from cafe_core.jobs.jobdir import JobDir
+from cafe_core.spec.condense import CondenseSpec
 from cafe_core.synthetic_set.synthetic_set import SyntheticSet
 
 SPEC = {
@@ -93,6 +94,18 @@ def test_files_and_events_of_a_job(tmp_path: Path, roots: DataRoots) -> None:
     assert synthetic.labels.tolist() == [0, 0, 1, 1, 2, 2]
     assert synthetic.iteration == 4
     assert synthetic.spec["method"]["beta"] == 1.0  # resolved: it includes all defaults
+
+
+@pytest.mark.parametrize(
+    ("sent", "threads"), [({}, 2), ({"resources": {"workers": 3}}, 2), ({"resources": {"cpus_per_worker": 1}}, 1)]
+)
+def test_uses_all_cores_unless_the_spec_says_how_many(
+    sent: dict[str, Any], threads: int, tmp_path: Path, roots: DataRoots, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(local.torch, "get_num_threads", lambda: 2)
+    spec = local.prepare(SPEC | sent, tmp_path / "out", roots).job.spec
+    assert isinstance(spec, CondenseSpec)
+    assert (spec.resources.workers, spec.resources.cpus_per_worker) == (1, threads)
 
 
 @pytest.mark.parametrize(

@@ -38,14 +38,16 @@ def test_estimate_depends_on_workers_ipc_and_precision() -> None:
     info = make_info([500] * 1000, side=64)
 
     def memory_bytes(**fields: object) -> int:
-        spec = CondenseSpec.model_validate({"dataset": {"path": "x"}, "ipc": 10, "network": {"depth": 4}, **fields})
+        spec = CondenseSpec.model_validate(
+            {"dataset": {"path": "x"}, "ipc": 10, "method": "cafe", "network": {"depth": 4}, **fields}
+        )
         return estimate(resolve(spec, info), info).memory_bytes
 
     base = memory_bytes()
     assert memory_bytes(resources={"workers": 4}) < base
     assert memory_bytes(ipc=50) > base
     assert memory_bytes(precision="float64") > base
-    whole = estimate(resolve(CondenseSpec.model_validate({"dataset": {"path": "x"}, "ipc": 10}), info), info)
+    whole = estimate(resolve(CondenseSpec.model_validate({"dataset": {"path": "x"}, "ipc": 10, "method": "cafe"}), info), info)
     assert whole.numbers_per_outer_step == 2 * 1000 * prod((128, 8, 8))
     assert whole.synthetic_bytes == 3 * 1000 * 10 * 3 * 64 * 64 * 4
 
@@ -94,7 +96,7 @@ def test_estimate_includes_training_of_evaluation_networks() -> None:
     info = BUILTIN["cifar10"]
 
     def network_bytes(**fields: object) -> int:
-        spec = CondenseSpec.model_validate({"dataset": {"name": "cifar10"}, "ipc": 1, **fields})
+        spec = CondenseSpec.model_validate({"dataset": {"name": "cifar10"}, "ipc": 1, "method": "cafe", **fields})
         return estimate(resolve(spec, info), info).network_bytes
 
     large = {"name": "resnet18"}

@@ -32,7 +32,7 @@ def describe(dataset: DatasetSpec) -> DatasetInfo:
 
 def sweep(space: dict[str, Any], **fields: Any) -> SweepSpec:
     spec = SweepSpec.model_validate({"kind": "sweep", "base": BASE, "space": space} | fields)
-    return resolve_sweep(spec, concurrent=2)
+    return resolve_sweep(spec, BUILTIN["digits"], concurrent=2)
 
 
 def make_trials(space: dict[str, Any], **fields: Any) -> list[Trial]:
@@ -74,7 +74,7 @@ def test_methods_are_given_by_their_name_alone_and_as_best() -> None:
     assert (best.spec.method.name, best.spec.iterations) == ("cafe", 100)
     asha = sweep({"seed": {"grid": [1]}}, base={**without, "method": "best"}, scheduler="asha")
     assert asha.base.validation is not None
-    assert asha.base.validation.every == 100
+    assert asha.base.validation.every == 25  # a quarter of the iterations
 
 
 def test_each_trial_has_the_defaults_of_its_own_overrides() -> None:
@@ -95,7 +95,9 @@ def test_nested_field_is_set_after_its_parent() -> None:
 
 def test_replaced_resources_keep_the_gpus_of_the_base() -> None:
     space = {"resources": {"grid": [{"workers": 2}, {"cpus_per_worker": 2, "gpus_per_worker": 0}]}}
-    spec = resolve_sweep(SweepSpec.model_validate({"kind": "sweep", "base": BASE, "space": space}), concurrent=1, cluster_gpus=4)
+    spec = resolve_sweep(
+        SweepSpec.model_validate({"kind": "sweep", "base": BASE, "space": space}), BUILTIN["digits"], concurrent=1, cluster_gpus=4
+    )
     assert [trial.spec.resources.gpus_per_worker for trial in plan_trials(spec)] == [1, 0]
     stored = SweepSpec.model_validate(json.loads(spec.model_dump_json(exclude_none=True)))
     assert plan_trials(stored) == plan_trials(spec)
@@ -161,7 +163,7 @@ def test_fields_inside_lists_and_of_the_evaluation_can_be_swept() -> None:
             "space": {"evaluation.networks.0.width": {"grid": [16, 32]}, "network.depth": {"grid": [2]}},
         }
     )
-    found = plan_trials(resolve_sweep(spec, concurrent=1))
+    found = plan_trials(resolve_sweep(spec, BUILTIN["digits"], concurrent=1))
     assert [trial.spec.evaluation.networks[0].width for trial in found if trial.spec.evaluation] == [16, 32]
     assert found[0].spec.network.depth == 2
 
@@ -192,7 +194,7 @@ def test_refuses_invalid_value_of_the_space(space: dict[str, Any], loc: str, mes
     base = {**BASE, "evaluation": {"networks": [{}]}}
     spec = SweepSpec.model_validate({"kind": "sweep", "base": base, "space": space})
     with pytest.raises(SpecError) as refused:
-        plan_trials(resolve_sweep(spec, concurrent=1))
+        plan_trials(resolve_sweep(spec, BUILTIN["digits"], concurrent=1))
     assert refused.value.loc == loc
     assert message in refused.value.message
 
