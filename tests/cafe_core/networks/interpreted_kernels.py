@@ -14,7 +14,6 @@ from unittest.mock import patch
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
-from triton.runtime.interpreter import GridExecutor
 
 from cafe_core.networks import fused
 from tests.cafe_core.emulated_gpu import WITHOUT_KERNEL
@@ -64,6 +63,8 @@ class _Seen(TorchDispatchMode):
 @contextmanager
 def seen() -> Iterator[list[str]]:
     """Yield the launches within the context."""
+    from triton.runtime.interpreter import GridExecutor  # only in the process that interprets
+
     run = GridExecutor.__call__
 
     def counted(executor: Any, *args: Any, **kwargs: Any) -> None:

@@ -82,6 +82,30 @@ def test_torch_can_trace_the_operations(flags: tuple[bool, bool]) -> None:
     torch.library.opcheck(torch.ops.cafe_core.norm_relu_pool_backward.default, arguments, test_utils=tests)
 
 
+def test_compiled_code_calls_each_operation_once() -> None:
+    from torch._dynamo.backends.common import aot_autograd  # importing the compiler takes seconds
+    from torch._functorch.aot_autograd import make_boxed_func
+
+    seen: list[str] = []
+
+    def record(graph: torch.fx.GraphModule, _inputs: Any) -> Any:
+        seen.extend(str(node.target) for node in graph.graph.nodes if "norm_relu_pool" in str(node.target))
+        return make_boxed_func(graph)
+
+    backend = aot_autograd(fw_compiler=record, bw_compiler=record)
+    arguments = (*inputs(2, 3, 5, 4), True, True)
+    compiled = torch.compile(outputs, backend=backend, fullgraph=True)
+    expected, found = outputs(*arguments), compiled(*arguments)
+    torch.testing.assert_close(found, expected)
+    for ours, theirs in zip(
+        torch.autograd.grad(sum(t.square().sum() for t in found), arguments[:3]),
+        torch.autograd.grad(sum(t.square().sum() for t in expected), arguments[:3]),
+        strict=True,
+    ):
+        torch.testing.assert_close(ours, theirs)
+    assert seen == ["cafe_core.norm_relu_pool.default", "cafe_core.norm_relu_pool_backward.default"]
+
+
 @pytest.fixture(scope="module")
 def interpreted() -> dict[str, Any]:
     """Return what the Triton kernels compute and launch in Triton's interpreter."""
