@@ -67,7 +67,7 @@ class _Verification:
         self._failed = True
         log.warning(
             "the fused kernels for instance norm, ReLU and pooling are not used, because they failed for %s maps of %s: %s. "
-            "Torch's own kernels are used instead: the results are the same, but steps take longer",
+            "Torch's own kernels are used instead: results agree up to rounding, but steps take longer",
             dtype,
             shape,
             problem,
