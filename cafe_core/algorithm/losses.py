@@ -29,9 +29,11 @@ def feature_alignment(
     synthetic_means, real_means: for each map l a tensor (k, C, H, W), no graph. Returns a scalar and tensors (k, C, H, W).
     """
     assert len(synthetic_means) == len(real_means) == len(weights)
-    differences = [s - t for s, t in zip(synthetic_means, real_means, strict=True)]
-    loss = torch.stack([w * d.square().sum() for d, w in zip(differences, weights, strict=True)]).sum()
-    return loss, [d * (2 * w) for d, w in zip(differences, weights, strict=True)]
+    # The operations on lists are one kernel each on a GPU.
+    differences = torch._foreach_sub(list(synthetic_means), list(real_means))
+    norms = [square.sum() for square in torch._foreach_mul(differences, differences)]
+    loss = torch.stack(torch._foreach_mul(norms, list(weights))).sum()
+    return loss, list(torch._foreach_mul(differences, [2 * w for w in weights]))
 
 
 def discrimination(features: Tensor, labels: Tensor, centres: Tensor, total: int) -> tuple[Tensor, Tensor]:
@@ -50,7 +52,7 @@ def discrimination(features: Tensor, labels: Tensor, centres: Tensor, total: int
     logits = features @ centres.T  # (n, K)
     loss = F.cross_entropy(logits, labels, reduction="sum") / total
     residual = logits.softmax(dim=1)  # (n, K)
-    residual[torch.arange(len(labels), device=labels.device), labels] -= 1
+    residual.scatter_(1, labels[:, None], -1.0, reduce="add")  # P − Y
     return loss, residual.T @ features / total
 
 

@@ -74,7 +74,7 @@ class Model:
         """
         self.network.requires_grad_(False)
         if self._compiled is None and not self._autocast:
-            return (m for layer, m in self.network.iter_features(images) if layers is None or layer in layers)
+            return (feature_map for _, feature_map in self.network.iter_features(images, layers))
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self._autocast):
             return (self._compiled or self.network.features)(images, layers)
 

@@ -105,7 +105,7 @@ class OuterStep:
             mine = images[chunk.start * ipc : chunk.stop * ipc]
             if draws is not None:
                 mine = apply(mine, draws[torch.arange(chunk.start, chunk.stop).repeat_interleave(ipc)])
-            return [_segment_sums(m, [ipc] * len(chunk), images.dtype) / ipc for m in self.features(mine)]
+            return [_class_means(m, ipc, images.dtype) for m in self.features(mine)]
 
         # Without discrimination each chunk is needed only once: its graph is freed after the backward pass.
         kept = {chunk: make_means(chunk) for chunk in chunks} if self.keep_graph and self.beta is not None else {}
@@ -121,9 +121,9 @@ class OuterStep:
             centres = comm.gather_rows(own.detach(), shard.classes[0], self.num_classes)  # C: (K, D)
 
         # 2. Compute the real statistics and the local terms: L_f, and this rank's share of L_d and of G = ∂L_d/∂C.
-        feature_loss = images.new_zeros(())
-        discrimination_loss = images.new_zeros(())
-        G = None if centres is None else torch.zeros_like(centres)
+        feature_loss: Tensor | None = None
+        discrimination_loss: Tensor | None = None
+        G: Tensor | None = None
         alignments: dict[range, list[Tensor]] = {}  # ∂L_f/∂f̄ˢ
         for chunk in chunks:
             chunk_rows = BatchIndices(rows.classes[chunk.start : chunk.stop], rows.indices[chunk.start : chunk.stop])
@@ -134,10 +134,9 @@ class OuterStep:
                 alignments[chunk] = gradients  # one backward pass through the kept graph, with both terms
             else:
                 torch.autograd.backward(aligned, gradients)
-            feature_loss += alignment
-            discrimination_loss += loss
-            if G is not None and share is not None:
-                G += share
+            feature_loss = _add(feature_loss, alignment)
+            if loss is not None and share is not None:
+                discrimination_loss, G = _add(discrimination_loss, loss), _add(G, share)
 
         # 3. Reduce the gradient of the centres and backpropagate it into the images: ∂L_d/∂S = Σ_k (∂c_k/∂S)ᵀ G_k, with G
         # constant. c_k depends only on class k's images, so a worker needs only the rows of G of its own classes.
@@ -151,23 +150,27 @@ class OuterStep:
                 torch.autograd.backward([*means[: len(gradients)], means[-1]], [*gradients, gradient_of_last])
                 kept.pop(chunk, None)
 
-        feature_loss, discrimination_loss = comm.all_reduce(torch.stack([feature_loss, discrimination_loss])).unbind()
         assert images.grad is not None
-        return images.grad, StepLosses(feature_loss, discrimination_loss)
+        assert feature_loss is not None
+        if discrimination_loss is None:
+            discrimination_loss = torch.zeros_like(feature_loss)
+        return images.grad, StepLosses(*comm.all_reduce(torch.stack([feature_loss, discrimination_loss])).unbind())
 
     @torch.no_grad()
     def _real_statistics(
         self, rows: BatchIndices, first: int, centres: Tensor | None, total: int, draws: Draws | None
-    ) -> tuple[list[Tensor], Tensor, Tensor | None]:
+    ) -> tuple[list[Tensor], Tensor | None, Tensor | None]:
         """Return f̄ᵀ of each aligned map, (k, C, H, W), and this batch's share of L_d and of G; in chunks, without a graph.
+
+        Sums start from the first chunk instead of zeros, which saves kernels.
 
         first: position in the shard of the first class in `rows`.
         """
         position = {k: j for j, k in enumerate(rows.classes)}
         counts = [len(indices) for indices in rows.indices]
         sums: list[Tensor] = []
-        loss = torch.zeros((), device=self.real.device, dtype=self.real.dtype)
-        gradient = None if centres is None else torch.zeros_like(centres)
+        loss: Tensor | None = None
+        gradient: Tensor | None = None
         for chunk in self.real.chunks(rows, self.images_per_chunk):
             sizes = [n for _, n in chunk.segments]
             images = chunk.images
@@ -180,16 +183,32 @@ class OuterStep:
             for layer, last in enumerate(self.features(images)):
                 if layer == len(self.weights):
                     break  # not aligned, needed only for the centres
-                if layer == len(sums):
-                    sums.append(torch.zeros(len(counts), *last.shape[1:], dtype=self.real.dtype, device=last.device))
-                sums[layer][places.start : places.stop] += _segment_sums(last, sizes, self.real.dtype)
-            if centres is not None and gradient is not None:
+                share = _segment_sums(last, sizes, self.real.dtype)
+                if layer < len(sums):
+                    sums[layer][places.start : places.stop] += share
+                elif len(share) == len(counts):
+                    sums.append(share)
+                else:
+                    sums.append(share.new_zeros(len(counts), *share.shape[1:]))
+                    sums[layer][places.start : places.stop] = share
+            if centres is not None:
                 F = last.flatten(1).to(self.real.dtype)  # (n, D)
-                chunk_loss, share = losses.discrimination(F, chunk.labels(), centres, total)
-                loss += chunk_loss
-                gradient += share
+                chunk_loss, chunk_gradient = losses.discrimination(F, chunk.labels(), centres, total)
+                loss, gradient = _add(loss, chunk_loss), _add(gradient, chunk_gradient)
         count = send(torch.tensor(counts, dtype=self.real.dtype), self.real.device).view(-1, 1, 1, 1)
         return [s / count for s in sums], loss, gradient
+
+
+def _add(total: Tensor | None, share: Tensor) -> Tensor:
+    """Add `share` to the total in place; without a total, return `share` itself."""
+    return share if total is None else total.add_(share)
+
+
+def _class_means(m: Tensor, ipc: int, dtype: torch.dtype) -> Tensor:
+    """Return the means of ipc consecutive images each: (k·ipc, C, H, W) → (k, C, H, W)."""
+    if m.is_cuda:  # one kernel forward and one backward
+        return torch.unflatten(m, 0, (-1, ipc)).mean(1, dtype=dtype)
+    return _segment_sums(m, [ipc] * (len(m) // ipc), dtype) / ipc
 
 
 def _segment_sums(m: Tensor, sizes: Sequence[int], dtype: torch.dtype) -> Tensor:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
+from cafe_core.networks.conv_stage import ConvStage
 from cafe_core.networks.feature_network import FeatureNetwork
 from cafe_core.networks.layers import Shape, make_activation, make_norm, make_pooling
 from cafe_core.networks.resnet import resnet_stages
@@ -38,7 +39,7 @@ def _convnet_stages(spec: NetworkSpec, shape: Shape) -> Stages:
     padding = 1 + _padding_to_32(shape)
     for _ in range(spec.depth):
         convolution, shape = _conv(shape, spec.width, 3, padding)
-        stages.append((nn.Sequential(pooling, convolution, make_norm(spec.norm, shape), make_activation(spec.activation)), shape))
+        stages.append((ConvStage(pooling, convolution, make_norm(spec.norm, shape), make_activation(spec.activation)), shape))
         pooling, pooled = make_pooling(spec.pooling, shape, keep=1 if len(stages) == spec.depth else 2)
         shape, padding = pooled, 1
     return [*stages, (pooling, shape)]
@@ -103,7 +104,7 @@ def _plain_stages(spec: NetworkSpec, shape: Shape, *, widths: list[list[int]], k
             convolution, shape = _conv(shape, width, kernel, kernel // 2 + extra)
             layers += [convolution, make_norm(spec.norm, shape), make_activation("relu")]
             extra = 0
-        stages.append((nn.Sequential(*layers), shape))
+        stages.append((ConvStage(*layers), shape))
         kind = "max" if index in pooled else "none"
         pooling, shape = make_pooling(kind, shape, keep=1 if index == len(widths) - 1 else 2)
     return [*stages, (pooling, shape)]

@@ -8,6 +8,7 @@ from math import prod
 import torch
 from torch import Tensor, nn
 
+from cafe_core.networks.conv_stage import ConvStage
 from cafe_core.networks.layers import Shape
 
 
@@ -29,9 +30,8 @@ class FeatureNetwork(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return logits (n, K) of normalised images (n, C, H, W)."""
-        x = _prefer_channels_last(x)
-        for stage in self.stages:
-            x = stage(x)
+        for _, last_map in self.iter_features(x, [len(self.stages) - 1]):
+            x = last_map
         return self.classify(x)
 
     def classify(self, last_map: Tensor) -> Tensor:
@@ -39,16 +39,30 @@ class FeatureNetwork(nn.Module):
         logits: Tensor = self.classifier(last_map.flatten(1))  # (n, D) → (n, K)
         return logits
 
-    def iter_features(self, x: Tensor) -> Iterator[tuple[int, Tensor]]:
-        """Yield (l, map l) from early to late, each computed on demand.
+    def iter_features(self, x: Tensor, layers: Sequence[int] | None = None) -> Iterator[tuple[int, Tensor]]:
+        """Yield (l, map l) for each of `layers` (increasing; None: all) from early to late, each computed on demand.
 
         Only the current map is kept here, so a caller that reduces each map before taking the next never has two in memory
-        (unless a graph keeps them).
+        (unless a graph keeps them). On a GPU, the pooled map may be kept, too, if it was computed in the same kernel.
         """
-        x = _prefer_channels_last(x)
+        wanted = range(len(self.stages)) if layers is None else layers
+        if not wanted:
+            return
+        current: Tensor | None = _prefer_channels_last(x)
+        pooled: Tensor | None = None  # the current map after the pooling of the next stage, if a kernel has computed it
+        on_gpu, last = x.is_cuda, wanted[-1]
+        del x
         for index, stage in enumerate(self.stages):
-            x = stage(x)
-            yield index, x
+            if on_gpu and isinstance(stage, ConvStage):
+                pool = index < last and _begins_with_average(self.stages[index + 1])
+                current, pooled = stage.map_and_pooled(current, pooled, keep=index in wanted or not pool, pool=pool)
+            else:
+                current, pooled = (stage(current) if pooled is None else pooled), None
+            if index in wanted:
+                assert current is not None
+                yield index, current
+            if index == last:
+                return
 
     def features(self, x: Tensor, layers: Sequence[int] | None = None) -> list[Tensor]:
         """Return the maps of `layers` (0-based, increasing; None: all) without computing the stages after the last of them.
@@ -60,15 +74,11 @@ class FeatureNetwork(nn.Module):
             raise ValueError(
                 f"layers must be increasing and below {len(self.stages)}, the number of feature maps; got {list(wanted)}"
             )
-        maps: list[Tensor] = []
-        if not wanted:
-            return maps
-        for index, feature_map in self.iter_features(x):
-            if index in wanted:
-                maps.append(feature_map)
-            if index == wanted[-1]:
-                break
-        return maps
+        return [feature_map for _, feature_map in self.iter_features(x, wanted)]
+
+
+def _begins_with_average(stage: nn.Module) -> bool:
+    return isinstance(stage[0] if isinstance(stage, ConvStage) else stage, nn.AvgPool2d)
 
 
 def _prefer_channels_last(x: Tensor) -> Tensor:

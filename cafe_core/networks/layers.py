@@ -12,7 +12,8 @@ from torch.autograd.function import FunctionCtx
 Shape: TypeAlias = tuple[int, int, int]
 """(C, H, W) of one image or map."""
 
-_EPS = 1e-5
+EPS = 1e-5
+"""ε, added to the variance."""
 _NATIVE_PIXELS = 1024
 """Pixels from which torch's channels-last group norm is fast on CPUs; below, 128 groups of one take ten times as long."""
 
@@ -40,7 +41,7 @@ class InstanceNorm(nn.Module):
             normalised: Tensor = _ChannelsLastInstanceNorm.apply(x, self.weight, self.bias)
             return normalised
         # F.group_norm would refuse a single 1×1 image.
-        return torch.group_norm(x, len(self.weight), self.weight, self.bias, _EPS)
+        return torch.group_norm(x, len(self.weight), self.weight, self.bias, EPS)
 
 
 class _ChannelsLastInstanceNorm(torch.autograd.Function):
@@ -57,12 +58,12 @@ class _ChannelsLastInstanceNorm(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         n, c, h, w = x.shape
         if h * w >= _NATIVE_PIXELS:
-            y, mean, rstd = torch.native_group_norm(x, weight, bias, n, c, h * w, c, _EPS)
+            y, mean, rstd = torch.native_group_norm(x, weight, bias, n, c, h * w, c, EPS)
         else:
             rows = _rows(x).to(weight.dtype)  # (n, H·W, C); never compute statistics in bfloat16
             mean = rows.mean(1)  # (n, C)
             centred = rows - mean[:, None]
-            rstd = (centred.square().mean(1) + _EPS).rsqrt()
+            rstd = (centred.square().mean(1) + EPS).rsqrt()
             y = torch.empty_like(x)  # a new tensor, not a view, because the next activation overwrites it
             _rows(y).copy_(centred.mul_((weight * rstd)[:, None]).add_(bias))
         ctx.save_for_backward(x, weight, mean, rstd)
@@ -93,7 +94,7 @@ def _instance_norm_gradients(grad: Tensor, x: Tensor, weight: Tensor) -> tuple[T
     """Return (∂L/∂x, ∂L/∂γ, ∂L/∂b) of :class:`_ChannelsLastInstanceNorm` with a graph to `grad`, `x` and γ."""
     g, rows = _rows(grad).to(weight.dtype), _rows(x).to(weight.dtype)  # (n, H·W, C)
     centred = rows - rows.mean(1, keepdim=True)
-    rstd = (centred.square().mean(1, keepdim=True) + _EPS).rsqrt()
+    rstd = (centred.square().mean(1, keepdim=True) + EPS).rsqrt()
     normalised = centred * rstd  # x̂
     mean_g = g.mean(1, keepdim=True)
     mean_gx = (g * normalised).mean(1, keepdim=True)
