@@ -24,6 +24,7 @@ from typing import Any
 
 import hypothesis
 import pytest
+from coverage import Coverage
 
 from server.ray.embedded import EmbeddedRay
 from tests.forked_workers import template
@@ -93,10 +94,15 @@ def notes(request: pytest.FixtureRequest) -> list[str]:
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """Send the notes of an xdist worker to the process that prints the summary."""
+    """Send the notes of an xdist worker to the process that prints the summary; save its coverage, if it is measured."""
     output: dict[str, Any] | None = getattr(session.config, "workeroutput", None)
     if output is not None:
         output["notes"] = session.config.stash[NOTES]
+    if "COVERAGE_PROCESS_START" in os.environ:  # xdist kills a process that needs more than 10 s to exit
+        coverage = Coverage.current()
+        assert coverage is not None, "coverage was not started: reinstall the development tools (make clean setup)"
+        coverage.stop()
+        coverage.save()
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from cafe_core.evaluation.tasks import EvaluationSetup, EvaluationTask
-from cafe_core.jobs.backend import Report, TrialOutcome
+from cafe_core.jobs.backend import TRAINING, Report, TrialOutcome
 from cafe_core.jobs.jobdir import JobDir, JobFile
 from cafe_core.spec.resources import ResourcesSpec
 from cafe_core.spec.trials import Trial
@@ -75,6 +75,8 @@ class RayBackend(GangBackend):
                 match seen:
                     case tune_run.TrialReport(type=type, data=data) if type == ACCURACY:
                         yield data["task"], data["accuracy"]
+                    case tune_run.TrialReport(type=type, data=data) if type == TRAINING:
+                        report(TRAINING, **data)
                     case tune_run.TrialFailure(failure=failure):
                         decision = decide([failure], restarts=self._restarts, max_restarts=self._job.max_restarts)
                         if isinstance(decision, GiveUp):

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from cafe_core.data.class_store import ClassStore
 from cafe_core.errors import GpuOutOfMemoryError
 from cafe_core.evaluation.tasks import EvaluationSetup, EvaluationTask
-from cafe_core.jobs.backend import SMALLER_CHUNKS, SMALLEST_MEMORY_SHARE, Condensation, Report, TrialOutcome
+from cafe_core.jobs.backend import SMALLER_CHUNKS, SMALLEST_MEMORY_SHARE, TRAINING, Condensation, Report, TrialOutcome
 from cafe_core.jobs.jobdir import JobFile
 from cafe_core.spec.resources import ResourcesSpec
 from cafe_core.spec.trials import Trial
@@ -134,6 +134,8 @@ class GangBackend:
                     case WorkerReport(rank, type, data) if type == ACCURACY:
                         busy[rank] = busy[rank].after([(type, data)])
                         yield data["task"], data["accuracy"]
+                    case WorkerReport(rank, type, data) if type == TRAINING:
+                        report(TRAINING, **data)
                     case WorkerResult(rank):
                         del busy[rank]
                     case Failure(rank):

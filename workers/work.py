@@ -9,7 +9,7 @@ from ipaddress import ip_address
 from typing import Any
 
 from cafe_core.evaluation.tasks import EvaluationSetup, EvaluationTask
-from cafe_core.jobs.backend import Condensation
+from cafe_core.jobs.backend import TRAINING, Condensation
 from workers.background import Report
 from workers.shard_worker import WorkerAssignment
 
@@ -72,7 +72,7 @@ class CondenseShard:
 
 @dataclass(frozen=True)
 class TrainNetworks:
-    """Train and test the networks of a chunk of an evaluation; report each accuracy as soon as it is known."""
+    """Train and test the networks of a chunk of an evaluation; report the training's steps and each accuracy when it is known."""
 
     chunk: Sequence[EvaluationTask]
     setup: EvaluationSetup
@@ -82,7 +82,8 @@ class TrainNetworks:
 
         from cafe_core.evaluation.run import train_networks
 
-        for task, accuracy in train_networks(self.chunk, self.setup, torch.device(assignment.device)):
+        device = torch.device(assignment.device)
+        for task, accuracy in train_networks(self.chunk, self.setup, device, step_done=lambda step: report(TRAINING, step=step)):
             report(ACCURACY, task=task, accuracy=accuracy)
 
     def after(self, reported: Sequence[tuple[str, dict[str, Any]]]) -> TrainNetworks:

@@ -11,26 +11,23 @@ from typing import Any, Literal
 from cafe_core.algorithm.bilevel import Loop
 from cafe_core.algorithm.method import Losses, Report
 from cafe_core.algorithm.network_steps import Queries
-
-FIRST_STEP_S = 2.0
-"""Seconds without an event after which the first `step` event is reported."""
-STEP_EVERY_S = 10.0
-"""Seconds without an event after which further `step` events are reported."""
+from cafe_core.algorithm.step_clock import StepClock
 
 
 class _Clock:
-    """Measures the iterations or epochs of a run, and decides when a `step` event is due."""
+    """Measures the iterations or epochs of a run, and reports `step` events."""
 
     def __init__(self, report: Report, of: Literal["iteration", "epoch"], *, done: int, total: int) -> None:
         self._report, self._of, self._done, self._total = report, of, done, total
         self._counted = 0  # iterations or epochs that this process has computed
         self._started = self._last = time.monotonic()
-        self._step_due = self._started + FIRST_STEP_S
+        self._steps = StepClock()
 
     def done(self, done: int) -> dict[str, float]:
         """Record that `done` are done; return `seconds` of the last one, and `eta_s`."""
         now = time.monotonic()
-        seconds, self._last, self._step_due = now - self._last, now, now + STEP_EVERY_S
+        seconds, self._last = now - self._last, now
+        self._steps.postpone()
         self._done, self._counted = done, self._counted + 1
         return {"seconds": round(seconds, 4), "eta_s": self._eta(now, 0.0)}
 
@@ -40,11 +37,9 @@ class _Clock:
 
     def step_done(self, share: float, **data: Any) -> None:
         """Report a `step` event if it is due. share: how much of the current iteration or epoch is done, above 0 and up to 1."""
-        now = time.monotonic()
-        if now < self._step_due:
-            return
-        self._step_due = now + STEP_EVERY_S
-        self._report("step", of=self._of, done=self._done, total=self._total, eta_s=self._eta(now, share), **data)
+        if self._steps.is_due():
+            eta_s = self._eta(time.monotonic(), share)
+            self._report("step", of=self._of, done=self._done, total=self._total, eta_s=eta_s, **data)
 
     def _eta(self, now: float, share: float) -> float:
         """Return the estimated remaining seconds: by the mean of those done, or by `share` while none is done."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -15,10 +15,11 @@ from cafe_core.algorithm.gpu_memory import EVALUATION_ADVICE, explain_out_of_mem
 from cafe_core.algorithm.held_out import split
 from cafe_core.algorithm.precision import arithmetic
 from cafe_core.algorithm.sampling import choose, generator
+from cafe_core.algorithm.step_clock import StepClock
 from cafe_core.data.class_store import ClassStore
 from cafe_core.errors import GpuOutOfMemoryError, SyntheticSetError
 from cafe_core.evaluation.images import HeldImages, Images, Normalisation, StoredImages
-from cafe_core.evaluation.tasks import EvaluationSetup, EvaluationTask
+from cafe_core.evaluation.tasks import EvaluationSetup, EvaluationTask, TrainingStep
 from cafe_core.evaluation.training import SCHEDULES, Recipe, accuracies, network_seed, train
 from cafe_core.spec.dataset import DatasetInfo
 from cafe_core.spec.estimate import training_bytes
@@ -34,13 +35,19 @@ _MEMORY_SHARE = 0.8
 
 
 def train_networks(
-    chunk: Sequence[EvaluationTask], setup: EvaluationSetup, device: torch.device, *, at_once: int | None = None
+    chunk: Sequence[EvaluationTask],
+    setup: EvaluationSetup,
+    device: torch.device,
+    *,
+    at_once: int | None = None,
+    step_done: Callable[[TrainingStep], None] | None = None,
 ) -> Iterator[tuple[EvaluationTask, float]]:
     """Yield each task with its network's accuracy in percent, in order.
 
     chunk: tasks that differ only in `repeat` (:func:`cafe_core.evaluation.tasks.chunks`). At most `at_once` networks are
     trained at the same time; by default one on a CPU, where more would be slower, and as many as fill it on a GPU. On a CPU the
-    accuracies do not depend on the chunk. If the GPU runs out of memory, half as many are trained at the same time.
+    accuracies do not depend on the chunk. If the GPU runs out of memory, half as many are trained at the same time. step_done is
+    called every few seconds during a training.
 
     Raises DatasetError or SyntheticSetError for files that cannot be used, GpuOutOfMemoryError if one network is too large.
     """
@@ -61,11 +68,16 @@ def train_networks(
         cutmix=setup.spec.cutmix,
     )
     size = at_once if at_once is not None else _at_once(device, recipe, images)
-    waiting = list(chunk)
+    waiting, clock = list(chunk), StepClock()
+
+    def epoch_done(epoch: int) -> None:
+        if step_done is not None and clock.is_due():
+            step_done(TrainingStep(piece, epoch, recipe.epochs))
+
     while waiting:
         piece = waiting[:size]
         try:
-            found = _accuracies(recipe, data, piece)
+            found = _accuracies(recipe, data, piece, epoch_done)
         except GpuOutOfMemoryError as error:  # memory is only estimated, and other programs may use the GPU
             if len(piece) == 1:
                 raise
@@ -75,16 +87,17 @@ def train_networks(
         if found is None:
             free_memory()
             continue
+        clock.postpone()
         yield from zip(piece, found, strict=True)
         waiting = waiting[len(piece) :]
 
 
 @explain_out_of_memory(EVALUATION_ADVICE)
 @arithmetic("tf32")  # as evaluations with torch do by default
-def _accuracies(recipe: Recipe, data: _Data, piece: Sequence[EvaluationTask]) -> list[float]:
+def _accuracies(recipe: Recipe, data: _Data, piece: Sequence[EvaluationTask], epoch_done: Callable[[int], None]) -> list[float]:
     """Train the networks of `piece` together; return their accuracies in percent."""
     seeds = data.seeds(piece)
-    trained = train(recipe, *data.training(piece[0].source, seeds), seeds)
+    trained = train(recipe, *data.training(piece[0].source, seeds), seeds, epoch_done)
     return accuracies(trained, *data.test())
 
 

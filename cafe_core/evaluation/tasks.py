@@ -26,6 +26,16 @@ class EvaluationTask:
 
 
 @dataclass(frozen=True)
+class TrainingStep:
+    """How far the training of the networks of some tasks is. They are trained together."""
+
+    tasks: Sequence[EvaluationTask]
+    epoch: int
+    """Epochs that are done."""
+    epochs: int
+
+
+@dataclass(frozen=True)
 class HeldOut:
     """The part of the real *training* images that is held out for validation and never seen by the method."""
 

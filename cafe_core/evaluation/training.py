@@ -5,7 +5,7 @@ M   networks, each with its own seed     n   training images of each     b   ima
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -59,11 +59,13 @@ def network_seed(seed: int, network_kind_index: int, repeat: int, *, validation:
     return counter_seed(seed, "validation" if validation else "evaluation", network_kind_index, repeat)
 
 
-def train(recipe: Recipe, images: Images, rows: Tensor, seeds: Sequence[int]) -> Ensemble:
+def train(
+    recipe: Recipe, images: Images, rows: Tensor, seeds: Sequence[int], epoch_done: Callable[[int], None] = lambda _epoch: None
+) -> Ensemble:
     """Train one network per seed, network m on images `rows`[m]; rows: (M, n) int64 on the CPU.
 
     Uses SGD with momentum and cross-entropy. Computes on the images' device in their dtype. Each network equals one trained
-    separately, up to rounding.
+    separately, up to rounding. Calls epoch_done(1), epoch_done(2), … after the epochs.
 
     Every draw is addressed by a network's seed, so on one kind of CPU and number of threads the same arguments give the same
     network. Divergence is not an error; such a network is scored like any other.
@@ -90,6 +92,7 @@ def train(recipe: Recipe, images: Images, rows: Tensor, seeds: Sequence[int]) ->
             optimizer.zero_grad()
             torch.autograd.backward(loss)
             optimizer.step()
+        epoch_done(epoch + 1)
     return ensemble
 
 

@@ -22,6 +22,10 @@ Report = Callable[..., None]
 """`report(type, **data)` adds an event to the job's log."""
 
 
+TRAINING = "training"
+"""Type of the reports of :meth:`Backend.evaluate` with the `step` of a long training, a TrainingStep."""
+
+
 @dataclass(frozen=True)
 class Condensation:
     """Describe a condensation to its workers. Pickled."""
@@ -74,7 +78,10 @@ class Backend(Protocol):
     def evaluate(
         self, tasks: Sequence[EvaluationTask], setup: EvaluationSetup, resources: ResourcesSpec, report: Report
     ) -> Iterator[tuple[EvaluationTask, float]]:
-        """Train one network per task. Yield each task with its accuracy in percent as it finishes, in any order."""
+        """Train one network per task. Yield each task with its accuracy in percent as it finishes, in any order.
+
+        Reports every few seconds how far each long training is (TRAINING). These reports are not events of the job.
+        """
 
     def run_trials(self, trials: Sequence[Trial], finished: Mapping[int, TrialOutcome], report: Report) -> Iterator[TrialOutcome]:
         """Run every trial whose number is not in `finished`. Yield each outcome as the trial ends, in any order.

@@ -18,7 +18,7 @@ from cafe_core.files import write_atomically
 from cafe_core.jobs.backend import Attempt, Condensation
 from cafe_core.jobs.extend import changed_classes, class_hashes, extended_dataset, kept_set
 from cafe_core.jobs.jobdir import JobDir
-from cafe_core.jobs.measure import measure
+from cafe_core.jobs.measure import TrainingProgress, measure
 from cafe_core.spec.condense import CondenseSpec
 from cafe_core.spec.dataset import CondensedDataset, DatasetInfo
 from cafe_core.spec.evaluation import EvaluationSpec, ValidationSpec
@@ -161,7 +161,11 @@ def _validate(attempt: Attempt, condensation: Condensation, validation: Validati
         threads=spec.resources.cpus_per_worker,
     )
     tasks = all_tasks(setup.spec)
-    measured = dict(attempt.backend.evaluate(tasks, setup, spec.resources, attempt.report))
+    progress = TrainingProgress(attempt.report, done=0, total=len(tasks))
+    measured = {}
+    for task, accuracy in attempt.backend.evaluate(tasks, setup, spec.resources, progress.report):
+        progress.network_done(task)
+        measured[task] = accuracy
     return [measured[task] for task in tasks]
 
 

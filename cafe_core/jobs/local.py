@@ -23,7 +23,7 @@ from cafe_core.errors import GpuOutOfMemoryError, SpecError
 from cafe_core.evaluation.run import train_networks
 from cafe_core.evaluation.tasks import EvaluationSetup, EvaluationTask, chunks
 from cafe_core.files import write_atomically
-from cafe_core.jobs.backend import SMALLER_CHUNKS, SMALLEST_MEMORY_SHARE, Condensation, Report, TrialOutcome
+from cafe_core.jobs.backend import SMALLER_CHUNKS, SMALLEST_MEMORY_SHARE, TRAINING, Condensation, Report, TrialOutcome
 from cafe_core.jobs.extend import load_extension
 from cafe_core.jobs.fence import AttemptFence
 from cafe_core.jobs.job import run_job
@@ -92,12 +92,12 @@ class LocalBackend:
         tasks: Sequence[EvaluationTask],
         setup: EvaluationSetup,
         resources: ResourcesSpec,
-        report: Report,  # noqa: ARG002
+        report: Report,
     ) -> Iterator[tuple[EvaluationTask, float]]:
         """See :class:`cafe_core.jobs.backend.Backend`."""
         device = _use_device(resources)
         for chunk in chunks(tasks, ENSEMBLE):
-            yield from train_networks(chunk, setup, device)
+            yield from train_networks(chunk, setup, device, step_done=lambda step: report(TRAINING, step=step))
 
     def run_trials(self, trials: Sequence[Trial], finished: Mapping[int, TrialOutcome], report: Report) -> Iterator[TrialOutcome]:
         """See :class:`cafe_core.jobs.backend.Backend`. Trials run one after the other."""

@@ -7,11 +7,47 @@ import time
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import asdict
+from typing import Any
 
-from cafe_core.evaluation.tasks import EvaluationSetup, EvaluationTask
+from cafe_core.evaluation.tasks import EvaluationSetup, EvaluationTask, TrainingStep
 from cafe_core.files import LineLog, read_lines
-from cafe_core.jobs.backend import Attempt
+from cafe_core.jobs.backend import TRAINING, Attempt, Report
 from cafe_core.spec.resources import ResourcesSpec
+
+
+class TrainingProgress:
+    """Turns the reports of :meth:`cafe_core.jobs.backend.Backend.evaluate` into events, and estimates the remaining time."""
+
+    def __init__(self, report: Report, *, done: int, total: int) -> None:
+        """report: adds an event to the job's log. done: networks that earlier attempts have trained."""
+        self._report, self._done, self._total = report, done, total
+        self._counted = 0  # networks that this attempt has trained
+        self._started = time.monotonic()
+        self._running: dict[EvaluationTask, tuple[int, float]] = {}
+        """Trainings by their first task: the number of networks, and the share of the epochs that is done."""
+
+    def report(self, type: str, **data: Any) -> None:
+        """Report an event; report a step of a training as a `step` event."""
+        if type != TRAINING:
+            self._report(type, **data)
+            return
+        step: TrainingStep = data["step"]
+        self._running[step.tasks[0]] = (len(step.tasks), step.epoch / step.epochs)
+        progress = {"of": "network", **self._numbers(), "epoch": step.epoch, "epochs": step.epochs}
+        self._report("step", **progress, networks=sum(count for count, _ in self._running.values()))
+
+    def network_done(self, task: EvaluationTask) -> dict[str, Any]:
+        """Note that a task's network is trained; return `done`, `total` and `eta_s`."""
+        self._running.pop(task, None)
+        self._done += 1
+        self._counted += 1
+        return self._numbers()
+
+    def _numbers(self) -> dict[str, Any]:
+        partly = sum(count * share for count, share in self._running.values())
+        seconds_per_network = (time.monotonic() - self._started) / (self._counted + partly)
+        eta_s = round(seconds_per_network * (self._total - self._done - partly), 1)
+        return {"done": self._done, "total": self._total, "eta_s": eta_s}
 
 
 def measure(
@@ -24,12 +60,10 @@ def measure(
         known = {EvaluationTask(**r["task"]): r["accuracy"] for r in read_lines(log_file) if r["set"] == judged}
         accuracies: dict[EvaluationTask, float] = {task: known[task] for task in tasks if task in known}
         remaining = [task for task in tasks if task not in accuracies]
-        started, first = time.monotonic(), len(accuracies)
-        for task, accuracy in attempt.backend.evaluate(remaining, setup, resources, attempt.report):
-            seconds = time.monotonic() - started
+        progress = TrainingProgress(attempt.report, done=len(accuracies), total=len(tasks))
+        for task, accuracy in attempt.backend.evaluate(remaining, setup, resources, progress.report):
             accuracies[task] = accuracy
             log.append({"set": judged, "task": asdict(task), "accuracy": accuracy})
-            done = len(accuracies)
             attempt.report(
                 "evaluated",
                 source=task.source,
@@ -37,8 +71,6 @@ def measure(
                 augment=task.augment,
                 repeat=task.repeat,
                 accuracy=accuracy,
-                done=done,
-                total=len(tasks),
-                eta_s=round(seconds / (done - first) * (len(tasks) - done), 1),
+                **progress.network_done(task),
             )
     return {task: accuracies[task] for task in tasks}

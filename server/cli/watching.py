@@ -127,9 +127,11 @@ def _trained(data: dict[str, Any]) -> str:
 
 
 def _step(data: dict[str, Any]) -> list[str]:
-    """Return e.g. `outer step 3/10`, `inner epoch 4/50`, `query accuracy 0.500`, or `batch 4/100`."""
+    """Return e.g. `outer step 3/10`, `inner epoch 4/50`, `query accuracy 0.500`; `batch 4/100`; `epoch 20/300`."""
     if data["of"] == "epoch":
         return [f"batch {data['batch']}/{data['batches']}"]
+    if data["of"] == "network":
+        return [f"epoch {data['epoch']}/{data['epochs']}" + (f" of {data['networks']} networks" if data["networks"] > 1 else "")]
     numbers = [f"outer step {data['outer_step']}/{data['max_outer']}", f"inner epoch {data['inner_epoch']}/{data['max_inner']}"]
     if data["query_accuracy"] is not None:
         numbers.append(f"query accuracy {data['query_accuracy']:.3f}")

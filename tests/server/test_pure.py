@@ -293,6 +293,9 @@ def test_describe_events() -> None:
     )
     step = {"of": "epoch", "done": 1, "total": 3, "batch": 4, "batches": 100, "eta_s": 59}
     assert describe("step", step) == "  epoch 1/3  59 s left  batch 4/100"
+    step = {"of": "network", "done": 1, "total": 5, "epoch": 30, "epochs": 300, "networks": 1, "eta_s": 59}
+    assert describe("step", step) == "  network 1/5  59 s left  epoch 30/300"
+    assert describe("step", step | {"networks": 4}) == "  network 1/5  59 s left  epoch 30/300 of 4 networks"
     assert describe("status", {"status": "failed", "error": {"message": "disk full"}}) == "failed: disk full"
     assert describe("phase", {"phase": "waiting_for_resources"}) == "  waiting for resources"
     assert describe("unknown", {}) is None

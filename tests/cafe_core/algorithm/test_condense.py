@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from cafe_core.algorithm import progress
+from cafe_core.algorithm import step_clock
 from cafe_core.algorithm.checkpoint import Checkpoints
 from cafe_core.algorithm.checkpoint_files import checkpoint_files
 from cafe_core.algorithm.condense import condense
@@ -219,8 +219,8 @@ def test_fixed_loops_run_to_their_bounds(seven: ClassStore, tmp_path: Path) -> N
 
 
 def test_steps_of_long_iterations_are_reported(seven: ClassStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(progress, "FIRST_STEP_S", 0.0)
-    monkeypatch.setattr(progress, "STEP_EVERY_S", 0.0)
+    monkeypatch.setattr(step_clock, "FIRST_STEP_S", 0.0)
+    monkeypatch.setattr(step_clock, "STEP_EVERY_S", 0.0)
     events: list[dict[str, Any]] = []
     condensed_images(make_spec(seven, method={**METHOD, "bilevel": "fixed"}), seven, tmp_path, 2, events)
     kinds = [e["type"] for e in events if e["type"] != "checkpoint"]

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from cafe_core.algorithm import progress
 from cafe_core.algorithm.bilevel import Loop
 from cafe_core.algorithm.network_steps import Queries
 from cafe_core.algorithm.progress import EpochProgress, Progress
@@ -35,7 +35,7 @@ class Events:
 @pytest.fixture
 def events(monkeypatch: pytest.MonkeyPatch) -> Events:
     events = Events()
-    monkeypatch.setattr(progress.time, "monotonic", lambda: events.now)
+    monkeypatch.setattr(time, "monotonic", lambda: events.now)
     return events
 
 

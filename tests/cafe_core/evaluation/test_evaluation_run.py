@@ -7,13 +7,14 @@ import numpy as np
 import pytest
 import torch
 
+from cafe_core.algorithm import step_clock
 from cafe_core.algorithm.held_out import split
 from cafe_core.data.class_store import ClassStore
 from cafe_core.errors import GpuOutOfMemoryError, SyntheticSetError
 from cafe_core.evaluation import run, training
 from cafe_core.evaluation.images import Images, StoredImages
 from cafe_core.evaluation.run import ensemble_size, train_networks
-from cafe_core.evaluation.tasks import EvaluationSetup, EvaluationTask, HeldOut, all_tasks, chunks
+from cafe_core.evaluation.tasks import EvaluationSetup, EvaluationTask, HeldOut, TrainingStep, all_tasks, chunks
 from cafe_core.evaluation.training import Recipe, network_seed
 from cafe_core.spec.evaluation import EvaluationSpec
 from cafe_core.spec.evaluation_sources import Source
@@ -70,11 +71,11 @@ class Spy:
         self.tested_on: list[tuple[Images, torch.Tensor]] = []
         train, accuracies = training.train, training.accuracies
 
-        def recorded_train(recipe: Recipe, images: Images, rows: torch.Tensor, seeds: list[int]) -> Any:
+        def recorded_train(recipe: Recipe, images: Images, rows: torch.Tensor, seeds: list[int], epoch_done: Any) -> Any:
             self.recipes.append(recipe)
             self.seeds.append(seeds)
             self.trained_on.append(torch.stack([images.normalised(own) for own in rows]))
-            return train(recipe, images, rows, seeds)
+            return train(recipe, images, rows, seeds, epoch_done)
 
         def recorded_accuracies(ensemble: Any, images: Images, rows: torch.Tensor) -> list[float]:
             self.tested_on.append((images, rows))
@@ -202,15 +203,24 @@ def test_full_gpu_trains_fewer_networks_at_the_same_time(store: ClassStore, monk
     sizes: list[int] = []
     original = run.train
 
-    def train(recipe: Recipe, images: Images, rows: Any, seeds: Any) -> Any:
+    def train(recipe: Recipe, images: Images, rows: Any, seeds: Any, epoch_done: Any) -> Any:
         sizes.append(len(seeds))
         if len(seeds) > 2:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
-        return original(recipe, images, rows, seeds)
+        return original(recipe, images, rows, seeds, epoch_done)
 
     monkeypatch.setattr(run, "train", train)
     assert measured(made, size=7, at_once=7) == expected
     assert sizes[:5] == [7, 3, 1, 1, 1]
+
+
+def test_steps_of_long_trainings_are_reported(store: ClassStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(step_clock, "FIRST_STEP_S", 0.0)
+    monkeypatch.setattr(step_clock, "STEP_EVERY_S", 0.0)
+    tasks = [EvaluationTask("random", 0, "none", repeat) for repeat in range(3)]
+    steps: list[TrainingStep] = []
+    list(train_networks(tasks, setup(store, epochs=2), CPU, at_once=2, step_done=steps.append))
+    assert steps == [TrainingStep(piece, epoch, 2) for piece in (tasks[:2], tasks[2:]) for epoch in (1, 2)]
 
 
 @pytest.mark.parametrize("where", ["train", "_load"])

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from safetensors import safe_open
 from torch import Tensor
 
-from cafe_core.algorithm import augment, pool, progress
+from cafe_core.algorithm import augment, pool, step_clock
 from cafe_core.algorithm.artifact_cache import ArtifactCache
 from cafe_core.algorithm.bilevel import Loop
 from cafe_core.algorithm.checkpoint import Checkpoints
@@ -232,8 +232,8 @@ def test_killed_training_of_the_pool_resumes_to_the_same_bytes(store: ClassStore
 
 
 def test_minibatches_of_long_epochs_are_reported(store: ClassStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(progress, "FIRST_STEP_S", 0.0)
-    monkeypatch.setattr(progress, "STEP_EVERY_S", 0.0)
+    monkeypatch.setattr(step_clock, "FIRST_STEP_S", 0.0)
+    monkeypatch.setattr(step_clock, "STEP_EVERY_S", 0.0)
     events: list[tuple[str, dict[str, Any]]] = []
 
     def report(type: str, **data: Any) -> None:
