@@ -16,6 +16,7 @@ from ray.util.placement_group import placement_group, remove_placement_group
 from cafe_core.errors import SyntheticSetError, WorkerLostError
 from cafe_core.evaluation.run import train_networks
 from cafe_core.evaluation.tasks import EvaluationSetup, EvaluationTask, all_tasks
+from cafe_core.jobs.backend import TRAINING
 from cafe_core.jobs.jobdir import JobDir, JobFile
 from cafe_core.spec.evaluation import EvaluationSpec
 from cafe_core.spec.network import NetworkSpec
@@ -24,6 +25,7 @@ from tests.cafe_core.made_data import make_store
 from tests.workers import jobs
 from tests.workers.conftest import SmallRay
 from tests.workers.jobs import driving
+from tests.workers.standins import TrainInSteps
 from workers import backend as backend_module
 from workers.backend import RayBackend
 from workers.evaluation import split_tasks
@@ -102,7 +104,9 @@ def test_any_number_of_workers_gives_the_same_accuracies(
     store: Path,
     tmp_path: Path,
     in_process: dict[int, dict[EvaluationTask, float]],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(backend_module, "TrainNetworks", TrainInSteps)
     tasks, setup = an_evaluation(store)
     events = undisturbed()
     with closing(backend(tmp_path)) as held:
@@ -111,6 +115,8 @@ def test_any_number_of_workers_gives_the_same_accuracies(
     assert dict(measured) == in_process[3]
     assert {worker["rank"] for data in events.of("workers") for worker in data["workers"]} <= set(range(count))
     assert not events.of("restart")
+    trained = [task for data in events.of(TRAINING) for task in data["step"].tasks]
+    assert sorted(map(str, trained)) == sorted(map(str, tasks)), "each training reports its steps"
 
 
 @pytest.mark.parametrize(
