@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from cafe_core.data.class_store import Images, ImageSource, Labels
-from cafe_core.data.image_folder import DirectoryFiles, ImageFolderSource, ZipFiles
+from cafe_core.data.file_trees import DirectoryFiles, ZipFiles
+from cafe_core.data.image_folder import ImageFolderSource
 from cafe_core.data.npz_file import NpzSource
 from cafe_core.data.pixels import fit_batch, fitted_shape
 from cafe_core.data.roots import DataRoots

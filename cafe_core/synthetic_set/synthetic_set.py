@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from safetensors import SafetensorError, safe_open
 
-from cafe_core.data.image_folder import is_ignored
+from cafe_core.data.file_trees import is_ignored
 from cafe_core.errors import SyntheticSetError
 from cafe_core.files import Fence, unfenced, write_atomically
 from cafe_core.spec.condense import CondenseSpec

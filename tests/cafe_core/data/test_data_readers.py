@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cafe_core.data import image_folder
+from cafe_core.data import file_trees
 from cafe_core.data.archives import open_archive
 from cafe_core.data.catalog import describe
 from cafe_core.data.class_store import ClassStore
@@ -389,7 +389,7 @@ def test_archive_with_damaged_bytes_is_refused(roots: DataRoots, folder: Path) -
 
 
 def test_files_larger_than_the_limit_are_refused(roots: DataRoots, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(image_folder, "_MAX_FILE_BYTES", 1000)
+    monkeypatch.setattr(file_trees, "_MAX_FILE_BYTES", 1000)
     (folder / "train/cat/0.png").write_bytes(bytes(1001))
     with pytest.raises(DatasetError, match=r"train/cat/0\.png has 1001 bytes; the limit for an image file is 1000"):
         describe(DatasetSpec(path="pets"), roots)
