@@ -19,7 +19,7 @@ import errno
 import os
 import shutil
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -29,13 +29,15 @@ from pydantic import ValidationError
 
 from cafe_core.errors import DatasetError, DiskFullError
 from cafe_core.files import write_atomically
-from cafe_core.spec.dataset import DatasetInfo
+from cafe_core.spec.dataset import DatasetInfo, DatasetNote
 
 #: Part of every store's cache key: increase it when the file format changes.
 FORMAT_VERSION = 1
 
 Images = NDArray[np.uint8]
 Labels = NDArray[np.int64]
+Positions = NDArray[np.int64]
+"""Positions of images within their class."""
 
 _TRAIN_IMAGES, _TEST_IMAGES, _TEST_LABELS, _INFO = "train-images.u8", "test-images.u8", "test-labels.i64", "info.json"
 _CHUNK_BYTES = 16 * 2**20
@@ -70,8 +72,12 @@ class ImageSource(Protocol):
     def is_digits(self) -> bool:
         """Return `DatasetInfo.is_digits`."""
 
-    def train(self, k: int) -> Iterator[Images]:
-        """Yield class k's training images in chunks (n, C, H, W), in a fixed order."""
+    @property
+    def notes(self) -> list[DatasetNote]:
+        """Return `DatasetInfo.notes`; complete once all images were read."""
+
+    def train(self, k: int, chosen: Positions | None = None) -> Iterator[Images]:
+        """Yield class k's training images, or those at the positions `chosen`, in chunks (n, C, H, W), in a fixed order."""
 
     def test(self) -> Iterator[tuple[Images, Labels]]:
         """Yield the test images and labels in chunks (n, C, H, W), (n,), in a fixed order."""
@@ -91,6 +97,7 @@ class ArraySource:
     test_images: Images
     test_labels: Labels
     is_digits: bool = False
+    notes: list[DatasetNote] = field(default_factory=list)
 
     @property
     def class_counts(self) -> list[int]:
@@ -106,9 +113,11 @@ class ArraySource:
         _, c, h, w = self.images.shape
         return c, h, w
 
-    def train(self, k: int) -> Iterator[Images]:
+    def train(self, k: int, chosen: Positions | None = None) -> Iterator[Images]:
         """Yield class k's images in the array's order."""
         rows = np.flatnonzero(self.labels == k)
+        if chosen is not None:
+            rows = rows[chosen]
         step = chunk_length(self.shape)
         for start in range(0, len(rows), step):
             yield self.images[rows[start : start + step]]
@@ -213,6 +222,7 @@ def info_of(source: ImageSource, mean: Sequence[float], std: Sequence[float]) ->
         mean=list(mean),
         std=list(std),
         is_digits=source.is_digits,
+        notes=source.notes,
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import stat
 import zipfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol
 
@@ -80,7 +80,7 @@ class DirectoryFiles:
 
 
 class ZipFiles:
-    """Files of a .zip archive. A single top-level folder that contains all files is skipped."""
+    """Files of a .zip archive."""
 
     def __init__(self, path: Path, label: str) -> None:
         self.label = label
@@ -93,7 +93,6 @@ class ZipFiles:
             if not is_ignored(info.filename):
                 self._check(info)
                 self._members[info.filename] = info
-        self._top = _single_top_folder(self._members)
 
     def _check(self, info: zipfile.ZipInfo) -> None:
         where, name = f"{self.label}: {info.filename!r}", info.filename
@@ -115,15 +114,12 @@ class ZipFiles:
 
     def names(self) -> Iterator[str]:
         """Yield paths in the archive's order."""
-        for name in self._members:
-            inner = name.removeprefix(self._top)
-            if inner:
-                yield inner
+        yield from self._members
 
     def read(self, name: str) -> bytes:
         """Return the content. Raises DatasetError if the member is damaged."""
         try:
-            return content(self._zip, self._members[self._top + name])
+            return content(self._zip, self._members[name])
         except READING_ERRORS as error:
             raise DatasetError(f"{self.label}: {name} is damaged in the archive ({error}); make or upload it again") from error
 
@@ -131,11 +127,3 @@ class ZipFiles:
 def is_ignored(name: str) -> bool:
     """Return whether the path is a dotfile or metadata that macOS adds to archives."""
     return any((part.startswith(".") and part != "..") or part == "__MACOSX" for part in name.split("/"))
-
-
-def _single_top_folder(names: Iterable[str]) -> str:
-    """Return `FOLDER/` if all names are in that one folder and it is not itself a split, else the empty string."""
-    tops = {name.split("/", 1)[0] + "/" for name in names if "/" in name}
-    if len(tops) != 1 or tops & {"train/", "test/"}:
-        return ""
-    return tops.pop()

@@ -23,10 +23,11 @@ import numpy as np
 from numpy.lib import format as npy_format
 
 from cafe_core.data.archives import READING_ERRORS, open_archive
-from cafe_core.data.class_store import ArraySource, Images, Labels
-from cafe_core.data.image_folder import MAX_CLASSES
+from cafe_core.data.class_store import ArraySource, Images, Labels, Positions
+from cafe_core.data.folder_layout import MAX_CLASSES
 from cafe_core.data.pixels import check_side
 from cafe_core.errors import DatasetError
+from cafe_core.spec.dataset import DatasetNote
 
 _ARRAYS = ("images", "labels", "test_images", "test_labels")
 #: Labels are read into memory, also by the API.
@@ -63,6 +64,7 @@ class NpzSource:
 
     def __init__(self, path: Path, label: str, scratch: Path) -> None:
         self.name = label
+        self.notes: list[DatasetNote] = []
         self._scratch = scratch
         try:
             self._zip = open_archive(path)
@@ -178,9 +180,9 @@ class NpzSource:
 
     # -- images
 
-    def train(self, k: int) -> Iterator[Images]:
+    def train(self, k: int, chosen: Positions | None = None) -> Iterator[Images]:
         """Yield class k's images. Raises DatasetError if the file's bytes are damaged."""
-        return self._arrays.train(k)
+        return self._arrays.train(k, chosen)
 
     def test(self) -> Iterator[tuple[Images, Labels]]:
         """Yield the test images and labels. Raises DatasetError if the file's bytes are damaged."""

@@ -23,6 +23,7 @@ from cafe_core.spec.dataset import MAX_IMAGE_SIDE
 
 #: Formats that are decoded, regardless of the file's suffix. Few decoders mean a small attack surface.
 _FORMATS = ("PNG", "JPEG", "BMP", "WEBP")
+SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
 _MIN_IMAGE_SIDE = 4
 _GREY_MODES = {"1", "L", "LA", "La", "I;16", "I;16L", "I;16B", "I;16N"}
 _DECODING_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error)

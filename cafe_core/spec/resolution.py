@@ -109,7 +109,10 @@ def _resolve_validation(validation: ValidationSpec, iterations: int, method: Any
 
 def _check_testable(dataset: DatasetInfo, field: str) -> None:
     if dataset.test_count == 0:
-        raise ValueError(f"{field}: the dataset has no test images (a test/ folder, or test_images and test_labels)")
+        raise ValueError(
+            f"{field}: {dataset.name} has no test images; add a test split (a test/ folder, or test_images and test_labels), or "
+            "set dataset.test_fraction, for example to 0.2, to test on a part of the training images"
+        )
 
 
 def resolve_evaluate(
