@@ -6,7 +6,7 @@ decoded when the store is built.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Literal
 
 import numpy as np
@@ -18,10 +18,18 @@ from cafe_core.data.pixels import decode, decoded_shape
 from cafe_core.errors import DatasetError
 
 
+def class_order(names: Iterable[str]) -> list[str]:
+    """Return the names sorted, by number if all of them are whole numbers: 0, 1, 2, 10 instead of 0, 1, 10, 2."""
+    names = sorted(names)
+    if all(name.isascii() and name.isdigit() for name in names):
+        names.sort(key=lambda name: (len(name.lstrip("0")), name.lstrip("0")))  # int() refuses more than 4,300 digits
+    return names
+
+
 class ImageFolderSource:
     """Provide an image folder to a class store (implements `class_store.ImageSource`).
 
-    Classes are sorted by name; images within a class are sorted by name too.
+    Classes are in the order of :func:`class_order`; images within a class are sorted by name.
     The constructor raises DatasetError for every error that the names and the first image reveal.
     """
 
@@ -31,7 +39,7 @@ class ImageFolderSource:
         self._files, self._image_size, self._channels = files, image_size, channels
         layout = find_layout(files)
         self.name, self.notes = files.label, layout.notes
-        self.class_names = sorted(layout.train)
+        self.class_names = class_order(layout.train)
         self._train = [sorted(layout.train[name]) for name in self.class_names]
         self._test = [(file, k) for k, name in enumerate(self.class_names) for file in sorted(layout.test.get(name, ()))]
         self.class_counts = [len(names) for names in self._train]

@@ -135,9 +135,10 @@ def resolve_evaluate(
         )
     if images.num_classes != dataset.num_classes:
         raise ValueError(f"synthetic: it has {images.num_classes} classes, {dataset.name} has {dataset.num_classes}")
-    if images.class_names != dataset.class_names:
+    if unknown := [name for name in images.class_names if name not in set(dataset.class_names)]:
         raise ValueError(
-            f"synthetic: its classes {_some(images.class_names)} are not those of {dataset.name}, {_some(dataset.class_names)}"
+            f"synthetic: its classes {_some(unknown)} are not in {dataset.name}, which has {_some(dataset.class_names)}; classes "
+            "are matched by name"
         )
     resolved = _resolve_evaluation(spec, dataset, judged_source(spec))
     return resolved.model_copy(update={"dataset": dataset_spec, "resources": resolve_resources(spec.resources, cluster_gpus)})

@@ -50,6 +50,11 @@ def _tinyimagenet(root: Path) -> None:
     (root / "data/train/n01443537/n01443537_boxes.txt").write_text("n01443537_0.JPEG\t0\t10\t63\t58\n")
 
 
+def _numeric_classes(root: Path) -> None:
+    for k in range(12):
+        _files(root / "data", **{f"train__{k}__png": 1, f"test__{k}__png": 1})
+
+
 CASES: dict[str, tuple[Callable[[Path], None], dict[str, Any], Right]] = {
     "trainval": (_trainval, {"path": "data"}, Right(["cat", "dog"], [8, 8], 8, ["split"])),
     "tinyimagenet": (
@@ -57,6 +62,7 @@ CASES: dict[str, tuple[Callable[[Path], None], dict[str, Any], Right]] = {
         {"path": "data"},
         Right(["n01443537", "n01629819"], [4, 4], 1, ["ignored", "ignored", "nested", "split"]),
     ),
+    "numeric_classes": (_numeric_classes, {"path": "data"}, Right([str(k) for k in range(12)], [1] * 12, 12)),
 }
 
 
