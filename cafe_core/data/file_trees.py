@@ -14,6 +14,7 @@ from cafe_core.errors import DatasetError, SpecError
 
 #: A file is read into memory, also by the API. A losslessly compressed image of 45 million pixels fits.
 _MAX_FILE_BYTES = 64 * 2**20
+_MAX_NAME_LENGTH = 4096  # that of paths on Linux
 #: Limits against decompression bombs: deflate reaches about 1030 to 1, but images are compressed already.
 _MAX_RATIO, _RATIO_FROM_BYTES = 200, 16 * 2**20
 
@@ -97,6 +98,8 @@ class ZipFiles:
     def _check(self, info: zipfile.ZipInfo) -> None:
         where, name = f"{self.label}: {info.filename!r}", info.filename
         parts = name.removesuffix("/").split("/")
+        if len(name) > _MAX_NAME_LENGTH:
+            raise DatasetError(f"{self.label}: a name has {len(name)} characters; the limit is {_MAX_NAME_LENGTH}; shorten it")
         if name.startswith("/") or "\\" in name or ":" in parts[0] or any(part in ("", ".", "..") for part in parts):
             raise DatasetError(f"{where} is not a valid path in an archive; zip the folder again")
         if name in self._members:

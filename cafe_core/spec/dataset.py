@@ -44,9 +44,10 @@ class DatasetSpec(SpecModel):
 class DatasetNote(SpecModel):
     """Something that was done to a dataset's images, or that is unusual about them, and that the user should know."""
 
-    code: Literal["ignored", "split", "nested", "repeated"]
-    """`ignored`: files or images that are not used. `split`: how the test split was chosen. `nested`: images in subfolders of
-    their class's folder. `repeated`: classes with fewer images than a method has to choose."""
+    code: Literal["ignored", "split", "nested", "renumbered", "repeated"]
+    """`ignored`: files, arrays or images that are not used. `split`: how the test split was chosen. `nested`: images in
+    subfolders of their class's folder. `renumbered`: labels that are not 0 to K-1. `repeated`: classes with fewer images than a
+    method has to choose."""
     message: str
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from cafe_core.data.catalog import describe
@@ -14,7 +15,7 @@ from cafe_core.data.roots import DataRoots
 from cafe_core.data.sources import open_store
 from cafe_core.errors import DatasetError
 from cafe_core.spec.dataset import DatasetSpec
-from tests.cafe_core.data.image_folders import encoded, picture
+from tests.cafe_core.data.image_folders import RNG, encoded, picture
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,17 @@ def _numeric_classes(root: Path) -> None:
         _files(root / "data", **{f"train__{k}__png": 1, f"test__{k}__png": 1})
 
 
+def _npz(root: Path, images: str, labels: str, *more: str, base: int = 0, column: bool = False) -> None:
+    """Create data.npz with 10 classes: 30 images in `images`, and 10 in each further pair of arrays."""
+    arrays: dict[str, Any] = {}
+    for pair, count in ((images, labels), 30), *((pair, 10) for pair in zip(more[::2], more[1::2], strict=True)):
+        arrays[pair[0]] = RNG.integers(0, 256, (count, 28, 28), dtype=np.uint8)
+        numbers = (np.arange(count) % 10 + base).astype(np.uint8)
+        arrays[pair[1]] = numbers[:, None] if column else numbers
+    np.savez(root / "data.npz", **arrays)
+
+
+DIGITS = [str(k) for k in range(10)]
 CASES: dict[str, tuple[Callable[[Path], None], dict[str, Any], Right]] = {
     "trainval": (_trainval, {"path": "data"}, Right(["cat", "dog"], [8, 8], 8, ["split"])),
     "tinyimagenet": (
@@ -62,6 +74,24 @@ CASES: dict[str, tuple[Callable[[Path], None], dict[str, Any], Right]] = {
         {"path": "data"},
         Right(["n01443537", "n01629819"], [4, 4], 1, ["ignored", "ignored", "nested", "split"]),
     ),
+    "medmnist": (
+        lambda root: _npz(
+            root, "train_images", "train_labels", "val_images", "val_labels", "test_images", "test_labels", column=True
+        ),
+        {"path": "data.npz"},
+        Right(DIGITS, [3] * 10, 10, ["ignored"]),
+    ),
+    "kerasmnist": (
+        lambda root: _npz(root, "x_train", "y_train", "x_test", "y_test"),
+        {"path": "data.npz"},
+        Right(DIGITS, [3] * 10, 10),
+    ),
+    "from1": (
+        lambda root: _npz(root, "images", "labels", base=1),
+        {"path": "data.npz"},
+        Right([str(k) for k in range(1, 11)], [3] * 10, 0, ["renumbered"]),
+    ),
+    "n1": (lambda root: _npz(root, "images", "labels", column=True), {"path": "data.npz"}, Right(DIGITS, [3] * 10)),
     "numeric_classes": (_numeric_classes, {"path": "data"}, Right([str(k) for k in range(12)], [1] * 12, 12)),
 }
 
