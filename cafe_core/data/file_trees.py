@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Protocol
 
 from cafe_core.data.archives import READING_ERRORS, content, open_archive
+from cafe_core.data.image_error import ImageError
 from cafe_core.errors import DatasetError, SpecError
 
 #: A file is read into memory, also by the API. A losslessly compressed image of 45 million pixels fits.
@@ -69,15 +70,16 @@ class DirectoryFiles:
                 raise DatasetError(f"{self.label}: {name} is neither a file nor a folder (a dangling link?); remove it")
 
     def read(self, name: str) -> bytes:
-        """Return the content. Raises DatasetError if the file is missing, unreadable or too large."""
+        """Return the content. Raises ImageError if the file is missing, unreadable or too large."""
         path = self._path / name
         try:
             size = path.stat().st_size
             if size > _MAX_FILE_BYTES:
-                raise DatasetError(f"{self.label}: {name} has {size} bytes; the limit for an image file is {_MAX_FILE_BYTES}")
+                reason = f"has {size} bytes; the limit for an image file is {_MAX_FILE_BYTES}"
+                raise ImageError(f"{self.label}: {name}", reason)
             return path.read_bytes()
         except OSError as error:
-            raise DatasetError(f"{self.label}: {name} cannot be read ({error.strerror})") from error
+            raise ImageError(f"{self.label}: {name}", f"cannot be read ({error.strerror})") from error
 
 
 class ZipFiles:
@@ -120,11 +122,12 @@ class ZipFiles:
         yield from self._members
 
     def read(self, name: str) -> bytes:
-        """Return the content. Raises DatasetError if the member is damaged."""
+        """Return the content. Raises ImageError if the member is damaged."""
         try:
             return content(self._zip, self._members[name])
         except READING_ERRORS as error:
-            raise DatasetError(f"{self.label}: {name} is damaged in the archive ({error}); make or upload it again") from error
+            reason = f"is damaged in the archive ({error})"
+            raise ImageError(f"{self.label}: {name}", reason, "make or upload the archive again") from error
 
 
 def is_ignored(name: str) -> bool:

@@ -35,8 +35,8 @@ _SPLITS: dict[str, Literal["train", "val", "test"]] = {
 }  # fmt: skip
 #: Images that Pillow cannot decode. Ignoring them would make classes smaller than the user thinks.
 _OTHER_IMAGES = (
-    ".heic", ".heif", ".jxl", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raw", ".exr", ".hdr", ".psd", ".svg",
-    ".eps", ".dcm", ".npy",
+    ".heic", ".heif", ".jxl", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raw", ".exr", ".hdr", ".svg",
+    ".eps", ".wmf", ".dcm", ".npy",
 )  # fmt: skip
 _EXPECTED = "expected CLASS/*.jpg, or train/CLASS/*.jpg and optionally test/CLASS/*.jpg"
 _MAX_FILES = 20_000_000

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from cafe_core.data.class_store import ArraySource, Images, Labels, Positions
+from cafe_core.data.image_source import ArraySource, Images, Labels, Positions
 from cafe_core.data.npz_archive import NpzArchive
 from cafe_core.data.npz_labels import classes_of, flat_labels, numbered
 from cafe_core.data.pixels import check_side

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cafe_core.data.class_store import Labels
 from cafe_core.data.folder_layout import MAX_CLASSES
+from cafe_core.data.image_source import Labels
 from cafe_core.errors import DatasetError
 from cafe_core.spec.dataset import DatasetNote
 

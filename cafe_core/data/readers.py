@@ -12,9 +12,9 @@ from pathlib import Path
 
 import numpy as np
 
-from cafe_core.data.class_store import Images, ImageSource, Labels, Positions
 from cafe_core.data.file_trees import DirectoryFiles, ZipFiles
 from cafe_core.data.image_folder import ImageFolderSource
+from cafe_core.data.image_source import Images, ImageSource, Labels, Positions
 from cafe_core.data.npz_file import NpzSource
 from cafe_core.data.pixels import fit_batch, fitted_shape
 from cafe_core.data.roots import DataRoots
@@ -74,12 +74,15 @@ def within_root(text: str, roots: DataRoots, *, loc: str) -> Path | None:
         raise outside from error
 
 
-def read(spec: DatasetSpec, roots: DataRoots) -> ImageSource:
-    """Open the source of a spec with `path` or `id`; check its layout and labels without reading pixels.
+def read(spec: DatasetSpec, roots: DataRoots, *, sample: bool = False) -> ImageSource:
+    """Open the source of a spec with `path` or `id`; check its layout and labels.
 
-    Raises SpecError and DatasetError as the readers do, and SpecError for a test_fraction that does not fit the data.
+    sample: also decode some images of an image folder, to find damaged and unusual ones. Raises SpecError and DatasetError as the
+    readers do, and SpecError for a test_fraction that does not fit the data.
     """
     source = _opened(spec, roots)
+    if sample and isinstance(source, ImageFolderSource):
+        source.check_sample()
     if spec.test_fraction is None:
         return source
     if source.test_count:

@@ -9,7 +9,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
+from cafe_core.data import image_folder
 from cafe_core.data.catalog import describe
 from cafe_core.data.roots import DataRoots
 from cafe_core.data.sources import open_store
@@ -66,6 +68,38 @@ def _npz(root: Path, images: str, labels: str, *more: str, base: int = 0, column
     np.savez(root / "data.npz", **arrays)
 
 
+def _two_classes(root: Path, save: Callable[[Path, int], None]) -> None:
+    """Create 8 training and 4 test images in each of the classes d0 and d1. save: writes the i-th of all images to a path."""
+    for i in range(24):
+        split, number = ("train", i // 2) if i < 16 else ("test", (i - 16) // 2)
+        path = root / "data" / split / f"d{i % 2}" / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save(path, i)
+
+
+def _grey_16(path: Path, highest: int) -> None:
+    """Save a 16-bit grey image with levels from 0 to `highest`."""
+    levels = np.linspace(0, highest, 64).reshape(8, 8).astype(np.uint16)
+    Image.fromarray(levels).save(path)
+
+
+def _black_in_the_middle(path: Path, i: int) -> None:
+    (Image.new("L", (8, 8)) if i == 3 else picture("L", (8, 8))).save(path)
+
+
+def _jpe(root: Path) -> None:
+    _files(root / "data", train__cat__jpg=4, train__dog__jpg=8, test__cat__jpg=4, test__dog__jpg=4)
+    for i in range(4, 8):
+        (root / f"data/train/cat/{i}.jpe").write_bytes(encoded(picture(size=(8, 8)), "JPEG"))
+
+
+def _truncated(root: Path) -> None:
+    _files(root / "data", train__cat__jpg=10, train__dog__jpg=10, test__cat__jpg=4, test__dog__jpg=4)
+    for name in ("train/cat/3.jpg", "train/dog/0.jpg", "test/dog/2.jpg"):
+        path = root / "data" / name
+        path.write_bytes(path.read_bytes()[:-100])
+
+
 DIGITS = [str(k) for k in range(10)]
 CASES: dict[str, tuple[Callable[[Path], None], dict[str, Any], Right]] = {
     "trainval": (_trainval, {"path": "data"}, Right(["cat", "dog"], [8, 8], 8, ["split"])),
@@ -92,6 +126,29 @@ CASES: dict[str, tuple[Callable[[Path], None], dict[str, Any], Right]] = {
         Right([str(k) for k in range(1, 11)], [3] * 10, 0, ["renumbered"]),
     ),
     "n1": (lambda root: _npz(root, "images", "labels", column=True), {"path": "data.npz"}, Right(DIGITS, [3] * 10)),
+    "jpe": (_jpe, {"path": "data"}, Right(["cat", "dog"], [8, 8], 8)),
+    "eight_in_16": (
+        lambda root: _two_classes(root, lambda path, _: _grey_16(path, 255)),
+        {"path": "data"},
+        Right(["d0", "d1"], [8, 8], 8, ["converted"]),
+    ),
+    "twelve in 16, resized": (
+        lambda root: _two_classes(root, lambda path, i: _grey_16(path, 255 if i else 4095)),
+        {"path": "data", "image_size": 16},
+        Right(["d0", "d1"], [8, 8], 8, ["converted"]),
+    ),
+    "one black image": (
+        lambda root: _two_classes(root, _black_in_the_middle),
+        {"path": "data"},
+        Right(["d0", "d1"], [8, 8], 8, ["constant"]),
+    ),
+    "truncated": (
+        _truncated,
+        {"path": "data"},
+        Right(
+            refusal=r"3 images cannot be used: train/cat/3\.jpg .*; train/dog/0\.jpg .*; test/dog/2\.jpg .*; for each: replace"
+        ),
+    ),
     "numeric_classes": (_numeric_classes, {"path": "data"}, Right([str(k) for k in range(12)], [1] * 12, 12)),
 }
 
@@ -101,9 +158,70 @@ def test_data_of_users(roots: DataRoots, make: Callable[[Path], None], spec: dic
     make(roots.datasets)
     dataset = DatasetSpec.model_validate(spec)
     if right.refusal:
-        with pytest.raises(DatasetError, match=right.refusal):
-            open_store(dataset, roots)
+        for read in (describe, open_store):
+            with pytest.raises(DatasetError, match=right.refusal):
+                read(dataset, roots)
         return
     for info in (describe(dataset, roots), open_store(dataset, roots).info):
         found = Right(info.class_names, info.class_counts, info.test_count, sorted(note.code for note in info.notes))
         assert found == right
+
+
+@pytest.mark.parametrize(("highest", "expected"), [(255, 255), (200, 200), (1000, 250), (4095, 255), (65535, 255), (30000, 117)])
+def test_16_bit_levels_are_scaled_by_the_bits_that_the_dataset_uses(roots: DataRoots, highest: int, expected: int) -> None:
+    _two_classes(roots.datasets, lambda path, i: _grey_16(path, highest if i == 20 else highest // 2))
+    store = open_store(DatasetSpec(path="data"), roots)
+    assert store.test_images.max() == expected
+    assert store.train_images.max() == expected // 2
+
+
+# -- samples, and errors about several images
+
+
+def test_error_names_at_most_ten_images(roots: DataRoots) -> None:
+    _files(roots.datasets / "data", a__png=13, b__png=13)
+    for i in range(1, 13):
+        (roots.datasets / "data" / "b" / f"{i}.png").write_bytes(b"damaged")
+    for read in (describe, open_store):
+        with pytest.raises(DatasetError, match="at least 10 images cannot be used") as caught:
+            read(DatasetSpec(path="data"), roots)
+        assert caught.value.message.count("is not an image that can be read") == 10
+
+
+def test_sample_is_spread_over_all_images(roots: DataRoots, monkeypatch: pytest.MonkeyPatch) -> None:
+    _files(roots.datasets / "data", a__png=6, b__png=6)
+    monkeypatch.setattr(image_folder, "_MOST_SAMPLED", 4)
+    Image.new("RGB", (8, 8)).save(roots.datasets / "data" / "b" / "3.png")
+    spec = DatasetSpec(path="data")
+    (note,) = describe(spec, roots).notes
+    assert note.message == "found 1 image of a single colour, of 4 that were looked at"
+    (roots.datasets / "data" / "b" / "4.png").write_bytes(b"not in the sample")
+    describe(spec, roots)
+    (roots.datasets / "data" / "b" / "3.png").write_bytes(b"in the sample")
+    with pytest.raises(
+        DatasetError, match=r"data: b/3\.png is not an image that can be read, or is damaged; replace or remove it"
+    ):
+        describe(spec, roots)
+
+
+@pytest.mark.parametrize(("limit", "value"), [("_MOST_SAMPLED_PIXELS", 3 * 64), ("_MOST_SAMPLED_BYTES", 300)])
+def test_sample_is_small(roots: DataRoots, monkeypatch: pytest.MonkeyPatch, limit: str, value: int) -> None:
+    _files(roots.datasets / "data", a__png=6, b__png=6)
+    for path in (roots.datasets / "data").rglob("*.png"):
+        Image.new("RGB", (8, 8)).save(path)
+    monkeypatch.setattr(image_folder, limit, value)
+    (note,) = describe(DatasetSpec(path="data"), roots).notes
+    looked_at = int(note.message.split()[-5])
+    assert 0 < looked_at < 12
+    (note,) = open_store(DatasetSpec(path="data"), roots).info.notes
+    assert note.message == "found 12 images of a single colour"
+
+
+def test_note_counts_conversions(roots: DataRoots) -> None:
+    _two_classes(roots.datasets, lambda path, i: _grey_16(path, 4000) if i % 3 else picture("RGBA", (8, 8)).save(path))
+    spec = DatasetSpec(path="data", channels=1)
+    for info in (describe(spec, roots), open_store(spec, roots).info):
+        assert [note.message for note in info.notes] == [
+            "put 8 images with transparency on a white background",
+            "scaled the levels of 16 images with more than 8 bits per pixel to 8 bits: they use 12 bits",
+        ]
