@@ -9,9 +9,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol
 
-from cafe_core.data.archives import READING_ERRORS, content, open_archive
+from cafe_core.data.archives import READING_ERRORS, content, member_name, open_archive
 from cafe_core.data.image_error import ImageError
 from cafe_core.errors import DatasetError, SpecError
+from cafe_core.text import printable
 
 #: A file is read into memory, also by the API. A losslessly compressed image of 45 million pixels fits.
 _MAX_FILE_BYTES = 64 * 2**20
@@ -34,15 +35,25 @@ class ImageFiles(Protocol):
 
 
 class DirectoryFiles:
-    """Files of a directory. Links must not lead out of `root`."""
+    """Files of a directory. Links must not lead out of `root`. Bytes of names that are not UTF-8 become escapes."""
 
     def __init__(self, path: Path, label: str, root: Path) -> None:
         self.label = label
+        self._names_on_disk: dict[str, str] = {}
+        """The names that differ from those that :meth:`names` yields."""
         self._path, self._root = path, root.resolve()
 
     def names(self) -> Iterator[str]:
         """Yield paths in sorted order. Raises SpecError for a link out of the root, DatasetError if a folder cannot be listed."""
-        yield from self._walk(self._path, "", frozenset({self._path.resolve()}))
+        for on_disk in self._walk(self._path, "", frozenset({self._path.resolve()})):
+            name = printable(on_disk)
+            if name != on_disk:
+                self._names_on_disk[name] = on_disk
+            yield name
+
+    def path(self, name: str) -> Path:
+        """Return the path of a file that :meth:`names` has yielded."""
+        return self._path / self._names_on_disk.get(name, name)
 
     def _walk(self, directory: Path, prefix: str, above: frozenset[Path]) -> Iterator[str]:
         try:
@@ -71,7 +82,7 @@ class DirectoryFiles:
 
     def read(self, name: str) -> bytes:
         """Return the content. Raises ImageError if the file is missing, unreadable or too large."""
-        path = self._path / name
+        path = self.path(name)
         try:
             size = path.stat().st_size
             if size > _MAX_FILE_BYTES:
@@ -93,12 +104,26 @@ class ZipFiles:
             raise DatasetError(f"{label} is not a readable .zip archive ({error}); make or upload it again") from error
         self._members: dict[str, zipfile.ZipInfo] = {}
         for info in self._zip.infolist():
-            if not is_ignored(info.filename):
-                self._check(info)
-                self._members[info.filename] = info
+            name = self._name(info)
+            if not is_ignored(name):
+                self._check(name, info)
+                self._members[name] = info
 
-    def _check(self, info: zipfile.ZipInfo) -> None:
-        where, name = f"{self.label}: {info.filename!r}", info.filename
+    def _name(self, info: zipfile.ZipInfo) -> str:
+        """Return the member's name. Raises DatasetError if the name of a folder is in an unknown encoding."""
+        name = member_name(info)
+        if name is not None:
+            return name
+        if info.filename.rpartition("/")[0].isascii():
+            return info.filename  # only the name of the file is unclear, and it does not matter
+        raw = info.orig_filename.encode("cp437")
+        raise DatasetError(
+            f"{self.label}: the name {raw!r} is not UTF-8, and the archive does not say its encoding; zip the folder again "
+            "with UTF-8 names, for example with `python -m zipfile -c data.zip FOLDER`"
+        )
+
+    def _check(self, name: str, info: zipfile.ZipInfo) -> None:
+        where = f"{self.label}: {name!r}"
         parts = name.removesuffix("/").split("/")
         if len(name) > _MAX_NAME_LENGTH:
             raise DatasetError(f"{self.label}: a name has {len(name)} characters; the limit is {_MAX_NAME_LENGTH}; shorten it")

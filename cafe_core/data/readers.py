@@ -111,8 +111,9 @@ def identity(spec: DatasetSpec, roots: DataRoots) -> list[tuple[str, int, int]]:
     """Return (path, size, mtime in ns) of every file of the spec, which changes when the data change."""
     path = locate(spec, roots)
     if path.is_dir():
-        names = [name for name in DirectoryFiles(path, str(spec.path), roots.boundary).names() if not name.endswith("/")]
-        files = [path, *(path / name for name in sorted(names))]
+        tree = DirectoryFiles(path, str(spec.path), roots.boundary)
+        names = [name for name in tree.names() if not name.endswith("/")]
+        files = [path, *map(tree.path, sorted(names))]
     else:
         files = [path]
     try:

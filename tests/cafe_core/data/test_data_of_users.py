@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import struct
+import zipfile
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +20,9 @@ from cafe_core.data.catalog import describe
 from cafe_core.data.roots import DataRoots
 from cafe_core.data.sources import open_store
 from cafe_core.errors import DatasetError
+from cafe_core.spec.condense import CondenseSpec
 from cafe_core.spec.dataset import DatasetSpec
+from cafe_core.spec.notes import job_notes
 from tests.cafe_core.data.image_folders import RNG, encoded, picture
 
 
@@ -30,6 +36,7 @@ class Right:
     notes: list[str] = field(default_factory=list)
     """In order of their code."""
     refusal: str = ""
+    ipc: int = 1
 
 
 def _files(root: Path, **counts: int) -> None:
@@ -100,6 +107,49 @@ def _truncated(root: Path) -> None:
         path.write_bytes(path.read_bytes()[:-100])
 
 
+def _not_utf8(root: Path) -> None:
+    _two_classes(root, lambda path, _: picture("L", (8, 8)).save(path))
+    Path(os.fsdecode(bytes(root / "data/train/d0") + b"/bad\xff.png")).write_bytes(b"damaged")
+
+
+def _not_utf8_but_fine(root: Path) -> None:
+    for name in (b"caf\xe9", b"dog"):
+        directory = Path(os.fsdecode(bytes(root / "data") + b"/" + name))
+        directory.mkdir(parents=True)
+        (directory / os.fsdecode(b"\xe4.png")).write_bytes(encoded(picture()))
+
+
+class _RawName(zipfile.ZipInfo):
+    """A member whose name is written as it is."""
+
+    def __init__(self, raw: bytes, flag: int) -> None:
+        super().__init__(raw.decode("cp437"))
+        self._raw, self._flag = raw, flag
+
+    def _encodeFilenameFlags(self) -> tuple[bytes, int]:  # noqa: N802 - of zipfile
+        return self._raw, self._flag
+
+
+def _zip(root: Path, *names: bytes, flag: int = 0, extra: bytes = b"") -> None:
+    """Create data.zip with an image under each name."""
+    with zipfile.ZipFile(root / "data.zip", "w") as file:
+        for name in names:
+            info = _RawName(name, flag)
+            info.extra = extra
+            file.writestr(info, encoded(picture()))
+
+
+def _unicode_path(raw: bytes, name: str) -> bytes:
+    """Return the extra field by which Info-ZIP gives the name in UTF-8."""
+    content = b"\1" + struct.pack("<I", zlib.crc32(raw)) + name.encode()
+    return struct.pack("<HH", 0x7075, len(content)) + content
+
+
+def _one_image(root: Path) -> None:
+    _files(root / "data", train__d0__png=8, train__d1__png=8, train__d2__png=1)
+
+
+GBK = "train/狗/0.png".encode("gbk")
 DIGITS = [str(k) for k in range(10)]
 CASES: dict[str, tuple[Callable[[Path], None], dict[str, Any], Right]] = {
     "trainval": (_trainval, {"path": "data"}, Right(["cat", "dog"], [8, 8], 8, ["split"])),
@@ -149,6 +199,43 @@ CASES: dict[str, tuple[Callable[[Path], None], dict[str, Any], Right]] = {
             refusal=r"3 images cannot be used: train/cat/3\.jpg .*; train/dog/0\.jpg .*; test/dog/2\.jpg .*; for each: replace"
         ),
     ),
+    "name that is not UTF-8": (
+        _not_utf8,
+        {"path": "data"},
+        Right(refusal=r"data: train/d0/bad\\xff\.png is not an image that can be read"),
+    ),
+    "names that are not UTF-8": (_not_utf8_but_fine, {"path": "data"}, Right([r"caf\xe9", "dog"], [1, 1])),
+    "gbk": (
+        lambda root: _zip(root, GBK, b"train/cat/0.png"),
+        {"path": "data.zip"},
+        Right(refusal=r"the name b'train/\\xb9\\xb7/0\.png' is not UTF-8, and the archive does not say its encoding; zip"),
+    ),
+    "gbk in names of files only": (
+        lambda root: _zip(root, "train/dog/狗.png".encode("gbk"), b"train/cat/0.png"),
+        {"path": "data.zip"},
+        Right(["cat", "dog"], [1, 1]),
+    ),
+    "gbk with a name in UTF-8": (
+        lambda root: _zip(root, GBK, b"train/cat/0.png", extra=_unicode_path(GBK, "train/狗/0.png")),
+        {"path": "data.zip"},
+        Right(["cat", "狗"], [1, 1]),
+    ),
+    "UTF-8 without the flag": (
+        lambda root: _zip(root, "train/狗/0.png".encode(), b"train/cat/0.png"),
+        {"path": "data.zip"},
+        Right(["cat", "狗"], [1, 1]),
+    ),
+    "UTF-8 with the flag": (
+        lambda root: _zip(root, "train/狗/0.png".encode(), b"train/cat/0.png", flag=0x800),
+        {"path": "data.zip"},
+        Right(["cat", "狗"], [1, 1]),
+    ),
+    "oneimage_ipc3": (_one_image, {"path": "data"}, Right(["d0", "d1", "d2"], [8, 8, 1], 0, ["repeated"], ipc=3)),
+    "relative_path": (
+        lambda root: _two_classes(root.parent / "here", lambda path, _: picture().save(path)),
+        {"path": "./data"},
+        Right(["d0", "d1"], [8, 8], 8),
+    ),
     "numeric_classes": (_numeric_classes, {"path": "data"}, Right([str(k) for k in range(12)], [1] * 12, 12)),
 }
 
@@ -156,6 +243,7 @@ CASES: dict[str, tuple[Callable[[Path], None], dict[str, Any], Right]] = {
 @pytest.mark.parametrize(("make", "spec", "right"), CASES.values(), ids=CASES)
 def test_data_of_users(roots: DataRoots, make: Callable[[Path], None], spec: dict[str, Any], right: Right) -> None:
     make(roots.datasets)
+    roots = roots.model_copy(update={"working_directory": roots.datasets.parent / "here"})
     dataset = DatasetSpec.model_validate(spec)
     if right.refusal:
         for read in (describe, open_store):
@@ -163,8 +251,12 @@ def test_data_of_users(roots: DataRoots, make: Callable[[Path], None], spec: dic
                 read(dataset, roots)
         return
     for info in (describe(dataset, roots), open_store(dataset, roots).info):
-        found = Right(info.class_names, info.class_counts, info.test_count, sorted(note.code for note in info.notes))
-        assert found == right
+        job = CondenseSpec.model_validate({"dataset": spec, "ipc": right.ipc, "method": "random"})
+        notes = job_notes(job, info)
+        assert (
+            Right(info.class_names, info.class_counts, info.test_count, sorted(note.code for note in notes), ipc=right.ipc)
+            == right
+        )
 
 
 @pytest.mark.parametrize(("highest", "expected"), [(255, 255), (200, 200), (1000, 250), (4095, 255), (65535, 255), (30000, 117)])

@@ -9,6 +9,7 @@ import pytest
 
 from cafe_core.data.roots import DataRoots
 from cafe_core.jobs import local
+from cafe_core.synthetic_set.synthetic_set import SyntheticSet
 from tests.cafe_core.data.image_folders import picture
 
 RANDOM = {"dataset": {"path": "data", "test_fraction": 0.4}, "ipc": 3, "method": {"name": "random"}}
@@ -39,6 +40,8 @@ def test_notes_are_reported_and_kept_in_the_result(tmp_path: Path, spec: dict[st
     result = job.run(lambda type, **data: events.append((type, data)))
     assert sorted(note["code"] for note in result["notes"]) == codes
     assert [data["notes"] for type, data in events if type == "notes"] == [result["notes"]]
+    if (synthetic := job.directory.attempt(1).synthetic_file).exists():
+        assert [note["code"] for note in SyntheticSet.load(synthetic).dataset["notes"]] == ["split"]
     for note in result["notes"]:
         if note["code"] == "repeated":
             assert note["message"] == "ipc is 3, but 1 of 3 classes have fewer images, which are repeated: 'd2' has 1"
