@@ -19,6 +19,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from cafe_core.text import printable
+
 
 class CafeError(Exception):
     """Base class of all errors that end a job with an explanation. Picklable, because it crosses processes."""
@@ -27,6 +29,7 @@ class CafeError(Exception):
     retryable = False
 
     def __init__(self, message: str) -> None:
+        message = printable(message)  # it may quote names of files
         super().__init__(message)
         self.message = message
 

@@ -6,7 +6,7 @@ from typing import Any, Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict
 
-from cafe_core.spec.dataset import DatasetInfo
+from cafe_core.spec.dataset import DatasetInfo, DatasetNote
 from cafe_core.spec.estimate import Estimate
 from server.states import Status
 
@@ -70,6 +70,8 @@ class Job(_Schema):
     An evaluation: `{"networks": [{"name", "mean", "std", "n", "accuracies"}], "baselines": {"random": {"networks": [...]}}}`,
     with `augmentations` (the same per augmentation) if there are several, and `scores` if the baselines they need exist.
 
+    `notes` of condense and evaluate jobs: what was ignored, converted, split or repeated: `[{"code", "message"}]`.
+
     * condense: `iterations`, `images`, `evaluation` (or null); with validation also `best_iteration` and
       `validations: [{"iteration", "mean", "accuracies"}]`
     * evaluate: an evaluation
@@ -114,6 +116,8 @@ class DryRun(_Schema):
     estimates: Estimates
     """For a sweep: the estimates of the trial that needs the most memory."""
     dataset: DatasetInfo
+    notes: list[DatasetNote]
+    """What is ignored, split or repeated, as far as it is known before all images are decoded; for a sweep, in any trial."""
     total: int
     """Number of iterations, networks to train, or trials."""
     trials: PlannedTrials | None
@@ -128,8 +132,8 @@ class Event(_Schema):
     attempt: int
     time: str
     type: str
-    """One of status, phase, workers, epoch, iteration, checkpoint, validated, evaluated, trials, trial_started, trial_validated,
-    trial, restart, lost, finished, failed, cancelled."""
+    """One of status, phase, notes, workers, epoch, iteration, checkpoint, validated, evaluated, trials, trial_started,
+    trial_validated, trial, restart, lost, finished, failed, cancelled."""
     data: dict[str, Any]
 
 

@@ -110,6 +110,8 @@ class Checkpoints:
 def spec_digest(spec: CondenseSpec) -> str:
     """Return a hash of the fields that determine a run's results, which exclude its workers, name and number of iterations."""
     decisive = spec.model_dump(mode="json", include={"dataset", "ipc", "seed", "method", "network", "precision"})
+    if spec.dataset.test_fraction is None:
+        del decisive["dataset"]["test_fraction"]  # earlier versions, whose checkpoints stay valid, did not have the field
     if spec.validation is not None:
         decisive["held_out"] = spec.validation.fraction  # decides which real images are used; the other fields do not
     return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()

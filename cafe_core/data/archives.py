@@ -8,6 +8,7 @@ overlap, only stored and deflated members are accepted, and :func:`content` neve
 from __future__ import annotations
 
 import io
+import struct
 import zipfile
 import zlib
 from itertools import pairwise
@@ -20,6 +21,7 @@ READING_ERRORS = (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError,
 """Exceptions that reading a damaged archive can raise (MemoryError for deeply nested headers and absurd lengths)."""
 
 _LOCAL_HEADER_BYTES = 30
+_UTF8_FLAG, _UNICODE_PATH = 0x800, 0x7075
 
 
 class _DirectoryBounded(io.BufferedReader):
@@ -58,6 +60,30 @@ class _Archive(zipfile.ZipFile):
 def open_archive(path: Path) -> zipfile.ZipFile:
     """Open an archive; read and check its directory. Raises one of READING_ERRORS."""
     return _Archive(_DirectoryBounded(io.FileIO(path)))
+
+
+def member_name(info: zipfile.ZipInfo) -> str | None:
+    """Return a member's name as its archive means it; None if the archive does not say the encoding and it is not UTF-8.
+
+    `zipfile` reads a name without the UTF-8 flag as code page 437, but archivers write the code page of their machine.
+    """
+    if info.flag_bits & _UTF8_FLAG or info.filename.isascii():
+        return info.filename
+    raw = info.orig_filename.encode("cp437")
+    try:
+        return (_unicode_path(info.extra, raw) or raw).decode()
+    except UnicodeDecodeError:
+        return None
+
+
+def _unicode_path(extra: bytes, raw: bytes) -> bytes | None:
+    """Return the name in the Info-ZIP Unicode Path extra field (APPNOTE 4.6.9), if it belongs to the name `raw`."""
+    while len(extra) >= 4:
+        kind, size = struct.unpack("<HH", extra[:4])
+        field, extra = extra[4 : 4 + size], extra[4 + size :]
+        if kind == _UNICODE_PATH and len(field) > 5 and field[1:5] == struct.pack("<I", zlib.crc32(raw)):
+            return field[5:]
+    return None
 
 
 def content(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> bytes:

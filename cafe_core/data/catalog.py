@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from cafe_core.data.builtin import BUILTIN
-from cafe_core.data.class_store import ImageSource, info_of
+from cafe_core.data.class_store import info_of
+from cafe_core.data.image_source import ImageSource
 from cafe_core.data.pixels import fitted_shape
 from cafe_core.data.readers import read
 from cafe_core.data.roots import DataRoots
@@ -22,14 +23,14 @@ def describe(spec: DatasetSpec, roots: DataRoots) -> DatasetInfo:
     If the class store exists, return its description. Otherwise use the catalogue, or file names and the first image, or
     an .npz file's headers and labels. In that case `mean` and `std` are placeholders for own data and estimates for a
     converted built-in dataset; the store that the driver builds has the measured ones. Raises SpecError and DatasetError
-    for every error that can be found without decoding all images.
+    for every error that can be found without decoding more than a sample of the images.
     """
     info_file = store_path(spec, roots) / "info.json"
     if info_file.exists():
         return DatasetInfo.model_validate_json(info_file.read_bytes())
     if spec.name is not None:
         return _converted(BUILTIN[spec.name], spec)
-    source = read(spec, roots)
+    source = read(spec, roots, sample=True)
     channels = source.shape[0]
     return info_of(source, [_PLACEHOLDER_MEAN] * channels, [_PLACEHOLDER_STD] * channels)
 

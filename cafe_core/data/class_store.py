@@ -18,111 +18,26 @@ from __future__ import annotations
 import errno
 import os
 import shutil
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
+from cafe_core.data.image_source import ArraySource, Images, ImageSource, Labels
 from cafe_core.errors import DatasetError, DiskFullError
 from cafe_core.files import write_atomically
-from cafe_core.spec.dataset import DatasetInfo
+from cafe_core.spec.dataset import DatasetInfo, DatasetNote
+from cafe_core.text import counted
 
 #: Part of every store's cache key: increase it when the file format changes.
 FORMAT_VERSION = 1
 
-Images = NDArray[np.uint8]
-Labels = NDArray[np.int64]
-
 _TRAIN_IMAGES, _TEST_IMAGES, _TEST_LABELS, _INFO = "train-images.u8", "test-images.u8", "test-labels.i64", "info.json"
-_CHUNK_BYTES = 16 * 2**20
 #: Lower bound of a channel's std, one grey level: a constant channel would otherwise be divided by zero.
 _MIN_STD = 1 / 255
-
-
-class ImageSource(Protocol):
-    """Labelled images to build a store from, read in chunks so that they need not fit in memory."""
-
-    @property
-    def name(self) -> str:
-        """Return the name, as in `DatasetInfo.name`."""
-
-    @property
-    def class_names(self) -> list[str]:
-        """Return the K class names."""
-
-    @property
-    def class_counts(self) -> list[int]:
-        """Return the number of training images of each class."""
-
-    @property
-    def test_count(self) -> int:
-        """Return M, the number of test images; 0 without a test set."""
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """Return (C, H, W), the shape of every image."""
-
-    @property
-    def is_digits(self) -> bool:
-        """Return `DatasetInfo.is_digits`."""
-
-    def train(self, k: int) -> Iterator[Images]:
-        """Yield class k's training images in chunks (n, C, H, W), in a fixed order."""
-
-    def test(self) -> Iterator[tuple[Images, Labels]]:
-        """Yield the test images and labels in chunks (n, C, H, W), (n,), in a fixed order."""
-
-
-@dataclass(frozen=True)
-class ArraySource:
-    """Arrays of images, in memory or memory-mapped.
-
-    `images` is (N, C, H, W) uint8 and may be any view, for example a transposed channels-last array; `labels` (N,) in 0..K-1.
-    """
-
-    name: str
-    class_names: list[str]
-    images: Images
-    labels: Labels
-    test_images: Images
-    test_labels: Labels
-    is_digits: bool = False
-
-    @property
-    def class_counts(self) -> list[int]:
-        counts: list[int] = np.bincount(self.labels, minlength=len(self.class_names)).tolist()
-        return counts
-
-    @property
-    def test_count(self) -> int:
-        return len(self.test_images)
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        _, c, h, w = self.images.shape
-        return c, h, w
-
-    def train(self, k: int) -> Iterator[Images]:
-        """Yield class k's images in the array's order."""
-        rows = np.flatnonzero(self.labels == k)
-        step = chunk_length(self.shape)
-        for start in range(0, len(rows), step):
-            yield self.images[rows[start : start + step]]
-
-    def test(self) -> Iterator[tuple[Images, Labels]]:
-        """Yield the test images in the array's order."""
-        step = chunk_length(self.shape)
-        for start in range(0, len(self.test_images), step):
-            yield self.test_images[start : start + step], self.test_labels[start : start + step]
-
-
-def chunk_length(shape: tuple[int, int, int]) -> int:
-    """Return how many images of `shape` make a chunk of about 16 MiB; at least 1."""
-    return max(1, _CHUNK_BYTES // int(np.prod(shape)))
 
 
 class ClassStore:
@@ -185,9 +100,10 @@ def build(path: Path, source: ImageSource, *, mean_std: tuple[Sequence[float], S
     temporary.mkdir(parents=True)
     try:
         _check_space(temporary, source)
-        measured = _write_train(temporary / _TRAIN_IMAGES, source)
-        _write_test(temporary, source)
+        measured, constant = _write_train(temporary / _TRAIN_IMAGES, source)
+        constant += _write_test(temporary, source)
         info = info_of(source, *(mean_std if mean_std is not None else measured))
+        info.notes = info.notes + constant_notes(constant)
         write_atomically(temporary / _INFO, info.model_dump_json(indent=2).encode())
         temporary.rename(path)
     except OSError as error:
@@ -213,6 +129,7 @@ def info_of(source: ImageSource, mean: Sequence[float], std: Sequence[float]) ->
         mean=list(mean),
         std=list(std),
         is_digits=source.is_digits,
+        notes=source.notes,
     )
 
 
@@ -226,9 +143,25 @@ def _check_space(directory: Path, source: ImageSource) -> None:
         )
 
 
-def _write_train(path: Path, source: ImageSource) -> tuple[list[float], list[float]]:
-    """Write the classes in order; return the channels' mean and std, from histograms so that chunking does not matter."""
+def count_constant(images: Images) -> int:
+    """Return how many of the images (n, C, H, W) have a single colour."""
+    levels = images.reshape(*images.shape[:2], -1)
+    levels = levels[(levels[:, :, -1] == levels[:, :, 0]).all(axis=1)]  # few images are left, so the next line is fast
+    return int((levels == levels[:, :, :1]).all(axis=(1, 2)).sum())
+
+
+def constant_notes(count: int, suffix: str = "") -> list[DatasetNote]:
+    """Return a note if there are images of a single colour. suffix: of the message."""
+    return [DatasetNote(code="constant", message=f"found {counted(count, 'image')} of a single colour{suffix}")] if count else []
+
+
+def _write_train(path: Path, source: ImageSource) -> tuple[tuple[list[float], list[float]], int]:
+    """Write the classes in order; return the channels' mean and std, and the number of images of a single colour.
+
+    The mean and std are from histograms, so that they do not depend on the chunks.
+    """
     channels = source.shape[0]
+    constant = 0
     histogram = np.zeros((channels, 256), dtype=np.int64)
     with path.open("wb") as file:
         for k, expected in enumerate(source.class_counts):
@@ -238,11 +171,12 @@ def _write_train(path: Path, source: ImageSource) -> tuple[list[float], list[flo
                 assert chunk.shape[1:] == source.shape, (chunk.shape, source.shape)
                 file.write(np.ascontiguousarray(chunk).data)
                 written += len(chunk)
+                constant += count_constant(chunk)
                 for c in range(channels):
                     histogram[c] += np.bincount(chunk[:, c].ravel(), minlength=256)
             assert written == expected, f"class {k}: {written} images, not {expected}"
         _flush(file)
-    return _mean_std(histogram)
+    return _mean_std(histogram), constant
 
 
 def _mean_std(histogram: NDArray[np.int64]) -> tuple[list[float], list[float]]:
@@ -254,8 +188,9 @@ def _mean_std(histogram: NDArray[np.int64]) -> tuple[list[float], list[float]]:
     return mean.tolist(), np.maximum(std, _MIN_STD).tolist()
 
 
-def _write_test(directory: Path, source: ImageSource) -> None:
-    written = 0
+def _write_test(directory: Path, source: ImageSource) -> int:
+    """Write the test images and labels; return the number of images of a single colour."""
+    written = constant = 0
     with (directory / _TEST_IMAGES).open("wb") as images_file, (directory / _TEST_LABELS).open("wb") as labels_file:
         for images, labels in source.test():
             assert images.dtype == np.uint8
@@ -263,9 +198,11 @@ def _write_test(directory: Path, source: ImageSource) -> None:
             images_file.write(np.ascontiguousarray(images).data)
             labels_file.write(np.ascontiguousarray(labels, dtype="<i8").data)
             written += len(labels)
+            constant += count_constant(images)
         _flush(images_file)
         _flush(labels_file)
     assert written == source.test_count, f"{written} test images, not {source.test_count}"
+    return constant
 
 
 def _flush(file: Any) -> None:

@@ -11,7 +11,7 @@ from importlib.metadata import distribution
 
 import numpy as np
 
-from cafe_core.data.class_store import ArraySource
+from cafe_core.data.image_source import ArraySource
 
 _FILE = "sklearn/datasets/data/digits.csv.gz"
 """In the distribution scikit-learn. A row has the 64 levels of an image, then its class."""

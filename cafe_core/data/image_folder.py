@@ -1,164 +1,53 @@
-"""Read an image folder, or a .zip of one: `train/CLASS/*.png`, optional `test/CLASS/*.png`.
+"""Read an image folder, or a .zip of one, whose layout :mod:`cafe_core.data.folder_layout` finds.
 
 :class:`ImageFolderSource` checks the layout by file names on construction and opens only the first image; the others are
-decoded when the store is built. A .zip is never extracted to disk.
+decoded when the store is built.
 """
 
 from __future__ import annotations
 
-import os
-import stat
-import zipfile
-from collections.abc import Iterable, Iterator
-from pathlib import Path
-from typing import Literal, Protocol
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
+from functools import cache, cached_property, partial
+from itertools import chain, islice
+from typing import Literal
 
 import numpy as np
 
-from cafe_core.data.archives import READING_ERRORS, content, open_archive
-from cafe_core.data.class_store import Images, Labels, chunk_length
-from cafe_core.data.pixels import decode, decoded_shape
-from cafe_core.errors import DatasetError, SpecError
+from cafe_core.data.class_store import constant_notes, count_constant
+from cafe_core.data.file_trees import ImageFiles
+from cafe_core.data.folder_layout import find_layout
+from cafe_core.data.image_error import MOST_NAMED, ImageError, together
+from cafe_core.data.image_source import Images, Labels, Positions, chunk_length
+from cafe_core.data.pixels import (
+    Conversion,
+    bits_of,
+    conversion_notes,
+    decode,
+    decoded_shape,
+    full_range,
+    highest_grey_level,
+    pixel_count,
+)
+from cafe_core.spec.dataset import DatasetNote
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
-_OTHER_IMAGES = (".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".jp2", ".heic", ".avif", ".jfif", ".npy")
-_EXPECTED = "expected train/CLASS/*.png (or .jpg, .jpeg, .bmp, .webp) and, optionally, test/CLASS/*"
-_MAX_FILES = 20_000_000
-#: A file is read into memory, also by the API. A losslessly compressed image of 45 million pixels fits.
-_MAX_FILE_BYTES = 64 * 2**20
-#: A classifier and a JSON response of this many classes are still practical; ImageNet-21k has 21,841.
-MAX_CLASSES = 25_000
-#: Limits against decompression bombs: deflate reaches about 1030 to 1, but images are compressed already.
-_MAX_RATIO, _RATIO_FROM_BYTES = 200, 16 * 2**20
-
-
-class ImageFiles(Protocol):
-    """A tree of files in a directory or an archive."""
-
-    label: str
-    """Name of the tree in error messages."""
-
-    def names(self) -> Iterator[str]:
-        """Yield every path in the tree with `/` as separator; directories end with `/`."""
-
-    def read(self, name: str) -> bytes:
-        """Return a file's content."""
+#: Limits of a sample, which takes about a second to decode.
+_MOST_SAMPLED, _MOST_SAMPLED_PIXELS, _MOST_SAMPLED_BYTES = 256, 16 << 20, 32 << 20
 
 
-class DirectoryFiles:
-    """Files of a directory. Links must not lead out of `root`."""
-
-    def __init__(self, path: Path, label: str, root: Path) -> None:
-        self.label = label
-        self._path, self._root = path, root.resolve()
-
-    def names(self) -> Iterator[str]:
-        """Yield paths in sorted order. Raises SpecError for a link out of the root, DatasetError if a folder cannot be listed."""
-        yield from self._walk(self._path, "", frozenset({self._path.resolve()}))
-
-    def _walk(self, directory: Path, prefix: str, above: frozenset[Path]) -> Iterator[str]:
-        try:
-            entries = sorted(os.scandir(directory), key=lambda entry: entry.name)
-        except OSError as error:
-            raise DatasetError(f"{self.label}: {prefix or 'the folder'} cannot be listed ({error.strerror})") from error
-        for entry in entries:
-            name, inner = prefix + entry.name, above
-            if entry.is_symlink():
-                target = Path(entry.path).resolve()
-                if not target.is_relative_to(self._root):
-                    raise SpecError(
-                        f"{self.label}: {name} is a link that leads out of the dataset root; copy the files instead",
-                        loc="dataset.path",
-                    )
-                if target in above:
-                    raise DatasetError(f"{self.label}: {name} is a link to a folder that contains it; remove it")
-                inner = above | {target}
-            if entry.is_dir():
-                yield f"{name}/"
-                yield from self._walk(Path(entry.path), f"{name}/", inner)
-            elif entry.is_file():
-                yield name
-            elif not is_ignored(name):
-                raise DatasetError(f"{self.label}: {name} is neither a file nor a folder (a dangling link?); remove it")
-
-    def read(self, name: str) -> bytes:
-        """Return the content. Raises DatasetError if the file is missing, unreadable or too large."""
-        path = self._path / name
-        try:
-            size = path.stat().st_size
-            if size > _MAX_FILE_BYTES:
-                raise DatasetError(f"{self.label}: {name} has {size} bytes; the limit for an image file is {_MAX_FILE_BYTES}")
-            return path.read_bytes()
-        except OSError as error:
-            raise DatasetError(f"{self.label}: {name} cannot be read ({error.strerror})") from error
-
-
-class ZipFiles:
-    """Files of a .zip archive. A single top-level folder that contains all files is skipped."""
-
-    def __init__(self, path: Path, label: str) -> None:
-        self.label = label
-        try:
-            self._zip = open_archive(path)
-        except READING_ERRORS as error:
-            raise DatasetError(f"{label} is not a readable .zip archive ({error}); make or upload it again") from error
-        self._members: dict[str, zipfile.ZipInfo] = {}
-        for info in self._zip.infolist():
-            if not is_ignored(info.filename):
-                self._check(info)
-                self._members[info.filename] = info
-        self._top = _single_top_folder(self._members)
-
-    def _check(self, info: zipfile.ZipInfo) -> None:
-        where, name = f"{self.label}: {info.filename!r}", info.filename
-        parts = name.removesuffix("/").split("/")
-        if name.startswith("/") or "\\" in name or ":" in parts[0] or any(part in ("", ".", "..") for part in parts):
-            raise DatasetError(f"{where} is not a valid path in an archive; zip the folder again")
-        if name in self._members:
-            raise DatasetError(f"{where} is in the archive twice; zip the folder again")
-        if stat.S_ISLNK(info.external_attr >> 16):
-            raise DatasetError(f"{where} is a link; zip the folder again with the files themselves")
-        if info.flag_bits & 0x1:
-            raise DatasetError(f"{where} is encrypted; zip the folder again without a password")
-        bomb = info.file_size > _RATIO_FROM_BYTES and info.file_size > _MAX_RATIO * max(1, info.compress_size)
-        if info.file_size > _MAX_FILE_BYTES or bomb:
-            raise DatasetError(
-                f"{where} unpacks from {info.compress_size} to {info.file_size} bytes, which is not plausible for an image; "
-                f"the limit for a file is {_MAX_FILE_BYTES} bytes"
-            )
-
-    def names(self) -> Iterator[str]:
-        """Yield paths in the archive's order."""
-        for name in self._members:
-            inner = name.removeprefix(self._top)
-            if inner:
-                yield inner
-
-    def read(self, name: str) -> bytes:
-        """Return the content. Raises DatasetError if the member is damaged."""
-        try:
-            return content(self._zip, self._members[self._top + name])
-        except READING_ERRORS as error:
-            raise DatasetError(f"{self.label}: {name} is damaged in the archive ({error}); make or upload it again") from error
-
-
-def is_ignored(name: str) -> bool:
-    """Return whether the path is a dotfile or metadata that macOS adds to archives."""
-    return any((part.startswith(".") and part != "..") or part == "__MACOSX" for part in name.split("/"))
-
-
-def _single_top_folder(names: Iterable[str]) -> str:
-    """Return `FOLDER/` if all names are in that one folder and it is not itself a split, else the empty string."""
-    tops = {name.split("/", 1)[0] + "/" for name in names if "/" in name}
-    if len(tops) != 1 or tops & {"train/", "test/"}:
-        return ""
-    return tops.pop()
+def class_order(names: Iterable[str]) -> list[str]:
+    """Return the names sorted, by number if all of them are whole numbers: 0, 1, 2, 10 instead of 0, 1, 10, 2."""
+    names = sorted(names)
+    if all(name.isascii() and name.isdigit() for name in names):
+        names.sort(key=lambda name: (len(name.lstrip("0")), name.lstrip("0")))  # int() refuses more than 4,300 digits
+    return names
 
 
 class ImageFolderSource:
     """Provide an image folder to a class store (implements `class_store.ImageSource`).
 
-    Classes are the folders in train/, sorted by name; images within a class are sorted by name too.
+    Classes are in the order of :func:`class_order`; images within a class are sorted by name.
     The constructor raises DatasetError for every error that the names and the first image reveal.
     """
 
@@ -166,95 +55,124 @@ class ImageFolderSource:
 
     def __init__(self, files: ImageFiles, *, image_size: int | None, channels: Literal[1, 3] | None) -> None:
         self._files, self._image_size, self._channels = files, image_size, channels
-        train, test = _split(files)
-        self.name = files.label
-        self.class_names = sorted(train)
-        _check_classes(files.label, self.class_names, train, test)
-        self._train = [sorted(train[name]) for name in self.class_names]
-        self._test = [(file, k) for k, name in enumerate(self.class_names) for file in sorted(test.get(name, ()))]
+        layout = find_layout(files)
+        self.name, self._layout_notes = files.label, layout.notes
+        self.class_names = class_order(layout.train)
+        self._train = [sorted(layout.train[name]) for name in self.class_names]
+        self._test = [(file, k) for k, name in enumerate(self.class_names) for file in sorted(layout.test.get(name, ()))]
         self.class_counts = [len(names) for names in self._train]
         self.test_count = len(self._test)
         self._first = self._train[0][0]
         self.shape = decoded_shape(
             files.read(self._first), f"{files.label}: {self._first}", image_size=image_size, channels=channels
         )
+        self._seen: Counter[Conversion] = Counter()
+        self._sampled: list[DatasetNote] | None = None
 
-    def train(self, k: int) -> Iterator[Images]:
-        """Yield class k's images. Raises DatasetError at the first that cannot be decoded or does not match the others."""
+    @property
+    def notes(self) -> list[DatasetNote]:
+        """Return notes about the layout, and about the images that were read so far."""
+        if self._sampled is not None:
+            return [*self._layout_notes, *self._sampled]
+        return [*self._layout_notes, *conversion_notes(self._seen, self._grey_bits if self._seen["deep_grey"] else None)]
+
+    def train(self, k: int, chosen: Positions | None = None) -> Iterator[Images]:
+        """Yield class k's images. Raises DatasetError, which names several images, if one cannot be used."""
+        names = self._train[k] if chosen is None else [self._train[k][i] for i in chosen]
         step = chunk_length(self.shape)
-        for start in range(0, len(self._train[k]), step):
-            yield np.stack([self._checked(name) for name in self._train[k][start : start + step]])
+        for start in range(0, len(names), step):
+            yield self._read(names[start : start + step])
 
     def test(self) -> Iterator[tuple[Images, Labels]]:
         """Yield the test images and labels. Raises DatasetError as :meth:`train` does."""
         step = chunk_length(self.shape)
         for start in range(0, len(self._test), step):
             part = self._test[start : start + step]
-            yield np.stack([self._checked(name) for name, _ in part]), np.array([k for _, k in part], dtype=np.int64)
+            yield self._read([name for name, _ in part]), np.array([k for _, k in part], dtype=np.int64)
 
-    def _decode(self, name: str) -> Images:
-        where = f"{self._files.label}: {name}"
-        return decode(self._files.read(name), where, image_size=self._image_size, channels=self._channels)
+    def check_sample(self) -> None:
+        """Decode some images, spread over all, to find what is wrong or unusual in a second. Raises DatasetError."""
+        names = self._names()
+        sample, errors = self._sample(names[:: -(-len(names) // _MOST_SAMPLED)])
+        bits = cache(partial(self._bits_in, sample))
+        images = []
+        for name in sample:
+            try:
+                images.append(self._checked(name, self._files.read(name), bits))
+            except ImageError as error:
+                errors.append(error.with_traceback(None))  # a traceback refers to this frame: a cycle would keep the archive open
+        if errors:
+            raise together(self.name, errors[:MOST_NAMED])
+        suffix = "" if len(images) == len(names) else f", of {len(images)} that were looked at"
+        deep = bits() if self._seen["deep_grey"] else None
+        constant = count_constant(np.stack(images)) if images else 0
+        self._sampled = [*conversion_notes(self._seen, deep, suffix), *constant_notes(constant, suffix)]
 
-    def _checked(self, name: str) -> Images:
-        """Decode an image and check that its shape matches the first one."""
-        image = self._decode(name)
+    def _sample(self, names: Sequence[str]) -> tuple[list[str], list[ImageError]]:
+        """Return those of the images that are small enough together, and the errors that the headers of the images reveal."""
+        sample, errors = [], []
+        pixels = size = 0
+        for name in names:
+            try:
+                data = self._files.read(name)
+                count = pixel_count(data, self._where(name))
+            except ImageError as error:
+                errors.append(error.with_traceback(None))
+                continue
+            size += len(data)
+            if size > _MOST_SAMPLED_BYTES:
+                break
+            if pixels + count <= _MOST_SAMPLED_PIXELS:
+                sample.append(name)
+                pixels += count
+        return sample, errors
+
+    def _names(self) -> list[str]:
+        """Return the names of all images: training, then test."""
+        return [*chain.from_iterable(self._train), *(name for name, _ in self._test)]
+
+    def _where(self, name: str) -> str:
+        return f"{self._files.label}: {name}"
+
+    def _read(self, names: Sequence[str]) -> Images:
+        """Decode images. If one cannot be used, look for more, and raise one DatasetError for up to ten."""
+        images = []
+        for name in names:
+            try:
+                images.append(self._checked(name, self._files.read(name), lambda: self._grey_bits))
+            except ImageError as error:
+                others = list(islice(self._errors_after(name), MOST_NAMED - 1))
+                if not others:
+                    raise
+                raise together(self.name, [error, *others]) from error
+        return np.stack(images)
+
+    def _errors_after(self, name: str) -> Iterator[ImageError]:
+        names = self._names()
+        for later in names[names.index(name) + 1 :]:
+            try:
+                self._checked(later, self._files.read(later), full_range)
+            except ImageError as error:
+                yield error.with_traceback(None)
+
+    def _checked(self, name: str, data: bytes, bits: Callable[[], int]) -> Images:
+        """Decode an image and check that its shape matches the first one. Raises ImageError."""
+        where = self._where(name)
+        image = decode(data, where, image_size=self._image_size, channels=self._channels, bits=bits, seen=self._seen)
         if image.shape == self.shape:
             return image
         kinds = [f"{w}×{h} {'grey' if c == 1 else 'colour'}" for c, h, w in (image.shape, self.shape)]
         fix = "dataset.channels (1 or 3)" if image.shape[0] != self.shape[0] else "dataset.image_size"
-        raise DatasetError(f"{self._files.label}: {name} is {kinds[0]}, {self._first} is {kinds[1]}; set {fix} to convert all")
+        raise ImageError(where, f"is {kinds[0]}, {self._first} is {kinds[1]}", f"set {fix} to convert all")
 
+    @cached_property
+    def _grey_bits(self) -> int:
+        return self._bits_in(self._names())
 
-def _split(files: ImageFiles) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
-    """Return the images of train/ and of test/ by class, {class: [file...]}. Raises DatasetError for other layouts."""
-    splits: dict[str, dict[str, list[str]]] = {}
-    outside: list[str] = []
-    count = 0
-    for name in files.names():
-        if is_ignored(name):
-            continue
-        count += 1
-        if count > _MAX_FILES:
-            raise DatasetError(f"{files.label} has more than {_MAX_FILES} files")
-        parts = name.removesuffix("/").split("/")
-        suffix = parts[-1][parts[-1].rfind(".") :].lower()  # faster than Path.suffix for millions of files
-        is_image = suffix in SUFFIXES and not name.endswith("/")
-        if parts[0] not in ("train", "test"):
-            if is_image:
-                outside.append(name)
-            continue
-        split = splits.setdefault(parts[0], {})
-        if len(parts) >= 3 or (len(parts) == 2 and name.endswith("/")):
-            split.setdefault(parts[1], [])
-        if is_image:
-            if len(parts) != 3:
-                raise DatasetError(f"{files.label}: {name} is not directly in a class's folder; {_EXPECTED}")
-            split[parts[1]].append(name)
-        elif suffix in _OTHER_IMAGES:
-            raise DatasetError(f"{files.label}: {name} has an unsupported format; convert it to one of {', '.join(SUFFIXES)}")
-    if "train" not in splits:
-        found = f"; found {outside[0]}" if outside else "; it holds no images" if not splits else ""
-        raise DatasetError(f"{files.label} has no train/ folder{found}; {_EXPECTED}")
-    if outside:
-        raise DatasetError(f"{files.label}: {outside[0]} is neither in train/ nor in test/; move or remove it")
-    if "test" in splits and not any(splits["test"].values()):
-        raise DatasetError(f"{files.label}: test/ holds no images; fill it or remove it")
-    return splits["train"], splits.get("test", {})
-
-
-def _check_classes(label: str, names: list[str], train: dict[str, list[str]], test: dict[str, list[str]]) -> None:
-    if not names:
-        raise DatasetError(f"{label}: train/ holds no class folders; {_EXPECTED}")
-    if len(names) > MAX_CLASSES:
-        raise DatasetError(f"{label} has {len(names)} classes; the limit is {MAX_CLASSES}")
-    for name in names:
-        if not name.isprintable():
-            raise DatasetError(f"{label}: the class folder {name!r} has a name that cannot be printed; rename it")
-        if not train[name]:
-            raise DatasetError(f"{label}: class {name!r} has no images in train/; add some ({', '.join(SUFFIXES)}) or remove it")
-    if len(names) == 1:
-        raise DatasetError(f"{label} has only one class ({names[0]!r}); at least 2 are needed")
-    for name in sorted(test):
-        if name not in train:
-            raise DatasetError(f"{label}: class {name!r} is in test/ and not in train/; the classes of test/ must be in train/")
+    def _bits_in(self, names: Sequence[str]) -> int:
+        """Return how many bits the images of more than 8 bits use for grey levels. Decodes all of these images."""
+        highest = 0
+        for name in names:
+            with suppress(ImageError):  # it is reported when the image is read
+                highest = max(highest, highest_grey_level(self._files.read(name), self._where(name)))
+        return bits_of(highest)

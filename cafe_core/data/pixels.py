@@ -1,49 +1,111 @@
 """Decode image files, and convert arrays, to uint8 arrays of a given size and number of channels.
 
 * Grey, grey with alpha and 1-bit images count as grey (1 channel); all others, including CMYK and palettes, as colour (3).
-* 16-bit grey keeps its high byte, as the decoder does for 16-bit colour.
+* Grey levels of more than 8 bits are scaled by the number of bits that the dataset uses; 16-bit colour keeps its high bytes.
 * Transparent pixels are composited over white.
 * The EXIF orientation is applied.
-* Only the first frame of an animation is used.
+* Only the first frame of an animation, or the first page, is used.
 """
 
 from __future__ import annotations
 
 import io
-import struct
-import zlib
-from typing import Literal
+from collections import Counter
+from collections.abc import Callable
+from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from cafe_core.data.class_store import Images
-from cafe_core.errors import DatasetError
-from cafe_core.spec.dataset import MAX_IMAGE_SIDE
+from cafe_core.data.image_error import ImageError
+from cafe_core.data.image_source import Images
+from cafe_core.spec.dataset import MAX_IMAGE_SIDE, DatasetNote
+from cafe_core.text import counted
 
-#: Formats that are decoded, regardless of the file's suffix. Few decoders mean a small attack surface.
-_FORMATS = ("PNG", "JPEG", "BMP", "WEBP")
+#: The formats that are decoded, regardless of the file's suffix: those of still images. Not EPS and WMF, which are programs.
+FORMATS = {
+    "PNG": (".png", ".apng"),
+    "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif", ".mpo"),
+    "BMP": (".bmp",),
+    "WEBP": (".webp",),
+    "GIF": (".gif",),
+    "TIFF": (".tif", ".tiff"),
+    "PPM": (".ppm", ".pgm", ".pbm", ".pnm", ".pfm"),
+    "JPEG2000": (".jp2", ".j2k", ".jpc", ".jpf", ".jpx", ".j2c"),
+    "AVIF": (".avif", ".avifs"),
+    "TGA": (".tga", ".icb", ".vda", ".vst"),
+    "DIB": (".dib",),
+    "PCX": (".pcx",),
+    "SGI": (".sgi", ".rgb", ".rgba", ".bw"),
+    "SUN": (".ras",),
+    "QOI": (".qoi",),
+    "ICO": (".ico",),
+    "DDS": (".dds",),
+    "PSD": (".psd",),
+    "XBM": (".xbm",),
+    "XPM": (".xpm",),
+}
+SUFFIXES = frozenset(suffix for suffixes in FORMATS.values() for suffix in suffixes)
 _MIN_IMAGE_SIDE = 4
-_GREY_MODES = {"1", "L", "LA", "La", "I;16", "I;16L", "I;16B", "I;16N"}
-_DECODING_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error)
+_GREY_MODES = {"1", "L", "LA", "La", "I", "I;16", "I;16L", "I;16B", "I;16N"}
+#: Formats whose further frames are layers of the image, or previews of it.
+_FRAMES_OF_ONE_IMAGE = ("PSD", "MPO")
 #: Refuse decompression bombs at Pillow's limit; Pillow itself only warns up to twice that.
 _MAX_PIXELS = Image.MAX_IMAGE_PIXELS or 89_478_485
 
+Conversion = Literal["turned", "transparent", "colours", "frames", "deep_grey", "deep_colour"]
+_MESSAGES: dict[Conversion, str] = {
+    "turned": "turned {} upright by the EXIF orientation",
+    "transparent": "put {} with transparency on a white background",
+    "colours": "converted {} in CMYK or another colour space to RGB",
+    "frames": "used only the first frame or page of {}",
+    "deep_grey": "scaled the levels of {} with more than 8 bits per pixel to 8 bits: they use {} bits",
+    "deep_colour": "reduced {} from 16 to 8 bits per channel",
+}
 
-def decode(data: bytes, where: str, *, image_size: int | None, channels: Literal[1, 3] | None) -> Images:
+
+def full_range() -> int:
+    """Return the number of bits of grey levels that use all of 16 bits."""
+    return 16
+
+
+def decode(
+    data: bytes,
+    where: str,
+    *,
+    image_size: int | None,
+    channels: Literal[1, 3] | None,
+    bits: Callable[[], int] = full_range,
+    seen: Counter[Conversion] | None = None,
+) -> Images:
     """Decode an image as (C, H, W) uint8, with `channels` and H = W = image_size if they are given.
 
-    where: name of the image in error messages. Raises DatasetError if it cannot be decoded, is too large or too small.
+    where: name of the image in error messages. bits: returns how many bits the grey levels of more than 8 bits use in this
+    dataset; it is called only for such images. seen: counts what was converted. Raises ImageError if the image cannot be decoded,
+    is too large or too small.
     """
     image = _open(data, where)
+    natural = natural_channels(image.mode, where)
     if image_size is None:
         check_side(where, image.height, image.width)  # checked by the header, before decoding
+    found: list[Conversion] = []
     try:
+        if _is_deep_colour(image):
+            found.append("deep_colour")
+        if getattr(image, "is_animated", False) and image.format not in _FRAMES_OF_ONE_IMAGE:
+            found.append("frames")
         image.load()
+        if image.getexif().get(0x0112, 1) != 1:
+            found.append("turned")
         ImageOps.exif_transpose(image, in_place=True)
-    except _DECODING_ERRORS as error:
-        raise DatasetError(f"{where} cannot be decoded ({error}); replace or remove it") from error
-    image = _convert(image, channels or natural_channels(image.mode, where))
+        image = _convert(image, channels or natural, found, bits)
+    except Exception as error:  # decoders raise errors of many types for damaged files
+        raise ImageError(where, f"cannot be decoded ({error})") from error
+    if "deep_colour" in found and not np.asarray(image).any():
+        raise ImageError(where, "has 16 bits per channel but no level above 255, and would become black", "save it with 8 bits")
+    if seen is not None:
+        seen.update(found)
     return _to_array(_fit(image, image_size))
 
 
@@ -53,42 +115,95 @@ def decoded_shape(data: bytes, where: str, *, image_size: int | None, channels: 
         c, h, w = decode(data, where, image_size=image_size, channels=channels).shape
         return c, h, w
     mode = _open(data, where).mode  # always opened, to refuse a file that is not an image
-    return channels or natural_channels(mode, where), image_size, image_size
+    natural = natural_channels(mode, where)
+    return channels or natural, image_size, image_size
+
+
+def pixel_count(data: bytes, where: str) -> int:
+    """Return the number of pixels of an image, from its header. Raises ImageError."""
+    image = _open(data, where)
+    return image.width * image.height
+
+
+def highest_grey_level(data: bytes, where: str) -> int:
+    """Return the highest level of a grey image of more than 8 bits; 0 for other images. Raises ImageError."""
+    image = _open(data, where)
+    if not _is_deep_grey(image.mode):
+        return 0
+    try:
+        return int(np.asarray(image).max())
+    except Exception as error:
+        raise ImageError(where, f"cannot be decoded ({error})") from error
+
+
+def bits_of(highest: int) -> int:
+    """Return how many bits grey levels up to `highest` use: 8, 10, 12, 14 or 16, as cameras and scanners have."""
+    return max(8, (highest.bit_length() + 1) // 2 * 2)
+
+
+def conversion_notes(seen: Counter[Conversion], bits: int | None, suffix: str = "") -> list[DatasetNote]:
+    """Return a note for each kind of conversion. bits: those of the deep grey levels. suffix: of each message."""
+    return [
+        DatasetNote(code="converted", message=_MESSAGES[kind].format(counted(seen[kind], "image"), bits) + suffix)
+        for kind in _MESSAGES
+        if seen[kind]
+    ]
 
 
 def _open(data: bytes, where: str) -> Image.Image:
     """Open an image and read only its header."""
     if not data:
-        raise DatasetError(f"{where} is empty; remove it or put the image there")
+        raise ImageError(where, "is empty", "remove it or put the image there")
     try:
-        image = Image.open(io.BytesIO(data), formats=_FORMATS)
+        image = Image.open(io.BytesIO(data), formats=tuple(FORMATS))
         if image.width * image.height > _MAX_PIXELS:
             raise Image.DecompressionBombError(f"it has {image.width}×{image.height} pixels")
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise DatasetError(f"{where} is too large: {error}; at most {_MAX_PIXELS} pixels are supported") from error
+        raise ImageError(where, f"is too large: {error}", f"at most {_MAX_PIXELS} pixels are supported") from error
     except UnidentifiedImageError as error:
-        raise DatasetError(f"{where} is not a {', '.join(_FORMATS)} image, or is damaged; replace or remove it") from error
-    except _DECODING_ERRORS as error:
-        raise DatasetError(f"{where} cannot be decoded ({error}); replace or remove it") from error
+        raise ImageError(where, "is not an image that can be read, or is damaged") from error
+    except Exception as error:  # decoders raise errors of many types for damaged files
+        raise ImageError(where, f"cannot be decoded ({error})") from error
     return image
 
 
 def natural_channels(mode: str, where: str) -> Literal[1, 3]:
-    """Return the channels of an image in Pillow's `mode`. Raises DatasetError for modes without an 8-bit equivalent."""
-    if mode in ("I", "F"):
-        raise DatasetError(f"{where} holds 32-bit levels (mode {mode}); save it with 8 or 16 bits")
+    """Return the channels of an image in Pillow's `mode`. Raises ImageError for levels that are not whole numbers."""
+    if mode == "F":
+        raise ImageError(where, "holds levels that are not whole numbers (mode F)", "save it with 8 or 16 bits")
     return 1 if mode in _GREY_MODES else 3
 
 
-def _convert(image: Image.Image, channels: int) -> Image.Image:
-    """Convert an image to mode L or RGB."""
-    if image.mode.startswith("I;16"):
-        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+def _is_deep_grey(mode: str) -> bool:
+    return mode == "I" or mode.startswith("I;16")
+
+
+def _is_deep_colour(image: Image.Image) -> bool:
+    """Return whether an image that Pillow decodes to 8 bits per channel has 16. Call it before the image is loaded."""
+    return not _is_deep_grey(image.mode) and any(";16" in str(tile[3]) for tile in getattr(image, "tile", ()))
+
+
+def _convert(image: Image.Image, channels: int, found: list[Conversion], bits: Callable[[], int]) -> Image.Image:
+    """Convert an image to mode L or RGB; add what was done to `found`."""
+    if _is_deep_grey(image.mode):
+        found.append("deep_grey")
+        image = _scaled(np.asarray(image), bits())
     elif image.has_transparency_data:
         image = image.convert("RGBA")
+        if image.getchannel("A").getextrema()[0] != 255:
+            found.append("transparent")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    elif image.mode not in (*_GREY_MODES, "P", "RGB", "RGBX"):
+        found.append("colours")
     mode = "L" if channels == 1 else "RGB"
     return image if image.mode == mode else image.convert(mode)
+
+
+def _scaled(levels: NDArray[Any], bits: int) -> Image.Image:
+    """Scale grey levels of `bits` bits to 8."""
+    if levels.min() < 0 or levels.max() >= 1 << 16:
+        raise ValueError(f"levels go from {levels.min()} to {levels.max()}; at most 16 bits are supported")
+    return Image.fromarray(np.minimum(levels.astype(np.int64) >> (bits - 8), 255).astype(np.uint8))
 
 
 def _fit(image: Image.Image, image_size: int | None) -> Image.Image:
@@ -107,12 +222,10 @@ def _to_array(image: Image.Image) -> Images:
 
 
 def check_side(where: str, height: int, width: int) -> None:
-    """Raise DatasetError unless both sides are supported by the networks."""
+    """Raise ImageError unless both sides are supported by the networks."""
     if min(height, width) < _MIN_IMAGE_SIDE or max(height, width) > MAX_IMAGE_SIDE:
-        raise DatasetError(
-            f"{where} has {width}×{height} pixels (width×height); sides must be {_MIN_IMAGE_SIDE} to {MAX_IMAGE_SIDE}; "
-            "set dataset.image_size to resize the images"
-        )
+        reason = f"has {width}×{height} pixels (width×height); sides must be {_MIN_IMAGE_SIDE} to {MAX_IMAGE_SIDE}"
+        raise ImageError(where, reason, "set dataset.image_size to resize the images")
 
 
 def fitted_shape(shape: tuple[int, int, int], image_size: int | None, channels: int | None) -> tuple[int, int, int]:
@@ -129,5 +242,5 @@ def fit_batch(images: Images, image_size: int | None, channels: int | None) -> I
     fitted = np.empty((len(images), *wanted), dtype=np.uint8)
     for row, image in enumerate(images):
         pixels = image[0] if len(image) == 1 else np.ascontiguousarray(image.transpose(1, 2, 0))
-        fitted[row] = _to_array(_fit(_convert(Image.fromarray(pixels), wanted[0]), image_size))
+        fitted[row] = _to_array(_fit(_convert(Image.fromarray(pixels), wanted[0], [], full_range), image_size))
     return fitted

@@ -20,6 +20,14 @@ class DataRoots(BaseModel):
     """torchvision's root: MNIST/raw/…, cifar-10-batches-py/…. Missing files are downloaded to it if there is a network."""
     cache: Path
     """Class stores built from the above."""
+    working_directory: Path | None = None
+    """Set by `cafe run`, whose user may read any file: paths that are not under the dataset root are relative to this directory,
+    and may lead anywhere."""
+
+    @property
+    def boundary(self) -> Path:
+        """Return the directory that paths and links must not leave."""
+        return self.datasets if self.working_directory is None else Path("/")
 
     @property
     def artifacts(self) -> Path:

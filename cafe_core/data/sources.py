@@ -12,8 +12,9 @@ from pathlib import Path
 
 from cafe_core.data.builtin import BUILTIN
 from cafe_core.data.catalog import is_native
-from cafe_core.data.class_store import ClassStore, ImageSource, build
+from cafe_core.data.class_store import ClassStore, build
 from cafe_core.data.digits import digits_source
+from cafe_core.data.image_source import ImageSource
 from cafe_core.data.readers import fitted, read
 from cafe_core.data.roots import DataRoots
 from cafe_core.data.store_path import store_path

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from cafe_core.data.class_store import FORMAT_VERSION
-from cafe_core.data.readers import identity
+from cafe_core.data.readers import READER_VERSION, identity
 from cafe_core.data.roots import DataRoots
 from cafe_core.spec.dataset import DatasetSpec
 
@@ -18,10 +18,13 @@ def store_path(spec: DatasetSpec, roots: DataRoots) -> Path:
     """Return the store's directory, whether or not it exists.
 
     Its name ends in a hash of the source (a built-in dataset's name, or the path, size and modification time of
-    every file), of image_size and channels, and of the store's format. Raises as `readers.locate` does.
+    every file, and the version of the readers), of the fields that convert or split it, and of the store's format. Raises as
+    `readers.locate` does.
     """
     source: Any = spec.name if spec.name is not None else identity(spec, roots)
     key = {"format": FORMAT_VERSION, "source": source, "image_size": spec.image_size, "channels": spec.channels}
+    if spec.name is None:
+        key |= {"reader": READER_VERSION, "test_fraction": spec.test_fraction}
     digest = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:24]
-    readable = re.sub(r"[^A-Za-z0-9_]+", "-", spec.name or spec.id or Path(spec.path or "").name)[:40].strip("-")
+    readable = re.sub(r"[^A-Za-z0-9_]+", "-", spec.name or spec.id or Path(spec.path or "").name)[:40].strip("-") or "data"
     return roots.cache / f"{readable}-{digest}"

@@ -21,7 +21,7 @@ from torchvision import datasets
 
 from cafe_core.data.builtin import BUILTIN
 from cafe_core.data.catalog import check_counts
-from cafe_core.data.class_store import ArraySource, Images, Labels
+from cafe_core.data.image_source import ArraySource, Images, Labels
 from cafe_core.errors import DatasetError
 from cafe_core.spec.dataset import DatasetName
 

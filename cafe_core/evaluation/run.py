@@ -6,9 +6,11 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from cafe_core.algorithm.gpu_memory import EVALUATION_ADVICE, explain_out_of_memory, free_memory
@@ -188,14 +190,23 @@ class _Data:
 def _load(path: Path, info: DatasetInfo, normalisation: Normalisation) -> HeldImages:
     """Load the evaluated set and normalise it like the test images. Raises SyntheticSetError if it does not match the data."""
     judged = SyntheticSet.load(path).decoded()
-    if judged.images.shape[1:] != info.shape or len(judged.class_names) != info.num_classes:
+    if judged.images.shape[1:] != info.shape or set(judged.class_names) != set(info.class_names):
         raise SyntheticSetError(
             f"{path.name} has {len(judged.class_names)} classes of images {judged.images.shape[1:]}; "
-            f"{info.name} has {info.num_classes} of {info.shape}"
+            f"{info.name} has {info.num_classes} of {info.shape}, or classes with other names"
         )
-    images = judged.images
+    images, labels = judged.images, _labels_of(judged, info.class_names)
     mean, std = (np.array(values, dtype=np.float32) for values in (info.mean, info.std))
     if not (np.array_equal(judged.mean, mean) and np.array_equal(judged.std, std)):
         per_channel = (slice(None), None, None)
         images = (images * judged.std[per_channel] + judged.mean[per_channel] - mean[per_channel]) / std[per_channel]
-    return HeldImages(torch.from_numpy(images), torch.from_numpy(judged.labels), normalisation)
+    return HeldImages(torch.from_numpy(images), torch.from_numpy(labels), normalisation)
+
+
+def _labels_of(judged: SyntheticSet, class_names: list[str]) -> NDArray[Any]:
+    """Return the set's labels with classes numbered as in `class_names`: the set and the dataset may order them differently."""
+    if judged.labels.ndim == 2:  # soft: a column per class
+        columns = {name: column for column, name in enumerate(judged.class_names)}
+        return np.ascontiguousarray(judged.labels[:, [columns[name] for name in class_names]])
+    numbers = {name: k for k, name in enumerate(class_names)}
+    return np.array([numbers[name] for name in judged.class_names], dtype=np.int64)[judged.labels]

@@ -21,8 +21,10 @@ from cafe_core.jobs.jobdir import JobDir
 from cafe_core.jobs.measure import TrainingProgress, measure
 from cafe_core.spec.condense import CondenseSpec
 from cafe_core.spec.dataset import CondensedDataset, DatasetInfo
+from cafe_core.spec.evaluate import EvaluateSpec
 from cafe_core.spec.evaluation import EvaluationSpec, ValidationSpec
 from cafe_core.spec.extend import ExtendSpec
+from cafe_core.spec.notes import job_notes
 from cafe_core.synthetic_set.synthetic_set import SyntheticSet, from_checkpoint
 
 
@@ -30,6 +32,7 @@ def run(attempt: Attempt, spec: CondenseSpec) -> dict[str, Any]:
     """Write the synthetic set, evaluate it, and return the job's result. Raises CafeError."""
     started = time.monotonic()
     condensation = prepare(attempt, spec)
+    notes = report_notes(attempt, spec, ClassStore.open(condensation.store).info)
     if condensation.learned:
         synthetic, validations = _condense(attempt, condensation)
     else:
@@ -46,6 +49,7 @@ def run(attempt: Attempt, spec: CondenseSpec) -> dict[str, Any]:
         "images": len(synthetic.images),
         "precision": spec.precision,
         "evaluation": evaluation,
+        "notes": notes,
     }
     if condensation.base is not None:
         learned = [synthetic.class_names[k] for k in condensation.learned]
@@ -75,6 +79,14 @@ def prepare(attempt: Attempt, spec: CondenseSpec) -> Condensation:
     return Condensation(spec, path, learned, directory.checkpoints, attempt.fence, artifacts, base)
 
 
+def report_notes(attempt: Attempt, spec: CondenseSpec | EvaluateSpec, dataset: DatasetInfo) -> list[dict[str, Any]]:
+    """Report what the user should know about the job's images, and return it for the result."""
+    notes = [note.model_dump() for note in job_notes(spec, dataset)]
+    if notes:
+        attempt.report("notes", notes=notes)
+    return notes
+
+
 def check_unchanged(attempt: Attempt, info: DatasetInfo) -> None:
     """Record the dataset's description in the first attempt; later attempts must find the same. Raises DatasetError."""
     directory = attempt.directory
@@ -82,7 +94,7 @@ def check_unchanged(attempt: Attempt, info: DatasetInfo) -> None:
         recorded = type(info).model_validate_json(directory.dataset_file.read_bytes())
         if isinstance(recorded, CondensedDataset) and recorded.class_sha256 is None:  # by a version that recorded no hashes
             info = info.model_copy(update={"class_sha256": None})
-        if recorded != info:
+        if recorded.model_copy(update={"notes": []}) != info.model_copy(update={"notes": []}):  # versions differ in their notes
             raise DatasetError(f"dataset: {info.name} has changed since the job's first attempt; submit a new job instead")
     else:
         write_atomically(directory.dataset_file, info.model_dump_json(indent=2).encode(), fence=attempt.fence)

@@ -13,7 +13,7 @@ from cafe_core.evaluation.report import evaluation_result
 from cafe_core.evaluation.tasks import EvaluationSetup, all_tasks
 from cafe_core.files import write_atomically
 from cafe_core.jobs.backend import Attempt, Condensation
-from cafe_core.jobs.condense_job import check_unchanged, condensed_set
+from cafe_core.jobs.condense_job import check_unchanged, condensed_set, report_notes
 from cafe_core.jobs.measure import measure
 from cafe_core.jobs.trial_table import network_row, networks_csv
 from cafe_core.spec.evaluate import EvaluateSpec
@@ -27,7 +27,9 @@ def run(attempt: Attempt, spec: EvaluateSpec) -> dict[str, Any]:
     started = time.monotonic()
     assert spec.dataset is not None
     store = sources.prepare(spec.dataset, attempt.job.roots)
-    check_unchanged(attempt, ClassStore.open(store).info)
+    info = ClassStore.open(store).info
+    check_unchanged(attempt, info)
+    notes = report_notes(attempt, spec, info)
     source, synthetic, ipc = _training_images(attempt, spec, store)
 
     attempt.report("phase", phase="evaluating")
@@ -42,7 +44,8 @@ def run(attempt: Attempt, spec: EvaluateSpec) -> dict[str, Any]:
     accuracies = measure(attempt, all_tasks(spec, source), setup, spec.resources)
     rows = [network_row(spec.networks, task, accuracy) for task, accuracy in accuracies.items()]
     write_atomically(attempt.files.artifacts / "accuracies.csv", "".join(networks_csv(rows)).encode(), fence=attempt.fence)
-    result = evaluation_result(spec, source, accuracies) | {"seconds": {"total": round(time.monotonic() - started, 3)}}
+    result = evaluation_result(spec, source, accuracies) | {"notes": notes}
+    result |= {"seconds": {"total": round(time.monotonic() - started, 3)}}
     write_atomically(attempt.files.artifacts / "evaluation.json", json.dumps(result, indent=2).encode(), fence=attempt.fence)
     return result
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 
 from pydantic import ValidationError
 
-from cafe_core.data.readers import within_root
+from cafe_core.data.readers import missing, within_root
 from cafe_core.data.roots import DataRoots
 from cafe_core.errors import SpecError, SyntheticSetError
 from cafe_core.spec.condense import CondenseSpec
@@ -93,7 +93,7 @@ def set_at(path: str, roots: DataRoots, *, field: str) -> SyntheticSet:
     loc = f"{field}.path"
     file = within_root(path, roots, loc=loc)
     if file is None:
-        raise SpecError(f"there is no {path!r} under the server's dataset root", loc=loc)
+        raise SpecError(missing(path, roots), loc=loc)
     try:
         return SyntheticSet.load(file)
     except SyntheticSetError as error:

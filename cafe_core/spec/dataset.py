@@ -20,19 +20,36 @@ class DatasetSpec(SpecModel):
     id: Annotated[str, StringConstraints(pattern=r"^ds_[a-z0-9]{1,40}$")] | None = None
     """A dataset uploaded to this server."""
     path: Annotated[str, StringConstraints(min_length=1, max_length=1024)] | None = None
-    """An image folder (`train/CLASS/*.png`, optional `test/`), a .zip of one, or an .npz, under the server's dataset root."""
+    """An image folder (`CLASS/*.jpg`, or `train/CLASS/*.jpg` with an optional `test/` or `val/`), a .zip of one, or an .npz,
+    under the server's dataset root. `cafe run` also takes any other path, relative to the current directory."""
     image_size: Annotated[int, Field(ge=4, le=MAX_IMAGE_SIDE)] | None = None
     """Side in pixels: the shorter side is resized to it, then the image is cropped at its centre. Required if sizes differ."""
     channels: Literal[1, 3] | None = None
     """Convert to grey (1) or RGB (3). Required if the modes of the images differ."""
+    test_fraction: Annotated[float, Field(gt=0, le=0.5)] | None = None
+    """Share of each class's images that become test images, for data without a test split. The choice depends only on the
+    number of images, not on the job's seed. Default: no test split."""
 
     @model_validator(mode="after")
     def _one_source(self) -> DatasetSpec:
         if sum(source is not None for source in (self.name, self.id, self.path)) != 1:
             raise ValueError("give exactly one of name, id and path")
+        if self.name is not None and self.test_fraction is not None:
+            raise ValueError(f"{self.name} has a test split; leave test_fraction out")
         if self.path is not None and "\x00" in self.path:
             raise ValueError("path holds a NUL character")
         return self
+
+
+class DatasetNote(SpecModel):
+    """Something that was done to a dataset's images, or that is unusual about them, and that the user should know."""
+
+    code: Literal["ignored", "split", "nested", "renumbered", "converted", "constant", "repeated"]
+    """`ignored`: files, arrays or images that are not used. `split`: how the test split was chosen. `nested`: images in
+    subfolders of their class's folder. `renumbered`: labels that are not 0 to K-1. `converted`: images whose depth, colours,
+    transparency, orientation or frames were reduced. `constant`: images of a single colour. `repeated`: classes with fewer images
+    than a method has to choose."""
+    message: str
 
 
 class DatasetInfo(SpecModel):
@@ -51,6 +68,8 @@ class DatasetInfo(SpecModel):
     std: list[float]
     is_digits: bool = False
     """Whether flipping an image can change its class (MNIST, SVHN, digits); such images are not flipped."""
+    notes: list[DatasetNote] = []
+    """What was ignored, converted, renumbered or split, and unusual images. Some are known only once all images were decoded."""
 
     @property
     def num_classes(self) -> int:

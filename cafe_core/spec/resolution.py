@@ -112,7 +112,10 @@ def _resolve_validation(validation: ValidationSpec, iterations: int, method: Any
 
 def _check_testable(dataset: DatasetInfo, field: str) -> None:
     if dataset.test_count == 0:
-        raise ValueError(f"{field}: the dataset has no test images (a test/ folder, or test_images and test_labels)")
+        raise ValueError(
+            f"{field}: {dataset.name} has no test images; add a test split (a test/ folder, or test_images and test_labels), or "
+            "set dataset.test_fraction, for example to 0.2, to test on a part of the training images"
+        )
 
 
 def resolve_evaluate(
@@ -135,9 +138,10 @@ def resolve_evaluate(
         )
     if images.num_classes != dataset.num_classes:
         raise ValueError(f"synthetic: it has {images.num_classes} classes, {dataset.name} has {dataset.num_classes}")
-    if images.class_names != dataset.class_names:
+    if unknown := [name for name in images.class_names if name not in set(dataset.class_names)]:
         raise ValueError(
-            f"synthetic: its classes {_some(images.class_names)} are not those of {dataset.name}, {_some(dataset.class_names)}"
+            f"synthetic: its classes {_some(unknown)} are not in {dataset.name}, which has {_some(dataset.class_names)}; classes "
+            "are matched by name"
         )
     resolved = _resolve_evaluation(spec, dataset, judged_source(spec))
     return resolved.model_copy(update={"dataset": dataset_spec, "resources": resolve_resources(spec.resources, cluster_gpus)})

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
 from cafe_core.data.archives import READING_ERRORS, open_archive
-from cafe_core.data.npz_file import read_header
+from cafe_core.data.npz_archive import read_header
 from cafe_core.errors import SyntheticSetError
 
 Content = tuple[dict[str, NDArray[Any]], dict[str, str]]

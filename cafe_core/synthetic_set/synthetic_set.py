@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from safetensors import SafetensorError, safe_open
 
-from cafe_core.data.image_folder import is_ignored
+from cafe_core.data.file_trees import is_ignored
 from cafe_core.errors import SyntheticSetError
 from cafe_core.files import Fence, unfenced, write_atomically
 from cafe_core.spec.condense import CondenseSpec
@@ -58,7 +58,7 @@ class SyntheticSet:
     class_names: list[str]
     """K names."""
     dataset: dict[str, Any]
-    """The real images: `name` and `is_digits`, as in DatasetInfo."""
+    """The real images: `name` and `is_digits`, and `notes` if there are any, as in DatasetInfo."""
     spec: dict[str, Any]
     """The resolved spec of the job that made it."""
     iteration: int
@@ -195,13 +195,19 @@ def from_checkpoint(path: Path, info: DatasetInfo, spec: CondenseSpec) -> Synthe
         mean=np.array(info.mean, dtype=np.float32),
         std=np.array(info.std, dtype=np.float32),
         class_names=info.class_names,
-        dataset={"name": info.name, "is_digits": info.is_digits},
+        dataset=_described(info),
         spec=spec.model_dump(mode="json", exclude_none=True),
         iteration=iteration,
         versions=versions(),
         decode=Decode(spec.method.decode_factor) if spec.method.decode_factor > 1 else None,
         class_sha256=info.class_sha256 if isinstance(info, CondensedDataset) else None,
     )
+
+
+def _described(info: DatasetInfo) -> dict[str, Any]:
+    """Return the metadata `dataset`. Without notes it is that of earlier versions, so that the files have the same bytes."""
+    notes = [note.model_dump() for note in info.notes]
+    return {"name": info.name, "is_digits": info.is_digits} | ({"notes": notes} if notes else {})
 
 
 def folder_names(class_names: list[str]) -> list[str]:

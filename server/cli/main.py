@@ -235,7 +235,7 @@ def run(spec: Path, out: Path, **options: Any) -> None:
     from server.errors import spec_refusal  # imports FastAPI
 
     try:
-        job = local.prepare(sent, out, settings.roots)
+        job = local.prepare(sent, out, settings.roots.model_copy(update={"working_directory": Path.cwd()}))
     except (SpecError, ValueError) as error:
         refused = spec_refusal(error)
         raise RefusedError(422, refused.detail, [e.model_dump() for e in refused.errors or []]) from error

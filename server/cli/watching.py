@@ -82,6 +82,8 @@ def describe(type_: str, data: dict[str, Any]) -> str | None:
             return f"{data['status']}: {error['message']}" if error else str(data["status"])
         case "phase":
             return f"  {str(data['phase']).replace('_', ' ')}"
+        case "notes":
+            return "\n".join(f"  note: {note['message']}" for note in data["notes"])
         case "workers":
             devices = ", ".join(str(worker.get("device", "?")) for worker in data["workers"])
             return f"  {len(data['workers'])} workers: {devices}"

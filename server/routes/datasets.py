@@ -60,8 +60,9 @@ async def upload(
 ) -> schemas.Dataset:
     """Upload a dataset.
 
-    The file is a `.zip` of an image folder (`train/CLASS/*.png`, optional `test/`) or an `.npz` with `images` (uint8 N×H×W[×C]),
-    `labels`, and optionally `test_images` and `test_labels`. Pickles are never read.
+    The file is a `.zip` of an image folder (`CLASS/*.jpg`, or `train/CLASS/*.jpg` with an optional `test/` or `val/`) or an
+    `.npz` with `images` (uint8 N×H×W[×C]), `labels`, and optionally `test_images` and `test_labels`; the names that MedMNIST and
+    Keras use are read too. Pickles are never read.
     """
     await run_in_threadpool(_check_quota, services, principal, file.size or 0)
     max_bytes = max_upload_bytes(request.scope, services.settings)

@@ -10,7 +10,10 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Body, Header, Query, Request, Response
 from starlette.concurrency import run_in_threadpool
 
+from cafe_core.spec.dataset import DatasetNote
 from cafe_core.spec.job import JobSpec
+from cafe_core.spec.notes import job_notes
+from cafe_core.spec.sweep import SweepSpec
 from server import schemas
 from server.auth.access import Principal, Reader, Writer
 from server.auth.limits import check_queue
@@ -129,9 +132,18 @@ def _dry_run(planned: Plan) -> schemas.DryRun:
         spec=accepted.spec.model_dump(mode="json", exclude_none=True),
         estimates=estimates,
         dataset=accepted.dataset,
+        notes=_notes(planned),
         total=total_of(accepted.spec),
         trials=schemas.PlannedTrials(total=len(accepted.trials), first=first) if first else None,
     )
+
+
+def _notes(planned: Plan) -> list[DatasetNote]:
+    """Return the notes of the job, or of all trials of a sweep, without repetitions."""
+    accepted = planned.accepted
+    specs = [trial.spec for trial in accepted.trials] if isinstance(accepted.spec, SweepSpec) else [accepted.spec]
+    notes = [note for spec in specs for note in job_notes(spec, accepted.dataset)]
+    return [note for i, note in enumerate(notes) if note not in notes[:i]]
 
 
 def _job_response(job: models.Job, *, status_code: int = 200, headers: dict[str, str] | None = None) -> Response:

@@ -6,6 +6,7 @@ Transactions are short and synchronous: routes run them in the server's thread p
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 import threading
 from collections.abc import Iterator
@@ -19,6 +20,7 @@ from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, SQLAlch
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.orm import Session, sessionmaker
 
+from cafe_core.text import may_be_unprintable, printable_json
 from server.store.revisions import NEWEST
 
 log = logging.getLogger(__name__)
@@ -44,6 +46,21 @@ _POSTGRESQL: dict[str, Any] = {
 }
 
 
+def _to_json(value: Any) -> str:
+    text = json.dumps(value)
+    return json.dumps(printable_json(value)) if may_be_unprintable(text) else text
+
+
+def _from_json(text: str | bytes) -> Any:
+    """Read JSON; make texts printable that an earlier version stored. Otherwise one row would break every list that it is in."""
+    text = text.decode() if isinstance(text, bytes) else text
+    value = json.loads(text)
+    return printable_json(value) if may_be_unprintable(text) else value
+
+
+_JSON: dict[str, Any] = {"json_serializer": _to_json, "json_deserializer": _from_json}
+
+
 class DatabaseClosedError(Exception):
     """A transaction was started after the database was closed."""
 
@@ -57,9 +74,9 @@ class Database:
         if parsed.drivername in ("postgresql", "postgres"):
             parsed = parsed.set(drivername="postgresql+psycopg")
         if parsed.get_backend_name() == "sqlite":
-            self.engine = create_engine(parsed, hide_parameters=True)
+            self.engine = create_engine(parsed, hide_parameters=True, **_JSON)
         else:
-            self.engine = create_engine(parsed, hide_parameters=True, **_POSTGRESQL)
+            self.engine = create_engine(parsed, hide_parameters=True, **_JSON, **_POSTGRESQL)
         self.sessions = sessionmaker(self.engine, expire_on_commit=False)
         """The factory of all sessions of this database; attach listeners for their commits here."""
         self._idle = threading.Condition()

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from cafe_core.data.class_store import ArraySource, ClassStore, build
+from cafe_core.data.class_store import ClassStore, build
+from cafe_core.data.image_source import ArraySource
 from cafe_core.spec.condense import CondenseSpec
 from cafe_core.spec.dataset import DatasetInfo
 from cafe_core.spec.resolution import resolve

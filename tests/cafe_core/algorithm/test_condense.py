@@ -17,7 +17,8 @@ from cafe_core.algorithm.checkpoint import Checkpoints
 from cafe_core.algorithm.checkpoint_files import checkpoint_files
 from cafe_core.algorithm.condense import condense
 from cafe_core.algorithm.held_out import split
-from cafe_core.data.class_store import ArraySource, ClassStore, build
+from cafe_core.data.class_store import ClassStore, build
+from cafe_core.data.image_source import ArraySource
 from cafe_core.errors import CheckpointError, NonFiniteLossError
 from cafe_core.spec.condense import CondenseSpec
 from tests.cafe_core.gangs import run_gang

@@ -153,7 +153,7 @@ def test_local_mnist_files_are_read(roots: DataRoots) -> None:
     images, labels = _write_mnist(roots, info.class_counts, info.test_count)
     roots.downloads.chmod(0o555)
     store = open_store(DatasetSpec(name="mnist"), roots)
-    assert store.info == info
+    assert store.info.model_copy(update={"notes": []}) == info  # the made images have a note: some have a single colour
     np.testing.assert_array_equal(store.images(7)[:, 0], images[labels == 7])
     np.testing.assert_array_equal(store.test_labels, labels[:10_000])
 

@@ -16,8 +16,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cafe_core.data import class_store, sources
-from cafe_core.data.class_store import ArraySource, ClassStore, Images, build, build_from_arrays
+from cafe_core.data import class_store, image_source, sources
+from cafe_core.data.class_store import ClassStore, build, build_from_arrays
+from cafe_core.data.image_source import ArraySource, Images
 from cafe_core.data.roots import DataRoots
 from cafe_core.data.sources import open_store, prepare
 from cafe_core.errors import DatasetError, DiskFullError
@@ -63,7 +64,7 @@ def test_chunk_size_does_not_change_the_files(tmp_path: Path, monkeypatch: pytes
     images, labels = _arrays()
     arrays = {"images": images, "labels": labels, "test_images": images, "test_labels": labels}
     build_from_arrays(tmp_path / "one", **arrays)
-    monkeypatch.setattr(class_store, "_CHUNK_BYTES", 3 * 90)  # three images
+    monkeypatch.setattr(image_source, "_CHUNK_BYTES", 3 * 90)  # three images
     build_from_arrays(tmp_path / "many", **arrays)
     for file in (tmp_path / "one").iterdir():
         assert file.read_bytes() == (tmp_path / "many" / file.name).read_bytes()
@@ -222,7 +223,7 @@ def test_concurrent_builders_wait_for_each_other(roots: DataRoots) -> None:
 def _build_and_hang(roots: DataRoots) -> None:
     write_test = class_store._write_test
 
-    def write_then_hang(directory: Path, source: class_store.ImageSource) -> None:
+    def write_then_hang(directory: Path, source: image_source.ImageSource) -> None:
         write_test(directory, source)
         (roots.uploads / "hanging").touch()
         time.sleep(600)

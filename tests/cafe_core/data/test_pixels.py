@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import pickle
+import struct
+import zlib
+from collections import Counter
 from typing import Any
 
 import numpy as np
@@ -9,6 +13,7 @@ import pytest
 from PIL import Image
 
 from cafe_core.data import pixels
+from cafe_core.data.image_error import ImageError
 from cafe_core.errors import DatasetError
 from tests.cafe_core.data.image_folders import encoded, picture
 
@@ -99,3 +104,125 @@ def test_decoded_shape_does_not_read_the_pixels() -> None:
     assert pixels.decoded_shape(truncated, "x", image_size=32, channels=None) == (1, 32, 32)
     with pytest.raises(DatasetError, match="4000×4000 pixels"):
         pixels.decoded_shape(truncated, "x", image_size=None, channels=None)
+
+
+# -- formats
+
+
+def test_suffixes_are_those_of_pillow() -> None:
+    Image.init()
+    known = {suffix: kind for suffix, kind in Image.registered_extensions().items() if kind in (*pixels.FORMATS, "MPO")}
+    assert known.keys() <= pixels.SUFFIXES
+    for kind, suffixes in pixels.FORMATS.items():
+        for suffix in suffixes:
+            assert known.get(suffix) in (kind, "MPO", None), suffix
+
+
+SAVED = ["PNG", "JPEG", "BMP", "WEBP", "GIF", "TIFF", "PPM", "JPEG2000", "AVIF", "TGA", "DIB", "PCX", "SGI", "QOI", "DDS", "MPO"]
+
+
+@pytest.mark.parametrize("kind", SAVED)
+def test_formats_are_read(kind: str) -> None:
+    image = Image.new("RGB", (16, 16), (200, 100, 50))
+    found = pixels.decode(encoded(image, kind), "x", image_size=None, channels=None)
+    assert found.shape == (3, 16, 16)
+    assert np.abs(found.astype(int) - np.array([200, 100, 50])[:, None, None]).max() <= 8  # JPEG and others are lossy
+
+
+@pytest.mark.parametrize(
+    ("data", "expected", "kind"),
+    [
+        (b"P1 4 4 " + b"0 " * 16, 255, None),
+        (b"P2 4 4 15 " + b"15 " * 16, 255, None),
+        (b"P5 4 4 100\n" + bytes([50]) * 16, 128, None),
+        (b"P5 4 4 4095\n" + (2048).to_bytes(2, "big") * 16, 128, "deep_grey"),
+        (b"P5 4 4 65535\n" + (0x8000).to_bytes(2, "big") * 16, 128, "deep_grey"),
+    ],
+    ids=["1 bit", "4 bits", "of 100", "12 bits", "16 bits"],
+)
+def test_grey_maps_of_any_depth_are_read(data: bytes, expected: int, kind: str | None) -> None:
+    seen: Counter[pixels.Conversion] = Counter()
+    image = pixels.decode(data, "x", image_size=None, channels=None, seen=seen)
+    np.testing.assert_array_equal(image, np.full((1, 4, 4), expected))
+    assert list(seen) == ([kind] if kind else [])
+
+
+def _animation(kind: str) -> bytes:
+    frames = [_constant("RGB", (level, 0, 0), (8, 8)) for level in (200, 100)]
+    return encoded(frames[0], kind, save_all=True, append_images=frames[1:])
+
+
+def _turned() -> bytes:
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    return encoded(picture("L"), exif=exif)
+
+
+def _png_of_16_bits(highest: int, colour: int = 2) -> bytes:
+    """Return a 4×4 PNG with 16 bits per channel."""
+    channels = {2: 3, 4: 2, 6: 4}[colour]
+    rows = (b"\0" + highest.to_bytes(2, "big") * 4 * channels) * 4
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    head = struct.pack(">IIBBBBB", 4, 4, 16, colour, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize(
+    ("data", "conversions"),
+    [
+        (encoded(picture("RGB")), []),
+        (encoded(picture("L")), []),
+        (encoded(picture("RGBA")), ["transparent"]),
+        (encoded(_constant("RGBA", (1, 2, 3, 255))), []),
+        (encoded(_palette_with_transparency(), transparency=1), ["transparent"]),
+        (encoded(_palette_with_transparency()), []),
+        (encoded(_constant("CMYK", (9, 9, 9, 0)), "JPEG"), ["colours"]),
+        (encoded(_constant("CMYK", (9, 9, 9, 0)), "TIFF"), ["colours"]),
+        (encoded(_constant("YCbCr", (9, 9, 9)), "TIFF"), ["colours"]),
+        (encoded(_constant("I;16", 0xABCD), "TIFF"), ["deep_grey"]),
+        (_animation("GIF"), ["frames"]),
+        (_animation("TIFF"), ["frames"]),
+        (_animation("WEBP"), ["frames"]),
+        (_animation("PNG"), ["frames"]),
+        (encoded(_constant("RGB", (1, 2, 3)), "GIF"), []),
+        (_turned(), ["turned"]),
+        (_png_of_16_bits(0x8000), ["deep_colour"]),
+        (_png_of_16_bits(0x8000, 6), ["deep_colour", "transparent"]),
+    ],
+    ids=[
+        "RGB", "grey", "RGBA", "opaque", "P-clear", "P", "CMYK-JPEG", "CMYK-TIFF", "YCbCr", "I16-TIFF",
+        "GIFs", "pages", "WEBPs", "APNG", "GIF", "turned", "16-bit RGB", "16-bit RGBA",
+    ],
+)  # fmt: skip
+def test_conversions_are_counted(data: bytes, conversions: list[str]) -> None:
+    seen: Counter[pixels.Conversion] = Counter()
+    pixels.decode(data, "x", image_size=None, channels=None, seen=seen)
+    assert sorted(seen) == conversions
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (_png_of_16_bits(255), "x has 16 bits per channel but no level above 255, and would become black; save it with 8 bits"),
+        (encoded(_constant("F", 0.5), "TIFF"), r"x holds levels that are not whole numbers \(mode F\); save it with"),
+        (encoded(_constant("I", 70_000), "TIFF"), r"x cannot be decoded \(levels go from 70000 to 70000; at most 16 bits"),
+        (encoded(_constant("I", -1), "TIFF"), r"x cannot be decoded \(levels go from -1 to -1"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n", "x is not an image that can be read"),
+        (encoded(picture("L", (32, 32)), "JPEG")[:-30], r"x cannot be decoded \(.*truncated"),
+    ],
+    ids=["8 in 16-bit RGB", "F", "32 bits", "negative", "EPS", "truncated"],
+)
+@pytest.mark.parametrize("channels", [None, 1, 3])
+def test_what_cannot_be_converted_is_refused(data: bytes, message: str, channels: Any) -> None:
+    with pytest.raises(ImageError, match=message):
+        pixels.decode(data, "x", image_size=None, channels=channels)
+    error = pickle.loads(pickle.dumps(ImageError("x", "is damaged")))
+    assert (type(error), error.message) == (DatasetError, "x is damaged; replace or remove it")
+
+
+@pytest.mark.parametrize(("highest", "bits"), [(0, 8), (255, 8), (256, 10), (1023, 10), (1024, 12), (16383, 14), (65535, 16)])
+def test_bits_of_grey_levels(highest: int, bits: int) -> None:
+    assert pixels.bits_of(highest) == bits

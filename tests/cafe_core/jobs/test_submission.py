@@ -138,7 +138,7 @@ def test_accepted_sweep_lists_its_trials(submit: Submit) -> None:
         (
             {},
             {"dataset": {"name": "fashion_mnist", "image_size": 8}},
-            "its classes 0, 1, 2, 3, 4, … are not those of fashion_mnist",
+            "its classes 0, 1, 2, 3, 4, … are not in fashion_mnist",
         ),
     ],
 )

@@ -228,7 +228,7 @@ def test_refusal_names_the_field(fields: dict[str, Any], loc: tuple[str, ...]) -
     [
         ({"resources": {"workers": 11}}, info(), "resources.workers: 11 workers for 10 classes"),
         ({}, info(classes=1), "dataset: made has 1 class"),
-        ({"evaluation": {}}, info(test_count=0), "evaluation: the dataset has no test images"),
+        ({"evaluation": {}}, info(test_count=0), "evaluation: made has no test images"),
         ({"method": {"layers": [0, 4]}}, info(), "method.layers: .* below 4"),
         ({"method": {"layers": [1, 0]}}, info(), "method.layers: .* increasing"),
         ({"method": {"layer_weights": [1, 2]}}, info(), "method.layer_weights: 2 weights for 4 aligned maps"),

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import yaml
 from click.testing import CliRunner, Result
+from PIL import Image
 from sqlalchemy import text
 
 from cafe_core.errors import DatasetError, DiskFullError
@@ -331,6 +332,19 @@ def test_run_refuses_invalid_specs_and_specs_that_need_a_server(tmp_path: Path, 
     assert result.exit_code == 2
     assert message in result.stderr
     assert not (tmp_path / "out").exists()
+
+
+def test_run_reads_paths_relative_to_the_current_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("x", "y"):
+        (tmp_path / "here" / "mine" / name).mkdir(parents=True)
+        Image.new("L", (8, 8)).save(tmp_path / "here" / "mine" / name / "0.png")
+    monkeypatch.chdir(tmp_path / "here")
+    Path("spec.json").write_text(json.dumps({"dataset": {"path": "./mine"}, "ipc": 2, "method": {"name": "random"}}))
+    arguments = ["run", "spec.json", "--out", str(tmp_path / "out"), "--data-dir", str(tmp_path / "data")]
+    result = CliRunner().invoke(main, arguments, catch_exceptions=False)
+    assert result.exit_code == 0, result.stderr
+    assert [note["code"] for note in json.loads(result.stdout)["notes"]] == ["repeated"]
+    assert "note: ipc is 2, but 2 of 2 classes have fewer images" in result.stderr
 
 
 def test_run_without_a_server(tmp_path: Path) -> None:

@@ -117,6 +117,24 @@ def test_dry_run_shows_total_and_trials(api: Api) -> None:
     assert api.get("/v1/jobs").json()["data"] == []
 
 
+def test_dry_run_has_notes_about_the_images(api: Api, settings: Settings) -> None:
+    random = np.random.default_rng(0)
+    arrays = {"images": random.integers(0, 256, (4, 8, 8), dtype=np.uint8), "labels": np.array([0, 0, 0, 1])}
+    settings.roots.datasets.mkdir(parents=True, exist_ok=True)
+    np.savez(settings.roots.datasets / "own.npz", **arrays)
+    spec = {"kind": "condense", "dataset": {"path": "own.npz"}, "ipc": 2, "method": {"name": "random"}}
+    notes = api.post("/v1/jobs?dry_run=true", json=spec).json()["notes"]
+    assert [note["code"] for note in notes] == ["repeated"]
+    grid = {"kind": "sweep", "base": spec, "space": {"seed": {"grid": [1, 2]}}}
+    grid["base"] = spec | {"dataset": {"path": "own.npz", "test_fraction": 0.3}, "evaluation": {"repeats": 1}}
+    response = api.post("/v1/jobs?dry_run=true", json=grid)
+    assert "test_fraction: " in response.text  # class 1 has one image
+    grid["base"]["dataset"] = {"name": "digits"}
+    grid["base"]["ipc"] = 144
+    swept = api.post("/v1/jobs?dry_run=true", json=grid).json()["notes"]
+    assert [note["code"] for note in swept] == ["repeated"]
+
+
 def test_openapi_shows_all_kinds(api: Api) -> None:
     schema = api.get("/openapi.json").json()
     body = schema["paths"]["/v1/jobs"]["post"]["requestBody"]["content"]["application/json"]["schema"]
