@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, TypeAlias, get_args
 
-from pydantic import Field, StringConstraints, model_validator
+from pydantic import BeforeValidator, Field, StringConstraints, model_validator
 
 from cafe_core.spec.base import SpecModel
+from cafe_core.spec.plain_names import UPLOAD_ID, dataset_named
 
 DatasetName = Literal["digits", "mnist", "fashion_mnist", "svhn", "cifar10", "cifar100"]
 MAX_IMAGE_SIDE = 512
 
 
 class DatasetSpec(SpecModel):
-    """The real images: exactly one of `name`, `id`, `path`."""
+    """The real images: exactly one of `name`, `id`, `path`. A plain string is a built-in name, the id of an upload, or a path."""
 
     name: DatasetName | None = None
     """A built-in dataset."""
-    id: Annotated[str, StringConstraints(pattern=r"^ds_[a-z0-9]{1,40}$")] | None = None
+    id: Annotated[str, StringConstraints(pattern=UPLOAD_ID)] | None = None
     """A dataset uploaded to this server."""
     path: Annotated[str, StringConstraints(min_length=1, max_length=1024)] | None = None
     """An image folder (`train/CLASS/*.png`, optional `test/`), a .zip of one, or an .npz, under the server's dataset root."""
@@ -33,6 +34,15 @@ class DatasetSpec(SpecModel):
         if self.path is not None and "\x00" in self.path:
             raise ValueError("path holds a NUL character")
         return self
+
+
+def dataset_written_out(value: Any) -> Any:
+    """Return the fields of a dataset that is given by a plain string. Return any other value unchanged."""
+    return dataset_named(value, get_args(DatasetName))
+
+
+AnyDataset: TypeAlias = Annotated[DatasetSpec, BeforeValidator(dataset_written_out, json_schema_input_type=DatasetSpec | str)]
+"""A dataset's spec, or a plain string: a built-in name, the id of an upload, or a path."""
 
 
 class DatasetInfo(SpecModel):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import click
 
@@ -11,6 +11,16 @@ if TYPE_CHECKING:
     from server.settings import Settings
 
 EXIT_FAILED, EXIT_REFUSED, EXIT_UNREACHABLE = 1, 2, 3
+
+
+class RefusedInputError(click.ClickException):
+    """Something that the user gave is wrong. Shown as one line, without the usage of the command."""
+
+    exit_code = EXIT_REFUSED
+
+    def show(self, file: IO[Any] | None = None) -> None:
+        """Print the message to standard error."""
+        click.echo(f"error: {self.message}", file, err=True)
 
 
 def _directory(option: str, text: str) -> Any:

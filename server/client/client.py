@@ -106,6 +106,10 @@ class Client:
         headers = {"Idempotency-Key": idempotency_key} if idempotency_key else {}
         return self.post("/v1/jobs", json=spec, headers=headers)
 
+    def dry_run(self, spec: dict[str, Any]) -> dict[str, Any]:
+        """Return what submitting a job would do: the resolved spec and its estimates. Nothing is stored."""
+        return self.post("/v1/jobs", json=spec, params={"dry_run": "true"})
+
     def post(self, path: str, **options: Any) -> dict[str, Any]:
         """Send a POST request and return the JSON of the response."""
         answer: dict[str, Any] = self._request("POST", path, **options).json()

@@ -22,6 +22,7 @@ from server.files.inputs import stage_input
 from server.files.job_files import bytes_in
 from server.files.removal import stage_removal
 from server.http.conditional import matches, not_modified
+from server.http.spec_bodies import SpecRoute
 from server.states import ENDED, Status
 from server.store import jobs, listing, models, serializers
 from server.store.changes import wait_until_set
@@ -33,7 +34,7 @@ from server.submission.planning import Plan
 from server.webhooks.sender import check_url
 from workers.client import RayCluster, RayError
 
-router = APIRouter(prefix="/v1", tags=["jobs"])
+router = APIRouter(prefix="/v1", tags=["jobs"], route_class=SpecRoute)
 
 TRIALS_SHOWN = 20
 """Trials of a sweep that a dry run shows."""
