@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from server.cli.options import EXIT_FAILED
+from server.cli.options import EXIT_FAILED, check_writable
 from server.cli.spec_files import SPEC_ARGUMENT, load_spec
 from server.cli.tables import trial_lines
 from server.cli.watching import FAILED_STATUSES, Display
@@ -118,7 +118,9 @@ def logs(api: Client, job_id: str, attempt: int | None, tail: int | None) -> Non
 @click.pass_obj
 def download(api: Client, job_id: str, out: Path | None) -> None:
     """Download a job's artifacts; before it has any, its latest synthetic set and preview."""
-    for path in api.download(job_id, out or Path(job_id)):
+    directory = out or Path(job_id)
+    check_writable(directory, "--out")
+    for path in api.download(job_id, directory):
         click.echo(str(path))
 
 

@@ -5,6 +5,7 @@ Exit codes: 0 success, 1 the job failed, 2 wrong usage or a refused spec, 3 the 
 
 from __future__ import annotations
 
+import errno
 import json
 from importlib import import_module
 from pathlib import Path
@@ -14,7 +15,7 @@ import click
 
 from cafe_core.errors import CafeError, SpecError
 from server.cli import jobs
-from server.cli.options import EXIT_FAILED, EXIT_REFUSED, EXIT_UNREACHABLE, data_options, load_settings
+from server.cli.options import EXIT_FAILED, EXIT_REFUSED, EXIT_UNREACHABLE, check_writable, data_options, load_settings
 from server.cli.spec_files import SPEC_ARGUMENT, load_spec
 from server.cli.watching import Display
 from server.client import Client, RefusedError, UnreachableError
@@ -23,6 +24,14 @@ from server.store.revisions import NewerDatabaseError
 DEFAULT_URL = "http://127.0.0.1:8000"
 _LAZY_COMMANDS = {"db": "server.cli.db", "keys": "server.cli.keys", "reproduce": "server.cli.reproduce"}
 """Modules of commands that are imported on demand, because they import slow modules that no other command needs."""
+
+
+_NEXT_STEPS = {
+    errno.ENOSPC: "; free some space, or choose another directory",
+    errno.EDQUOT: "; free some space, or choose another directory",
+    errno.EFBIG: "; raise the limit of file sizes (ulimit -f)",
+    errno.EMFILE: "; raise the limit of open files (ulimit -n)",
+}
 
 
 class _Group(click.Group):
@@ -51,15 +60,24 @@ class _Group(click.Group):
         except UnreachableError as error:
             _print_error(str(error))
             raise SystemExit(EXIT_UNREACHABLE) from None
+        except CafeError as error:  # for example a full disk before the job has started
+            _print_error(error.message)
+            raise SystemExit(EXIT_FAILED) from None
+        except BrokenPipeError:  # click ends quietly: the reader of the output has gone
+            raise
+        except OSError as error:  # the disk, a limit of the process, a file's permissions
+            named = f"{error.filename}: " if error.filename else ""
+            _print_error(f"{named}{error.strerror or error}{_NEXT_STEPS.get(error.errno or 0, '')}")
+            raise SystemExit(EXIT_FAILED) from None
 
 
 def _print_error(detail: str, errors: list[dict[str, str]] | None = None) -> None:
+    """Print a refusal: one error on one line, several on a line each."""
     if not errors:
         click.echo(f"error: {detail}", err=True)
         return
-    click.echo("error: the request was refused", err=True)
-    for error in errors:
-        click.echo(f"  {error['loc'] or '(spec)'}: {error['msg']}", err=True)
+    lines = [f"{error['loc']}: {error['msg']}" if error["loc"] else error["msg"] for error in errors]
+    click.echo(f"error: {lines[0]}" if len(lines) == 1 else "\n  ".join(["error: the request was refused", *lines]), err=True)
 
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
@@ -74,7 +92,9 @@ def main(ctx: click.Context, url: str, api_key: str | None) -> None:
 
 @main.command()
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
-@click.option("--port", default=8000, show_default=True, help="Port to listen on; 0: any free port.")
+@click.option(
+    "--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="Port to listen on; 0: any free port."
+)
 @data_options
 @click.option("--ray-address", help="URL of Ray's dashboard, http://HOST:8265. [default: start a local Ray]")
 @click.option("--num-cpus", type=click.IntRange(min=1), help="CPUs of the local Ray. [default: all]")
@@ -94,7 +114,9 @@ def serve(host: str, port: int, share_port: bool, **options: Any) -> None:
     """Run the API server. Without --ray-address, start a local Ray and stop it at exit."""
     from server.serve import run_server  # only this command needs FastAPI
 
-    run_server(load_settings(connects_to_ray=True, **options), host, port, share_port=share_port)
+    settings = load_settings(connects_to_ray=True, **options)
+    check_writable(settings.data_dir, "--data-dir")
+    run_server(settings, host, port, share_port=share_port)
 
 
 @main.command()
@@ -105,6 +127,8 @@ def run(spec: Path, out: Path, **options: Any) -> None:
     """Run the job in SPEC in this process, on one device, without Ray or a server."""
     sent = load_spec(spec)
     settings = load_settings(connects_to_ray=False, **options)
+    check_writable(out, "--out")
+    check_writable(settings.data_dir, "--data-dir")
     from cafe_core.jobs import local  # torch takes seconds to import: only this command needs it
     from server.errors import spec_refusal  # imports FastAPI
 

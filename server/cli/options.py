@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -18,9 +19,15 @@ class RefusedInputError(click.ClickException):
 
     exit_code = EXIT_REFUSED
 
-    def show(self, file: IO[Any] | None = None) -> None:
-        """Print the message to standard error."""
-        click.echo(f"error: {self.message}", file, err=True)
+
+def check_writable(path: Path, option: str) -> None:
+    """Raise RefusedInputError unless files can be created below `path`, a directory that may not exist yet."""
+    existing = next(candidate for candidate in (path.absolute(), *path.absolute().parents) if os.path.lexists(candidate))
+    if not existing.is_dir():
+        raise RefusedInputError(f"{option}: {existing} is not a directory; choose another path")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        why = "its file system is read-only" if os.statvfs(existing).f_flag & os.ST_RDONLY else "permission denied"
+        raise RefusedInputError(f"{option}: cannot write to {existing}: {why}; choose another directory")
 
 
 def _directory(option: str, text: str) -> Any:
