@@ -7,9 +7,9 @@ from pathlib import Path
 
 import click
 
-from server.cli.options import EXIT_FAILED, check_writable
+from server.cli.options import EXIT_FAILED, check_writable, explained_interrupt
 from server.cli.spec_files import SPEC_ARGUMENT, load_spec
-from server.cli.tables import trial_lines
+from server.cli.tables import job_lines, trial_lines
 from server.cli.watching import FAILED_STATUSES, Display
 from server.client import Client
 
@@ -25,7 +25,9 @@ def submit(api: Client, spec: Path, wait: bool, dry_run: bool, idempotency_key: 
     if dry_run:
         click.echo(json.dumps(api.dry_run(load_spec(spec)), indent=2))
         return
-    job = api.submit(load_spec(spec), idempotency_key)
+    sent = load_spec(spec)
+    with explained_interrupt("interrupted; the job may have been submitted: `cafe list` shows it"):
+        job = api.submit(sent, idempotency_key)
     click.echo(job["id"])
     if wait:
         _watch(api, job["id"], job["attempt"])
@@ -49,10 +51,11 @@ def watch(api: Client, job_id: str) -> None:
 
 def _watch(api: Client, job_id: str, attempt: int | None = None) -> None:
     """Follow a job until it ends; exit with EXIT_FAILED unless it succeeds."""
-    with Display() as display:
-        for event in api.follow(job_id, attempt):
-            display.show(event)
-    job = api.with_retries(api.job, job_id)
+    with explained_interrupt(f"{job_id} goes on; `cafe watch {job_id}` follows it again, `cafe cancel {job_id}` stops it"):
+        with Display() as display:
+            for event in api.follow(job_id, attempt):
+                display.show(event)
+        job = api.with_retries(api.job, job_id)
     if job["result"] is not None:
         click.echo(json.dumps(job["result"], indent=2))
     if job["status"] in FAILED_STATUSES:
@@ -83,10 +86,8 @@ def resume(api: Client, job_id: str) -> None:
 @click.pass_obj
 def list_(api: Client, status: str | None, kind: str | None, label: tuple[str, ...], limit: int) -> None:
     """List jobs, newest first."""
-    for job in api.jobs(status, kind, label, limit):
-        done = f"{job['progress']['done']}/{job['progress']['total']}"
-        line = f"{job['id']}  {job['kind']:<8}  {job['status']:<10} {done:>15}  {job['created_at'][:19]}Z  {job['name'] or ''}"
-        click.echo(line.rstrip())
+    for line in job_lines(api.jobs(status, kind, label, limit)):
+        click.echo(line)
 
 
 @click.command()

@@ -1,6 +1,6 @@
 """The `cafe` command: run a server, use its REST API, or run a job in this process.
 
-Exit codes: 0 success, 1 the job failed, 2 wrong usage or a refused spec, 3 the server cannot be reached.
+Exit codes: 0 success, 1 the job failed, 2 wrong usage or a refused spec, 3 the server cannot be reached, 130 Ctrl-C.
 """
 
 from __future__ import annotations
@@ -15,7 +15,16 @@ import click
 
 from cafe_core.errors import CafeError, SpecError
 from server.cli import jobs
-from server.cli.options import EXIT_FAILED, EXIT_REFUSED, EXIT_UNREACHABLE, check_writable, data_options, load_settings
+from server.cli.options import (
+    EXIT_FAILED,
+    EXIT_INTERRUPTED,
+    EXIT_REFUSED,
+    EXIT_UNREACHABLE,
+    check_writable,
+    data_options,
+    explained_interrupt,
+    load_settings,
+)
 from server.cli.spec_files import SPEC_ARGUMENT, load_spec
 from server.cli.watching import Display
 from server.client import Client, RefusedError, UnreachableError
@@ -63,6 +72,9 @@ class _Group(click.Group):
         except CafeError as error:  # for example a full disk before the job has started
             _print_error(error.message)
             raise SystemExit(EXIT_FAILED) from None
+        except KeyboardInterrupt:
+            click.echo("\ninterrupted", err=True)
+            raise SystemExit(EXIT_INTERRUPTED) from None
         except BrokenPipeError:  # click ends quietly: the reader of the output has gone
             raise
         except OSError as error:  # the disk, a limit of the process, a file's permissions
@@ -137,7 +149,8 @@ def run(spec: Path, out: Path, **options: Any) -> None:
     except (SpecError, ValueError) as error:
         refused = spec_refusal(error)
         raise RefusedError(422, refused.detail, [e.model_dump() for e in refused.errors or []]) from error
-    with Display() as display:
+    again = f"interrupted; run the same command again to continue from the last checkpoint in {out}"
+    with explained_interrupt(again), Display() as display:
         try:
             result = job.run(display.report)
         except CafeError as error:

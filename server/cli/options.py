@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,13 +13,23 @@ import click
 if TYPE_CHECKING:
     from server.settings import Settings
 
-EXIT_FAILED, EXIT_REFUSED, EXIT_UNREACHABLE = 1, 2, 3
+EXIT_FAILED, EXIT_REFUSED, EXIT_UNREACHABLE, EXIT_INTERRUPTED = 1, 2, 3, 130
 
 
 class RefusedInputError(click.ClickException):
     """Something that the user gave is wrong. Shown as one line, without the usage of the command."""
 
     exit_code = EXIT_REFUSED
+
+
+@contextmanager
+def explained_interrupt(advice: str) -> Iterator[None]:
+    """On Ctrl-C, print `advice`, which says how to return, and exit with EXIT_INTERRUPTED."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        click.echo(f"\n{advice}", err=True)
+        raise SystemExit(EXIT_INTERRUPTED) from None
 
 
 def check_writable(path: Path, option: str) -> None:

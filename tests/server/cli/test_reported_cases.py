@@ -5,8 +5,10 @@ A row of :func:`test_spec_text` gives the same answer at every door: a file, sta
 
 from __future__ import annotations
 
+import io
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -17,14 +19,17 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 from click.testing import CliRunner, Result
 
 from server.auth.keys import Scope
 from server.cli.main import main
+from server.cli.tables import job_lines
+from server.cli.watching import Display
 from server.ray.embedded import EmbeddedRay
 from server.settings import Settings
-from tests.server.conftest import Api, FakeRay, running
+from tests.server.conftest import SPEC, Api, FakeRay, running
 from tests.server.keyed import add_key
 
 JSON = '{"dataset": {"name": "digits"}, "ipc": 1, "iterations": 3}'
@@ -261,3 +266,65 @@ print([file.name for file in path.iterdir()])
     lines = run.stdout.splitlines()
     assert [("ulimit -f" in line, "file" in line or "log" in line) for line in lines[:2]] == [(True, True)] * 2, run.stderr
     assert lines[2:] == ['{"a": 1}', "", "['log']"]
+
+
+def interrupt_at_first(monkeypatch: pytest.MonkeyPatch, type: str) -> None:
+    """Press Ctrl-C when the first event of a type is shown."""
+    show = Display.show
+
+    def show_and_interrupt(display: Display, event: dict[str, Any]) -> None:
+        show(display, event)
+        if event["type"] == type:
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(Display, "show", show_and_interrupt)
+
+
+@pytest.mark.parametrize("command", ["submit --wait", "watch"])
+def test_ctrl_c_wait(server: Api, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str) -> None:
+    spec = tmp_path / "slow.json"
+    spec.write_text(JSON)
+    interrupt_at_first(monkeypatch, "status")
+    if command == "watch":
+        result = cafe(server, "watch", cafe(server, "submit", str(spec)).stdout.strip())
+    else:
+        result = cafe(server, "submit", str(spec), "--wait")
+    assert result.exit_code == 130
+    job_id = server.get("/v1/jobs?limit=1").json()["data"][0]["id"]
+    assert f"{job_id} goes on; `cafe watch {job_id}`" in result.stderr
+    assert f"`cafe cancel {job_id}`" in result.stderr
+    assert server.job(job_id)["status"] not in ("cancelling", "cancelled", "failed")
+
+
+def test_ctrl_c_of_run_says_how_to_continue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = tmp_path / "spec.json"
+    spec.write_text(json.dumps(SPEC | {"iterations": 3, "checkpoint_every": 1, "method": {"batch_real": 8, "max_outer": 1}}))
+    arguments = ["run", str(spec), "--out", str(tmp_path / "out"), "--data-dir", str(tmp_path / "data")]
+    with monkeypatch.context() as interrupted:
+        interrupt_at_first(interrupted, "iteration")
+        result = CliRunner().invoke(main, arguments, catch_exceptions=False)
+    assert result.exit_code == 130
+    assert f"run the same command again to continue from the last checkpoint in {tmp_path / 'out'}" in result.stderr
+    again = CliRunner().invoke(main, arguments, catch_exceptions=False)
+    assert again.exit_code == 0
+    assert "iteration 3/3" in again.stderr
+
+
+@pytest.mark.parametrize("columns", [60, 80])
+def test_tables_fit_the_terminal(monkeypatch: pytest.MonkeyPatch, columns: int) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    job = {"id": "job_abcdefghijklmnop", "kind": "condense", "status": "succeeded", "name": "a long name " * 20}
+    jobs = [job | {"progress": {"done": 5, "total": 2000}, "created_at": "2026-11-28T11:02:17.123456Z"}]
+    monkeypatch.setenv("COLUMNS", str(columns))
+    monkeypatch.setattr(sys, "stdout", Terminal())
+    header, row = map(click.unstyle, job_lines(jobs))
+    assert header.split()[:4] == ["id", "kind", "status", "progress"]
+    assert max(len(header), len(row)) <= columns
+    assert row.endswith("…")
+    monkeypatch.setattr(sys, "stdout", io.StringIO())
+    [whole] = job_lines(jobs)
+    assert whole.endswith(job["name"].strip())
+    assert "\x1b" not in whole
