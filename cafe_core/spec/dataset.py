@@ -45,6 +45,9 @@ AnyDataset: TypeAlias = Annotated[DatasetSpec, BeforeValidator(dataset_written_o
 """A dataset's spec, or a plain string: a built-in name, the id of an upload, or a path."""
 
 
+_absent_if_unknown = Field(exclude_if=lambda statistics: not statistics)
+
+
 class DatasetInfo(SpecModel):
     """The facts about a dataset that a spec is resolved against. None of them needs pixels."""
 
@@ -56,9 +59,10 @@ class DatasetInfo(SpecModel):
     channels: int
     height: int
     width: int
-    mean: list[float]
-    """Mean per channel of the images, scaled to [0, 1]."""
-    std: list[float]
+    mean: Annotated[list[float], _absent_if_unknown] = []
+    """Mean per channel of the training images, scaled to [0, 1]. Absent for own images until a job has decoded them."""
+    std: Annotated[list[float], _absent_if_unknown] = []
+    """Standard deviation per channel, as `mean`."""
     is_digits: bool = False
     """Whether flipping an image can change its class (MNIST, SVHN, digits); such images are not flipped."""
 

@@ -31,6 +31,7 @@ from server.auth.keys import Scope, all_of, hash_of, limits_of, scopes_of
 from server.auth.limits import Buckets, Limits
 from server.auth.open_requests import OpenRequests
 from server.errors import ApiError, ForbiddenError, UnauthorizedError, UnavailableError, problem_response, problems
+from server.http.root_path import route_path
 from server.settings import Settings
 from server.store.database import Database
 from server.store.models import ApiKey
@@ -164,7 +165,7 @@ class Gate:
             await self._app(scope, receive, send)
 
     async def _admit(self, scope: AsgiScope) -> Principal | None:
-        path, method, headers = scope["path"], scope["method"], Headers(scope=scope)
+        path, method, headers = route_path(scope), scope["method"], Headers(scope=scope)
         if path in ("/healthz", "/readyz"):  # must work without the database
             return None
         keys: KeyRing = scope["app"].state.services.keys

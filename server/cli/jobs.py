@@ -7,9 +7,9 @@ from pathlib import Path
 
 import click
 
-from server.cli.options import EXIT_FAILED, check_writable, explained_interrupt
+from server.cli.options import EXIT_FAILED, JSON_OPTION, check_writable, explained_interrupt
 from server.cli.spec_files import SPEC_ARGUMENT, load_spec
-from server.cli.tables import job_lines, trial_lines
+from server.cli.tables import job_lines, print_rows, trial_lines
 from server.cli.watching import FAILED_STATUSES, Display
 from server.client import Client
 
@@ -83,24 +83,24 @@ def resume(api: Client, job_id: str) -> None:
 @click.option("--kind", type=click.Choice(["condense", "evaluate", "sweep", "extend"]), help="Only jobs of this kind.")
 @click.option("--label", multiple=True, metavar="KEY=VALUE", help="Only jobs with this label; may be repeated.")
 @click.option("--limit", type=click.IntRange(1, 500), default=50, show_default=True, help="Maximum number of jobs.")
+@JSON_OPTION
 @click.pass_obj
-def list_(api: Client, status: str | None, kind: str | None, label: tuple[str, ...], limit: int) -> None:
+def list_(api: Client, status: str | None, kind: str | None, label: tuple[str, ...], limit: int, as_json: bool) -> None:
     """List jobs, newest first."""
-    for line in job_lines(api.jobs(status, kind, label, limit)):
-        click.echo(line)
+    print_rows(api.jobs(status, kind, label, limit), job_lines, as_json=as_json)
 
 
 @click.command()
 @click.argument("job_id", metavar="ID")
 @click.option("--csv", "as_csv", is_flag=True, help="Print CSV.")
+@JSON_OPTION
 @click.pass_obj
-def trials(api: Client, job_id: str, as_csv: bool) -> None:
+def trials(api: Client, job_id: str, as_csv: bool, as_json: bool) -> None:
     """Print a job's trials, also while it runs: the networks of an evaluation, or the trials of a sweep."""
     if as_csv:
         click.echo(api.trials_csv(job_id), nl=False)
         return
-    for line in trial_lines(api.trials(job_id)):
-        click.echo(line)
+    print_rows(api.trials(job_id), trial_lines, as_json=as_json)
 
 
 @click.command()

@@ -6,7 +6,9 @@ Exit codes: 0 success, 1 the job failed, 2 wrong usage or a refused spec, 3 the 
 from __future__ import annotations
 
 import errno
+import io
 import json
+import sys
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,7 @@ from typing import Any
 import click
 
 from cafe_core.errors import CafeError, SpecError
-from server.cli import jobs
+from server.cli import jobs, resources
 from server.cli.options import (
     EXIT_FAILED,
     EXIT_INTERRUPTED,
@@ -93,11 +95,15 @@ def _print_error(detail: str, errors: list[dict[str, str]] | None = None) -> Non
 
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="cafe-service", prog_name="cafe")
 @click.option("--url", envvar="CAFE_URL", show_envvar=True, default=DEFAULT_URL, show_default=True, help="URL of the server.")
 @click.option("--api-key", envvar="CAFE_API_KEY", show_envvar=True, help="API key.")
 @click.pass_context
 def main(ctx: click.Context, url: str, api_key: str | None) -> None:
     """Condense datasets: run a server, submit jobs to it, or run a job in this process."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a name that the terminal's encoding does not have is no error
     ctx.obj = Client(url, api_key)
     ctx.call_on_close(ctx.obj.close)
 
@@ -116,6 +122,13 @@ def main(ctx: click.Context, url: str, api_key: str | None) -> None:
     "collective_timeout_s",
     type=float,
     help="Seconds until a worker that does not respond is restarted. [default: 300]",
+)
+@click.option("--root-path", metavar="PREFIX", help="Path prefix of a reverse proxy in front of the server, e.g. /cafe.")
+@click.option(
+    "--trust-forwarded-prefix",
+    is_flag=True,
+    default=None,
+    help="Take the prefix from X-Forwarded-Prefix. Only if a proxy sets or removes this header in every request.",
 )
 @click.option(
     "--share-port",
@@ -159,5 +172,5 @@ def run(spec: Path, out: Path, **options: Any) -> None:
     click.echo(json.dumps(result, indent=2))
 
 
-for _command in jobs.COMMANDS:
+for _command in (*jobs.COMMANDS, *resources.COMMANDS):
     main.add_command(_command)

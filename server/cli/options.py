@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 EXIT_FAILED, EXIT_REFUSED, EXIT_UNREACHABLE, EXIT_INTERRUPTED = 1, 2, 3, 130
 
 
+JSON_OPTION = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+
+
 class RefusedInputError(click.ClickException):
     """Something that the user gave is wrong. Shown as one line, without the usage of the command."""
 

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
+from urllib.parse import quote
 
 import httpx
 import httpx_sse
@@ -75,6 +76,27 @@ class Client:
             if page["next_cursor"] is None or len(found) >= limit:
                 return found
             query = query.set("cursor", page["next_cursor"])
+
+    def delete(self, identifier: str) -> None:
+        """Delete a job that has ended, or an uploaded dataset, by its id."""
+        collection = "datasets" if identifier.startswith("ds_") else "jobs"
+        self._connection.request("DELETE", f"/v1/{collection}/{quote(identifier, safe='')}")
+
+    def upload(self, path: Path, name: str | None = None) -> dict[str, Any]:
+        """Upload a dataset, a .zip or .npz file, and return it. The server answers after it has checked all images."""
+        data = {} if name is None else {"name": name}
+        with path.open("rb") as file:
+            timeout = httpx.Timeout(TIMEOUT_S, read=None)
+            return self.post("/v1/datasets", files={"file": (path.name, file)}, data=data, timeout=timeout)
+
+    def datasets(self) -> list[dict[str, Any]]:
+        """Return the built-in datasets, then the uploaded ones, newest first."""
+        found: list[dict[str, Any]] = self._get("/v1/datasets")["data"]
+        return found
+
+    def cluster(self) -> dict[str, Any]:
+        """Return the nodes of the cluster, its CPUs and GPUs, and Ray's version."""
+        return self._get("/v1/cluster")
 
     def logs(self, job_id: str, attempt: int | None = None, tail: int | None = None) -> str:
         """Return the output of an attempt (default: the current one), or its last `tail` lines."""
@@ -196,7 +218,9 @@ class Client:
         out.mkdir(parents=True, exist_ok=True)
         artifacts = self._get(f"/v1/jobs/{job_id}/artifacts")["data"]
         for artifact in artifacts:
-            yield self._fetch(artifact["href"], out / Path(artifact["name"]).name, artifact["sha256"])
+            # not its `href`, which may have a prefix that the URL of this client has too
+            href = f"/v1/jobs/{job_id}/artifacts/{quote(artifact['name'], safe='')}"
+            yield self._fetch(href, out / Path(artifact["name"]).name, artifact["sha256"])
         if not artifacts:
             yield self._fetch(f"/v1/jobs/{job_id}/synthetic", out / "synthetic.safetensors")
             yield self._fetch(f"/v1/jobs/{job_id}/preview.png", out / "preview.png")

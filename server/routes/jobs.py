@@ -16,7 +16,7 @@ from server.auth.access import Principal, Reader, Writer
 from server.auth.limits import check_queue
 from server.auth.open_requests import mark_long_lived
 from server.auth.visibility import find_job, listed_owner
-from server.deps import JobId, Services, ServicesDep
+from server.deps import JobId, Root, Services, ServicesDep
 from server.errors import UnauthorizedError, problems
 from server.files.inputs import stage_input
 from server.files.job_files import bytes_in
@@ -62,6 +62,7 @@ async def submit(
     spec: Annotated[JobSpec, Body()],
     principal: Writer,
     services: ServicesDep,
+    root: Root,
     idempotency_key: Annotated[
         str | None, Header(min_length=1, max_length=255, description="Sending the same key and body again returns the same job.")
     ] = None,
@@ -77,16 +78,16 @@ async def submit(
     if idempotency_key is not None and not dry_run:
         known = await run_in_threadpool(_recall, services, principal, idempotency_key, body_sha256)
         if known is not None:
-            return _job_response(known)
+            return _job_response(known, root)
     capacity = await services.cluster.capacity()
     planned = await services.heavy.run_fair(principal.key_id, _plan, services, principal, spec, capacity)
     if dry_run:
         return Response(_dry_run(planned).model_dump_json(), media_type="application/json")
     job, created = await run_in_threadpool(_create, services, principal, planned, idempotency_key, body_sha256)
     if not created:
-        return _job_response(job)
+        return _job_response(job, root)
     services.changed(job.id)
-    return _job_response(job, status_code=201, headers={"Location": f"/v1/jobs/{job.id}"})
+    return _job_response(job, root, status_code=201, headers={"Location": f"{root}/v1/jobs/{job.id}"})
 
 
 def _plan(services: Services, principal: Principal, spec: JobSpec, cluster: RayCluster) -> Plan:
@@ -135,8 +136,8 @@ def _dry_run(planned: Plan) -> schemas.DryRun:
     )
 
 
-def _job_response(job: models.Job, *, status_code: int = 200, headers: dict[str, str] | None = None) -> Response:
-    content = serializers.job(job).model_dump_json()
+def _job_response(job: models.Job, root: str, *, status_code: int = 200, headers: dict[str, str] | None = None) -> Response:
+    content = serializers.job(job, root).model_dump_json()
     all_headers = {"ETag": serializers.job_etag(job), "Cache-Control": "no-cache", **(headers or {})}
     return Response(content, status_code, all_headers, media_type="application/json")
 
@@ -145,6 +146,7 @@ def _job_response(job: models.Job, *, status_code: int = 200, headers: dict[str,
 def list_jobs(
     principal: Reader,
     services: ServicesDep,
+    root: Root,
     status: Annotated[Status | None, Query(description="Only jobs with this status.")] = None,
     kind: Annotated[schemas.JobKind | None, Query(description="Only jobs of this kind.")] = None,
     label: Annotated[
@@ -164,7 +166,7 @@ def list_jobs(
             rows = min(limit - len(listed), ROWS_AT_ONCE)
             found, cursor = listing.page(session, wanted, limit=rows, cursor=cursor)
             # JSON takes a fraction of the memory of the objects.
-            listed += [serializers.job(job).model_dump_json() for job in found]
+            listed += [serializers.job(job, root).model_dump_json() for job in found]
             if cursor is None or len(listed) == limit or sum(map(len, listed)) >= PAGE_BYTES:
                 break
     return Response(serializers.job_page(listed, next_cursor=cursor), media_type="application/json")
@@ -176,6 +178,7 @@ async def get_job(
     request: Request,
     principal: Reader,
     services: ServicesDep,
+    root: Root,
     wait: Annotated[
         float | None,
         Query(ge=0, le=30, description="Seconds to wait for a change since the ETag in If-None-Match, or else since now."),
@@ -196,7 +199,7 @@ async def get_job(
             raise UnauthorizedError("the API key was revoked during the request", "Bearer")
     if matches(if_none_match, serializers.job_etag(job)):
         return not_modified(serializers.job_etag(job))
-    return _job_response(job)
+    return _job_response(job, root)
 
 
 async def _changed_from(
@@ -225,7 +228,7 @@ def _get(services: Services, principal: Principal, job_id: str) -> models.Job:
     response_model=schemas.Job,
     responses={200: {"model": schemas.Job, "description": "The job had already ended"}, **problems(404, 422)},
 )
-def cancel(job_id: JobId, principal: Writer, services: ServicesDep) -> Response:
+def cancel(job_id: JobId, principal: Writer, services: ServicesDep, root: Root) -> Response:
     """Cancel a job.
 
     Idempotent. The result of its last checkpoint stays downloadable.
@@ -234,11 +237,11 @@ def cancel(job_id: JobId, principal: Writer, services: ServicesDep) -> Response:
         job = find_job(session, principal, job_id, lock=True)
         accepted = jobs.cancel(session, job)
     services.changed(job_id)
-    return _job_response(job, status_code=202 if accepted else 200)
+    return _job_response(job, root, status_code=202 if accepted else 200)
 
 
 @router.post("/jobs/{job_id}/resume", status_code=202, response_model=schemas.Job, responses=problems(404, 409, 413, 422))
-def resume(job_id: JobId, principal: Writer, services: ServicesDep) -> Response:
+def resume(job_id: JobId, principal: Writer, services: ServicesDep, root: Root) -> Response:
     """Resume a failed or cancelled job.
 
     Starts a new attempt from the last checkpoint.
@@ -248,7 +251,7 @@ def resume(job_id: JobId, principal: Writer, services: ServicesDep) -> Response:
         check_queue(session, job.owner, services.settings, adding=0)
         jobs.resume(session, job)
     services.changed(job_id)
-    return _job_response(job, status_code=202)
+    return _job_response(job, root, status_code=202)
 
 
 @router.delete("/jobs/{job_id}", status_code=204, responses=problems(404, 409, 422))

@@ -29,9 +29,10 @@ from tests.server.kinds import EVALUATE, SWEEP, end_trial, running_job, trained
 from workers.client import RayJob, RayJobState
 
 
-def cafe(api: Api, *arguments: str) -> Result:
+def cafe(api: Api, *arguments: str, input: bytes | None = None, **environ: str) -> Result:
     """Run `cafe ARGUMENTS` against the server."""
-    return CliRunner(env={"CAFE_URL": str(api.base_url)}).invoke(main, list(arguments), catch_exceptions=False)
+    runner = CliRunner(env={"CAFE_URL": str(api.base_url)} | environ)
+    return runner.invoke(main, list(arguments), input=input, catch_exceptions=False)
 
 
 @pytest.fixture

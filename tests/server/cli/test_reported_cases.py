@@ -21,7 +21,7 @@ from typing import Any
 
 import click
 import pytest
-from click.testing import CliRunner, Result
+from click.testing import CliRunner
 
 from server.auth.keys import Scope
 from server.cli.main import main
@@ -29,6 +29,7 @@ from server.cli.tables import job_lines
 from server.cli.watching import Display
 from server.ray.embedded import EmbeddedRay
 from server.settings import Settings
+from tests.server.cli.test_cli import cafe
 from tests.server.conftest import SPEC, Api, FakeRay, running
 from tests.server.keyed import add_key
 
@@ -40,12 +41,6 @@ YAML = "dataset: {name: digits}\nipc: 1\niterations: 3\n"
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
     with running(Settings(data_dir=tmp_path_factory.mktemp("data")), FakeRay()) as api:
         yield api
-
-
-def cafe(api: Api, *arguments: str, input: bytes | None = None, **environ: str) -> Result:
-    """Run `cafe ARGUMENTS` against the server."""
-    runner = CliRunner(env={"CAFE_URL": str(api.base_url)} | environ)
-    return runner.invoke(main, list(arguments), input=input, catch_exceptions=False)
 
 
 PLAIN_STRINGS = b"dataset: digits\nmethod: kmeans\nnetwork: resnet18\nipc: 1\n"
