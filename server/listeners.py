@@ -25,6 +25,8 @@ def bound_sockets(host: str, port: int, *, share: bool) -> list[socket.socket]:
 
     share: allow other servers of the same user to listen on the port as well. Raises CannotListenError.
     """
+    if not 0 <= port <= 65535:
+        raise CannotListenError(f"cannot listen on port {port}: ports are 0 to 65535; choose another --port")
     found: list[socket.socket] = []
     try:
         addresses = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)

@@ -88,10 +88,10 @@ class _Group(click.Group):
 def _print_error(detail: str, errors: list[dict[str, str]] | None = None) -> None:
     """Print a refusal: one error on one line, several on a line each."""
     if not errors:
-        click.echo(f"error: {detail}", err=True)
+        click.echo(f"Error: {detail}", err=True)
         return
     lines = [f"{error['loc']}: {error['msg']}" if error["loc"] else error["msg"] for error in errors]
-    click.echo(f"error: {lines[0]}" if len(lines) == 1 else "\n  ".join(["error: the request was refused", *lines]), err=True)
+    click.echo(f"Error: {lines[0]}" if len(lines) == 1 else "\n  ".join(["Error: the request was refused", *lines]), err=True)
 
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
@@ -110,9 +110,7 @@ def main(ctx: click.Context, url: str, api_key: str | None) -> None:
 
 @main.command()
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
-@click.option(
-    "--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="Port to listen on; 0: any free port."
-)
+@click.option("--port", type=int, default=8000, show_default=True, help="Port to listen on; 0: any free port.")
 @data_options
 @click.option("--ray-address", help="URL of Ray's dashboard, http://HOST:8265. [default: start a local Ray]")
 @click.option("--num-cpus", type=click.IntRange(min=1), help="CPUs of the local Ray. [default: all]")

@@ -180,7 +180,7 @@ def taken_port() -> Iterator[str]:
 @pytest.mark.parametrize(
     ("options", "messages"),
     [
-        (["--port", "99999"], ["99999"]),
+        (["--port", "99999"], ["99999", "0 to 65535", "--port"]),
         (["--port", "-1"], ["-1"]),
         (["--port", "TAKEN"], ["another program listens there", "--port"]),
         (["--port", "0", "--host", "127.0.0.300"], ["127.0.0.300", "--host"]),
@@ -196,6 +196,7 @@ def test_port_is_checked_before_ray_is_started(
     result = CliRunner().invoke(main, arguments, catch_exceptions=False)
     assert result.exit_code == 2
     assert [part for part in messages if part not in result.stderr] == [], result.stderr
+    assert result.stderr.count("\n") == 1
     assert "Ray" not in result.stderr
 
 
