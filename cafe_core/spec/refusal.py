@@ -17,7 +17,7 @@ from cafe_core.spec.sweep import SweepSpec
 from cafe_core.spec.wording import described, did_you_mean
 
 _FIELDS = {**CondenseSpec.model_fields, **EvaluateSpec.model_fields, **SweepSpec.model_fields, **ExtendSpec.model_fields}
-_NUMBER = re.compile(r"[-+]?[0-9]{1,30}(\.[0-9]{1,30})?([eE][-+]?[0-9]{1,4})?")
+_NUMBER = re.compile(r"[-+]?[0-9][0-9_]{0,30}(\.[0-9]{1,30})?([eE][-+]?[0-9]{1,4})?")
 _NAMES_A_FIELD = re.compile(rf"((?:{'|'.join(_FIELDS)})(?:\.[a-z0-9_]+)*): ")
 
 
@@ -37,6 +37,8 @@ def refused_field(error: Mapping[str, Any], *, outer: int = 0) -> tuple[str, str
             return loc, message
         case "unknown_kind" if isinstance(value, Mapping):
             return "kind", message.removeprefix("kind ") + _got_name(value.get("kind"), KINDS)
+        case "unknown_kind" if isinstance(value, bytes):
+            return loc, "the body is not declared as JSON; send the header Content-Type: application/json"
         case "unknown_kind":
             return loc, f"a job spec must be an object with fields; got {described(value)}"
         case "unknown_method":
@@ -74,7 +76,7 @@ def _advice(kind: str, value: Any) -> str:
         case "bool_type", str() if value.lower() in ("yes", "no", "on", "off", "true", "false"):
             return f"; write {'true' if value.lower() in ('yes', 'on', 'true') else 'false'} without quotes"
         case "int_type" | "float_type", str() if _NUMBER.fullmatch(value):
-            return f"; write it without quotes: {value}"
+            return f"; write {value.replace('_', '')}, without quotes"
         case "int_type" | "int_from_float", float() if value.is_integer():
             return f"; write {int(value)}"
         case "list_type", str() | int() | float():

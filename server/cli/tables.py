@@ -95,7 +95,7 @@ def _percent(accuracy: float | None) -> str:
 
 def table(header: list[str], rows: Iterable[list[str]]) -> Iterator[str]:
     """Yield the lines of a table: on a terminal with a header and cut to its width, elsewhere without and whole."""
-    is_terminal = sys.stdout.isatty()
+    is_terminal = bool(sys.stdout and sys.stdout.isatty())  # None if it is closed
     lines = [header, *rows]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     columns = shutil.get_terminal_size().columns

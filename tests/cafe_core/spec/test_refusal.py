@@ -24,7 +24,8 @@ def refused(spec: dict[str, Any]) -> list[tuple[str, str]]:
     ("fields", "loc", "messages"),
     [
         ({"ipc": 0}, "ipc", ["got 0 (a number)"]),
-        ({"ipc": "5"}, "ipc", ['got "5" (text)', "without quotes: 5"]),
+        ({"ipc": "5"}, "ipc", ['got "5" (text)', "write 5, without quotes"]),
+        ({"ipc": "1_000"}, "ipc", ['got "1_000" (text)', "write 1000"]),
         ({"ipc": 1e3}, "ipc", ["got 1000.0", "write 1000"]),
         ({"name": 42}, "name", ["got 42 (a number)", 'in quotes: "42"']),
         ({"labels": {"on": True}}, "labels.on", ["got true", 'in quotes: "true"']),
@@ -32,7 +33,7 @@ def refused(spec: dict[str, Any]) -> list[tuple[str, str]]:
         ({"compile": 0}, "compile", ["got 0"]),
         ({"seed": None}, "seed", ["got nothing"]),
         ({"seed": [1, 2]}, "seed", ["got a list of 2 items"]),
-        ({"method": {"image_lr": "1e-3"}}, "method.image_lr", ['got "1e-3"', "without quotes: 1e-3"]),
+        ({"method": {"image_lr": "1e-3"}}, "method.image_lr", ['got "1e-3"', "write 1e-3, without quotes"]),
         ({"method": {"beta": float("inf")}}, "method.beta", ["got Infinity"]),
         ({"evaluation": {"networks": "mlp"}}, "evaluation.networks", ['got "mlp"', '["mlp"]']),
         ({"resources": 4}, "resources", ["object with fields", "got 4"]),

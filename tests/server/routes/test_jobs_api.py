@@ -89,6 +89,14 @@ def test_refuses_body_that_is_not_a_spec(api: Api, body: bytes) -> None:
     refused(api.post("/v1/jobs", content=body, headers={"Content-Type": "application/json"}))
 
 
+@pytest.mark.parametrize("media_type", [None, "application/x-www-form-urlencoded", "application/yaml", "text/plain"])
+def test_body_that_is_not_declared_as_json_names_the_header(api: Api, media_type: str | None) -> None:
+    """As `curl -d` sends it without a header."""
+    headers = {"Content-Type": media_type} if media_type else {}
+    errors = refused(api.post("/v1/jobs", content=json.dumps(SPEC), headers=headers))
+    assert "Content-Type: application/json" in errors[""]
+
+
 def test_refuses_lone_surrogates(api: Api) -> None:
     body = b'{"kind": "condense", "dataset": {"name": "digits"}, "ipc": 1, "\\ud800": 1, "name": "\\ud800"}'
     refused(api.post("/v1/jobs", content=body, headers={"Content-Type": "application/json"}))
