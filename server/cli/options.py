@@ -37,6 +37,10 @@ def explained_interrupt(advice: str) -> Iterator[None]:
 
 def check_writable(path: Path, option: str) -> None:
     """Raise RefusedInputError unless files can be created below `path`, a directory that may not exist yet."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError as error:  # job.json could not name it
+        raise RefusedInputError(f"{option}: {path} is not UTF-8; choose another path") from error
     existing = next(candidate for candidate in (path.absolute(), *path.absolute().parents) if os.path.lexists(candidate))
     if not existing.is_dir():
         raise RefusedInputError(f"{option}: {existing} is not a directory; choose another path")
