@@ -16,10 +16,12 @@ from cafe_core.errors import DiskFullError
 
 @contextmanager
 def raising_disk_full(path: Path) -> Iterator[None]:
-    """Raise DiskFullError, which names `path`, for a full disk or an exceeded disk quota."""
+    """Raise DiskFullError, which names `path`, for a full disk, an exceeded disk quota or the limit of file sizes."""
     try:
         yield
     except OSError as error:
+        if error.errno == errno.EFBIG:
+            raise DiskFullError(f"cannot write {path}: {error.strerror}; raise the limit of file sizes (ulimit -f)") from error
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         raise DiskFullError(f"cannot write {path}: {error.strerror}") from error
@@ -93,8 +95,8 @@ class LineLog:
         start = os.fstat(self._file.fileno()).st_size
         try:
             with raising_disk_full(self._path):
-                if self._file.write(line) != len(line):
-                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                while line:  # after a write of a part, the next one raises the reason
+                    line = line[self._file.write(line) :]
         except DiskFullError:
             self._file.truncate(start)
             raise

@@ -25,6 +25,7 @@ from server.files.removal import finish_removals
 from server.files.uploads import finish_upload_removals
 from server.http.body_limit import FORM_BYTES, MAX_BODY_BYTES, BodyLimit
 from server.http.request_id import RequestId
+from server.http.root_path import RootPath, route_path
 from server.ray.api import RayApi
 from server.ray.cluster_view import ClusterView
 from server.reconciler.leader_election import Leader
@@ -98,14 +99,15 @@ def create_app(settings: Settings, ray: RayApi) -> FastAPI:
     error_handlers.install(app)
 
     def is_upload(scope: Scope) -> bool:
-        return (scope["method"], scope["path"]) == ("POST", "/v1/datasets")
+        return (scope["method"], route_path(scope)) == ("POST", "/v1/datasets")
 
     def body_limit(scope: Scope) -> int:
         return access.max_upload_bytes(scope, settings) + FORM_BYTES if is_upload(scope) else MAX_BODY_BYTES
 
     app.add_middleware(BodyLimit, limit_of=body_limit)
     app.add_middleware(Gate, settings=settings)  # outside BodyLimit, so that the body of a refused request is not read
-    app.add_middleware(RequestId, metrics=registry_metrics)  # outermost, so that refused requests have an id as well
+    app.add_middleware(RequestId, metrics=registry_metrics)  # outside Gate, so that refused requests have an id as well
+    app.add_middleware(RootPath, prefix=settings.root_path, trust_forwarded=settings.trust_forwarded_prefix)  # outermost
     app.include_router(system.health_router)  # first: FastAPI prepares later routes at the first request to one of them
     app.include_router(jobs.router)
     app.include_router(events.router)

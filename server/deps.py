@@ -60,5 +60,12 @@ def _services(request: Request) -> Services:
     return services
 
 
+def _root(request: Request) -> str:
+    root: str = request.scope.get("root_path", "")
+    return root
+
+
+Root = Annotated[str, Depends(_root)]
+"""The path prefix of a proxy in front of the server, or nothing; every link begins with it."""
 ServicesDep = Annotated[Services, Depends(_services)]
 JobId = Annotated[str, Path(description="The `id` of a job.", examples=["job_7q2xkd3m5nab4cvw"])]

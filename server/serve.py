@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import socket
 import tempfile
 import types
 from collections.abc import Iterator
@@ -16,10 +15,11 @@ import uvicorn
 from fastapi import FastAPI
 from sqlalchemy.exc import SQLAlchemyError
 
+from server.addresses import is_loopback
 from server.app import create_app
 from server.auth import keys
-from server.auth.access import is_loopback
 from server.http.graceful import GracefulServer
+from server.listeners import bound_sockets
 from server.ray.embedded import EmbeddedRay
 from server.ray.keeper import restarting
 from server.settings import Settings
@@ -38,8 +38,8 @@ def run_server(settings: Settings, host: str, port: int, *, share_port: bool = F
     share_port: allow other servers of the same user to listen on the port, so that a new server can replace an old one without
     downtime.
 
-    Raises click.UsageError if the host is not loopback and there are no API keys, if the port is shared but Ray is local, if the
-    port cannot be bound, if Ray's token is missing, and if the dataset root overlaps the data directory; NewerDatabaseError;
+    Raises click.UsageError if the host is not loopback and there are no API keys, if the port is shared but Ray is local, if
+    Ray's token is missing, and if the dataset root overlaps the data directory; CannotListenError; NewerDatabaseError;
     click.ClickException if the database does not respond.
     """
     try:
@@ -61,6 +61,9 @@ def run_server(settings: Settings, host: str, port: int, *, share_port: bool = F
     if share_port and settings.ray_address is None:
         raise click.UsageError("--share-port needs --ray-address: a local Ray and its jobs would stop with one of the servers")
     with contextlib.suppress(KeyboardInterrupt), _terminated_as_interrupted(), contextlib.ExitStack() as stack:
+        sockets = bound_sockets(host, port, share=share_port)  # before Ray is started, which takes long
+        for bound in sockets:
+            stack.callback(bound.close)
         address = settings.ray_address
         token = settings.ray_token.get_secret_value() if settings.ray_token else None
         if address is None:
@@ -74,7 +77,7 @@ def run_server(settings: Settings, host: str, port: int, *, share_port: bool = F
         app = create_app(settings, RayClient(address, token))
         config = uvicorn_config(app, host=host, port=port)
         server = GracefulServer(config, on_shutdown=lambda: app.state.services.close())
-        server.run([_shared_socket(host, port)] if share_port else None)
+        server.run(sockets)
         if not server.started:
             raise SystemExit(3)  # as uvicorn.run does
 
@@ -97,19 +100,6 @@ def _create(spool: Path) -> Path:
     """Create the directory of incomplete uploads. It is on the disk of the data directory: /tmp may be small, or in memory."""
     spool.mkdir(parents=True, exist_ok=True)
     return spool
-
-
-def _shared_socket(host: str, port: int) -> socket.socket:
-    """Return a bound socket. uvicorn listens on it when the app is ready; until then other servers get the connections."""
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
-        listener = socket.socket(family, kind, protocol)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        listener.bind(address)
-    except OSError as error:
-        raise click.UsageError(f"cannot listen on {host}:{port}: {error.strerror}; choose another --port") from error
-    return listener
 
 
 def _has_keys(settings: Settings) -> bool:

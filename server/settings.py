@@ -12,10 +12,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, model_validator
 
 from cafe_core.data.roots import DataRoots
 from cafe_core.jobs.jobdir import JobDir
+from server.http.root_path import normalized
 
 
 class SecretFileError(Exception):
@@ -85,6 +86,10 @@ class Settings(BaseModel):
     """Secret from which webhooks' signing secrets are derived. Default: `webhook-secret` in the data directory, created once."""
     webhook_allow_private: bool = False
     """Allow webhooks to private addresses. For closed networks only."""
+    root_path: Annotated[str, AfterValidator(normalized)] = ""
+    """Path prefix that a reverse proxy puts in front of the server, e.g. /cafe. All links, redirects and /docs begin with it."""
+    trust_forwarded_prefix: bool = False
+    """Take the prefix from X-Forwarded-Prefix. Only if a proxy sets or removes this header in every request."""
     log_format: Literal["json", "text"] | None = None
     """Format of the server's log. Default: text on a terminal, json elsewhere."""
 

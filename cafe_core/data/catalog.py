@@ -14,14 +14,13 @@ from cafe_core.spec.dataset import DatasetInfo, DatasetName, DatasetSpec
 
 #: Weights of red, green and blue in grey (ITU-R BT.601), as Pillow converts.
 _GREY_WEIGHTS = (0.299, 0.587, 0.114)
-_PLACEHOLDER_MEAN, _PLACEHOLDER_STD = 0.5, 0.25
 
 
 def describe(spec: DatasetSpec, roots: DataRoots) -> DatasetInfo:
     """Describe the dataset of `spec` quickly, when a job is posted.
 
     If the class store exists, return its description. Otherwise use the catalogue, or file names and the first image, or
-    an .npz file's headers and labels. In that case `mean` and `std` are placeholders for own data and estimates for a
+    an .npz file's headers and labels. In that case `mean` and `std` are empty for own data and estimates for a
     converted built-in dataset; the store that the driver builds has the measured ones. Raises SpecError and DatasetError
     for every error that can be found without decoding more than a sample of the images.
     """
@@ -31,8 +30,7 @@ def describe(spec: DatasetSpec, roots: DataRoots) -> DatasetInfo:
     if spec.name is not None:
         return _converted(BUILTIN[spec.name], spec)
     source = read(spec, roots, sample=True)
-    channels = source.shape[0]
-    return info_of(source, [_PLACEHOLDER_MEAN] * channels, [_PLACEHOLDER_STD] * channels)
+    return info_of(source, mean=[], std=[])
 
 
 def is_native(spec: DatasetSpec) -> bool:

@@ -12,6 +12,7 @@ import torch
 from pydantic import ValidationError
 
 from cafe_core.algorithm.checkpoint import Checkpoints
+from cafe_core.algorithm.checkpoint_files import newest_iteration
 from cafe_core.algorithm.collectives import Comm
 from cafe_core.algorithm.condense import condense
 from cafe_core.algorithm.gpu_memory import free_memory
@@ -208,13 +209,20 @@ def _check_same_job(directory: JobDir, job: JobFile) -> None:
     if changed:
         differs = f"{directory.path} holds the files of a job that differs in {', '.join(changed)}"
         raise SpecError(f"{differs}; choose another directory or delete it")
+    reached = newest_iteration(directory.checkpoints)
+    if isinstance(job.spec, CondenseSpec) and job.spec.iterations < reached:
+        raise SpecError(
+            f"{directory.path} already holds the images of iteration {reached}, later than {job.spec.iterations}; choose another "
+            "directory or delete it",
+            loc="iterations",
+        )
 
 
 def _identifying_fields(spec: JobSpec) -> dict[str, Any]:
     """Return the fields that must not change between runs into the same directory.
 
-    A condensation without validations may continue to more iterations, and may be evaluated differently: accuracies are stored
-    under the hash of the evaluated set.
+    A condensation without validations may continue to more iterations, not to fewer than it has reached. It may be evaluated
+    differently: accuracies are stored under the hash of the evaluated set.
     """
     may_change = {"name", "labels", "resources"}
     if isinstance(spec, CondenseSpec) and spec.validation is None:

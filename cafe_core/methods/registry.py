@@ -31,6 +31,7 @@ from cafe_core.spec.base import is_resolved_later
 from cafe_core.spec.best import BestMethod
 from cafe_core.spec.method import LearningMethodSpec, MethodSpec, ResolutionContext, SelectionMethodSpec, Sizes
 from cafe_core.spec.network import NetworkSpec
+from cafe_core.spec.plain_names import named
 
 ENTRY_POINTS = "cafe_service.methods"
 DEFAULT_METHOD = "cafe"
@@ -157,11 +158,6 @@ def _method_name(value: Any) -> str | None:
     return name if isinstance(name, str) and (name in METHODS or name == BEST) else None
 
 
-def _with_name(value: Any) -> Any:
-    """Return the spec of a method that is given by its name alone."""
-    return {"name": value} if isinstance(value, str) else value
-
-
 if TYPE_CHECKING:
     AnyMethod: TypeAlias = MethodSpec
     Selection: TypeAlias = str
@@ -174,7 +170,7 @@ else:
             custom_error_message=f"method.name must be one of {', '.join([*METHODS, BEST])}",
         ),
     ]
-    AnyMethod = Annotated[_SPECS, BeforeValidator(_with_name, json_schema_input_type=_SPECS | Literal[(*METHODS, BEST)])]
+    AnyMethod = Annotated[_SPECS, BeforeValidator(named, json_schema_input_type=_SPECS | Literal[(*METHODS, BEST)])]
     """Any registered method's spec, or its name alone."""
     Selection = Literal["random", "whole", *(name for name in SELECTIONS if name != "random")]
     """A choice of real images to evaluate."""

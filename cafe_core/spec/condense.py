@@ -8,10 +8,10 @@ from pydantic import Field, model_validator
 
 from cafe_core.methods.registry import BEST, AnyMethod
 from cafe_core.spec.base import Precision, resolved_later
-from cafe_core.spec.dataset import DatasetSpec
+from cafe_core.spec.dataset import AnyDataset
 from cafe_core.spec.evaluation import EvaluationSpec, ValidationSpec
 from cafe_core.spec.job_fields import JobFields
-from cafe_core.spec.network import NetworkSpec
+from cafe_core.spec.network import AnyNetwork, NetworkSpec
 from cafe_core.spec.resources import ResourcesSpec
 
 
@@ -20,7 +20,7 @@ class CondenseSpec(JobFields):
 
     kind: Literal["condense"] = "condense"
     """The kind of job."""
-    dataset: DatasetSpec
+    dataset: AnyDataset
     """The real images."""
     ipc: Annotated[int, Field(ge=1, le=10_000)]
     """Synthetic images per class."""
@@ -31,7 +31,7 @@ class CondenseSpec(JobFields):
     """Seed of all random draws of the job."""
     method: AnyMethod = Field(default=BEST, validate_default=True)
     """The method and its hyper-parameters. Default: `best`, or `cafe` if `iterations` is given."""
-    network: NetworkSpec = NetworkSpec()
+    network: AnyNetwork = NetworkSpec()
     """The network whose features are aligned."""
     resources: ResourcesSpec = ResourcesSpec()
     """The number of workers and the resources of each."""

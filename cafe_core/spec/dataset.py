@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, TypeAlias, get_args
 
-from pydantic import Field, StringConstraints, model_validator
+from pydantic import BeforeValidator, Field, StringConstraints, model_validator
 
 from cafe_core.spec.base import SpecModel
+from cafe_core.spec.plain_names import UPLOAD_ID, dataset_named
 
 DatasetName = Literal["digits", "mnist", "fashion_mnist", "svhn", "cifar10", "cifar100"]
 MAX_IMAGE_SIDE = 512
 
 
 class DatasetSpec(SpecModel):
-    """The real images: exactly one of `name`, `id`, `path`."""
+    """The real images: exactly one of `name`, `id`, `path`. A plain string is a built-in name, the id of an upload, or a path."""
 
     name: DatasetName | None = None
     """A built-in dataset."""
-    id: Annotated[str, StringConstraints(pattern=r"^ds_[a-z0-9]{1,40}$")] | None = None
+    id: Annotated[str, StringConstraints(pattern=UPLOAD_ID)] | None = None
     """A dataset uploaded to this server."""
     path: Annotated[str, StringConstraints(min_length=1, max_length=1024)] | None = None
     """An image folder (`CLASS/*.jpg`, or `train/CLASS/*.jpg` with an optional `test/` or `val/`), a .zip of one, or an .npz,
@@ -41,6 +42,15 @@ class DatasetSpec(SpecModel):
         return self
 
 
+def dataset_written_out(value: Any) -> Any:
+    """Return the fields of a dataset that is given by a plain string. Return any other value unchanged."""
+    return dataset_named(value, get_args(DatasetName))
+
+
+AnyDataset: TypeAlias = Annotated[DatasetSpec, BeforeValidator(dataset_written_out, json_schema_input_type=DatasetSpec | str)]
+"""A dataset's spec, or a plain string: a built-in name, the id of an upload, or a path."""
+
+
 class DatasetNote(SpecModel):
     """Something that was done to a dataset's images, or that is unusual about them, and that the user should know."""
 
@@ -50,6 +60,9 @@ class DatasetNote(SpecModel):
     transparency, orientation or frames were reduced. `constant`: images of a single colour. `repeated`: classes with fewer images
     than a method has to choose."""
     message: str
+
+
+_absent_if_unknown = Field(exclude_if=lambda statistics: not statistics)
 
 
 class DatasetInfo(SpecModel):
@@ -63,9 +76,10 @@ class DatasetInfo(SpecModel):
     channels: int
     height: int
     width: int
-    mean: list[float]
-    """Mean per channel of the images, scaled to [0, 1]."""
-    std: list[float]
+    mean: Annotated[list[float], _absent_if_unknown] = []
+    """Mean per channel of the training images, scaled to [0, 1]. Absent for own images until a job has decoded them."""
+    std: Annotated[list[float], _absent_if_unknown] = []
+    """Standard deviation per channel, as `mean`."""
     is_digits: bool = False
     """Whether flipping an image can change its class (MNIST, SVHN, digits); such images are not flipped."""
     notes: list[DatasetNote] = []

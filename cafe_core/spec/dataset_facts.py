@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable
-from typing import TypeAlias
+from typing import TypeAlias, get_args
 
 from cafe_core.errors import DatasetError, SpecError
-from cafe_core.spec.dataset import DatasetInfo, DatasetSpec
+from cafe_core.spec.dataset import DatasetInfo, DatasetName, DatasetSpec
+from cafe_core.spec.wording import did_you_mean
 
 _NAMES_A_DATASET_FIELD = re.compile(rf"dataset\.({'|'.join(DatasetSpec.model_fields)}): ")
 
@@ -40,12 +41,17 @@ class DatasetFacts:
         Raises SpecError for that field, or for one inside it, if the dataset could not be described.
         """
         found = self._found[dataset.model_dump_json()]
-        match found:
-            case SpecError():
-                raise SpecError(found.message, loc=found.loc.replace("dataset", field, 1)) from found
-            case DatasetError():
-                named = _NAMES_A_DATASET_FIELD.match(found.message)
-                if named is None:
-                    raise SpecError(found.message, loc=field) from found
-                raise SpecError(found.message[named.end() :], loc=f"{field}.{named[1]}") from found
-        return found
+        if isinstance(found, DatasetInfo):
+            return found
+        message = found.message + _builtin_meant(dataset)
+        if isinstance(found, SpecError):
+            raise SpecError(message, loc=found.loc.replace("dataset", field, 1)) from found
+        named = _NAMES_A_DATASET_FIELD.match(message)
+        if named is None:
+            raise SpecError(message, loc=field) from found
+        raise SpecError(message[named.end() :], loc=f"{field}.{named[1]}") from found
+
+
+def _builtin_meant(dataset: DatasetSpec) -> str:
+    """Return the suggestion of a built-in dataset for a path that cannot be used and is almost its name."""
+    return did_you_mean(dataset.path or "", get_args(DatasetName), cutoff=0.8)

@@ -8,7 +8,7 @@ from pydantic import Field, StringConstraints, model_validator
 
 from cafe_core.methods.registry import Selection
 from cafe_core.spec.base import SpecModel
-from cafe_core.spec.dataset import DatasetSpec
+from cafe_core.spec.dataset import AnyDataset
 from cafe_core.spec.evaluation import EvaluationSpec
 from cafe_core.spec.job_fields import JobFields
 from cafe_core.spec.resources import ResourcesSpec
@@ -21,7 +21,7 @@ class JudgedSpec(SpecModel):
     """The synthetic set of another job, copied when this job is submitted."""
     path: Annotated[str, StringConstraints(min_length=1, max_length=1024)] | None = None
     """A synthetic set as .safetensors or .npz, under the server's dataset root."""
-    dataset: DatasetSpec | None = None
+    dataset: AnyDataset | None = None
     """Real images, chosen by `selection`."""
     selection: Selection | None = None
     """With `dataset`: `random` (a new choice for each network), `whole` (all training images), or a coreset method."""
@@ -46,7 +46,7 @@ class EvaluateSpec(EvaluationSpec, JobFields):
     """The kind of job."""
     synthetic: JudgedSpec
     """The images to train on."""
-    dataset: DatasetSpec | None = None
+    dataset: AnyDataset | None = None
     """The dataset whose test images are used. Default: the dataset that the images were made from."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """Seed of all random draws of the job."""

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, Self, TypeAlias
 from pydantic import AfterValidator, Discriminator, Field, Tag
 
 from cafe_core.spec.base import SpecModel, all_different, resolved_later
-from cafe_core.spec.network import NetworkSpec
+from cafe_core.spec.network import AnyNetwork, NetworkSpec
 from cafe_core.spec.protocol import Protocol, Schedule, protocol_fields
 
 Augmentation = Literal[
@@ -41,7 +41,7 @@ class EvaluationSpec(SpecModel):
     grey digits. `dc-bench`: DC-BENCH's code, 300 epochs, or 1000 with augmentation, as before. `dance`: DANCE's code, 1500
     epochs, batch 64, DSA without cutout, and CutMix."""
 
-    networks: Annotated[list[NetworkSpec], Field(min_length=1, max_length=64)] = [NetworkSpec()]
+    networks: Annotated[list[AnyNetwork], Field(min_length=1, max_length=64)] = [NetworkSpec()]
     """The kinds of network to train."""
     repeats: Annotated[int, Field(ge=1, le=10_000)] = 20
     """Fresh networks per kind, augmentation and source of images; at most 100000 networks in total."""
@@ -92,7 +92,7 @@ class ValidationSpec(SpecModel):
     fraction: Annotated[float, Field(gt=0, le=0.5)] = 0.1
     """Fraction of each class's training images that is held out, at least one image, chosen by the job's seed. The mean and std
     are still those of all images."""
-    network: NetworkSpec = NetworkSpec()
+    network: AnyNetwork = NetworkSpec()
     """The kind of network to train."""
     repeats: Annotated[int, Field(ge=1, le=10_000)] = 3
     """Fresh networks per validation."""

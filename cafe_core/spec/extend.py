@@ -11,7 +11,7 @@ from cafe_core.methods.registry import AnyMethod
 from cafe_core.spec.base import Precision, SpecModel, resolved_later
 from cafe_core.spec.best import BestMethod
 from cafe_core.spec.condense import CondenseSpec, check_gpus_per_worker
-from cafe_core.spec.network import NetworkSpec
+from cafe_core.spec.network import AnyNetwork
 from cafe_core.spec.resources import ResourcesSpec
 
 _FROM_BASE = ("ipc", "seed", "method", "network", "precision")
@@ -54,7 +54,7 @@ class ExtendSpec(CondenseSpec):
     """Seed of all random draws: that of the set."""
     method: AnyMethod = resolved_later()
     """The method and its hyper-parameters: those of the set."""
-    network: NetworkSpec = resolved_later()
+    network: AnyNetwork = resolved_later()
     """The network whose features are aligned: that of the set."""
     precision: Precision = resolved_later()
     """The precision of the computation, which is that of the set."""

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, TypeAlias
 
-from pydantic import model_validator
+from pydantic import BeforeValidator, model_validator
 
 from cafe_core.spec.base import SpecModel, resolved_later
+from cafe_core.spec.plain_names import named
 
 NetworkName = Literal["convnet", "mlp", "lenet", "alexnet", "vgg11", "resnet18"]
 
 
 class NetworkSpec(SpecModel):
-    """A classifier. Leave out options that the network does not have; only the ConvNet has all of them."""
+    """A classifier. Leave out options that the network does not have; only the ConvNet has all of them. A string is a name."""
 
     name: NetworkName = "convnet"
     """convnet, mlp, lenet, alexnet, vgg11 or resnet18."""
@@ -39,6 +40,9 @@ class NetworkSpec(SpecModel):
         """Return this network with all its options filled in."""
         return self.model_copy(update={k: v for k, v in _NETWORK_DEFAULTS[self.name].items() if getattr(self, k) is None})
 
+
+AnyNetwork: TypeAlias = Annotated[NetworkSpec, BeforeValidator(named, json_schema_input_type=NetworkSpec | NetworkName)]
+"""A network's spec, or its name alone."""
 
 _NETWORK_DEFAULTS: dict[str, dict[str, Any]] = {
     "convnet": {"width": 128, "depth": 3, "norm": "instance", "activation": "relu", "pooling": "avg"},

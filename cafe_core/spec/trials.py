@@ -21,9 +21,10 @@ from pydantic import ValidationError
 from cafe_core.counters import counter_seed
 from cafe_core.errors import SpecError
 from cafe_core.spec.condense import CondenseSpec
-from cafe_core.spec.dataset import DatasetSpec
+from cafe_core.spec.dataset import DatasetSpec, dataset_written_out
 from cafe_core.spec.dataset_facts import DatasetFacts
 from cafe_core.spec.overrides import setting, shown
+from cafe_core.spec.plain_names import named
 from cafe_core.spec.refusal import named_field, refused_field
 from cafe_core.spec.resolution import resolve
 from cafe_core.spec.sweep import DimensionSpec, SweepSpec
@@ -173,6 +174,9 @@ def _depth(override: tuple[str, Any]) -> int:
     return override[0].count(".")
 
 
+_WRITTEN_OUT = {"dataset": dataset_written_out, "method": named, "network": named}
+
+
 def _set(fields: dict[str, Any], path: str, value: Any) -> None:
     """Set the field at `path` (`method.beta`, `evaluation.networks.0.width`). Raises SpecError if there is no such field."""
     parts = path.split(".")
@@ -188,8 +192,8 @@ def _set(fields: dict[str, Any], path: str, value: Any) -> None:
             raise SpecError(f"base has no field {path}: a plain value has no field {part}", loc=f"space.{path}")
         if following is None:
             inner[key] = copy.deepcopy(value)
-        elif part == "method" and isinstance(inner, dict) and isinstance(inner.get(key), str):
-            inner[key] = {"name": inner[key]}  # a method given by its name alone
+        elif part in _WRITTEN_OUT and isinstance(inner, dict) and isinstance(inner.get(key), str):
+            inner[key] = _WRITTEN_OUT[part](inner[key])  # another override set it to a plain string
             inner = inner[key]
         elif isinstance(inner, dict) and inner.get(key) is None:
             inner[key] = {}

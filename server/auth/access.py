@@ -13,7 +13,6 @@ import base64
 import binascii
 import contextlib
 import hmac
-import ipaddress
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -27,10 +26,12 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Send
 from starlette.types import Scope as AsgiScope
 
+from server.addresses import is_loopback
 from server.auth.keys import Scope, all_of, hash_of, limits_of, scopes_of
 from server.auth.limits import Buckets, Limits
 from server.auth.open_requests import OpenRequests
 from server.errors import ApiError, ForbiddenError, UnauthorizedError, UnavailableError, problem_response, problems
+from server.http.root_path import route_path
 from server.settings import Settings
 from server.store.database import Database
 from server.store.models import ApiKey
@@ -164,7 +165,7 @@ class Gate:
             await self._app(scope, receive, send)
 
     async def _admit(self, scope: AsgiScope) -> Principal | None:
-        path, method, headers = scope["path"], scope["method"], Headers(scope=scope)
+        path, method, headers = route_path(scope), scope["method"], Headers(scope=scope)
         if path in ("/healthz", "/readyz"):  # must work without the database
             return None
         keys: KeyRing = scope["app"].state.services.keys
@@ -212,19 +213,6 @@ def credentials(header: str, *, basic: bool = False) -> str | None:
         except (binascii.Error, UnicodeDecodeError):
             return None
     return None
-
-
-def is_loopback(host: str) -> bool:
-    """Return whether a host name or address, without port, is a loopback one."""
-    name = host.strip("[]").lower().rstrip(".")
-    if name == "localhost" or name.endswith(".localhost"):  # RFC 6761: never resolved by DNS
-        return True
-    try:
-        address = ipaddress.ip_address(name)
-    except ValueError:
-        return False
-    mapped = getattr(address, "ipv4_mapped", None)
-    return bool((mapped or address).is_loopback)
 
 
 def _without_port(header: str) -> str:

@@ -11,7 +11,8 @@ import click
 from sqlalchemy.exc import SQLAlchemyError
 
 from server.auth import keys
-from server.cli.options import load_settings
+from server.cli.options import JSON_OPTION, load_settings
+from server.cli.tables import key_lines, print_rows
 from server.store.database import Database
 from server.webhooks.sender import signing_secret
 
@@ -77,13 +78,13 @@ def create(name: str, scopes: tuple[str, ...], key_file: Path | None, data_dir: 
 
 @command.command("list")
 @_DATA_DIR
-def list_(data_dir: Path | None) -> None:
-    """List all keys: id, scopes, creation time and name."""
+@JSON_OPTION
+def list_(data_dir: Path | None, as_json: bool) -> None:
+    """List all keys: id, scopes, creation time, name and when a key was revoked."""
     with _database(data_dir) as database, database.read() as session:
-        rows = keys.all_of(session)
-    for row in rows:
-        state = f"revoked {row.revoked_at[:19]}Z" if row.revoked_at else ""
-        click.echo(f"{row.id}  {row.scopes:<16}  {row.created_at[:19]}Z  {row.name}  {state}".rstrip())
+        shown = ("id", "scopes", "created_at", "name", "revoked_at")
+        rows = [{field: getattr(row, field) for field in shown} for row in keys.all_of(session)]
+    print_rows(rows, key_lines, as_json=as_json)
 
 
 @command.command()

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +13,40 @@ import click
 if TYPE_CHECKING:
     from server.settings import Settings
 
-EXIT_FAILED, EXIT_REFUSED, EXIT_UNREACHABLE = 1, 2, 3
+EXIT_FAILED, EXIT_REFUSED, EXIT_UNREACHABLE, EXIT_INTERRUPTED = 1, 2, 3, 130
+
+
+JSON_OPTION = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+
+
+class RefusedInputError(click.ClickException):
+    """Something that the user gave is wrong. Shown as one line, without the usage of the command."""
+
+    exit_code = EXIT_REFUSED
+
+
+@contextmanager
+def explained_interrupt(advice: str) -> Iterator[None]:
+    """On Ctrl-C, print `advice`, which says how to return, and exit with EXIT_INTERRUPTED."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        click.echo(f"\n{advice}", err=True)
+        raise SystemExit(EXIT_INTERRUPTED) from None
+
+
+def check_writable(path: Path, option: str) -> None:
+    """Raise RefusedInputError unless files can be created below `path`, a directory that may not exist yet."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError as error:  # job.json could not name it
+        raise RefusedInputError(f"{option}: {path} is not UTF-8; choose another path") from error
+    existing = next(candidate for candidate in (path.absolute(), *path.absolute().parents) if os.path.lexists(candidate))
+    if not existing.is_dir():
+        raise RefusedInputError(f"{option}: {existing} is not a directory; choose another path")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        why = "its file system is read-only" if os.statvfs(existing).f_flag & os.ST_RDONLY else "permission denied"
+        raise RefusedInputError(f"{option}: cannot write to {existing}: {why}; choose another directory")
 
 
 def _directory(option: str, text: str) -> Any:

@@ -85,7 +85,7 @@ def command(
     except BusyError as error:
         raise click.UsageError(str(error)) from error
     except DiskFullError as error:
-        click.echo(f"error: {error}", err=True)
+        click.echo(f"Error: {error}", err=True)
         raise SystemExit(EXIT_FAILED) from error
     click.echo((workplace.out / f"{table}.md").read_text(encoding="utf-8"))
     click.echo(f"{progress.summary()}; see {workplace.out}", err=True)

@@ -1,4 +1,4 @@
-"""The Python client of the REST API. It imports nothing else of the server.
+"""The Python client of the REST API. Of the server, it imports only `server.addresses`.
 
 ::
 
@@ -11,6 +11,7 @@
         paths = list(client.download(job["id"], Path("out")))
 """
 
-from server.client.client import Client, ClientError, RefusedError, UnreachableError
+from server.client.client import Client
+from server.client.connection import ClientError, RefusedError, UnreachableError
 
 __all__ = ["Client", "ClientError", "RefusedError", "UnreachableError"]

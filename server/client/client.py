@@ -1,86 +1,40 @@
-"""The client of the REST API that the `cafe` command uses.
-
-::
-
-    ClientError
-    ├── UnreachableError        the server did not respond, or responded with a 5xx
-    └── RefusedError            the server responded with a 4xx: status, detail, errors [{loc, msg}]
-"""
+"""The client of the REST API that the `cafe` command uses."""
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import os
 import time
-from collections.abc import Callable, Generator, Iterator
-from functools import cached_property
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
+from urllib.parse import quote
 
 import httpx
 import httpx_sse
+
+from server.client.connection import RETRY_FOR_S, TIMEOUT_S, Connection, UnreachableError
 
 _T = TypeVar("_T")
 
 ENDED = ("succeeded", "failed", "cancelled")
 TRIALS_PER_PAGE = 10_000
 """Large, because the server reads all trials of a job for each page."""
-RETRY_FOR_S = 60.0
-"""How long to retry while the server does not respond (it may be restarting) or responds with 429."""
-TIMEOUT_S = 60.0
 RECONNECT_S = 0.3
 STREAM_SILENCE_S = 45.0
 """Timeout of a silent event stream: the server sends a comment every 15 s."""
-
-
-class ClientError(Exception):
-    """A failed request."""
-
-
-class UnreachableError(ClientError):
-    """The server did not respond, or responded with a 5xx."""
-
-
-class RefusedError(ClientError):
-    """The server responded with a 4xx. `status` is 0 if the URL itself is invalid."""
-
-    def __init__(self, status: int, detail: str, errors: list[dict[str, str]] | None = None) -> None:
-        super().__init__(detail)
-        self.status = status
-        self.detail = detail
-        self.errors = errors
 
 
 class _NoStreamError(Exception):
     """The server, or a proxy in front of it, does not stream events."""
 
 
-class _Access(httpx.Auth):
-    """Send the API key with each request, and retry after a 429 as long as RETRY_FOR_S allows."""
-
-    def __init__(self, api_key: str | None) -> None:
-        self._api_key = api_key
-
-    def auth_flow(self, request: httpx.Request) -> Generator[httpx.Request, httpx.Response, None]:
-        """Send a request with the key; implements httpx.Auth."""
-        if self._api_key:
-            request.headers["Authorization"] = f"Bearer {self._api_key}"
-        deadline = time.monotonic() + RETRY_FOR_S
-        while (response := (yield request)).status_code == httpx.codes.TOO_MANY_REQUESTS:
-            wait = response.headers.get("Retry-After", "")
-            if not wait.isdigit() or time.monotonic() + int(wait) > deadline:
-                return
-            time.sleep(int(wait))
-
-
 class Client:
     """Send requests to the server at `url`. A context manager; without `with`, call :meth:`close`. Methods raise ClientError."""
 
     def __init__(self, url: str, api_key: str | None = None) -> None:
-        self._url = url
-        self._access = _Access(api_key)
+        self._connection = Connection(url, api_key)
 
     def __enter__(self) -> Client:
         return self
@@ -88,28 +42,22 @@ class Client:
     def __exit__(self, *exc_info: object) -> None:
         self.close()
 
-    @cached_property
-    def _http(self) -> httpx.Client:
-        """Create the HTTP client on first use: loading certificates is slow, and not every command of `cafe` needs a server."""
-        try:
-            return httpx.Client(base_url=self._url, auth=self._access, timeout=TIMEOUT_S)
-        except httpx.InvalidURL as error:
-            raise RefusedError(0, f"{self._url!r} is not a URL: {error}") from error
-
     def close(self) -> None:
         """Close the connections."""
-        if "_http" in vars(self):
-            self._http.close()
+        self._connection.close()
 
     def submit(self, spec: dict[str, Any], idempotency_key: str | None = None) -> dict[str, Any]:
         """Submit a job. The same idempotency key and spec return the same job again."""
         headers = {"Idempotency-Key": idempotency_key} if idempotency_key else {}
         return self.post("/v1/jobs", json=spec, headers=headers)
 
+    def dry_run(self, spec: dict[str, Any]) -> dict[str, Any]:
+        """Return what submitting a job would do: the resolved spec and its estimates. Nothing is stored."""
+        return self.post("/v1/jobs", json=spec, params={"dry_run": "true"})
+
     def post(self, path: str, **options: Any) -> dict[str, Any]:
         """Send a POST request and return the JSON of the response."""
-        answer: dict[str, Any] = self._request("POST", path, **options).json()
-        return answer
+        return self._connection.json("POST", path, **options)
 
     def job(self, job_id: str) -> dict[str, Any]:
         """Return a job."""
@@ -129,10 +77,31 @@ class Client:
                 return found
             query = query.set("cursor", page["next_cursor"])
 
+    def delete(self, identifier: str) -> None:
+        """Delete a job that has ended, or an uploaded dataset, by its id."""
+        collection = "datasets" if identifier.startswith("ds_") else "jobs"
+        self._connection.request("DELETE", f"/v1/{collection}/{quote(identifier, safe='')}")
+
+    def upload(self, path: Path, name: str | None = None) -> dict[str, Any]:
+        """Upload a dataset, a .zip or .npz file, and return it. The server answers after it has checked all images."""
+        data = {} if name is None else {"name": name}
+        with path.open("rb") as file:
+            timeout = httpx.Timeout(TIMEOUT_S, read=None)
+            return self.post("/v1/datasets", files={"file": (path.name, file)}, data=data, timeout=timeout)
+
+    def datasets(self) -> list[dict[str, Any]]:
+        """Return the built-in datasets, then the uploaded ones, newest first."""
+        found: list[dict[str, Any]] = self._get("/v1/datasets")["data"]
+        return found
+
+    def cluster(self) -> dict[str, Any]:
+        """Return the nodes of the cluster, its CPUs and GPUs, and Ray's version."""
+        return self._get("/v1/cluster")
+
     def logs(self, job_id: str, attempt: int | None = None, tail: int | None = None) -> str:
         """Return the output of an attempt (default: the current one), or its last `tail` lines."""
         params = {name: value for name, value in (("attempt", attempt), ("tail", tail)) if value is not None}
-        return self._request("GET", f"/v1/jobs/{job_id}/logs", params=params).text
+        return self._connection.request("GET", f"/v1/jobs/{job_id}/logs", params=params).text
 
     def trials(self, job_id: str) -> list[dict[str, Any]]:
         """Return all trials of a job."""
@@ -143,7 +112,7 @@ class Client:
 
     def trials_csv(self, job_id: str) -> str:
         """Return all trials of a job as CSV."""
-        return self._request("GET", f"/v1/jobs/{job_id}/trials", params={"format": "csv"}).text
+        return self._connection.request("GET", f"/v1/jobs/{job_id}/trials", params={"format": "csv"}).text
 
     def follow(self, job_id: str, attempt: int | None = None) -> Iterator[dict[str, Any]]:
         """Yield the events of a job from an attempt on (default: the current one) as they happen, until the job ends.
@@ -185,15 +154,10 @@ class Client:
         timeout = httpx.Timeout(TIMEOUT_S, read=STREAM_SILENCE_S)
         heard = False
         try:
-            with (
-                self._reached(),
-                self._http.stream("GET", f"/v1/jobs/{job_id}/events", headers=headers, timeout=timeout) as response,
-            ):
-                if response.is_error:
-                    response.read()
-                    if response.status_code == httpx.codes.NOT_ACCEPTABLE:
-                        raise _NoStreamError
-                    self._check(response)
+            with self._connection.stream("GET", f"/v1/jobs/{job_id}/events", headers=headers, timeout=timeout) as response:
+                if response.status_code == httpx.codes.NOT_ACCEPTABLE:
+                    raise _NoStreamError
+                self._connection.check(response)
                 if response.status_code == httpx.codes.NO_CONTENT:
                     return
                 if not response.headers.get("Content-Type", "").startswith("text/event-stream"):
@@ -226,7 +190,7 @@ class Client:
     def _changed(self, job_id: str, etag: str) -> tuple[dict[str, Any], str]:
         """Wait until the job's ETag differs from `etag`; return the job and its ETag."""
         while True:
-            response = self._request(
+            response = self._connection.request(
                 "GET", f"/v1/jobs/{job_id}", params={"wait": 20}, headers={"If-None-Match": etag} if etag else {}
             )
             if response.status_code != httpx.codes.NOT_MODIFIED:
@@ -254,7 +218,9 @@ class Client:
         out.mkdir(parents=True, exist_ok=True)
         artifacts = self._get(f"/v1/jobs/{job_id}/artifacts")["data"]
         for artifact in artifacts:
-            yield self._fetch(artifact["href"], out / Path(artifact["name"]).name, artifact["sha256"])
+            # not its `href`, which may have a prefix that the URL of this client has too
+            href = f"/v1/jobs/{job_id}/artifacts/{quote(artifact['name'], safe='')}"
+            yield self._fetch(href, out / Path(artifact["name"]).name, artifact["sha256"])
         if not artifacts:
             yield self._fetch(f"/v1/jobs/{job_id}/synthetic", out / "synthetic.safetensors")
             yield self._fetch(f"/v1/jobs/{job_id}/preview.png", out / "preview.png")
@@ -264,10 +230,8 @@ class Client:
         beside = path.with_name(f".{path.name}.{os.getpid()}.part")
         digest = hashlib.sha256()
         try:
-            with self._reached(), self._http.stream("GET", href) as response:
-                if response.is_error:
-                    response.read()
-                self._check(response)
+            with self._connection.stream("GET", href) as response:
+                self._connection.check(response)
                 with beside.open("wb") as file:
                     for chunk in response.iter_bytes():
                         digest.update(chunk)
@@ -279,30 +243,4 @@ class Client:
             beside.unlink(missing_ok=True)
 
     def _get(self, path: str, **options: Any) -> dict[str, Any]:
-        answer: dict[str, Any] = self._request("GET", path, **options).json()
-        return answer
-
-    def _request(self, method: str, path: str, **options: Any) -> httpx.Response:
-        with self._reached():
-            response = self._http.request(method, path, **options)
-        self._check(response)
-        return response
-
-    @contextlib.contextmanager
-    def _reached(self) -> Iterator[None]:
-        try:
-            yield
-        except (httpx.TransportError, httpx.UnsupportedProtocol) as error:
-            raise UnreachableError(f"the server at {self._url} cannot be reached: {error or type(error).__name__}") from error
-
-    def _check(self, response: httpx.Response) -> None:
-        if not response.is_error:
-            return
-        try:
-            problem = response.json()
-            detail, errors = problem["detail"], problem.get("errors")
-        except (ValueError, KeyError, TypeError):
-            detail, errors = response.text[:500] or response.reason_phrase, None
-        if response.is_server_error:
-            raise UnreachableError(f"the server at {self._url} responded with {response.status_code}: {detail}")
-        raise RefusedError(response.status_code, detail, errors)
+        return self._connection.json("GET", path, **options)

@@ -50,6 +50,16 @@ def store_upload(file: UploadFile, name: str | None, roots: DataRoots, *, max_by
     return Dataset(id=dataset_id, name=name, size=size, sha256=sha256, info=info.model_dump(mode="json") if info else None)
 
 
+def description_now(row: Dataset, roots: DataRoots) -> DatasetInfo | None:
+    """Return the description of an upload, with statistics once a job has decoded its images; None if there is none."""
+    if row.info is None:
+        return None
+    try:
+        return _described(DatasetSpec(id=row.id), roots)
+    except (SpecError, DatasetError):  # its files were changed or removed by hand
+        return None
+
+
 def discard_upload(roots: DataRoots, dataset_id: str) -> None:
     """Remove the files of an upload that was not added to the database."""
     shutil.rmtree(roots.uploads / dataset_id)

@@ -15,6 +15,12 @@ class GracefulServer(uvicorn.Server):
         super().__init__(config)
         self._on_shutdown = on_shutdown
 
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Start, and log the address also if the sockets are given."""
+        await super().startup(sockets)
+        if sockets:
+            self._log_started_message(sockets)
+
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """End long polls and event streams first, then wait for the other responses in progress."""
         self._on_shutdown()

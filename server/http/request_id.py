@@ -1,4 +1,4 @@
-"""The outermost ASGI middleware: assign each request an id, count it, and log it with its outcome.
+"""ASGI middleware outside of all that may refuse a request: assign each request an id, count it, and log it with its outcome.
 
 The id is the client's X-Request-ID if it is valid, otherwise a new one. Every response has it, and every log line of the request
 (:mod:`server.telemetry.logs`).

@@ -13,7 +13,7 @@ from cafe_core.synthetic_set.synthetic_set import SyntheticSet
 from server import schemas
 from server.auth.access import Principal, Reader
 from server.auth.visibility import find_job
-from server.deps import JobId, Services, ServicesDep
+from server.deps import JobId, Root, Services, ServicesDep
 from server.errors import NotFoundError, RefusedSpecError, UnavailableError, problems
 from server.files.job_files import Result, result_of
 from server.files.synthetic_sets import synthetic_set
@@ -47,13 +47,13 @@ def _bytes(*media_types: str, errors: tuple[int, ...]) -> dict[str, Any]:
 
 
 @router.get("/jobs/{job_id}/artifacts", responses=problems(404, 422))
-def list_artifacts(job_id: JobId, principal: Reader, services: ServicesDep) -> schemas.ArtifactList:
+def list_artifacts(job_id: JobId, principal: Reader, services: ServicesDep, root: Root) -> schemas.ArtifactList:
     """List the artifacts of a job.
 
     The list is empty until the job has a result.
     """
     result = _result(services, principal, job_id)
-    here = f"/v1/jobs/{job_id}/artifacts"
+    here = f"{root}/v1/jobs/{job_id}/artifacts"
     listed = [
         schemas.Artifact(name=a.name, size=a.size, sha256=a.sha256, media_type=a.media_type, href=f"{here}/{a.name}")
         for a in (result.artifacts if result is not None else [])

@@ -15,7 +15,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, RedirectResponse, Response, StreamingResponse
 
 from server.auth.access import DASHBOARD, Admin
-from server.deps import ServicesDep
+from server.deps import Root, ServicesDep
 from server.errors import NotFoundError
 
 router = APIRouter(include_in_schema=False)
@@ -41,9 +41,9 @@ _RESPONSE_HEADERS = ("content-type", "content-length", "content-encoding", "cont
 
 @router.get(DASHBOARD)
 @router.head(DASHBOARD)
-async def to_dashboard(_: Admin) -> Response:
+async def to_dashboard(_: Admin, root: Root) -> Response:
     """Redirect to the path with a slash, which the page's own links are relative to."""
-    return RedirectResponse(f"{DASHBOARD}/")
+    return RedirectResponse(f"{root}{DASHBOARD}/")
 
 
 @router.get(f"{DASHBOARD}/api/authentication_mode")

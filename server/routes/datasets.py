@@ -16,7 +16,7 @@ from server.auth.limits import check_storage_quota
 from server.auth.visibility import find_dataset, listed_owner
 from server.deps import Services, ServicesDep
 from server.errors import ConflictError, problems
-from server.files.uploads import discard_upload, stage_upload_removal, store_upload
+from server.files.uploads import description_now, discard_upload, stage_upload_removal, store_upload
 from server.http.body_limit import FORM_BYTES
 from server.store import models, serializers
 from server.store.datasets_in_use import datasets_in_use
@@ -97,7 +97,7 @@ def get_dataset(dataset_id: DatasetId, principal: Reader, services: ServicesDep)
         return serializers.builtin_dataset(info)
     with services.database.read() as session:
         row = find_dataset(session, principal, dataset_id)
-    return serializers.dataset(row)
+    return serializers.dataset(row, description_now(row, services.settings.roots))
 
 
 @router.delete("/datasets/{dataset_id}", status_code=204, responses=problems(404, 409, 422))

@@ -19,12 +19,13 @@ from server.auth.access import Principal, Reader, Writer
 from server.auth.limits import check_queue
 from server.auth.open_requests import mark_long_lived
 from server.auth.visibility import find_job, listed_owner
-from server.deps import JobId, Services, ServicesDep
+from server.deps import JobId, Root, Services, ServicesDep
 from server.errors import UnauthorizedError, problems
 from server.files.inputs import stage_input
 from server.files.job_files import bytes_in
 from server.files.removal import stage_removal
 from server.http.conditional import matches, not_modified
+from server.http.spec_bodies import SpecRoute
 from server.states import ENDED, Status
 from server.store import jobs, listing, models, serializers
 from server.store.changes import wait_until_set
@@ -36,7 +37,7 @@ from server.submission.planning import Plan
 from server.webhooks.sender import check_url
 from workers.client import RayCluster, RayError
 
-router = APIRouter(prefix="/v1", tags=["jobs"])
+router = APIRouter(prefix="/v1", tags=["jobs"], route_class=SpecRoute)
 
 TRIALS_SHOWN = 20
 """Trials of a sweep that a dry run shows."""
@@ -64,6 +65,7 @@ async def submit(
     spec: Annotated[JobSpec, Body()],
     principal: Writer,
     services: ServicesDep,
+    root: Root,
     idempotency_key: Annotated[
         str | None, Header(min_length=1, max_length=255, description="Sending the same key and body again returns the same job.")
     ] = None,
@@ -79,16 +81,16 @@ async def submit(
     if idempotency_key is not None and not dry_run:
         known = await run_in_threadpool(_recall, services, principal, idempotency_key, body_sha256)
         if known is not None:
-            return _job_response(known)
+            return _job_response(known, root)
     capacity = await services.cluster.capacity()
     planned = await services.heavy.run_fair(principal.key_id, _plan, services, principal, spec, capacity)
     if dry_run:
         return Response(_dry_run(planned).model_dump_json(), media_type="application/json")
     job, created = await run_in_threadpool(_create, services, principal, planned, idempotency_key, body_sha256)
     if not created:
-        return _job_response(job)
+        return _job_response(job, root)
     services.changed(job.id)
-    return _job_response(job, status_code=201, headers={"Location": f"/v1/jobs/{job.id}"})
+    return _job_response(job, root, status_code=201, headers={"Location": f"{root}/v1/jobs/{job.id}"})
 
 
 def _plan(services: Services, principal: Principal, spec: JobSpec, cluster: RayCluster) -> Plan:
@@ -146,8 +148,8 @@ def _notes(planned: Plan) -> list[DatasetNote]:
     return [note for i, note in enumerate(notes) if note not in notes[:i]]
 
 
-def _job_response(job: models.Job, *, status_code: int = 200, headers: dict[str, str] | None = None) -> Response:
-    content = serializers.job(job).model_dump_json()
+def _job_response(job: models.Job, root: str, *, status_code: int = 200, headers: dict[str, str] | None = None) -> Response:
+    content = serializers.job(job, root).model_dump_json()
     all_headers = {"ETag": serializers.job_etag(job), "Cache-Control": "no-cache", **(headers or {})}
     return Response(content, status_code, all_headers, media_type="application/json")
 
@@ -156,6 +158,7 @@ def _job_response(job: models.Job, *, status_code: int = 200, headers: dict[str,
 def list_jobs(
     principal: Reader,
     services: ServicesDep,
+    root: Root,
     status: Annotated[Status | None, Query(description="Only jobs with this status.")] = None,
     kind: Annotated[schemas.JobKind | None, Query(description="Only jobs of this kind.")] = None,
     label: Annotated[
@@ -175,7 +178,7 @@ def list_jobs(
             rows = min(limit - len(listed), ROWS_AT_ONCE)
             found, cursor = listing.page(session, wanted, limit=rows, cursor=cursor)
             # JSON takes a fraction of the memory of the objects.
-            listed += [serializers.job(job).model_dump_json() for job in found]
+            listed += [serializers.job(job, root).model_dump_json() for job in found]
             if cursor is None or len(listed) == limit or sum(map(len, listed)) >= PAGE_BYTES:
                 break
     return Response(serializers.job_page(listed, next_cursor=cursor), media_type="application/json")
@@ -187,6 +190,7 @@ async def get_job(
     request: Request,
     principal: Reader,
     services: ServicesDep,
+    root: Root,
     wait: Annotated[
         float | None,
         Query(ge=0, le=30, description="Seconds to wait for a change since the ETag in If-None-Match, or else since now."),
@@ -207,7 +211,7 @@ async def get_job(
             raise UnauthorizedError("the API key was revoked during the request", "Bearer")
     if matches(if_none_match, serializers.job_etag(job)):
         return not_modified(serializers.job_etag(job))
-    return _job_response(job)
+    return _job_response(job, root)
 
 
 async def _changed_from(
@@ -236,7 +240,7 @@ def _get(services: Services, principal: Principal, job_id: str) -> models.Job:
     response_model=schemas.Job,
     responses={200: {"model": schemas.Job, "description": "The job had already ended"}, **problems(404, 422)},
 )
-def cancel(job_id: JobId, principal: Writer, services: ServicesDep) -> Response:
+def cancel(job_id: JobId, principal: Writer, services: ServicesDep, root: Root) -> Response:
     """Cancel a job.
 
     Idempotent. The result of its last checkpoint stays downloadable.
@@ -245,11 +249,11 @@ def cancel(job_id: JobId, principal: Writer, services: ServicesDep) -> Response:
         job = find_job(session, principal, job_id, lock=True)
         accepted = jobs.cancel(session, job)
     services.changed(job_id)
-    return _job_response(job, status_code=202 if accepted else 200)
+    return _job_response(job, root, status_code=202 if accepted else 200)
 
 
 @router.post("/jobs/{job_id}/resume", status_code=202, response_model=schemas.Job, responses=problems(404, 409, 413, 422))
-def resume(job_id: JobId, principal: Writer, services: ServicesDep) -> Response:
+def resume(job_id: JobId, principal: Writer, services: ServicesDep, root: Root) -> Response:
     """Resume a failed or cancelled job.
 
     Starts a new attempt from the last checkpoint.
@@ -259,7 +263,7 @@ def resume(job_id: JobId, principal: Writer, services: ServicesDep) -> Response:
         check_queue(session, job.owner, services.settings, adding=0)
         jobs.resume(session, job)
     services.changed(job_id)
-    return _job_response(job, status_code=202)
+    return _job_response(job, root, status_code=202)
 
 
 @router.delete("/jobs/{job_id}", status_code=204, responses=problems(404, 409, 422))

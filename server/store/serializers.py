@@ -10,9 +10,9 @@ from server import schemas
 from server.store import models
 
 
-def job(row: models.Job) -> schemas.Job:
-    """Return a job."""
-    here = f"/v1/jobs/{row.id}"
+def job(row: models.Job, root: str = "") -> schemas.Job:
+    """Return a job. root: the path prefix of its links."""
+    here = f"{root}/v1/jobs/{row.id}"
     links = {name: f"{here}/{name}" for name in ("events", "logs", "artifacts", "synthetic")}
     has_trials = row.kind != "condense" or "evaluation" in row.spec
     return schemas.Job.model_validate(
@@ -46,6 +46,10 @@ def job_page(jobs: Sequence[str], *, next_cursor: str | None) -> str:
     return f'{{"data":[{",".join(jobs)}],"next_cursor":{json.dumps(next_cursor)}}}'
 
 
+_UNKNOWN_AT_UPLOAD = ("mean", "std")
+"""Fields of a description that version 0.1 filled with placeholders."""
+
+
 def dataset_list(datasets: Sequence[str]) -> str:
     """Return a DatasetList as JSON from datasets that are JSON already."""
     return f'{{"data":[{",".join(datasets)}]}}'
@@ -61,8 +65,9 @@ def event(row: models.Event) -> schemas.Event:
     return schemas.Event(id=row.number, attempt=row.attempt, time=row.time, type=row.type, data=row.data)
 
 
-def dataset(row: models.Dataset) -> schemas.Dataset:
-    """Return an uploaded dataset."""
+def dataset(row: models.Dataset, info: DatasetInfo | None = None) -> schemas.Dataset:
+    """Return an uploaded dataset. info: its description now, which has `mean` and `std` once a job has decoded the images."""
+    stored = row.info and {name: value for name, value in row.info.items() if name not in _UNKNOWN_AT_UPLOAD}
     return schemas.Dataset.model_validate(
         {
             "id": row.id,
@@ -71,7 +76,7 @@ def dataset(row: models.Dataset) -> schemas.Dataset:
             "size": row.size,
             "sha256": row.sha256,
             "created_at": row.created_at,
-            "info": row.info,
+            "info": stored if info is None else info,
         }
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from cafe_core.errors import SpecError
 from cafe_core.jobs import local
 from cafe_core.jobs.jobdir import JobDir
 from tests.cafe_core.jobs.test_job_kinds import CONDENSE, EVALUATE, SWEEP, VALIDATION
-from tests.cafe_core.jobs.test_local import save_images, silent
+from tests.cafe_core.jobs.test_local import InterruptedJobError, save_images, silent
 
 
 @pytest.fixture
@@ -54,6 +55,23 @@ def test_condensation_continues_to_more_iterations_with_another_evaluation(tmp_p
     result = local.prepare({**CONDENSE, "evaluation": evaluation}, tmp_path / "out", roots).run(report)
     assert iterations == [3, 4]
     assert [(row["name"], row["n"]) for row in result["evaluation"]["networks"]] == [("lenet", 3)]
+
+
+@pytest.mark.parametrize("interrupted", [False, True])
+def test_refuses_fewer_iterations_than_the_directory_has_reached(tmp_path: Path, roots: DataRoots, interrupted: bool) -> None:
+    """Otherwise the images of iteration 3 would be reported as those of iteration 2."""
+
+    def report(type: str, **data: Any) -> None:
+        if interrupted and type == "checkpoint" and data["iteration"] == 3:
+            raise InterruptedJobError
+
+    three = {**CONDENSE, "iterations": 3, "checkpoint_every": 1}
+    with contextlib.suppress(InterruptedJobError):
+        local.prepare(three, tmp_path / "out", roots).run(report)
+    with pytest.raises(SpecError, match="holds the images of iteration 3, later than 2; choose another directory") as refused:
+        local.prepare(three | {"iterations": 2}, tmp_path / "out", roots)
+    assert refused.value.loc == "iterations"
+    local.prepare(three, tmp_path / "out", roots).run(silent)
 
 
 def test_unreadable_job_file_is_not_overwritten(tmp_path: Path, roots: DataRoots) -> None:

@@ -12,8 +12,9 @@ import pytest
 from click.testing import CliRunner
 from sqlalchemy import select
 
+from server.addresses import is_loopback
 from server.auth import keys
-from server.auth.access import credentials, is_loopback
+from server.auth.access import credentials
 from server.auth.keys import KeyLimits, Scope
 from server.cli.main import main
 from server.settings import Settings

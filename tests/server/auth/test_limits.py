@@ -14,7 +14,7 @@ import pytest
 from server.auth.keys import KeyLimits, Scope
 from server.auth.limits import Buckets, Limits
 from server.client import Client, RefusedError
-from server.client import client as api_client
+from server.client import connection as api_connection
 from server.errors import TooManyRequestsError
 from server.settings import Settings
 from tests.server.conftest import SPEC, Api, FakeRay, running
@@ -79,7 +79,7 @@ def test_client_retries_after_429(settings: Settings, ray: FakeRay) -> None:
 
 
 def test_client_gives_up_after_its_patience(settings: Settings, ray: FakeRay, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(api_client, "RETRY_FOR_S", 5.0)
+    monkeypatch.setattr(api_connection, "RETRY_FOR_S", 5.0)
     key = add_key(settings, Scope.READ, limits=KeyLimits(requests_per_minute=1))
     with running(settings, ray) as api, contextlib.closing(Client(str(api.base_url), key)) as client:
         client.jobs(None, None, (), 1)

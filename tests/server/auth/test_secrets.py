@@ -16,7 +16,7 @@ import pytest
 from sqlalchemy import text
 from sqlalchemy.exc import SQLAlchemyError
 
-from server.auth.access import is_loopback
+from server.addresses import is_loopback
 from server.auth.keys import Scope
 from server.settings import Settings
 from server.store.database import Database

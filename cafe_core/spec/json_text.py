@@ -1,0 +1,106 @@
+"""Read JSON strictly: refuse repeated keys and numbers that JSON does not have, and say in plain words what is wrong where."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any, NoReturn
+
+
+class SpecTextError(ValueError):
+    """The text is not a spec; the message names the line and says what to do."""
+
+
+def read_json(text: str) -> Any:
+    """Return the value in a JSON text. Raises SpecTextError."""
+
+    def refuse(what: str, at: int) -> NoReturn:
+        raise SpecTextError(f"{_place(text, at)}: {what}")
+
+    try:
+        return json.loads(text, object_pairs_hook=_object, parse_constant=_constant, parse_float=_finite)
+    except json.JSONDecodeError as error:
+        refuse(*_json_advice(text, error))
+    except RecursionError as error:
+        raise SpecTextError("lists and objects are nested too deeply") from error
+    except _NotJsonError as error:
+        refuse(*_culprit(text, error))
+    except ValueError as error:  # a whole number with more than 4300 digits
+        raise SpecTextError(str(error).partition(";")[0]) from error
+
+
+class _NotJsonError(Exception):
+    """json.loads accepts something that would be changed: `number`, or a repeated key if it is None."""
+
+    def __init__(self, number: str | None = None) -> None:
+        self.number = number
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    value = dict(pairs)
+    if len(value) < len(pairs):
+        raise _NotJsonError
+    return value
+
+
+def _constant(text: str) -> NoReturn:
+    raise _NotJsonError(text)
+
+
+def _finite(text: str) -> float:
+    if (value := float(text)) in (float("inf"), float("-inf")):
+        raise _NotJsonError(text)
+    return value
+
+
+_TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"|[{}\[\],:]|[^\s{}\[\],:"]+')
+
+
+def _culprit(text: str, error: _NotJsonError) -> tuple[str, int]:
+    """Return what is wrong, and the position in `text`, which is JSON apart from numbers and repeated keys."""
+    objects: list[dict[str, int] | None] = []  # the keys of each enclosing object, with their positions; None for a list
+    previous = None
+    for token in _TOKEN.finditer(text):
+        if token[0] == error.number:
+            return f"{error.number} is not a number that JSON has; write a finite number", token.start()
+        if token[0] in "{[":
+            objects.append({} if token[0] == "{" else None)
+        elif token[0] in "}]":
+            objects.pop()
+        elif token[0] == ":" and previous is not None and (keys := objects[-1]) is not None:
+            key = json.loads(previous[0])
+            if error.number is None and key in keys:
+                return _twice(key, _place(text, keys[key])), previous.start()
+            keys[key] = previous.start()
+        previous = token
+    raise AssertionError("json.loads found a repeated key or a number that is not there")
+
+
+def _twice(key: str, first: str) -> str:
+    return f"the key {key!r} is given twice, first in {first}; remove one of them"
+
+
+def _json_advice(text: str, error: json.JSONDecodeError) -> tuple[str, int]:
+    """Return what is wrong with a text that is not JSON, in words for its author, and the position."""
+    before, after = text[: error.pos].rstrip(), text[error.pos :].lstrip()
+    if not before.endswith(",") and after.startswith(","):  # later versions of Python report the comma itself
+        before, after = f"{before},", after[1:].lstrip()
+    if before.endswith(",") and after[:1] in ("}", "]"):
+        return f"there is a comma before the closing {after[0]}; remove the comma", len(before) - 1
+    word = re.match(r"[A-Za-z]+", after)
+    python = {"True": "true", "False": "false", "None": "null"}
+    if word and word[0] in python:
+        return f"{word[0]} is Python; write {python[word[0]]}", error.pos
+    if after.startswith(("#", "//", "/*")):
+        return "JSON has no comments; remove it, or write the spec as YAML", error.pos
+    if after.startswith("'"):
+        return "JSON needs double quotes; replace ' by \"", error.pos
+    if not after:
+        return "the text ends too early; a closing bracket or quote is missing", error.pos
+    what = error.msg.removesuffix(" enclosed in double quotes")
+    return f"{what[:1].lower()}{what[1:]}; got {after.split(maxsplit=1)[0][:40]!r}", error.pos
+
+
+def _place(text: str, at: int) -> str:
+    """Return the line and column of a position, both from 1."""
+    return f"line {text.count(chr(10), 0, at) + 1}, column {at - text.rfind(chr(10), 0, at)}"

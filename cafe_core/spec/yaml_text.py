@@ -1,0 +1,138 @@
+"""Read YAML by the core schema of YAML 1.2, which has the types of JSON.
+
+PyYAML's own schema is that of YAML 1.1, which reads `1e-3` as text, `010` as 8, `on` and `no` as booleans, `12:30:00` as 45000
+and `2024-11-27` as a date.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import Any
+
+import yaml
+
+from cafe_core.spec.json_text import SpecTextError
+
+_NULL, _BOOL, _INT, _FLOAT, _STR = (f"tag:yaml.org,2002:{name}" for name in ("null", "bool", "int", "float", "str"))
+_MERGE = "tag:yaml.org,2002:merge"
+_WRITTEN = {
+    _NULL: re.compile(r"(?:null|Null|NULL|~|)\Z"),
+    _BOOL: re.compile(r"(?:true|True|TRUE|false|False|FALSE)\Z"),
+    _INT: re.compile(r"(?:[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+)\Z"),
+    _FLOAT: re.compile(
+        r"(?:[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))\Z"
+    ),
+}
+"""How a plain scalar of each type is written; every other one is text."""
+
+
+class _Loader(yaml.SafeLoader):
+    yaml_implicit_resolvers: dict[str, Any] = {}
+
+
+for _tag, _pattern in _WRITTEN.items():
+    _Loader.add_implicit_resolver(_tag, _pattern, None)
+_Loader.add_implicit_resolver(_MERGE, re.compile(r"<<\Z"), None)
+
+
+def read_yaml(text: str) -> Any:
+    """Return the value in a YAML text. Raises SpecTextError."""
+    loader = None
+    try:
+        loader = _Loader(text)
+        node = loader.get_single_node()
+        return None if node is None else _Values(loader).of(node)
+    except yaml.MarkedYAMLError as error:
+        raise SpecTextError(f"{_place(error.problem_mark or error.context_mark)}: {_problem(error)}") from error
+    except yaml.YAMLError as error:  # a character that YAML does not allow
+        raise SpecTextError(str(error).replace("\n", " ")) from error
+    except RecursionError as error:
+        raise SpecTextError("lists and mappings are nested too deeply") from error
+    finally:
+        if loader is not None:
+            loader.dispose()
+
+
+def _problem(error: yaml.MarkedYAMLError) -> str:
+    if error.problem is not None and r"'\t'" in error.problem:
+        return "a tab; indent with spaces"
+    return " ".join(filter(None, [error.context, error.problem]))
+
+
+def _place(mark: yaml.Mark | None) -> str:
+    return "somewhere" if mark is None else f"line {mark.line + 1}, column {mark.column + 1}"
+
+
+class _Values:
+    """Build the values of nodes. A node that an alias repeats is built once."""
+
+    def __init__(self, loader: _Loader) -> None:
+        self._loader = loader
+        self._built: dict[int, Any] = {}
+        self._unfinished: set[int] = set()
+
+    def of(self, node: yaml.Node) -> Any:
+        """Return the value of a node. Raises SpecTextError."""
+        key = id(node)
+        if key in self._unfinished:
+            raise SpecTextError(f"{_place(node.start_mark)}: an alias refers to the value that contains it; remove it")
+        if key not in self._built:
+            self._unfinished.add(key)
+            self._built[key] = self._new(node)
+            self._unfinished.remove(key)
+        return self._built[key]
+
+    def _new(self, node: yaml.Node) -> Any:
+        match node:
+            case yaml.MappingNode() if node.tag.endswith(":map"):
+                return self._mapping(node)
+            case yaml.SequenceNode() if node.tag.endswith(":seq"):
+                return [self.of(item) for item in node.value]
+            case yaml.ScalarNode():
+                return _scalar(node)
+            case _:
+                raise _unknown_tag(node)
+
+    def _mapping(self, node: yaml.MappingNode) -> dict[str, Any]:
+        own: dict[str, yaml.Node] = {}
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                raise SpecTextError(f"{_place(key.start_mark)}: a key must be text; got a list or mapping")
+            if key.value in own:
+                first, second = _place(own[key.value].start_mark), _place(key.start_mark)
+                raise SpecTextError(f"{second}: the key {key.value!r} is given twice, first in {first}; remove one of them")
+            own[key.value] = key
+        self._loader.flatten_mapping(node)  # `<<: *defaults`: the merged keys come first, so the mapping's own take precedence
+        return {key.value: self.of(value) for key, value in node.value}
+
+
+def _scalar(node: yaml.ScalarNode) -> Any:
+    text: str = node.value
+    if node.tag == _STR:
+        return text
+    if node.tag not in _WRITTEN:
+        raise _unknown_tag(node)
+    if not _WRITTEN[node.tag].match(text):
+        raise SpecTextError(f"{_place(node.start_mark)}: {text!r} is not a value of the tag {_tag_name(node)}")
+    if node.tag == _NULL:
+        return None
+    if node.tag == _BOOL:
+        return text.lower() == "true"
+    try:
+        if node.tag == _INT:
+            return int(text, {"0o": 8, "0x": 16}.get(text[:2], 10))
+    except ValueError as error:  # more than 4300 digits
+        raise SpecTextError(f"{_place(node.start_mark)}: {str(error).partition(';')[0]}") from error
+    number = math.nan if text[-1].isalpha() else float(text)  # .inf and .nan end with a letter
+    if not math.isfinite(number):
+        raise SpecTextError(f"{_place(node.start_mark)}: {text} is not a number that a spec can have; write a finite number")
+    return number
+
+
+def _unknown_tag(node: yaml.Node) -> SpecTextError:
+    return SpecTextError(f"{_place(node.start_mark)}: the tag {_tag_name(node)} is not supported; use only values that JSON has")
+
+
+def _tag_name(node: yaml.Node) -> str:
+    return str(node.tag).replace("tag:yaml.org,2002:", "!!")

@@ -1,0 +1,5 @@
+"""Run the `cafe` command: `python -m server.cli`."""
+
+from server.cli.main import main
+
+main(prog_name="cafe")
