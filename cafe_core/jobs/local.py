@@ -130,8 +130,16 @@ class LocalJob:
     directory: JobDir
 
     def run(self, report: Report) -> dict[str, Any]:
-        """Run the job, and return its result. Raises CafeError if it fails."""
-        return run_job(self.job, self.directory, self.job.attempt, lambda: LocalBackend(self.job, self.directory), report)
+        """Run the job, put the files of its result directly into its directory, and return the result.
+
+        Raises CafeError if it fails.
+        """
+        result = run_job(self.job, self.directory, self.job.attempt, lambda: LocalBackend(self.job, self.directory), report)
+        attempt = self.directory.attempt(self.job.attempt)
+        for file in attempt.artifacts.iterdir():
+            if file != attempt.manifest_file:
+                write_atomically(self.directory.path / file.name, file.read_bytes())
+        return result
 
 
 def prepare(spec: dict[str, Any], out: Path, roots: DataRoots) -> LocalJob:

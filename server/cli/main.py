@@ -28,6 +28,7 @@ from server.cli.options import (
     load_settings,
 )
 from server.cli.spec_files import SPEC_ARGUMENT, load_spec
+from server.cli.summary import summary_lines
 from server.cli.watching import Display
 from server.client import Client, RefusedError, UnreachableError
 from server.store.revisions import NewerDatabaseError
@@ -147,7 +148,11 @@ def serve(host: str, port: int, share_port: bool, **options: Any) -> None:
 @click.option("--out", required=True, type=click.Path(file_okay=False, path_type=Path), help="Directory of the job's files.")
 @data_options
 def run(spec: Path, out: Path, **options: Any) -> None:
-    """Run the job in SPEC in this process, on one device, without Ray or a server."""
+    """Run the job in SPEC in this process, on one device, without Ray or a server.
+
+    The files of the result are written to the directory --out. The result is also printed to standard output as JSON, unless
+    that is a terminal.
+    """
     sent = load_spec(spec)
     settings = load_settings(connects_to_ray=False, **options)
     check_writable(out, "--out")
@@ -167,7 +172,10 @@ def run(spec: Path, out: Path, **options: Any) -> None:
         except CafeError as error:
             display.report("failed", error=error.as_dict())
             raise SystemExit(EXIT_FAILED) from error
-    click.echo(json.dumps(result, indent=2))
+    for line in summary_lines(result, out):
+        click.echo(line, err=True)
+    if not sys.stdout.isatty():
+        click.echo(json.dumps(result, indent=2))
 
 
 for _command in (*jobs.COMMANDS, *resources.COMMANDS):

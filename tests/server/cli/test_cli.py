@@ -312,6 +312,9 @@ def test_run_of_each_kind(tmp_path: Path, spec: dict[str, Any], artifacts: set[s
     kept = JobDir(tmp_path / "out").attempt(1).artifacts
     assert {file.name for file in kept.iterdir()} == artifacts
     assert json.loads(result.stdout) == json.loads((kept / "result.json").read_text())
+    for file in artifacts - {"manifest.json"}:
+        assert (tmp_path / "out" / file).read_bytes() == (kept / file).read_bytes()
+    assert "accuracy of fresh networks on the test images, in percent:\n  mlp: " in result.stderr
     done = "network 2/2" if spec["kind"] == "evaluate" else "done 2/2  trial 1 succeeded"
     assert done in result.stderr
 
@@ -343,7 +346,7 @@ def test_run_reads_paths_relative_to_the_current_directory(tmp_path: Path, monke
     arguments = ["run", "spec.json", "--out", str(tmp_path / "out"), "--data-dir", str(tmp_path / "data")]
     result = CliRunner().invoke(main, arguments, catch_exceptions=False)
     assert result.exit_code == 0, result.stderr
-    assert [note["code"] for note in json.loads(result.stdout)["notes"]] == ["repeated"]
+    assert [note["code"] for note in json.loads(result.stdout)["notes"]] == ["constant", "repeated"]
     assert "note: ipc is 2, but 2 of 2 classes have fewer images" in result.stderr
 
 
@@ -356,7 +359,8 @@ def test_run_without_a_server(tmp_path: Path) -> None:
     assert result.exit_code == 0, result.stderr
     assert json.loads(result.stdout)["images"] == 10
     assert "iteration 2/2" in result.stderr
-    assert any((tmp_path / "out").rglob("synthetic.safetensors"))
+    assert f"{tmp_path / 'out' / 'synthetic.safetensors'}: 10 images" in result.stderr
+    assert (tmp_path / "out" / "preview.png").exists()
 
     spec.write_text(json.dumps(SPEC | {"resources": {"workers": 11}}))
     refused = CliRunner().invoke(main, arguments)
