@@ -24,7 +24,8 @@ from cafe_core.spec.dataset import DatasetInfo, DatasetSpec
 from cafe_core.spec.resolution import resolve
 from cafe_core.synthetic_set import preview
 from cafe_core.synthetic_set.decode import Decode
-from cafe_core.synthetic_set.synthetic_set import SyntheticSet, folder_names, from_checkpoint
+from cafe_core.synthetic_set.images import folder_names
+from cafe_core.synthetic_set.synthetic_set import SyntheticSet, from_checkpoint
 from tests.cafe_core.synthetic_set.made_sets import make_set
 
 
