@@ -29,6 +29,7 @@ from cafe_core.synthetic_set import preview
 from cafe_core.synthetic_set.decode import Decode
 from cafe_core.synthetic_set.files import npy_bytes, read_npz, read_safetensors, safetensors_bytes, zip_bytes
 from cafe_core.synthetic_set.images import as_pixels, folder_names, png_bytes
+from cafe_core.synthetic_set.relative_paths import relative_path, with_relative_paths
 
 _FLOATS = np.dtype("<f4")
 _HARD_LABELS = np.dtype("<i8")
@@ -57,7 +58,7 @@ class SyntheticSet:
     dataset: dict[str, Any]
     """The real images: `name` and `is_digits`, as in DatasetInfo."""
     spec: dict[str, Any]
-    """The resolved spec of the job that made it."""
+    """The resolved spec of the job that made it; its paths are relative to the dataset root."""
     iteration: int
     """Number of completed iterations."""
     versions: dict[str, str]
@@ -164,9 +165,10 @@ class SyntheticSet:
         return {name: json.dumps(value, sort_keys=True, allow_nan=False) for name, value in values.items()}
 
 
-def from_checkpoint(path: Path, info: DatasetInfo, spec: CondenseSpec) -> SyntheticSet:
+def from_checkpoint(path: Path, info: DatasetInfo, spec: CondenseSpec, dataset_root: Path) -> SyntheticSet:
     """Return the synthetic set of a checkpoint, whose `images` are float32 or float64. `spec` must be resolved.
 
+    dataset_root: paths in the metadata are made relative to it.
     Raises SyntheticSetError if the file is damaged, belongs to another job, or was deleted (a running job deletes old ones).
     """
     try:
@@ -186,8 +188,8 @@ def from_checkpoint(path: Path, info: DatasetInfo, spec: CondenseSpec) -> Synthe
         mean=np.array(info.mean, dtype=np.float32),
         std=np.array(info.std, dtype=np.float32),
         class_names=info.class_names,
-        dataset={"name": info.name, "is_digits": info.is_digits},
-        spec=spec.model_dump(mode="json", exclude_none=True),
+        dataset={"name": relative_path(info.name, dataset_root), "is_digits": info.is_digits},
+        spec=with_relative_paths(spec.model_dump(mode="json", exclude_none=True), dataset_root),
         iteration=iteration,
         versions=versions(),
         decode=Decode(spec.method.decode_factor) if spec.method.decode_factor > 1 else None,
