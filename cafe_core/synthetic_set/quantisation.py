@@ -8,6 +8,9 @@ import numpy as np
 
 from cafe_core.synthetic_set.synthetic_set import SyntheticSet
 
+_ROUNDING = 1e-6
+"""Tolerance for values that are 0 or 1 except for the rounding of their normalisation to float32."""
+
 
 @dataclass(frozen=True)
 class Quantisation:
@@ -26,4 +29,5 @@ def quantisation(synthetic: SyntheticSet) -> Quantisation:
     mean, std = (channel.astype(np.float64)[:, None, None] for channel in (training.mean, training.std))
     exact = training.images * std + mean
     error = np.abs(exact - training.pixels() / 255)
-    return Quantisation(float(error.max()), float(error.mean()), float(((exact < 0) | (exact > 1)).mean()))
+    outside = (exact < -_ROUNDING) | (exact > 1 + _ROUNDING)
+    return Quantisation(float(error.max()), float(error.mean()), float(outside.mean()))

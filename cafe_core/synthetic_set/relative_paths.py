@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 
-def relative_path(text: str, root: Path) -> str:
+def relative_path(text: str, root: Path | None = None) -> str:
     """Return the path or name `text` without the directories of this machine; return a relative one unchanged.
 
     An absolute path within `root`, the dataset root, becomes relative to it. Of any other, only the last part remains.
@@ -14,11 +14,12 @@ def relative_path(text: str, root: Path) -> str:
     path = Path(text)
     if not path.is_absolute():
         return text
-    resolved, resolved_root = path.resolve(), root.resolve()
-    return str(resolved.relative_to(resolved_root)) if resolved.is_relative_to(resolved_root) else path.name
+    if root is not None and path.resolve().is_relative_to(root.resolve()):
+        return str(path.resolve().relative_to(root.resolve()))
+    return path.name
 
 
-def with_relative_paths(spec: dict[str, Any], root: Path) -> dict[str, Any]:
+def with_relative_paths(spec: dict[str, Any], root: Path | None = None) -> dict[str, Any]:
     """Return a spec whose `path` fields, at any depth, are made relative with :func:`relative_path`."""
 
     def relative(name: str, value: Any) -> Any:

@@ -87,3 +87,10 @@ def test_images_within_the_range_lose_less_than_half_a_level() -> None:
     measured = quantisation(made)
     assert measured.clipped == 0
     assert 0 < measured.mean_error < measured.largest_error <= 1 / 510 + 1e-6
+
+
+def test_decoded_images_are_measured_and_are_within_the_range() -> None:
+    made = make_set(decode=Decode(2))
+    assert quantisation(made) == quantisation(made.decoded())
+    assert quantisation(made).clipped == 0
+    assert quantisation(make_set()).clipped > 0
