@@ -12,7 +12,8 @@
     ├── CheckpointError         a checkpoint cannot be written, or belongs to another spec
     │   └── DiskFullError       the disk is full
     ├── WorkerLostError         workers died or hung more often than the job allows
-    └── StaleAttemptError       another attempt of the job has replaced this one
+    ├── StaleAttemptError       another attempt of the job has replaced this one
+    └── MissingPackageError     an optional package is not installed; the message says how to install it
 """
 
 from __future__ import annotations
@@ -110,3 +111,9 @@ class StaleAttemptError(CafeError):
     """Another attempt of the job has replaced this one, or the job was deleted. This attempt must not write any more."""
 
     code = "stale_attempt"
+
+
+class MissingPackageError(CafeError):
+    """An optional package is not installed; the message says how to install it."""
+
+    code = "missing_package"

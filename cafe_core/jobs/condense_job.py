@@ -36,7 +36,7 @@ def run(attempt: Attempt, spec: CondenseSpec) -> dict[str, Any]:
     if condensation.learned:
         synthetic, validations = _condense(attempt, condensation)
     else:
-        synthetic, validations = kept_set(condensation), []
+        synthetic, validations = kept_set(condensation, attempt.job.roots.datasets), []
     condensed = time.monotonic()
     synthetic.save(attempt.files.synthetic_file, fence=attempt.fence)
     evaluation = None
@@ -100,22 +100,23 @@ def check_unchanged(attempt: Attempt, info: DatasetInfo) -> None:
         write_atomically(directory.dataset_file, info.model_dump_json(indent=2).encode(), fence=attempt.fence)
 
 
-def latest_synthetic_set(directory: JobDir, spec: CondenseSpec) -> SyntheticSet | None:
+def latest_synthetic_set(attempt: Attempt, spec: CondenseSpec) -> SyntheticSet | None:
     """Return the synthetic set of the newest checkpoint, or None before the first checkpoint."""
+    directory = attempt.directory
     files = directory.checkpoint_files()
     if not files:
         return None
     info = CondensedDataset.model_validate_json(directory.dataset_file.read_bytes())
-    return from_checkpoint(files[0], info, spec)
+    return from_checkpoint(files[0], info, spec, attempt.job.roots.datasets)
 
 
 def condensed_set(attempt: Attempt, condensation: Condensation, until: int) -> SyntheticSet:
     """Return the synthetic set after `until` iterations, or after more if a previous attempt got further."""
     spec = condensation.spec
-    synthetic = latest_synthetic_set(attempt.directory, spec)
+    synthetic = latest_synthetic_set(attempt, spec)
     if synthetic is None or synthetic.iteration < until:
         attempt.backend.condense(condensation, until, attempt.report)
-        synthetic = latest_synthetic_set(attempt.directory, spec)
+        synthetic = latest_synthetic_set(attempt, spec)
     if synthetic is None or synthetic.iteration < until:
         raise CheckpointError(f"the checkpoint of iteration {until} is missing from {condensation.checkpoints}")
     return synthetic

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 from cafe_core.data.class_store import ClassStore
 from cafe_core.jobs.backend import Condensation
 from cafe_core.spec.dataset import CondensedDataset
+from cafe_core.synthetic_set.relative_paths import relative_path, with_relative_paths
 from cafe_core.synthetic_set.synthetic_set import SyntheticSet, versions
 
 if TYPE_CHECKING:
@@ -48,8 +50,11 @@ def changed_classes(dataset: CondensedDataset, base: SyntheticSet) -> list[int]:
     return [k for k, (name, digest) in enumerate(now) if known.get(name) != digest]
 
 
-def kept_set(condensation: Condensation) -> SyntheticSet:
-    """Return the set of an extend job that has nothing to condense: the dataset only has fewer classes, or another order."""
+def kept_set(condensation: Condensation, dataset_root: Path) -> SyntheticSet:
+    """Return the set of an extend job that has nothing to condense: the dataset only has fewer classes, or another order.
+
+    dataset_root: paths in the metadata are made relative to it.
+    """
     assert condensation.base is not None
     made, info = SyntheticSet.load(condensation.base), ClassStore.open(condensation.store).info
     assert made.class_sha256 is not None
@@ -60,7 +65,8 @@ def kept_set(condensation: Condensation) -> SyntheticSet:
         labels=np.repeat(np.arange(info.num_classes, dtype=np.int64), made.ipc),
         class_names=info.class_names,
         class_sha256=[known[name] for name in info.class_names],
-        spec=condensation.spec.model_dump(mode="json", exclude_none=True),
+        dataset=made.dataset | {"name": relative_path(info.name, dataset_root)},
+        spec=with_relative_paths(condensation.spec.model_dump(mode="json", exclude_none=True), dataset_root),
         versions=versions(),
     )
 

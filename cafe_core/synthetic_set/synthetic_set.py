@@ -11,9 +11,7 @@ training (:mod:`cafe_core.synthetic_set.decode`) also decode; in sets that can b
 
 from __future__ import annotations
 
-import io
 import json
-import re
 from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -21,10 +19,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 from safetensors import SafetensorError, safe_open
 
-from cafe_core.data.file_trees import is_ignored
 from cafe_core.errors import SyntheticSetError
 from cafe_core.files import Fence, unfenced, write_atomically
 from cafe_core.spec.condense import CondenseSpec
@@ -32,6 +28,8 @@ from cafe_core.spec.dataset import CondensedDataset, DatasetInfo
 from cafe_core.synthetic_set import preview
 from cafe_core.synthetic_set.decode import Decode
 from cafe_core.synthetic_set.files import npy_bytes, read_npz, read_safetensors, safetensors_bytes, zip_bytes
+from cafe_core.synthetic_set.images import as_pixels, folder_names, png_bytes
+from cafe_core.synthetic_set.relative_paths import relative_path, with_relative_paths
 
 _FLOATS = np.dtype("<f4")
 _HARD_LABELS = np.dtype("<i8")
@@ -60,7 +58,7 @@ class SyntheticSet:
     dataset: dict[str, Any]
     """The real images: `name` and `is_digits`, and `notes` if there are any, as in DatasetInfo."""
     spec: dict[str, Any]
-    """The resolved spec of the job that made it."""
+    """The resolved spec of the job that made it; its paths are relative to the dataset root."""
     iteration: int
     """Number of completed iterations."""
     versions: dict[str, str]
@@ -100,13 +98,7 @@ class SyntheticSet:
 
     def pixels(self) -> NDArray[np.uint8]:
         """Return the images as uint8 (K·ipc, C, H, W): denormalised, clipped to [0, 1] and scaled to 0..255."""
-        return self._denormalised(self.images)
-
-    def _denormalised(self, images: NDArray[np.float32]) -> NDArray[np.uint8]:
-        """Denormalise images (..., C, H, W) to uint8."""
-        scaled = images * self.std[:, None, None] + self.mean[:, None, None]
-        levels: NDArray[np.uint8] = np.rint(np.clip(scaled, 0, 1) * 255).astype(np.uint8)
-        return levels
+        return as_pixels(self.images, self.mean, self.std)
 
     # -- files
 
@@ -148,7 +140,7 @@ class SyntheticSet:
         """
         names = folder_names(self.class_names)
         entries = (
-            (f"train/{names[label]}/{row % self.ipc:04d}.png", _png_bytes(image))
+            (f"train/{names[label]}/{row % self.ipc:04d}.png", png_bytes(image))
             for row, (label, image) in enumerate(zip(self.classes.tolist(), self.pixels(), strict=True))
         )
         return zip_bytes(entries)
@@ -157,7 +149,7 @@ class SyntheticSet:
         """Draw the set with its class names as a PNG; see `preview.plan_page` for how much of a large set it shows."""
         page = preview.plan_page(self.class_names, self.ipc, *self.images.shape[2:])
         by_class = self.images.reshape(len(self.class_names), self.ipc, *self.images.shape[1:])
-        image = preview.draw_page(page, self._denormalised(page.select(by_class)))
+        image = preview.draw_page(page, as_pixels(page.select(by_class), self.mean, self.std))
         return preview.png_bytes(image, page.description())
 
     def _arrays(self) -> dict[str, NDArray[Any]]:
@@ -173,9 +165,10 @@ class SyntheticSet:
         return {name: json.dumps(value, sort_keys=True, allow_nan=False) for name, value in values.items()}
 
 
-def from_checkpoint(path: Path, info: DatasetInfo, spec: CondenseSpec) -> SyntheticSet:
+def from_checkpoint(path: Path, info: DatasetInfo, spec: CondenseSpec, dataset_root: Path) -> SyntheticSet:
     """Return the synthetic set of a checkpoint, whose `images` are float32 or float64. `spec` must be resolved.
 
+    dataset_root: paths in the metadata are made relative to it.
     Raises SyntheticSetError if the file is damaged, belongs to another job, or was deleted (a running job deletes old ones).
     """
     try:
@@ -195,8 +188,8 @@ def from_checkpoint(path: Path, info: DatasetInfo, spec: CondenseSpec) -> Synthe
         mean=np.array(info.mean, dtype=np.float32),
         std=np.array(info.std, dtype=np.float32),
         class_names=info.class_names,
-        dataset=_described(info),
-        spec=spec.model_dump(mode="json", exclude_none=True),
+        dataset=_described(info, dataset_root),
+        spec=with_relative_paths(spec.model_dump(mode="json", exclude_none=True), dataset_root),
         iteration=iteration,
         versions=versions(),
         decode=Decode(spec.method.decode_factor) if spec.method.decode_factor > 1 else None,
@@ -204,29 +197,10 @@ def from_checkpoint(path: Path, info: DatasetInfo, spec: CondenseSpec) -> Synthe
     )
 
 
-def _described(info: DatasetInfo) -> dict[str, Any]:
+def _described(info: DatasetInfo, dataset_root: Path) -> dict[str, Any]:
     """Return the metadata `dataset`. Without notes it is that of earlier versions, so that the files have the same bytes."""
     notes = [note.model_dump() for note in info.notes]
-    return {"name": info.name, "is_digits": info.is_digits} | ({"notes": notes} if notes else {})
-
-
-def folder_names(class_names: list[str]) -> list[str]:
-    """Return a folder name for each class, equal to the class name where possible.
-
-    Characters that are path separators or not allowed on some file system become `_`. Names that the reader of image
-    folders would ignore, and names that are equal except for case, are changed.
-    """
-    taken: set[str] = set()
-    names = []
-    for k, class_name in enumerate(class_names):
-        name = re.sub(r"[^\w .,+()&'-]", "_", class_name)[:80].strip(" .") or "class"
-        if is_ignored(name):
-            name = f"class_{name}"
-        while name.casefold() in taken:  # case-insensitive file systems would merge them
-            name = f"{name}_{k}"
-        taken.add(name.casefold())
-        names.append(name)
-    return names
+    return {"name": relative_path(info.name, dataset_root), "is_digits": info.is_digits} | ({"notes": notes} if notes else {})
 
 
 def versions() -> dict[str, str]:
@@ -318,10 +292,3 @@ def _parsed_decode(value: Any) -> Decode:
         return Decode.parse(value)
     except ValueError as error:
         raise SyntheticSetError(f"metadata decode: {error}") from error
-
-
-def _png_bytes(image: NDArray[np.uint8]) -> bytes:
-    """Encode an image (C, H, W) as PNG."""
-    buffer = io.BytesIO()
-    Image.fromarray(image[0] if len(image) == 1 else np.ascontiguousarray(image.transpose(1, 2, 0))).save(buffer, "PNG")
-    return buffer.getvalue()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from cafe_core.errors import SyntheticSetError
-from cafe_core.jobs.jobdir import JobDir
+from cafe_core.jobs.jobdir import JobDir, JobFile
 from cafe_core.jobs.trial_table import best_outcome, read_outcomes
 from cafe_core.spec.condense import CondenseSpec
 from cafe_core.spec.dataset import CondensedDataset
@@ -40,7 +40,8 @@ def _latest_checkpoint(directory: JobDir, spec: CondenseSpec) -> SyntheticSet:
         for path in directory.checkpoint_files():
             try:
                 info = CondensedDataset.model_validate_json(directory.dataset_file.read_bytes())
-                return from_checkpoint(path, info, spec)
+                job = JobFile.model_validate_json(directory.job_file.read_bytes())
+                return from_checkpoint(path, info, spec, job.roots.datasets)
             except (SyntheticSetError, FileNotFoundError) as error:
                 damage = error
     if damage is not None:

@@ -166,13 +166,15 @@ def test_classes_that_are_gone_are_left_out_without_condensing_anything(tmp_path
     base = make_base(roots, tmp_path / "base")
     save_images(roots.datasets / "two", {"a": 1, "c": 3})
     spec = EXTEND | {
-        "dataset": {"path": "two"},
+        "base": {"path": str(roots.datasets / "base.safetensors")},
+        "dataset": {"path": str(roots.datasets / "two")},
         "evaluation": {"networks": [{"name": "mlp", "width": 4}], "repeats": 1, "epochs": 1},
     }
     result = local.prepare(spec, tmp_path / "out", roots).run(silent)
     assert result["extended"] == {"condensed": [], "kept": 2}
     made = SyntheticSet.load(JobDir(tmp_path / "out").attempt(1).synthetic_file)
     assert made.class_names == ["a", "c"]
+    assert (made.spec["base"]["path"], made.spec["dataset"]["path"], made.dataset["name"]) == ("base.safetensors", "two", "two")
     for name in made.class_names:
         assert images_of(made, name) == images_of(base, name)
 

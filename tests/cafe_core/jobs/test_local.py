@@ -96,6 +96,20 @@ def test_files_and_events_of_a_job(tmp_path: Path, roots: DataRoots) -> None:
     assert synthetic.spec["method"]["beta"] == 1.0  # resolved: it includes all defaults
 
 
+def test_artifacts_carry_no_absolute_path(tmp_path: Path, roots: DataRoots) -> None:
+    """An absolute path within the dataset root gives the same set as a relative one, whichever of them built the class store."""
+    absolute = SPEC | {"dataset": {"path": str(roots.datasets / "own.npz")}}
+    for name, spec in (("absolute", absolute), ("relative", SPEC)):
+        local.prepare(spec, tmp_path / name, roots).run(silent)
+    artifacts = JobDir(tmp_path / "absolute").attempt(1).artifacts
+    for file in artifacts.iterdir():
+        assert str(tmp_path).encode() not in file.read_bytes(), file.name
+    made = SyntheticSet.load(artifacts / "synthetic.safetensors")
+    assert (made.dataset["name"], made.spec["dataset"]["path"]) == ("own.npz", "own.npz")
+    relative_file = JobDir(tmp_path / "relative").attempt(1).synthetic_file
+    assert relative_file.read_bytes() == made.to_safetensors_bytes()
+
+
 @pytest.mark.parametrize(
     ("sent", "threads"), [({}, 2), ({"resources": {"workers": 3}}, 2), ({"resources": {"cpus_per_worker": 1}}, 1)]
 )

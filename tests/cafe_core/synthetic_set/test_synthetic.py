@@ -24,7 +24,8 @@ from cafe_core.spec.dataset import DatasetInfo, DatasetSpec
 from cafe_core.spec.resolution import resolve
 from cafe_core.synthetic_set import preview
 from cafe_core.synthetic_set.decode import Decode
-from cafe_core.synthetic_set.synthetic_set import SyntheticSet, folder_names, from_checkpoint
+from cafe_core.synthetic_set.images import folder_names
+from cafe_core.synthetic_set.synthetic_set import SyntheticSet, from_checkpoint
 from tests.cafe_core.synthetic_set.made_sets import make_set
 
 
@@ -169,7 +170,7 @@ def test_set_is_read_from_a_checkpoint(tmp_path: Path, dtype: Any) -> None:
     info, spec = _job()
     images = np.random.default_rng(0).normal(size=(20, 1, 8, 8)).astype(dtype)
     save_file({"images": images, "momentum": images * 0}, tmp_path / "c.safetensors", {"iteration": "50", "spec_digest": "x"})
-    made = from_checkpoint(tmp_path / "c.safetensors", info, spec)
+    made = from_checkpoint(tmp_path / "c.safetensors", info, spec, tmp_path)
     np.testing.assert_array_equal(made.images, images.astype(np.float32))
     assert made.labels.tolist() == [k for k in range(10) for _ in range(2)]
     assert (made.iteration, made.ipc, made.class_names) == (50, 2, info.class_names)
@@ -184,21 +185,21 @@ def test_unusable_checkpoints_are_refused(tmp_path: Path) -> None:
     info, spec = _job()
     path = tmp_path / "c.safetensors"
     with pytest.raises(SyntheticSetError, match="was replaced by a newer checkpoint"):
-        from_checkpoint(path, info, spec)
+        from_checkpoint(path, info, spec, tmp_path)
     save_file({"images": np.zeros((10, 1, 8, 8), np.float32)}, path, {"iteration": "1"})
     with pytest.raises(SyntheticSetError, match=r"images have shape \(10, 1, 8, 8\); this job needs \(20, 1, 8, 8\)"):
-        from_checkpoint(path, info, spec)
+        from_checkpoint(path, info, spec, tmp_path)
     save_file({"momentum": np.zeros((20, 1, 8, 8), np.float32)}, path, {"iteration": "1"})
     with pytest.raises(SyntheticSetError, match="not a readable checkpoint"):
-        from_checkpoint(path, info, spec)
+        from_checkpoint(path, info, spec, tmp_path)
     save_file({"images": np.zeros((20, 1, 8, 8), np.float32)}, path)
     with pytest.raises(SyntheticSetError, match="not a readable checkpoint"):
-        from_checkpoint(path, info, spec)
+        from_checkpoint(path, info, spec, tmp_path)
     save_file({"images": np.zeros((20, 1, 8, 8), np.float32)}, path, {"iteration": "1"})
-    assert from_checkpoint(path, info, spec).iteration == 1
+    assert from_checkpoint(path, info, spec, tmp_path).iteration == 1
     path.write_bytes(path.read_bytes()[:-9])
     with pytest.raises(SyntheticSetError, match="not a readable checkpoint"):
-        from_checkpoint(path, info, spec)
+        from_checkpoint(path, info, spec, tmp_path)
 
 
 # -- invalid sets and files

@@ -49,7 +49,7 @@ def finish(api: Api, ray: FakeRay, settings: Settings, started: str, class_sha25
     """Finish a running job of ten iterations, as its driver does, and return its id."""
     spec = CondenseSpec.model_validate(api.job(started)["spec"])
     info = CondensedDataset(**BUILTIN["digits"].model_dump(), class_sha256=class_sha256)
-    synthetic = from_checkpoint(checkpoint(settings, started, 10), info, spec)
+    synthetic = from_checkpoint(checkpoint(settings, started, 10), info, spec, settings.roots.datasets)
     directory = attempt_dir(settings, started)
     synthetic.save(directory.synthetic_file)
     directory.preview_file.write_bytes(synthetic.preview_png())
@@ -91,13 +91,13 @@ def test_reads_checkpoint_that_is_replaced_meanwhile(
     """Listed checkpoints are deleted before they are opened, and newer ones exist, as a driver may do."""
     listed = [checkpoint(settings, started, iteration) for iteration in (2, 4)]
 
-    def after_rotation(path: Path, info: DatasetInfo, spec: CondenseSpec) -> SyntheticSet:
+    def after_rotation(path: Path, info: DatasetInfo, spec: CondenseSpec, root: Path) -> SyntheticSet:
         if path in listed and path.exists():
             for old in listed:
                 old.unlink()
             checkpoint(settings, started, 6)
             checkpoint(settings, started, 8)
-        return from_checkpoint(path, info, spec)
+        return from_checkpoint(path, info, spec, root)
 
     monkeypatch.setattr("server.files.synthetic_sets.from_checkpoint", after_rotation)
     arrays = load(api.get(f"/v1/jobs/{started}/synthetic").content)
