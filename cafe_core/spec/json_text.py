@@ -53,26 +53,31 @@ def _finite(text: str) -> float:
     return value
 
 
-_TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"|[{}\[\],:]|[^\s{}\[\],:"]+')
+_TEXT = r'"[^"\\]*(?:\\.[^"\\]*)*"'
 
 
 def _culprit(text: str, error: _NotJsonError) -> tuple[str, int]:
     """Return what is wrong, and the position in `text`, which is JSON apart from numbers and repeated keys."""
+    number = "" if error.number is None else rf"|(?<![\w.+-]){re.escape(error.number)}(?![\w.+-])"
+    # Runs of texts in a list, in one piece because there may be very many; keys with their colons; other texts; brackets.
+    tokens = re.compile(rf"(?:{_TEXT}\s*,\s*)+|{_TEXT}(?:\s*:)?|[{{}}\[\]]{number}")
     objects: list[dict[str, int] | None] = []  # the keys of each enclosing object, with their positions; None for a list
-    previous = None
-    for token in _TOKEN.finditer(text):
-        if token[0] == error.number:
-            return f"{error.number} is not a number that JSON has; write a finite number", token.start()
-        if token[0] in "{[":
-            objects.append({} if token[0] == "{" else None)
-        elif token[0] in "}]":
-            objects.pop()
-        elif token[0] == ":" and previous is not None and (keys := objects[-1]) is not None:
-            key = json.loads(previous[0])
-            if error.number is None and key in keys:
-                return _twice(key, _place(text, keys[key])), previous.start()
-            keys[key] = previous.start()
-        previous = token
+    for token in tokens.finditer(text):
+        match token[0][0], token[0][-1]:
+            case (("{" | "["), _):
+                objects.append({} if token[0] == "{" else None)
+            case (("}" | "]"), _):
+                objects.pop()
+            case '"', ":":
+                key, keys = json.loads(token[0][:-1]), objects[-1]
+                assert keys is not None  # a list has no keys
+                if error.number is None and key in keys:
+                    return _twice(key, _place(text, keys[key])), token.start()
+                keys[key] = token.start()
+            case '"', _:
+                pass
+            case _:
+                return f"{error.number} is not a number that JSON has; write a finite number", token.start()
     raise AssertionError("json.loads found a repeated key or a number that is not there")
 
 

@@ -195,6 +195,8 @@ BODIES = {
     "a value 300 lists deep": (_swept('{"ipc": {"grid": [' + "[" * 300 + "]" * 300 + "]}}"), 422),
     "a value 900 objects deep": (_swept('{"ipc": {"choice": [' + '{"a":' * 900 + "1" + "}" * 900 + "]}}"), 422),
     "9900 brackets deep": (_json("[" * 9_900 + "]" * 9_900), 422),
+    "a key given twice, around 340,000 texts": (_json('{"ipc": [' + ",".join(['""'] * 340_000) + '], "ipc": 1}'), 422),
+    "a number that JSON does not have, after 520,000 others": (_json('{"ipc": [' + "1," * 520_000 + "NaN]}"), 422),
     "objects 4900 deep": (_json('{"a":' * 4_900), 422),
     "200,000 networks": (_json(SPEC | {"evaluation": {"networks": [{}] * 200_000}}), 422),
     "9900 networks": (_json(SPEC | {"evaluation": {"networks": [{}] * 9_900}}), 422),
