@@ -159,8 +159,7 @@ def test_job_process_ends_with_its_parent(tmp_path: Path) -> None:
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=Path(__file__).parents[3]) as process:
         assert process.stdin is not None
         assert process.stdout is not None
-        while b'"iteration"' not in process.stdout.readline():
-            pass
+        assert any(b'"iteration"' in line for line in process.stdout), "the job ended before its first iteration"
         process.stdin.close()
         process.stdout.read()  # until it ends
         assert process.wait(timeout=20) == 1
