@@ -85,6 +85,18 @@ def test_serves_latest_checkpoint_while_running(api: Api, started: str, settings
     assert Image.open(io.BytesIO(api.get(f"/v1/jobs/{started}/preview.png").content)).format == "PNG"
 
 
+def test_set_of_a_checkpoint_carries_no_absolute_path(api: Api, ray: FakeRay, settings: Settings) -> None:
+    file = settings.roots.datasets / "own" / "ten.npz"
+    file.parent.mkdir(parents=True)
+    np.savez(file, images=np.zeros((10, 8, 8), np.uint8), labels=np.arange(10))
+    job_id = api.make(dataset={"path": str(file)})["id"]
+    api.await_job(job_id, lambda _: ray.submissions != [])
+    checkpoint(settings, job_id, 2)
+    content = api.get(f"/v1/jobs/{job_id}/synthetic").content
+    assert b'\\"path\\": \\"own/ten.npz\\"' in content
+    assert str(settings.data_dir).encode() not in content
+
+
 def test_reads_checkpoint_that_is_replaced_meanwhile(
     api: Api, started: str, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
