@@ -129,7 +129,9 @@ def _splits(files: ImageFiles, listing: Listing, top: str, folders: dict[str, st
         if _is_unlabelled(images, folder, layout.train):
             layout.test, unlabelled = _annotated(files, listing, folder, images)
             if unlabelled:
-                layout.notes.append(_unused(folder, unlabelled, "they have no labels, because they are in no class folder"))
+                layout.notes.append(
+                    _unused(folder, unlabelled, "they are in no class folder, and no annotations.txt names their classes")
+                )
         else:
             layout.test = {name: images for name, images in _classes(label, listing, folder).items() if images}
         if layout.test and split == "val":
