@@ -19,8 +19,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
-from cafe_core.data.file_trees import ImageFiles, is_ignored
-from cafe_core.data.pixels import SUFFIXES
+from cafe_core.data.file_trees import ImageFiles
+from cafe_core.data.folder_listing import Listing, ignored_files, list_images
 from cafe_core.errors import DatasetError
 from cafe_core.spec.dataset import DatasetNote
 from cafe_core.text import counted
@@ -33,14 +33,7 @@ _SPLITS: dict[str, Literal["train", "val", "test"]] = {
     "val": "val", "valid": "val", "validation": "val",
     "test": "test", "testing": "test",
 }  # fmt: skip
-#: Images that Pillow cannot decode. Ignoring them would make classes smaller than the user thinks.
-_OTHER_IMAGES = (
-    ".heic", ".heif", ".jxl", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raw", ".exr", ".hdr", ".svg",
-    ".eps", ".wmf", ".dcm", ".npy",
-)  # fmt: skip
 _EXPECTED = "expected CLASS/*.jpg, or train/CLASS/*.jpg and optionally test/CLASS/*.jpg"
-_MAX_FILES = 20_000_000
-_SUFFIXES_SHOWN = 5
 
 Classes: TypeAlias = dict[str, list[str]]
 """The images of a split by class."""
@@ -55,23 +48,9 @@ class Layout:
     notes: list[DatasetNote] = field(default_factory=list)
 
 
-@dataclass
-class _Listing:
-    """The names in a tree, without dotfiles."""
-
-    images: list[str] = field(default_factory=list)
-    unreadable: list[str] = field(default_factory=list)
-    """Images in formats that are not supported."""
-    folders: set[str] = field(default_factory=set)
-    """Folders without images of their own, each ending with `/`."""
-    annotations: list[str] = field(default_factory=list)
-    ignored: Counter[str] = field(default_factory=Counter)
-    """Number of other files by suffix."""
-
-
 def find_layout(files: ImageFiles) -> Layout:
     """Return the images of a tree by split and class. Raises DatasetError for a tree that is not an image folder."""
-    listing = _list(files)
+    listing = list_images(files)
     top = _wrapping_folder(listing.images)
     tops = {name[len(top) :].split("/", 1)[0] for name in (*listing.images, *listing.folders) if name.startswith(top)}
     if _is_split(listing.images, top):
@@ -81,31 +60,8 @@ def find_layout(files: ImageFiles) -> Layout:
     _check(files.label, layout, listing)
     layout.notes += _nested(layout)
     if listing.ignored:
-        layout.notes.append(DatasetNote(code="ignored", message=_ignored_files(listing.ignored)))
+        layout.notes.append(DatasetNote(code="ignored", message=ignored_files(listing.ignored)))
     return layout
-
-
-def _list(files: ImageFiles) -> _Listing:
-    found = _Listing()
-    for count, name in enumerate(name for name in files.names() if not is_ignored(name)):
-        if count >= _MAX_FILES:
-            raise DatasetError(f"{files.label} has more than {_MAX_FILES} files")
-        if name.endswith("/"):
-            found.folders.add(name)
-            continue
-        directory, _, base = name.rpartition("/")
-        suffix = base[base.rfind(".") :].lower() if "." in base else ""
-        if suffix in SUFFIXES:
-            found.images.append(name)
-        elif suffix in _OTHER_IMAGES:
-            found.unreadable.append(name)
-        else:
-            found.ignored[suffix] += 1
-            if base.endswith("annotations.txt"):
-                found.annotations.append(name)
-        if suffix not in SUFFIXES and directory:
-            found.folders.add(f"{directory}/")
-    return found
 
 
 def _wrapping_folder(images: Sequence[str]) -> str:
@@ -113,7 +69,11 @@ def _wrapping_folder(images: Sequence[str]) -> str:
     top = ""
     while True:
         names = {name[len(top) :].split("/", 1)[0] for name in images}
-        if len(names) != 1 or names & _SPLITS.keys() or any(name.count("/", len(top)) < 2 for name in images):
+        if (
+            len(names) != 1
+            or any(name.lower() in _SPLITS for name in names)
+            or any(name.count("/", len(top)) < 2 for name in images)
+        ):
             return top
         top += f"{names.pop()}/"
 
@@ -144,7 +104,7 @@ def _split_folders(label: str, tops: set[str]) -> dict[str, str]:
     return folders
 
 
-def _splits(files: ImageFiles, listing: _Listing, top: str, folders: dict[str, str]) -> Layout:
+def _splits(files: ImageFiles, listing: Listing, top: str, folders: dict[str, str]) -> Layout:
     label = files.label
     outside = [name for name in listing.images if name[len(top) :].split("/", 1)[0] not in folders.values()]
     if "train" not in folders:
@@ -169,7 +129,9 @@ def _splits(files: ImageFiles, listing: _Listing, top: str, folders: dict[str, s
         if _is_unlabelled(images, folder, layout.train):
             layout.test, unlabelled = _annotated(files, listing, folder, images)
             if unlabelled:
-                layout.notes.append(_unused(folder, unlabelled, "they have no labels, because they are in no class folder"))
+                layout.notes.append(
+                    _unused(folder, unlabelled, "they are in no class folder, and no annotations.txt names their classes")
+                )
         else:
             layout.test = {name: images for name, images in _classes(label, listing, folder).items() if images}
         if layout.test and split == "val":
@@ -177,7 +139,7 @@ def _splits(files: ImageFiles, listing: _Listing, top: str, folders: dict[str, s
     return layout
 
 
-def _no_train(label: str, outside: list[str], folders: dict[str, str], listing: _Listing) -> str:
+def _no_train(label: str, outside: list[str], folders: dict[str, str], listing: Listing) -> str:
     if outside:
         return f"{label}: {outside[0]} is in no class folder; {_EXPECTED}"
     if any(name.startswith(tuple(f"{folder}/" for folder in folders.values())) for name in listing.images):
@@ -199,7 +161,7 @@ def _is_unlabelled(images: Sequence[str], folder: str, train: Classes) -> bool:
     return inner == {""} or (inner == {"images"} and "images" not in train)
 
 
-def _annotated(files: ImageFiles, listing: _Listing, folder: str, images: Sequence[str]) -> tuple[Classes, list[str]]:
+def _annotated(files: ImageFiles, listing: Listing, folder: str, images: Sequence[str]) -> tuple[Classes, list[str]]:
     """Return the images of Tiny ImageNet's val/ by class, and those that its file of annotations does not name."""
     found = next((name for name in listing.annotations if name.startswith(folder)), None)
     if found is None:
@@ -218,7 +180,7 @@ def _annotated(files: ImageFiles, listing: _Listing, folder: str, images: Sequen
     return by_class, unlabelled
 
 
-def _classes(label: str, listing: _Listing, folder: str) -> Classes:
+def _classes(label: str, listing: Listing, folder: str) -> Classes:
     """Return the images below `folder` by class. Raises DatasetError for images outside a class, or in an unsupported format."""
     for name in listing.unreadable:
         if name.startswith(folder):
@@ -260,7 +222,7 @@ def _nested(layout: Layout) -> list[DatasetNote]:
     return [DatasetNote(code="nested", message=message)] if count else []
 
 
-def _check(label: str, layout: Layout, listing: _Listing) -> None:
+def _check(label: str, layout: Layout, listing: Listing) -> None:
     """Raise DatasetError for classes that cannot be used."""
     names = sorted(layout.train)
     if len(names) > MAX_CLASSES:
@@ -269,7 +231,7 @@ def _check(label: str, layout: Layout, listing: _Listing) -> None:
         if not name.isprintable():
             raise DatasetError(f"{label}: the class folder {name!r} has a name that cannot be printed; rename it")
         if not layout.train[name]:
-            hint = "; ".join(filter(None, ["add some or remove its folder", _ignored_files(listing.ignored)]))
+            hint = "; ".join(filter(None, ["add some or remove its folder", ignored_files(listing.ignored)]))
             raise DatasetError(f"{label}: class {name!r} has no training images; {hint}")
     if len(names) == 1:
         raise DatasetError(f"{label} has only one class ({names[0]!r}); at least 2 are needed; {_EXPECTED}")
@@ -280,18 +242,8 @@ def _check(label: str, layout: Layout, listing: _Listing) -> None:
             )
 
 
-def _hint(listing: _Listing) -> str:
-    return "; ".join(filter(None, [_EXPECTED, _ignored_files(listing.ignored)]))
-
-
-def _ignored_files(ignored: Counter[str]) -> str:
-    """Return e.g. `ignored 5 files that are not images: 4 .txt, 1 without a suffix`; the empty string for none."""
-    if not ignored:
-        return ""
-    shown = [f"{count} {suffix or 'without a suffix'}" for suffix, count in ignored.most_common(_SUFFIXES_SHOWN)]
-    others = len(ignored) - len(shown)
-    more = [f"{others} other suffixes"] if others > 0 else []
-    return f"ignored {counted(ignored.total(), 'file')} that cannot be read as images: {', '.join(shown + more)}"
+def _hint(listing: Listing) -> str:
+    return "; ".join(filter(None, [_EXPECTED, ignored_files(listing.ignored)]))
 
 
 def _listed(names: Iterable[str]) -> str:

@@ -7,7 +7,7 @@ decoded when the store is built.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from functools import cache, cached_property, partial
 from itertools import chain, islice
@@ -15,6 +15,7 @@ from typing import Literal
 
 import numpy as np
 
+from cafe_core.data.class_order import class_order
 from cafe_core.data.class_store import constant_notes, count_constant
 from cafe_core.data.file_trees import ImageFiles
 from cafe_core.data.folder_layout import find_layout
@@ -34,14 +35,6 @@ from cafe_core.spec.dataset import DatasetNote
 
 #: Limits of a sample, which takes about a second to decode.
 _MOST_SAMPLED, _MOST_SAMPLED_PIXELS, _MOST_SAMPLED_BYTES = 256, 16 << 20, 32 << 20
-
-
-def class_order(names: Iterable[str]) -> list[str]:
-    """Return the names sorted, by number if all of them are whole numbers: 0, 1, 2, 10 instead of 0, 1, 10, 2."""
-    names = sorted(names)
-    if all(name.isascii() and name.isdigit() for name in names):
-        names.sort(key=lambda name: (len(name.lstrip("0")), name.lstrip("0")))  # int() refuses more than 4,300 digits
-    return names
 
 
 class ImageFolderSource:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from cafe_core.data.class_order import class_order
 from cafe_core.data.folder_layout import MAX_CLASSES
 from cafe_core.data.image_source import Labels
 from cafe_core.errors import DatasetError
@@ -22,8 +23,11 @@ class LabelClasses:
     """The classes that the labels of a file stand for."""
 
     values: NDArray[Any]
-    """The distinct labels, sorted: class k has the label `values[k]`."""
+    """The distinct labels, sorted."""
+    numbers: Labels
+    """The number of the class of each of the `values`."""
     names: list[str]
+    """The name of each class, in order of the numbers."""
 
     def notes(self) -> list[DatasetNote]:
         """Return a note if the labels are numbers other than 0 to K-1."""
@@ -87,7 +91,16 @@ def classes_of(labels: NDArray[Any], where: str, given_names: Sequence[str] | No
             )
     if len(set(names)) != len(names) or not all(name and name.isprintable() for name in names):
         raise DatasetError(f"{where}: the names of classes must be unique, not empty and printable; got {names[:10]}")
-    return LabelClasses(values, names)
+    return LabelClasses(values, *_in_order(names, values.dtype.kind))
+
+
+def _in_order(names: list[str], kind: str) -> tuple[Labels, list[str]]:
+    """Return the numbers of the classes whose sorted labels have these names, and the names by number."""
+    if kind != "U":
+        return np.arange(len(names), dtype=np.int64), names
+    ordered = class_order(names)  # of texts, 10 comes before 9
+    number = {name: k for k, name in enumerate(ordered)}
+    return np.array([number[name] for name in names], dtype=np.int64), ordered
 
 
 def numbered(labels: NDArray[Any], classes: LabelClasses, where: str, of: str) -> Labels:
@@ -99,4 +112,4 @@ def numbered(labels: NDArray[Any], classes: LabelClasses, where: str, of: str) -
     if len(unknown):
         first = int(unknown[0])
         raise DatasetError(f"{where}[{first}] is {labels[first]}, which is not in {of}; the classes of both must be the same")
-    return found.astype(np.int64)
+    return classes.numbers[found]

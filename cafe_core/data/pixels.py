@@ -23,7 +23,7 @@ from cafe_core.data.image_source import Images
 from cafe_core.spec.dataset import MAX_IMAGE_SIDE, DatasetNote
 from cafe_core.text import counted
 
-#: The formats that are decoded, regardless of the file's suffix: those of still images. Not EPS and WMF, which are programs.
+#: The formats of still images, which are decoded regardless of the file's suffix. Not EPS and WMF, which are programs.
 FORMATS = {
     "PNG": (".png", ".apng"),
     "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif", ".mpo"),
@@ -46,6 +46,8 @@ FORMATS = {
     "XBM": (".xbm",),
     "XPM": (".xpm",),
 }
+#: Formats by which almost any bytes could be decoded: their files must have the suffix.
+_WITHOUT_SIGNATURE = ("TGA", "DIB")
 SUFFIXES = frozenset(suffix for suffixes in FORMATS.values() for suffix in suffixes)
 _MIN_IMAGE_SIDE = 4
 _GREY_MODES = {"1", "L", "LA", "La", "I", "I;16", "I;16L", "I;16B", "I;16N"}
@@ -81,9 +83,9 @@ def decode(
 ) -> Images:
     """Decode an image as (C, H, W) uint8, with `channels` and H = W = image_size if they are given.
 
-    where: name of the image in error messages. bits: returns how many bits the grey levels of more than 8 bits use in this
-    dataset; it is called only for such images. seen: counts what was converted. Raises ImageError if the image cannot be decoded,
-    is too large or too small.
+    where: name of the image in error messages, with its suffix. bits: returns how many bits the grey levels of more than 8 bits
+    use in this dataset; it is called only for such images. seen: counts what was converted. Raises ImageError if the image cannot
+    be decoded, is too large or too small.
     """
     image = _open(data, where)
     natural = natural_channels(image.mode, where)
@@ -151,11 +153,13 @@ def conversion_notes(seen: Counter[Conversion], bits: int | None, suffix: str = 
 
 
 def _open(data: bytes, where: str) -> Image.Image:
-    """Open an image and read only its header."""
+    """Open an image and read only its header. The suffix of `where` allows formats without a signature."""
+    suffix = where[where.rfind(".") :].lower()
+    formats = [kind for kind, suffixes in FORMATS.items() if kind not in _WITHOUT_SIGNATURE or suffix in suffixes]
     if not data:
         raise ImageError(where, "is empty", "remove it or put the image there")
     try:
-        image = Image.open(io.BytesIO(data), formats=tuple(FORMATS))
+        image = Image.open(io.BytesIO(data), formats=formats)
         if image.width * image.height > _MAX_PIXELS:
             raise Image.DecompressionBombError(f"it has {image.width}×{image.height} pixels")
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:

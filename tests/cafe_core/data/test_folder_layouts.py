@@ -99,6 +99,7 @@ REFUSED = {
     "images only": (["0.png", "1.png"], r"0\.png is in no class folder; expected CLASS/\*\.jpg"),
     "stray image": (["cat/0.png", "dog/0.png", "cover.png"], r"cover\.png is in no class folder"),
     "no train": (["test/cat/0.png", "val/dog/0.png"], r"has test/, val/ and no train/ folder; rename test/ to train/"),
+    "no train, in capitals": (["Testing/cat/0.png", "Testing/dog/0.png"], r"has Testing/ and no train/ folder"),
     "two names of a split": ([*TRAIN, "training/cat/0.png"], r"train/ and training/ are both the train split; merge them"),
     "unknown split": ([*TRAIN, "holdout/cat/0.png"], r"holdout/cat/0\.png is in none of train/; move it into one of them"),
     "splits with other names": (

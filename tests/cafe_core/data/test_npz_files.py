@@ -144,6 +144,17 @@ def test_names_of_arrays(roots: DataRoots, given: list[str], codes: list[str], t
     assert (info.class_counts, info.test_count, [note.code for note in info.notes]) == ([2, 4, 3], test_count, codes)
 
 
+def test_texts_that_are_numbers_are_sorted_by_number(roots: DataRoots) -> None:
+    images, numbers = RNG.integers(0, 256, (24, 5, 6), dtype=np.uint8), np.arange(24) % 12
+    np.savez(
+        roots.datasets / "a.npz", images=images, labels=numbers.astype(str), test_images=images, test_labels=numbers.astype(str)
+    )
+    store = open_store(DatasetSpec(path="a.npz"), roots)
+    assert store.info.class_names == [str(k) for k in range(12)]
+    assert store.test_labels.tolist() == numbers.tolist()
+    np.testing.assert_array_equal(store.images(10)[:, 0], images[numbers == 10])
+
+
 def test_val_is_ignored_beside_test(roots: DataRoots) -> None:
     arrays = _valid_arrays()
     np.savez(roots.datasets / "a.npz", **arrays, val_images=arrays["images"], val_labels=arrays["labels"])

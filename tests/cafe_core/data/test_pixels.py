@@ -124,7 +124,7 @@ SAVED = ["PNG", "JPEG", "BMP", "WEBP", "GIF", "TIFF", "PPM", "JPEG2000", "AVIF",
 @pytest.mark.parametrize("kind", SAVED)
 def test_formats_are_read(kind: str) -> None:
     image = Image.new("RGB", (16, 16), (200, 100, 50))
-    found = pixels.decode(encoded(image, kind), "x", image_size=None, channels=None)
+    found = pixels.decode(encoded(image, kind), f"x.{kind.lower()}", image_size=None, channels=None)
     assert found.shape == (3, 16, 16)
     assert np.abs(found.astype(int) - np.array([200, 100, 50])[:, None, None]).max() <= 8  # JPEG and others are lossy
 
@@ -210,10 +210,11 @@ def test_conversions_are_counted(data: bytes, conversions: list[str]) -> None:
         (encoded(_constant("F", 0.5), "TIFF"), r"x holds levels that are not whole numbers \(mode F\); save it with"),
         (encoded(_constant("I", 70_000), "TIFF"), r"x cannot be decoded \(levels go from 70000 to 70000; at most 16 bits"),
         (encoded(_constant("I", -1), "TIFF"), r"x cannot be decoded \(levels go from -1 to -1"),
+        (encoded(_constant("RGB", (1, 2, 3)), "TGA"), "x is not an image that can be read"),
         (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n", "x is not an image that can be read"),
         (encoded(picture("L", (32, 32)), "JPEG")[:-30], r"x cannot be decoded \(.*truncated"),
     ],
-    ids=["8 in 16-bit RGB", "F", "32 bits", "negative", "EPS", "truncated"],
+    ids=["8 in 16-bit RGB", "F", "32 bits", "negative", "TGA without its suffix", "EPS", "truncated"],
 )
 @pytest.mark.parametrize("channels", [None, 1, 3])
 def test_what_cannot_be_converted_is_refused(data: bytes, message: str, channels: Any) -> None:

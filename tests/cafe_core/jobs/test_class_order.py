@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from cafe_core.data.catalog import describe
-from cafe_core.data.image_folder import class_order
+from cafe_core.data.class_order import class_order
 from cafe_core.data.roots import DataRoots
 from cafe_core.jobs import local
 from cafe_core.spec.dataset import DatasetSpec

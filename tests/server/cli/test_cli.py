@@ -340,7 +340,7 @@ def test_run_refuses_invalid_specs_and_specs_that_need_a_server(tmp_path: Path, 
 def test_run_reads_paths_relative_to_the_current_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("x", "y"):
         (tmp_path / "here" / "mine" / name).mkdir(parents=True)
-        Image.new("L", (8, 8)).save(tmp_path / "here" / "mine" / name / "0.png")
+        Image.linear_gradient("L").resize((8, 8)).save(tmp_path / "here" / "mine" / name / "0.png")
     monkeypatch.chdir(tmp_path / "here")
     Path("spec.json").write_text(json.dumps({"dataset": {"path": "./mine"}, "ipc": 2, "method": {"name": "random"}}))
     arguments = ["run", "spec.json", "--out", str(tmp_path / "out"), "--data-dir", str(tmp_path / "data")]

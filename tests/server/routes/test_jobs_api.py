@@ -61,7 +61,7 @@ def test_best_method_is_written_into_the_accepted_job(api: Api) -> None:
         ({"dataset": {"path": "../secret"}}, "dataset.path", "dataset root"),
         ({"dataset": {"path": "nowhere"}}, "dataset.path", "nowhere"),
         ({"dataset": {"id": "ds_unknown"}}, "dataset", "never uploaded"),
-        ({"dataset": {"path": "ipc"}}, "dataset", "ipc: class 'a' has no images"),
+        ({"dataset": {"path": "ipc"}}, "dataset", "ipc: class 'a' has no training images"),
         ({"dataset": {"path": "dataset.zip"}}, "dataset", "dataset.zip is not a readable .zip"),
         ({"dataset": {"path": "leads_out"}}, "dataset.path", "leads_out: train/a is a link"),
         ({"resources": {"workers": 2, "gpus_per_worker": 0.5}}, "resources.gpus_per_worker", "several workers that condense"),
