@@ -38,6 +38,8 @@ def refused(spec: dict[str, Any]) -> list[tuple[str, str]]:
         ({"evaluation": {"networks": "mlp"}}, "evaluation.networks", ['got "mlp"', '["mlp"]']),
         ({"resources": 4}, "resources", ["object with fields", "got 4"]),
         ({"labels": {"a": "x" * 1000}}, "labels.a", ["…"]),
+        ({"dataset": {"name": "digits", "path": "x"}}, "dataset", ["exactly one of name, id and path", "got name and path"]),
+        ({"dataset": {}}, "dataset", ["got none of them"]),
         ({"name": "a\nb"}, "name", [r'got "a\nb"']),
     ],
 )
