@@ -101,6 +101,7 @@ def test_format_of_a_text_without_file_name_is_recognized(text: str) -> None:
         ("json", b'{"a": 1e999}', ["line 1, column 7: 1e999"]),
         ("json", b'{"a": ' + b"9" * 5000 + b"}", ["4300 digits"]),
         ("json", b"{'a': 1}", ["line 1, column 2", "double quotes"]),
+        ("json", "{“a”: 1}".encode(), ["line 1, column 2", "replace “"]),
         ("json", b'{"a": True}', ["line 1, column 7", "write true"]),
         ("json", b'{"a": 1, // why\n"b": 2}', ["line 1, column 10", "no comments"]),
         ("json", b'{"a": 1 "b": 2}', ["line 1, column 9", "','"]),
