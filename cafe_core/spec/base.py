@@ -50,6 +50,15 @@ def max_entries(count: int) -> BeforeValidator:
     return BeforeValidator(refuse_more)
 
 
+def given_one_of(spec: BaseModel, *names: str) -> str:
+    """Return the name of the only field of `names` that is given. Raises ValueError if it is not exactly one."""
+    given = [name for name in names if getattr(spec, name) is not None]
+    if len(given) != 1:
+        choice = f"{', '.join(names[:-1])} and {names[-1]}"
+        raise ValueError(f"give exactly one of {choice}; got {' and '.join(given) or 'none of them'}")
+    return given[0]
+
+
 def all_different(values: list[Any]) -> list[Any]:
     """Return `values`. Raises ValueError if a value is repeated."""
     if len(set(values)) != len(values):

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, TypeAlias, get_args
 
 from pydantic import BeforeValidator, Field, StringConstraints, model_validator
 
-from cafe_core.spec.base import SpecModel
+from cafe_core.spec.base import SpecModel, given_one_of
 from cafe_core.spec.plain_names import UPLOAD_ID, dataset_named
 
 DatasetName = Literal["digits", "mnist", "fashion_mnist", "svhn", "cifar10", "cifar100"]
@@ -33,8 +33,7 @@ class DatasetSpec(SpecModel):
 
     @model_validator(mode="after")
     def _one_source(self) -> DatasetSpec:
-        if sum(source is not None for source in (self.name, self.id, self.path)) != 1:
-            raise ValueError("give exactly one of name, id and path")
+        given_one_of(self, "name", "id", "path")
         if self.name is not None and self.test_fraction is not None:
             raise ValueError(f"{self.name} has a test split; leave test_fraction out")
         if self.path is not None and "\x00" in self.path:

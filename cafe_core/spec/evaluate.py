@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, StringConstraints, model_validator
 
 from cafe_core.methods.registry import Selection
-from cafe_core.spec.base import SpecModel
+from cafe_core.spec.base import SpecModel, given_one_of
 from cafe_core.spec.dataset import AnyDataset
 from cafe_core.spec.evaluation import EvaluationSpec
 from cafe_core.spec.job_fields import JobFields
@@ -30,8 +30,7 @@ class JudgedSpec(SpecModel):
 
     @model_validator(mode="after")
     def _one_source(self) -> JudgedSpec:
-        if sum(source is not None for source in (self.job_id, self.path, self.dataset)) != 1:
-            raise ValueError("give exactly one of job_id, path and dataset")
+        given_one_of(self, "job_id", "path", "dataset")
         if (self.dataset is None) != (self.selection is None):
             raise ValueError("selection and dataset belong together")
         if (self.ipc is not None) != (self.selection not in (None, "whole")):

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import StringConstraints, ValidationError, field_validator, model_validator
 
 from cafe_core.methods.registry import AnyMethod
-from cafe_core.spec.base import Precision, SpecModel, resolved_later
+from cafe_core.spec.base import Precision, SpecModel, given_one_of, resolved_later
 from cafe_core.spec.best import BestMethod
 from cafe_core.spec.condense import CondenseSpec, check_gpus_per_worker
 from cafe_core.spec.network import AnyNetwork
@@ -29,8 +29,7 @@ class BaseSetSpec(SpecModel):
 
     @model_validator(mode="after")
     def _one_source(self) -> BaseSetSpec:
-        if (self.job_id is None) == (self.path is None):
-            raise ValueError("give exactly one of job_id and path")
+        given_one_of(self, "job_id", "path")
         return self
 
 

@@ -98,8 +98,8 @@ def _json_advice(text: str, error: json.JSONDecodeError) -> tuple[str, int]:
         return f"{word[0]} is Python; write {python[word[0]]}", error.pos
     if after.startswith(("#", "//", "/*")):
         return "JSON has no comments; remove it, or write the spec as YAML", error.pos
-    if after.startswith("'"):
-        return "JSON needs double quotes; replace ' by \"", error.pos
+    if after.startswith(("'", "‘", "“", "”")):
+        return f'JSON needs straight double quotes; replace {after[0]} by "', error.pos
     if not after:
         return "the text ends too early; a closing bracket or quote is missing", error.pos
     what = error.msg.removesuffix(" enclosed in double quotes")

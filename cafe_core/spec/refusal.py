@@ -47,7 +47,8 @@ def refused_field(error: Mapping[str, Any], *, outer: int = 0) -> tuple[str, str
         case "literal_error":
             return loc, message + _got_name(value, re.findall(r"'([^']*)'", str(error["ctx"]["expected"])))
         case "model_type" | "dict_type":
-            return loc, f"must be an object with fields; got {described(value)}"
+            or_name = " or a name" if loc.rpartition(".")[2] in ("dataset", "network") else ""
+            return loc, f"must be an object with fields{or_name}; got {described(value)}"
         case "value_error":
             within = "base" if loc.split(".")[0] == "base" else ""
             return named_field(message.removeprefix("Value error, ") + _got(kind, loc, value), loc, within=within)

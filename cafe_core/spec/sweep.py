@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import AfterValidator, Field, FieldSerializationInfo, field_serializer, model_validator
 
-from cafe_core.spec.base import SpecModel, max_entries, resolved_later
+from cafe_core.spec.base import SpecModel, given_one_of, max_entries, resolved_later
 from cafe_core.spec.condense import CondenseSpec
 from cafe_core.spec.job_fields import JobFields
 
@@ -45,14 +45,12 @@ class DimensionSpec(SpecModel):
 
     @model_validator(mode="after")
     def _one_kind(self) -> DimensionSpec:
-        kinds = [kind for kind in ("grid", "choice", "uniform", "loguniform", "integers") if getattr(self, kind) is not None]
-        if len(kinds) != 1:
-            raise ValueError("give exactly one of grid, choice, uniform, loguniform and integers")
-        if kinds[0] in ("uniform", "loguniform", "integers"):
-            low, high = getattr(self, kinds[0])
+        kind = given_one_of(self, "grid", "choice", "uniform", "loguniform", "integers")
+        if kind in ("uniform", "loguniform", "integers"):
+            low, high = getattr(self, kind)
             if not low < high:
-                raise ValueError(f"{kinds[0]}: [{low}, {high}] must increase")
-            if kinds[0] == "loguniform" and low <= 0:
+                raise ValueError(f"{kind}: [{low}, {high}] must increase")
+            if kind == "loguniform" and low <= 0:
                 raise ValueError(f"loguniform: {low} must be greater than 0")
         return self
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -19,8 +20,9 @@ from server.client import Client
 @click.option("--wait", is_flag=True, help="Follow the job until it ends.")
 @click.option("--dry-run", is_flag=True, help="Print the resolved spec and its estimates as JSON; submit nothing.")
 @click.option("--idempotency-key", help="Submitting again with the same key and spec returns the same job.")
+@JSON_OPTION
 @click.pass_obj
-def submit(api: Client, spec: Path, wait: bool, dry_run: bool, idempotency_key: str | None) -> None:
+def submit(api: Client, spec: Path, wait: bool, dry_run: bool, idempotency_key: str | None, as_json: bool) -> None:
     """Submit the job in SPEC (.json or .yaml; - is standard input) and print its id."""
     if dry_run:
         click.echo(json.dumps(api.dry_run(load_spec(spec)), indent=2))
@@ -28,7 +30,7 @@ def submit(api: Client, spec: Path, wait: bool, dry_run: bool, idempotency_key: 
     sent = load_spec(spec)
     with explained_interrupt("interrupted; the job may have been submitted: `cafe list` shows it"):
         job = api.submit(sent, idempotency_key)
-    click.echo(job["id"])
+    _print_job(job, "id", as_json=as_json)
     if wait:
         _watch(api, job["id"], job["attempt"])
 
@@ -64,18 +66,25 @@ def _watch(api: Client, job_id: str, attempt: int | None = None) -> None:
 
 @click.command()
 @click.argument("job_id", metavar="ID")
+@JSON_OPTION
 @click.pass_obj
-def cancel(api: Client, job_id: str) -> None:
-    """Cancel a job."""
-    click.echo(api.post(f"/v1/jobs/{job_id}/cancel")["status"])
+def cancel(api: Client, job_id: str, as_json: bool) -> None:
+    """Cancel a job and print its status."""
+    _print_job(api.post(f"/v1/jobs/{job_id}/cancel"), "status", as_json=as_json)
 
 
 @click.command()
 @click.argument("job_id", metavar="ID")
+@JSON_OPTION
 @click.pass_obj
-def resume(api: Client, job_id: str) -> None:
+def resume(api: Client, job_id: str, as_json: bool) -> None:
     """Resume a failed or cancelled job from its last checkpoint, with the remaining networks and trials."""
-    click.echo(api.post(f"/v1/jobs/{job_id}/resume")["status"])
+    _print_job(api.post(f"/v1/jobs/{job_id}/resume"), "status", as_json=as_json)
+
+
+def _print_job(job: dict[str, Any], field: str, *, as_json: bool) -> None:
+    """Print one field of a job, or the job as JSON."""
+    click.echo(json.dumps(job, indent=2) if as_json else job[field])
 
 
 @click.command("list")
@@ -116,13 +125,19 @@ def logs(api: Client, job_id: str, attempt: int | None, tail: int | None) -> Non
 @click.command()
 @click.argument("job_id", metavar="ID")
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Directory of the files. [default: ./ID]")
+@JSON_OPTION
 @click.pass_obj
-def download(api: Client, job_id: str, out: Path | None) -> None:
-    """Download a job's artifacts; before it has any, its latest synthetic set and preview."""
+def download(api: Client, job_id: str, out: Path | None, as_json: bool) -> None:
+    """Download a job's artifacts; before it has any, its latest synthetic set and preview. Print the path of each file."""
     directory = out or Path(job_id)
     check_writable(directory, "--out")
+    paths: list[str] = []
     for path in api.download(job_id, directory):
-        click.echo(str(path))
+        paths.append(str(path))
+        if not as_json:
+            click.echo(str(path))
+    if as_json:
+        click.echo(json.dumps(paths, indent=2))
 
 
 COMMANDS = (submit, status, watch, cancel, resume, list_, trials, logs, download)

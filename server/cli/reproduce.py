@@ -20,7 +20,7 @@ from cafe_core.reproduction.local_runner import LocalRunner
 from cafe_core.reproduction.markdown import Circumstances
 from cafe_core.reproduction.reproduce import BusyError, reproduce
 from cafe_core.reproduction.scales import SCALES
-from server.cli.options import EXIT_FAILED, data_options, load_settings
+from server.cli.options import EXIT_FAILED, data_options, explained_interrupt, load_settings
 from server.cli.reproduce_runner import ServerRunner
 from server.cli.watching import duration
 from server.client import Client
@@ -80,8 +80,10 @@ def command(
         where="on a server" if on_server else _machine(),
     )
     progress = _Progress(experiment)
+    again = f"interrupted; repeat the command to continue{', the submitted jobs go on' if on_server else ''}"
     try:
-        succeeded = reproduce(experiment, runner, workplace.out, circumstances, report=progress.report, ended=progress.ended)
+        with explained_interrupt(again):
+            succeeded = reproduce(experiment, runner, workplace.out, circumstances, report=progress.report, ended=progress.ended)
     except BusyError as error:
         raise click.UsageError(str(error)) from error
     except DiskFullError as error:

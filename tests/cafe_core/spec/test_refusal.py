@@ -36,8 +36,11 @@ def refused(spec: dict[str, Any]) -> list[tuple[str, str]]:
         ({"method": {"image_lr": "1e-3"}}, "method.image_lr", ['got "1e-3"', "write 1e-3, without quotes"]),
         ({"method": {"beta": float("inf")}}, "method.beta", ["got Infinity"]),
         ({"evaluation": {"networks": "mlp"}}, "evaluation.networks", ['got "mlp"', '["mlp"]']),
-        ({"resources": 4}, "resources", ["object with fields", "got 4"]),
+        ({"resources": 4}, "resources", ["object with fields;", "got 4"]),
+        ({"network": 4}, "network", ["object with fields or a name;", "got 4"]),
         ({"labels": {"a": "x" * 1000}}, "labels.a", ["…"]),
+        ({"dataset": {"name": "digits", "path": "x"}}, "dataset", ["exactly one of name, id and path", "got name and path"]),
+        ({"dataset": {}}, "dataset", ["got none of them"]),
         ({"name": "a\nb"}, "name", [r'got "a\nb"']),
     ],
 )

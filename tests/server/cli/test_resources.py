@@ -18,8 +18,8 @@ from cafe_core.data import sources
 from cafe_core.spec.dataset import DatasetSpec
 from server.cli.main import main
 from server.settings import Settings
-from tests.server.cli.test_cli import cafe
-from tests.server.conftest import Api, FakeRay
+from tests.server.cli.test_cli import cafe, finish
+from tests.server.conftest import SPEC, Api, FakeRay
 from tests.server.kinds import EVALUATE, running_job
 
 
@@ -124,6 +124,18 @@ def test_json_of_jobs_trials_and_keys(api: Api, ray: FakeRay, tmp_path: Path) ->
     CliRunner().invoke(main, ["keys", "create", "somebody", "--scope", "read", *data], catch_exceptions=False)
     [key] = json.loads(CliRunner().invoke(main, ["keys", "list", "--json", *data], catch_exceptions=False).stdout)
     assert (key["name"], key["scopes"], key["revoked_at"]) == ("somebody", "read", None)
+
+
+def test_json_of_submitted_cancelled_and_downloaded_jobs(api: Api, ray: FakeRay, settings: Settings, tmp_path: Path) -> None:
+    submitted = json.loads(cafe(api, "submit", "-", "--json", input=json.dumps(SPEC).encode()).stdout)
+    finish(api, ray, settings, submitted["id"])
+    api.await_status(submitted["id"], "succeeded")
+    downloaded = cafe(api, "download", submitted["id"], "--json", "--out", str(tmp_path / "out"))
+    assert json.loads(downloaded.stdout) == [str(tmp_path / "out" / "result.json")]
+    other = api.make()["id"]
+    assert json.loads(cafe(api, "cancel", other, "--json").stdout)["id"] == other
+    api.await_status(other, "cancelled")
+    assert json.loads(cafe(api, "resume", other, "--json").stdout)["status"] == "queued"
 
 
 def test_dry_run_submits_nothing(api: Api) -> None:
