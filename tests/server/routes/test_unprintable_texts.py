@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
+from pathlib import Path
 
 from sqlalchemy import text
 
 from server.settings import Settings
 from server.store.database import Database
+from tests.cafe_core.data.image_folders import picture
 from tests.server.conftest import SPEC, Api, FakeRay, driver_of
 from tests.server.kinds import running_job
+from tests.server.routes.test_jobs_api import refused
 from workers.client import RayJob, RayJobState
 
 BAD = "train/d0/bad\udcff.png \0 \ud800"
@@ -36,6 +40,22 @@ def check_lists(api: Api, job_id: str) -> None:
     assert events["notes"]["notes"][0]["message"] == events["failed"]["error"]["message"] == SHOWN
     stream = api.get(f"/v1/jobs/{job_id}/events", headers={"Accept": "text/event-stream"})
     assert json.dumps(SHOWN)[1:-1] in stream.text
+
+
+def test_damaged_image_with_such_a_name_is_refused_before_a_job_is_queued(api: Api, settings: Settings) -> None:
+    for name in (b"d0/bad\xff.png", b"d1/0.png"):
+        path = Path(os.fsdecode(bytes(settings.roots.datasets / "data" / "train") + b"/" + name))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        picture().save(path)
+    damaged = Path(os.fsdecode(bytes(settings.roots.datasets / "data/train/d1") + b"/cut\xfe.png"))
+    damaged.write_bytes(b"damaged")
+    spec = {"dataset": {"path": "data"}, "ipc": 1, "method": "random"}
+    for query in ("", "?dry_run=true"):
+        refusal = refused(api.post(f"/v1/jobs{query}", json=spec))
+        assert r"data: train/d1/cut\xfe.png is not an image that can be read" in refusal["dataset"]
+    assert api.get("/v1/jobs").json()["data"] == []
+    damaged.unlink()
+    assert api.post("/v1/jobs", json=spec).status_code == 201
 
 
 def test_texts_of_drivers_become_printable(api: Api, ray: FakeRay, settings: Settings) -> None:
