@@ -127,6 +127,7 @@ def _spec(workers: int) -> CondenseSpec:
         {
             "dataset": {"path": "x"},
             "ipc": 10,
+            "method": "cafe",
             "network": {"depth": 4},
             "resources": {"workers": workers, "gpus_per_worker": 0},
         }

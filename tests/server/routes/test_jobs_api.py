@@ -47,7 +47,7 @@ def test_best_method_is_written_into_the_accepted_job(api: Api) -> None:
     assert (spec["method"]["name"], spec["method"]["batch_real"], spec["iterations"]) == ("cafe", 128, 100)
     wanted = {"dataset": {"name": "digits", "image_size": 32}, "ipc": 1, "method": "best"}
     spec = api.post("/v1/jobs", json=wanted).json()["spec"]
-    assert (spec["method"]["name"], spec["method"]["factor"], spec["iterations"]) == ("dance", 2, 400)
+    assert (spec["method"]["name"], spec["method"]["factor"], spec["iterations"]) == ("dance", 2, 78)
 
 
 @pytest.mark.parametrize(
