@@ -77,7 +77,8 @@ class Comm:
         """Gather all ranks' rows on every rank: this rank's rows (n, D) become rows [start, start + n) of (total, D).
 
         Shards differ in size, so this sums buffers that are zero outside each rank's own rows. The sum is exact (x + 0 = x)
-        and sends `total`·D numbers without padding. A gang of one returns the tensor itself.
+        and sends `total`·D numbers without padding. A gang of one that holds all `total` rows
+        returns the tensor itself.
         """
         if self.world == 1 and len(rows) == total:
             return self.all_reduce(rows)

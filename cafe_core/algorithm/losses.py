@@ -29,7 +29,7 @@ def feature_alignment(
     synthetic_means, real_means: for each map l a tensor (k, C, H, W), no graph. Returns a scalar and tensors (k, C, H, W).
     """
     assert len(synthetic_means) == len(real_means) == len(weights)
-    # The operations on lists are one kernel each on a GPU.
+    # On a GPU, each operation on lists is one kernel, if the two means of each map have the same memory layout.
     differences = torch._foreach_sub(list(synthetic_means), list(real_means))
     norms = [square.sum() for square in torch._foreach_mul(differences, differences)]
     loss = torch.stack(torch._foreach_mul(norms, list(weights))).sum()

@@ -1,13 +1,15 @@
 """Compute instance norm, ReLU and 2×2 average pooling in one GPU kernel forward and one backward.
 
-``cafe_core::norm_relu_pool`` and ``cafe_core::norm_relu_pool_backward`` are operations of torch, so that `torch.compile` and
-profilers see one call for each. Each launches one Triton kernel on a GPU (:mod:`cafe_core.networks.fused_kernels`, which has the
-formulas). On a CPU they compute the same formulas with torch's operations; networks do not use them there.
+``cafe_core::norm_relu_pool`` and ``cafe_core::norm_relu_pool_backward`` are operations of torch, so that profilers and the
+emulated GPU of the tests see one call for each. On a GPU each launches one Triton kernel; the module
+:mod:`cafe_core.networks.fused_kernels` has the formulas. On a CPU they compute the same formulas with torch's operations.
+Networks do not use them there, nor in compiled code, where the compiler fuses torch's operations itself.
 
-With double backward (gradient matching), the gradient is computed by differentiable operations of torch.
+With double backward (gradient matching), the gradient is computed by differentiable operations of torch. Transforms of
+`torch.func`, such as vmap, are not supported.
 
 The kernels have not been run on a GPU yet. Therefore their results are compared with torch's own operations at the first use for
-each size of map. If they fail or differ, a warning says so, and the process uses torch's operations from then on.
+each size of map. The first failure logs a warning, and the kernels are not used afterwards.
 """
 
 from __future__ import annotations
@@ -25,6 +27,10 @@ log = logging.getLogger(__name__)
 
 _LIMITS = {torch.float64: 1e-10, torch.float32: 1e-4, torch.bfloat16: 1e-2}
 """Bounds on the relative deviation from torch in float64, by the map's dtype. Maps of other dtypes do not use the kernels."""
+# The host takes longer to launch the kernels than torch's operations (docs/notes/gpu.md), so they are used only for maps on which
+# the GPU works longer than the host; smaller maps are bound by the host. This number is a guess until a GPU has measured it.
+MIN_ELEMENTS = 1 << 19
+_CHECKED_CHANNELS = 128
 
 
 def norm_relu_pool(x: Tensor, weight: Tensor, bias: Tensor, *, keep: bool, pool: bool) -> tuple[Tensor | None, Tensor | None]:
@@ -32,19 +38,25 @@ def norm_relu_pool(x: Tensor, weight: Tensor, bias: Tensor, *, keep: bool, pool:
 
     Both have the dtype of x; the statistics are float32, or float64 for float64. weight, bias: (C,).
     """
-    y, pooled = torch.ops.cafe_core.norm_relu_pool(x.contiguous(memory_format=_layout(x)), weight, bias, keep, pool)
+    x = x.contiguous(memory_format=_layout(x))
+    y, pooled = torch.ops.cafe_core.norm_relu_pool(x, weight.contiguous(), bias.contiguous(), keep, pool)
     return y if keep else None, pooled if pool else None
 
 
 class _Verification:
-    """Whether the kernels can be used in this process."""
+    """Remember whether the kernels can be used in this process."""
 
     def __init__(self) -> None:
         self._passed: set[tuple[object, ...]] = set()
         self._failed = False
 
     def passes(self, device: torch.device, dtype: torch.dtype, shape: Shape, *flags: bool) -> bool:
-        """Return whether the kernels work for maps of `shape`. After the first failure, which is a warning, they are not used."""
+        """Return whether the kernels work for maps of `shape`. The first failure logs a warning; they are not used afterwards.
+
+        At most 128 channels are checked, because all are computed alike and an ensemble of networks has so many that the check
+        would allocate gigabytes.
+        """
+        shape = (min(shape[0], _CHECKED_CHANNELS), *shape[1:])
         case = (device, dtype, shape, flags)
         if self._failed or case in self._passed:
             return not self._failed
@@ -79,11 +91,8 @@ verification = _Verification()
 
 
 def usable(x: Tensor, *, keep: bool, pool: bool) -> bool:
-    """Return whether :func:`norm_relu_pool` can compute these maps with its kernels.
-
-    When compiling, torch's compiler fuses the operations itself.
-    """
-    if not x.is_cuda or x.dtype not in _LIMITS or torch.compiler.is_compiling():
+    """Return whether :func:`norm_relu_pool` can compute these maps with its kernels, and is worth it."""
+    if not x.is_cuda or x.dtype not in _LIMITS or x.numel() < MIN_ELEMENTS or torch.compiler.is_compiling():
         return False
     _, channels, height, width = x.shape
     return verification.passes(x.device, x.dtype, (channels, height, width), _is_channels_last(x), keep, pool)
@@ -131,7 +140,7 @@ def deviation(
 def _forward_on_gpu(x: Tensor, weight: Tensor, bias: Tensor, keep: bool, pool: bool) -> tuple[Tensor, Tensor]:
     from cafe_core.networks import fused_kernels
 
-    y, pooled = _outputs(x, weight, bias, keep, pool)
+    y, pooled = _outputs(x, keep, pool)
     with torch.cuda.device_of(x):  # type: ignore[no-untyped-call]
         fused_kernels.forward(x, weight, bias, y if keep else None, pooled if pool else None)
     return y, pooled
@@ -142,13 +151,13 @@ def _backward_on_gpu(
 ) -> tuple[Tensor, Tensor]:
     from cafe_core.networks import fused_kernels
 
-    grad_x, sums = _gradient_outputs(grad_y, grad_pooled, x, weight, bias)
+    grad_x, sums = _gradient_outputs(x)
     with torch.cuda.device_of(x):  # type: ignore[no-untyped-call]
         fused_kernels.backward(grad_y, grad_pooled, x, weight, bias, grad_x, sums)
     return grad_x, sums
 
 
-def _outputs(x: Tensor, _weight: Tensor, _bias: Tensor, keep: bool, pool: bool) -> tuple[Tensor, Tensor]:
+def _outputs(x: Tensor, keep: bool, pool: bool) -> tuple[Tensor, Tensor]:
     """Return empty tensors for y and the pooled y; without elements if they are not wanted."""
     n, c, h, w = x.shape
     pooled = x.new_empty(0)
@@ -157,15 +166,13 @@ def _outputs(x: Tensor, _weight: Tensor, _bias: Tensor, keep: bool, pool: bool) 
     return torch.empty_like(x) if keep else x.new_empty(0), pooled
 
 
-def _gradient_outputs(
-    _grad_y: Tensor | None, _grad_pooled: Tensor | None, x: Tensor, _weight: Tensor, _bias: Tensor
-) -> tuple[Tensor, Tensor]:
+def _gradient_outputs(x: Tensor) -> tuple[Tensor, Tensor]:
     """Return empty tensors for ∂L/∂x, and for Σ_pixels g·x̂ and Σ_pixels g: (n, 2, C)."""
     return torch.empty_like(x), x.new_empty((len(x), 2, x.shape[1]), dtype=_accumulation(x.dtype))
 
 
 def _forward_on_cpu(x: Tensor, weight: Tensor, bias: Tensor, keep: bool, pool: bool) -> tuple[Tensor, Tensor]:
-    y, pooled = _outputs(x, weight, bias, keep, pool)
+    y, pooled = _outputs(x, keep, pool)
     normalised, _ = _normalised(x)
     activations = (normalised * _per_channel(weight) + _per_channel(bias)).relu()
     if keep:
@@ -178,7 +185,7 @@ def _forward_on_cpu(x: Tensor, weight: Tensor, bias: Tensor, keep: bool, pool: b
 def _backward_on_cpu(
     grad_y: Tensor | None, grad_pooled: Tensor | None, x: Tensor, weight: Tensor, bias: Tensor
 ) -> tuple[Tensor, Tensor]:
-    grad_x, sums = _gradient_outputs(grad_y, grad_pooled, x, weight, bias)
+    grad_x, sums = _gradient_outputs(x)
     for out, result in zip((grad_x, sums), _gradients(grad_y, grad_pooled, x, weight, bias), strict=True):
         out.copy_(result)
     return grad_x, sums
@@ -262,8 +269,6 @@ def _register() -> object:
     library.impl("norm_relu_pool", _forward_on_cpu, "CPU")
     library.impl("norm_relu_pool_backward", _backward_on_gpu, "CUDA")
     library.impl("norm_relu_pool_backward", _backward_on_cpu, "CPU")
-    torch.library.register_fake("cafe_core::norm_relu_pool", _outputs, lib=library)
-    torch.library.register_fake("cafe_core::norm_relu_pool_backward", _gradient_outputs, lib=library)
     torch.library.register_autograd("cafe_core::norm_relu_pool", _backward, setup_context=_save_inputs, lib=library)
     return library
 

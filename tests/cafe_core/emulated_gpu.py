@@ -124,8 +124,11 @@ class _Dispatch(TorchDispatchMode):
 
 
 @contextmanager
-def emulated_gpu() -> Iterator[Counts]:
-    """Emulate a GPU within the context. Yield the counts, which the test reads and clears."""
+def emulated_gpu(*, fused_kernels: bool = True) -> Iterator[Counts]:
+    """Emulate a GPU within the context. Yield the counts, which the test reads and clears.
+
+    fused_kernels: use them for maps of any size, because the maps of tests are small; otherwise torch's operations are used.
+    """
     counts, make = Counts(), torch.tensor
 
     def tensor(*args: Any, device: torch.device | None = None, **kwargs: Any) -> Tensor:
@@ -137,7 +140,8 @@ def emulated_gpu() -> Iterator[Counts]:
         stack.enter_context(patch("torch.cuda._initialized", True))
         stack.enter_context(patch("torch.tensor", tensor))
         stack.enter_context(patch.object(torch.Tensor, "pin_memory", _pinned))
-        stack.enter_context(patch.object(fused.verification, "passes", return_value=True))
+        stack.enter_context(patch.object(fused, "MIN_ELEMENTS", 0))
+        stack.enter_context(patch.object(fused.verification, "passes", return_value=fused_kernels))
         stack.enter_context(_Dispatch(counts))
         yield counts
 

@@ -48,7 +48,7 @@ def build_file_system(spec: dict, root: Path) -> None:  # type: ignore[type-arg]
     for target in spec["tmpfs"]:
         directory = inside(root, target)
         directory.mkdir(parents=True, exist_ok=True)
-        mount("-t", "tmpfs", "-o", "mode=1777", "tmpfs", directory)
+        mount("-t", "tmpfs", "-o", "mode=1777,noexec,nosuid,nodev", "tmpfs", directory)  # Docker's options
     for path in spec["host_paths"]:  # what the image would contain: Python, its packages and this project
         make_reachable(root, path)
         bind(path, inside(root, path), read_only=True)

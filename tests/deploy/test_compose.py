@@ -241,6 +241,19 @@ def test_services_have_no_privileges(containers: Containers, name: str) -> None:
 
 
 @needs_namespaces
+@pytest.mark.parametrize("cache", ["TRITON_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR"])
+def test_compiled_code_runs_from_its_caches(containers: Containers, cache: str) -> None:
+    worker = containers.running["ray-worker-cpu"]
+
+    def run_from(directory: str) -> int:
+        program = f"mkdir -p {directory} && cp /bin/true {directory}/program && {directory}/program"
+        return worker.run(["sh", "-c", program]).returncode
+
+    assert run_from(worker.environment[cache]) == 0
+    assert run_from("/tmp/other") == 126  # noexec
+
+
+@needs_namespaces
 def test_secrets_are_in_no_environment_command_line_or_log(containers: Containers) -> None:
     secrets = [path.read_text() for path in containers.project.secrets.values()]
     for name, container in containers.running.items():

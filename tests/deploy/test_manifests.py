@@ -7,7 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import dockerfile_parse
@@ -20,7 +20,7 @@ import yaml
 from packaging.specifiers import SpecifierSet
 
 from server.settings import Settings
-from tests.deploy.compose import ROOT
+from tests.deploy.compose import ROOT, load
 
 DEPLOY = ROOT / "deploy"
 KUBERNETES = DEPLOY / "kubernetes"
@@ -187,6 +187,27 @@ def test_image_is_pinned_and_runs_as_an_unprivileged_user() -> None:
     kept = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
     assert copied <= kept
     assert all((ROOT / name).exists() for name in kept)
+
+
+@pytest.mark.parametrize("variable", ["TRITON_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR"])
+def test_caches_of_compiled_code_are_on_volumes_that_allow_execution(variable: str) -> None:
+    """Docker mounts the tmpfs of a service with noexec, and the rest of the file system is read-only."""
+    cache = PurePosixPath(dockerfile_parse.DockerfileParser(str(DEPLOY / "Dockerfile")).envs[variable])
+
+    def nearest(targets: list[str]) -> str:
+        """Return the mount that holds the cache."""
+        return max((target for target in targets if cache.is_relative_to(target)), key=len)
+
+    workers = [load(ROOT / "docker-compose.yml", {profile}, {}).services for profile in ("gpu", "cpu")]
+    for worker in (workers[0]["ray-worker"], workers[1]["ray-worker-cpu"]):
+        writable = {mount.target: not mount.read_only for mount in worker.mounts}
+        assert writable.get(nearest([*writable, *worker.tmpfs]))
+    [worker_pod] = [template["spec"] for name, template in pods() if name == "gpu"]
+    mounts = {mount["mountPath"]: mount for mount in worker_pod["containers"][0]["volumeMounts"]}
+    mount = mounts[nearest(list(mounts))]
+    assert not mount.get("readOnly")
+    [volume] = [volume for volume in worker_pod["volumes"] if volume["name"] == mount["name"]]
+    assert "medium" not in volume["emptyDir"]  # on disk
 
 
 def test_lock_file_satisfies_the_requirements() -> None:

@@ -90,11 +90,41 @@ def launches() -> dict[str, list[str]]:
 
 
 def keeps_nan() -> bool:
-    """Return whether an image with a pixel that is not a number has such activations, so that a diverging run is noticed."""
-    x = torch.randn(2, 3, 6, 6)
+    """Return whether NaN in an image or in a gradient stays in all results of its channel, so that a diverging run is noticed."""
+    x, gradient = torch.randn(2, 3, 6, 6), torch.rand(2, 3, 6, 6)
     x[1, 2, 0, 0] = torch.nan
-    y, pooled = fused._forward_on_gpu(x, torch.ones(3), torch.zeros(3), True, True)
-    return all(bool(out[1, 2].isnan().all() and out[0].isfinite().all()) for out in (y, pooled))
+    gradient[0, 1] = torch.nan
+    weight, bias = torch.ones(3, requires_grad=True), torch.zeros(3, requires_grad=True)
+    y, pooled = fused.norm_relu_pool(x.requires_grad_(), weight, bias, keep=True, pool=True)
+    assert y is not None
+    assert pooled is not None
+    in_image = [out[1, 2].isnan().all() and out[1, :2].isfinite().all() and out[0].isfinite().all() for out in (y, pooled)]
+    gradients = torch.autograd.grad(y, (x, weight, bias), gradient)
+    # Channel 0 has no NaN, channel 1 has it in the gradient of image 0, channel 2 in the pixels of image 1.
+    bad = [[False, True, False], [False, False, True]]
+    in_pixels = gradients[0].isnan().flatten(2)
+    found = in_pixels.all(2).tolist() == in_pixels.any(2).tolist() == bad
+    return all(in_image) and found and gradients[1].isnan().tolist() == [False, True, True]
+
+
+def strided_parameters() -> float:
+    """Return the largest difference that the memory layout of γ and b makes."""
+    x, weight, bias = torch.randn(2, 3, 6, 6), torch.randn(3), torch.randn(3)
+    strided = [torch.stack([p, torch.zeros(3)], 1)[:, 0] for p in (weight, bias)]
+    ours, expected = (fused.norm_relu_pool(x, *p, keep=True, pool=False)[0] for p in (strided, (weight, bias)))
+    assert ours is not None
+    assert expected is not None
+    return float((ours - expected).abs().max())
+
+
+def empty_batch() -> tuple[list[int], list[int], float]:
+    """Return the shapes of y and the pooled y of no images, and the largest gradient of γ."""
+    x, weight = torch.randn(0, 3, 6, 6).requires_grad_(), torch.ones(3, requires_grad=True)
+    y, pooled = fused.norm_relu_pool(x, weight, torch.zeros(3), keep=True, pool=True)
+    assert y is not None
+    assert pooled is not None
+    (gradient,) = torch.autograd.grad(y.sum() + pooled.sum(), weight)
+    return list(y.shape), list(pooled.shape), float(gradient.abs().max())
 
 
 def use_kernels_on_cpu(library: torch.library.Library) -> None:
@@ -106,4 +136,5 @@ def use_kernels_on_cpu(library: torch.library.Library) -> None:
 if __name__ == "__main__":
     library = torch.library.Library("cafe_core", "IMPL")
     use_kernels_on_cpu(library)
-    print(json.dumps({"deviations": deviations(), "launches": launches(), "keeps_nan": keeps_nan()}))
+    found = {"deviations": deviations(), "launches": launches(), "keeps_nan": keeps_nan()}
+    print(json.dumps(found | {"strided parameters": strided_parameters(), "empty batch": empty_batch()}))
