@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from cafe_core.data.class_store import ClassStore
 from cafe_core.jobs.backend import Condensation
 from cafe_core.spec.dataset import CondensedDataset
-from cafe_core.synthetic_set.relative_paths import relative_path, with_relative_paths
+from cafe_core.synthetic_set.relative_paths import relative_name, with_relative_paths
 from cafe_core.synthetic_set.synthetic_set import SyntheticSet, versions
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ def kept_set(condensation: Condensation, dataset_root: Path) -> SyntheticSet:
         labels=np.repeat(np.arange(info.num_classes, dtype=np.int64), made.ipc),
         class_names=info.class_names,
         class_sha256=[known[name] for name in info.class_names],
-        dataset=made.dataset | {"name": relative_path(info.name, dataset_root)},
+        dataset=made.dataset | {"name": relative_name(info.name, dataset_root)},
         spec=with_relative_paths(condensation.spec.model_dump(mode="json", exclude_none=True), dataset_root),
         versions=versions(),
     )

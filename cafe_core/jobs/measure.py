@@ -23,8 +23,8 @@ class TrainingProgress:
         self._report, self._done, self._total = report, done, total
         self._counted = 0  # networks that this attempt has trained
         self._started = time.monotonic()
-        self._running: dict[EvaluationTask, tuple[int, float]] = {}
-        """Trainings by their first task: the number of networks, and the share of the epochs that is done."""
+        self._running: dict[EvaluationTask, float] = {}
+        """The tasks whose networks are in training, and the share of the epochs that is done."""
 
     def report(self, type: str, **data: Any) -> None:
         """Report an event; report a step of a training as a `step` event."""
@@ -32,9 +32,9 @@ class TrainingProgress:
             self._report(type, **data)
             return
         step: TrainingStep = data["step"]
-        self._running[step.tasks[0]] = (len(step.tasks), step.epoch / step.epochs)
+        self._running |= dict.fromkeys(step.tasks, step.epoch / step.epochs)
         progress = {"of": "network", **self._numbers(), "epoch": step.epoch, "epochs": step.epochs}
-        self._report("step", **progress, networks=sum(count for count, _ in self._running.values()))
+        self._report("step", **progress, networks=len(self._running))
 
     def network_done(self, task: EvaluationTask) -> dict[str, Any]:
         """Note that a task's network is trained; return `done`, `total` and `eta_s`."""
@@ -44,7 +44,7 @@ class TrainingProgress:
         return self._numbers()
 
     def _numbers(self) -> dict[str, Any]:
-        partly = sum(count * share for count, share in self._running.values())
+        partly = sum(self._running.values())
         seconds_per_network = (time.monotonic() - self._started) / (self._counted + partly)
         eta_s = round(seconds_per_network * (self._total - self._done - partly), 1)
         return {"done": self._done, "total": self._total, "eta_s": eta_s}

@@ -186,7 +186,7 @@ def _test_dataset(spec: EvaluateSpec, judged: SyntheticSet | None) -> DatasetSpe
     try:
         return DatasetSpec.model_validate(judged.spec.get("dataset"))
     except ValidationError as error:
-        message = "the synthetic set does not say which dataset it was made from; name the dataset to test on"
+        message = "the synthetic set does not name a dataset under the dataset root; name the dataset to test on"
         raise SpecError(message, loc="dataset") from error
 
 

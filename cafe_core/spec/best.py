@@ -36,10 +36,13 @@ STEP_PASSES_ON_CPUS = 60_000
 """Forward passes of 32×32 images for the iterations of DANCE without GPUs. A training pass counts as three."""
 
 
-def best_choice(dataset: DatasetInfo, ipc: int, *, has_gpus: bool) -> Choice:
-    """Return the method for a dataset, and its iterations. On CPUs, a small dataset takes minutes."""
+def best_choice(dataset: DatasetInfo, ipc: int, *, has_gpus: bool, must_learn: bool = False) -> Choice:
+    """Return the method for a dataset, and its iterations. On CPUs, a small dataset takes minutes.
+
+    must_learn: choose a method with iterations, because the spec sets their number or validates checkpoints.
+    """
     side = min(dataset.height, dataset.width)
-    if side < TINY_SIDE and ipc >= 10:
+    if side < TINY_SIDE and ipc >= 10 and not must_learn:
         return Choice({"name": "kmeans"}, 0)
     if side < TINY_SIDE:
         return Choice({"name": "cafe", "batch_real": 128}, 2000 if has_gpus else 100)

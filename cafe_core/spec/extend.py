@@ -80,6 +80,7 @@ class ExtendSpec(CondenseSpec):
         Raises ValueError if its classes depend on each other, or if this spec has another value for such a field.
         """
         known = {name: value for name, value in made_by.items() if name in CondenseSpec.model_fields and name != "kind"}
+        known["dataset"] = self.dataset  # a set does not name a dataset outside the dataset root, and it does not matter here
         try:
             base = CondenseSpec.model_validate(known)
         except ValidationError as error:

@@ -61,7 +61,8 @@ def _with_chosen_method(spec: CondenseSpec, dataset: DatasetInfo, *, has_gpus: b
     """Return the spec with the method that `method: best` stands for, or CAFE for a spec with iterations and without a method."""
     if "method" not in spec.model_fields_set and spec.iterations is not None:
         return spec.model_copy(update={"method": CafeMethod()})
-    best = best_choice(dataset, spec.ipc, has_gpus=has_gpus)
+    must_learn = bool(spec.iterations) or spec.validation is not None
+    best = best_choice(dataset, spec.ipc, has_gpus=has_gpus, must_learn=must_learn)
     method = METHODS[best.method["name"]].spec.model_validate(best.method)
     return spec.model_copy(
         update={"method": method, "iterations": best.iterations if spec.iterations is None else spec.iterations}
@@ -186,16 +187,23 @@ def resolve_sweep(spec: SweepSpec, dataset: DatasetInfo, *, concurrent: int, clu
     """
     base = spec.base.model_copy(update={"resources": resolve_resources(spec.base.resources, cluster_gpus)})
     if spec.scheduler == "asha" and base.validation is None:
-        swept, chosen = any(path.split(".")[0] == "method" for path in spec.space), base
-        if isinstance(base.method, BestMethod):
-            has_gpus = base.resources.gpus_per_worker > 0
-            cafe = base.model_copy(update={"method": CafeMethod()})
-            chosen = cafe if swept else _with_chosen_method(base, dataset, has_gpus=has_gpus)
-        if isinstance(chosen.method, SelectionMethodSpec) and not swept:
+        swept = any(path.split(".")[0] == "method" for path in spec.space)
+        if isinstance(base.method, SelectionMethodSpec) and not swept:
             raise ValueError(
-                f"scheduler: asha stops trials by validations, and {chosen.method.name} has no checkpoints to validate"
+                f"scheduler: asha stops trials by validations, and {base.method.name} has no checkpoints to validate"
             )
-        iterations = chosen.method.published_iterations if chosen.iterations is None else chosen.iterations
+        iterations = _iterations_of_trials(base, dataset, method_is_swept=swept)
         base = base.model_copy(update={"validation": ValidationSpec(every=max(1, iterations // 4))})
     max_concurrent = min(spec.max_concurrent or concurrent, concurrent, spec.trial_count)
     return spec.model_copy(update={"base": base, "max_concurrent": max(1, max_concurrent)})
+
+
+def _iterations_of_trials(base: CondenseSpec, dataset: DatasetInfo, *, method_is_swept: bool) -> int:
+    """Return the iterations of a sweep's base; those of CAFE if only the space names a method."""
+    if base.iterations is not None:
+        return base.iterations
+    if not isinstance(base.method, BestMethod):
+        return base.method.published_iterations
+    if method_is_swept:
+        return CafeMethod.published_iterations
+    return best_choice(dataset, base.ipc, has_gpus=base.resources.gpus_per_worker > 0, must_learn=True).iterations

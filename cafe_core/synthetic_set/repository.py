@@ -18,7 +18,7 @@ from cafe_core.synthetic_set.croissant import croissant
 from cafe_core.synthetic_set.dataset_card import dataset_card
 from cafe_core.synthetic_set.parquet import parquet_bytes
 from cafe_core.synthetic_set.publication import Publication
-from cafe_core.synthetic_set.relative_paths import relative_path, with_relative_paths
+from cafe_core.synthetic_set.relative_paths import relative_name, with_relative_paths
 from cafe_core.synthetic_set.sources import SET_FILE
 from cafe_core.synthetic_set.synthetic_set import SyntheticSet
 
@@ -44,5 +44,5 @@ def _without_absolute_paths(synthetic: SyntheticSet) -> SyntheticSet:
     """Return the set without the absolute paths that sets of earlier versions may hold."""
     dataset = synthetic.dataset
     if isinstance(dataset.get("name"), str):
-        dataset = dataset | {"name": relative_path(dataset["name"])}
+        dataset = dataset | {"name": relative_name(dataset["name"])}
     return replace(synthetic, dataset=dataset, spec=with_relative_paths(synthetic.spec))

@@ -29,7 +29,7 @@ from cafe_core.synthetic_set import preview
 from cafe_core.synthetic_set.decode import Decode
 from cafe_core.synthetic_set.files import npy_bytes, read_npz, read_safetensors, safetensors_bytes, zip_bytes
 from cafe_core.synthetic_set.images import as_pixels, folder_names, png_bytes
-from cafe_core.synthetic_set.relative_paths import relative_path, with_relative_paths
+from cafe_core.synthetic_set.relative_paths import relative_name, with_relative_paths
 
 _FLOATS = np.dtype("<f4")
 _HARD_LABELS = np.dtype("<i8")
@@ -200,7 +200,7 @@ def from_checkpoint(path: Path, info: DatasetInfo, spec: CondenseSpec, dataset_r
 def _described(info: DatasetInfo, dataset_root: Path) -> dict[str, Any]:
     """Return the metadata `dataset`. Without notes it is that of earlier versions, so that the files have the same bytes."""
     notes = [note.model_dump() for note in info.notes]
-    return {"name": relative_path(info.name, dataset_root), "is_digits": info.is_digits} | ({"notes": notes} if notes else {})
+    return {"name": relative_name(info.name, dataset_root), "is_digits": info.is_digits} | ({"notes": notes} if notes else {})
 
 
 def versions() -> dict[str, str]:

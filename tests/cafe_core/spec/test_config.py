@@ -163,6 +163,15 @@ def test_best_method_for_tiny_images_depends_on_ipc(ipc: int, gpus: int, method:
     assert (resolved.method.name, resolved.iterations) == (method, iterations)  # type: ignore[attr-defined]
 
 
+def test_best_method_has_iterations_if_the_spec_needs_them() -> None:
+    """The method for tiny images at ipc 10 or more chooses real images, which has neither iterations nor checkpoints."""
+    digits = info(side=8)
+    assert resolve(spec(), digits).method.name == "kmeans"  # type: ignore[attr-defined]
+    for fields in ({"method": "best", "iterations": 5}, {"validation": {"every": 10}}):
+        resolved = resolve(spec(**fields), digits)
+        assert (resolved.method.name, resolved.iterations) == ("cafe", fields.get("iterations", 100))  # type: ignore[attr-defined]
+
+
 def test_factor_must_fit_the_images() -> None:
     with pytest.raises(ValueError, match=r"^method.factor: 3 × 3 tiles do not fit into images of 4×4 pixels; .* at most 2"):
         resolve(spec(method={"name": "dance", "factor": 3}), info(side=4))

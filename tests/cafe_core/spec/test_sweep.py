@@ -75,6 +75,8 @@ def test_methods_are_given_by_their_name_alone_and_as_best() -> None:
     asha = sweep({"seed": {"grid": [1]}}, base={**without, "method": "best"}, scheduler="asha")
     assert asha.base.validation is not None
     assert asha.base.validation.every == 25  # a quarter of the iterations
+    at_ipc_10 = make_trials({"seed": {"grid": [1]}}, base={**without, "ipc": 10}, scheduler="asha")
+    assert [trial.spec.method.name for trial in at_ipc_10] == ["cafe"]  # type: ignore[union-attr]
 
 
 def test_each_trial_has_the_defaults_of_its_own_overrides() -> None:

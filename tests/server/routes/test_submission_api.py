@@ -187,7 +187,7 @@ def test_refuses_spec_that_is_not_an_object(api: Api, body: Any) -> None:
         ({"synthetic": {"path": "set.safetensors"}, "dataset": {"name": "cifar10"}}, "synthetic", "images of cifar10 3×32×32"),
         ({"synthetic": {"path": "nine.safetensors"}}, "synthetic", "it has 9 classes, digits has 10"),
         ({"synthetic": {"path": "gone.safetensors"}}, "dataset.path", "there is no 'gone'"),
-        ({"synthetic": {"path": "nameless.safetensors"}}, "dataset", "does not say which dataset"),
+        ({"synthetic": {"path": "nameless.safetensors"}}, "dataset", "does not name a dataset"),
         ({"synthetic": HERDING | {"dataset": {"path": "nowhere"}}}, "synthetic.dataset.path", "there is no 'nowhere'"),
         ({"synthetic": HERDING | {"dataset": {"name": "imagenet"}}}, "synthetic.dataset.name", "Input should be 'digits'"),
         ({"synthetic": HERDING | {"selection": "best"}}, "synthetic.selection", "'random', 'whole'"),
