@@ -23,7 +23,7 @@ from cafe_core.errors import DatasetError
 from cafe_core.spec.condense import CondenseSpec
 from cafe_core.spec.dataset import DatasetSpec
 from cafe_core.spec.notes import job_notes
-from tests.cafe_core.data.image_folders import RNG, encoded, picture
+from tests.cafe_core.data.image_folders import RNG, encoded, picture, png_of_16_bits
 
 
 @dataclass(frozen=True)
@@ -265,6 +265,23 @@ def test_16_bit_levels_are_scaled_by_the_bits_that_the_dataset_uses(roots: DataR
     store = open_store(DatasetSpec(path="data"), roots)
     assert store.test_images.max() == expected
     assert store.train_images.max() == expected // 2
+
+
+@pytest.mark.parametrize("colour", [2, 6], ids=["RGB", "RGBA"])
+@pytest.mark.parametrize("highest", [255, 4095])
+def test_16_bit_colour_that_would_become_dark_is_refused(roots: DataRoots, highest: int, colour: int) -> None:
+    _two_classes(roots.datasets, lambda path, i: path.write_bytes(png_of_16_bits(0 if i == 3 else highest, colour)))
+    for read in (describe, open_store):
+        with pytest.raises(DatasetError, match=r"16 bits per channel but no level above 4095.*; for each: save it with 8 bits"):
+            read(DatasetSpec(path="data"), roots)
+
+
+@pytest.mark.parametrize("others", [png_of_16_bits(60_000), encoded(picture("RGB", (4, 4)))], ids=["16 bits", "8 bits"])
+@pytest.mark.parametrize("first", [0, 5])
+def test_a_black_image_of_16_bits_is_accepted(roots: DataRoots, others: bytes, first: int) -> None:
+    _two_classes(roots.datasets, lambda path, i: path.write_bytes(png_of_16_bits(0) if i == first else others))
+    for info in (describe(DatasetSpec(path="data"), roots), open_store(DatasetSpec(path="data"), roots).info):
+        assert info.class_counts == [8, 8]
 
 
 # -- samples, and errors about several images
