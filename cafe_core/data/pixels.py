@@ -172,9 +172,12 @@ def bits_of(highest: int) -> int:
 
 def conversion_notes(seen: Counter[Conversion], bits: int | None, suffix: str = "") -> list[DatasetNote]:
     """Return a note for each kind of conversion. bits: those of the deep grey levels. suffix: of each message."""
+    messages = dict(_MESSAGES)
+    if bits == 8:
+        messages["deep_grey"] = "found {} stored with 16 bits per pixel that use only 8; the levels were kept"
     return [
-        DatasetNote(code="converted", message=_MESSAGES[kind].format(counted(seen[kind], "image"), bits) + suffix)
-        for kind in _MESSAGES
+        DatasetNote(code="converted", message=message.format(counted(seen[kind], "image"), bits) + suffix)
+        for kind, message in messages.items()
         if seen[kind]
     ]
 

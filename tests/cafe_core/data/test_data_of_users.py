@@ -284,6 +284,12 @@ def test_a_black_image_of_16_bits_is_accepted(roots: DataRoots, others: bytes, f
         assert info.class_counts == [8, 8]
 
 
+def test_note_about_8_bits_in_16(roots: DataRoots) -> None:
+    _two_classes(roots.datasets, lambda path, _: _grey_16(path, 255))
+    (note,) = open_store(DatasetSpec(path="data"), roots).info.notes
+    assert note.message == "found 24 images stored with 16 bits per pixel that use only 8; the levels were kept"
+
+
 # -- samples, and errors about several images
 
 
