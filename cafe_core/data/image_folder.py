@@ -33,6 +33,7 @@ from cafe_core.data.pixels import (
     pixel_count,
 )
 from cafe_core.spec.dataset import DatasetNote
+from cafe_core.text import counted
 
 #: Limits of a sample, which takes about a second to decode.
 _MOST_SAMPLED, _MOST_SAMPLED_PIXELS, _MOST_SAMPLED_BYTES = 256, 16 << 20, 32 << 20
@@ -87,7 +88,8 @@ class ImageFolderSource:
     def check_sample(self) -> None:
         """Decode some images, spread over all, to find what is wrong or unusual in a second. Raises DatasetError."""
         names = self._names()
-        sample, errors = self._sample(names[:: -(-len(names) // _MOST_SAMPLED)])
+        wanted = names[:: -(-len(names) // _MOST_SAMPLED)]
+        sample, errors = self._sample(wanted)
         bits, dark = cache(partial(self._bits_in, sample)), cache(partial(self._are_dark, sample))
         images = []
         for name in sample:
@@ -101,6 +103,11 @@ class ImageFolderSource:
         deep = bits() if self._seen["deep_grey"] else None
         constant = count_constant(np.stack(images)) if images else 0
         self._sampled = [*conversion_notes(self._seen, deep, suffix), *constant_notes(constant, suffix)]
+        if len(images) < len(wanted):
+            message = (
+                f"looked at {len(images)} of {counted(len(names), 'image')}, because they are large; a job decodes all of them"
+            )
+            self._sampled.append(DatasetNote(code="sampled", message=message))
 
     def _sample(self, names: Sequence[str]) -> tuple[list[str], list[ImageError]]:
         """Return those of the images that are small enough together, and the errors that the headers of the images reveal."""

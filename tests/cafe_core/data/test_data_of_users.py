@@ -325,9 +325,10 @@ def test_sample_is_small(roots: DataRoots, monkeypatch: pytest.MonkeyPatch, limi
     for path in (roots.datasets / "data").rglob("*.png"):
         Image.new("RGB", (8, 8)).save(path)
     monkeypatch.setattr(image_folder, limit, value)
-    (note,) = describe(DatasetSpec(path="data"), roots).notes
-    looked_at = int(note.message.split()[-5])
+    constant, sampled = describe(DatasetSpec(path="data"), roots).notes
+    looked_at = int(constant.message.split()[-5])
     assert 0 < looked_at < 12
+    assert sampled.message == f"looked at {looked_at} of 12 images, because they are large; a job decodes all of them"
     (note,) = open_store(DatasetSpec(path="data"), roots).info.notes
     assert note.message == "found 12 images of a single colour"
 
