@@ -9,15 +9,27 @@ that it stores and reads.
 from __future__ import annotations
 
 import re
+import unicodedata
 from typing import Any
 
 _UNPRINTABLE = re.compile("[\0\ud800-\udfff]")
+#: Control characters, lone surrogates, separators of lines and paragraphs; and controls of the direction of writing.
+_NOT_SHOWN = ("Cc", "Cs", "Zl", "Zp")
+_BIDI_CONTROLS = ("LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI")
 _ESCAPES_TO_CHECK = re.compile(r"\\u(?:0000|[dD][89a-fA-F])")
 
 
 def counted(count: int, noun: str) -> str:
     """Return e.g. `1 image` or `3 images`."""
     return f"{count:,} {noun}" + ("" if count == 1 else "s")
+
+
+def is_shown(text: str) -> bool:
+    """Return whether a name has no characters that break a line, move the cursor or reverse the order of others.
+
+    Joiners and spaces of all kinds, which names in many scripts need, are allowed.
+    """
+    return not any(unicodedata.category(c) in _NOT_SHOWN or unicodedata.bidirectional(c) in _BIDI_CONTROLS for c in text)
 
 
 def printable(text: str) -> str:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import stat
 import zipfile
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Protocol
 
@@ -17,6 +19,8 @@ from cafe_core.text import printable
 #: A file is read into memory, also by the API. A losslessly compressed image of 45 million pixels fits.
 _MAX_FILE_BYTES = 64 * 2**20
 _MAX_NAME_LENGTH = 4096  # that of paths on Linux
+#: Limits on folders. A few folders whose links lead to one another can have millions of paths.
+_MAX_FILES, _MAX_LINKS_TO_FOLDER = 20_000_000, 1000
 #: Limits against decompression bombs: deflate reaches about 1030 to 1, but images are compressed already.
 _MAX_RATIO, _RATIO_FROM_BYTES = 200, 16 * 2**20
 
@@ -44,41 +48,64 @@ class DirectoryFiles:
         self._path, self._root = path, root.resolve()
 
     def names(self) -> Iterator[str]:
-        """Yield paths in sorted order. Raises SpecError for a link out of the root, DatasetError if a folder cannot be listed."""
-        for on_disk in self._walk(self._path, "", frozenset({self._path.resolve()})):
+        """Yield paths in sorted order.
+
+        Raises SpecError for a link out of the root; DatasetError if a folder cannot be listed, two names are shown equally, or
+        there are too many paths.
+        """
+        for count, on_disk in enumerate(self._walk(self._path, "", frozenset({self._path.resolve()}), Counter())):
+            if count >= _MAX_FILES:
+                raise DatasetError(f"{self.label} has more than {_MAX_FILES} files and folders; split it")
             name = printable(on_disk)
-            if name != on_disk:
-                self._names_on_disk[name] = on_disk
+            if "\\" in name and self._names_on_disk.setdefault(name, on_disk) != on_disk:  # escapes have a backslash
+                raise DatasetError(f"{self.label}: two names are both shown as {name}, one of them is not UTF-8; rename one")
             yield name
 
     def path(self, name: str) -> Path:
         """Return the path of a file that :meth:`names` has yielded."""
         return self._path / self._names_on_disk.get(name, name)
 
-    def _walk(self, directory: Path, prefix: str, above: frozenset[Path]) -> Iterator[str]:
+    def _walk(self, directory: Path, prefix: str, above: frozenset[Path], linked: Counter[Path]) -> Iterator[str]:
+        """Yield the paths below a directory. above: the folders that contain it. linked: how often links led to each folder."""
         try:
             entries = sorted(os.scandir(directory), key=lambda entry: entry.name)
+            real = directory.resolve()
         except OSError as error:
             raise DatasetError(f"{self.label}: {prefix or 'the folder'} cannot be listed ({error.strerror})") from error
+        resolved = cache(lambda folder: Path(folder).resolve())  # many links lead to the same folder
         for entry in entries:
             name, inner = prefix + entry.name, above
-            if entry.is_symlink():
-                target = Path(entry.path).resolve()
-                if not target.is_relative_to(self._root):
-                    raise SpecError(
-                        f"{self.label}: {name} is a link that leads out of the dataset root; copy the files instead",
-                        loc="dataset.path",
-                    )
-                if target in above:
-                    raise DatasetError(f"{self.label}: {name} is a link to a folder that contains it; remove it")
+            try:
+                target = _target(entry, real, resolved) if entry.is_symlink() else None
+                is_folder, is_file = entry.is_dir(), entry.is_file()
+            except RuntimeError as error:  # of Path.resolve()
+                raise DatasetError(f"{self.label}: {name} is a link that leads to itself; remove it") from error
+            except OSError as error:
+                raise DatasetError(f"{self.label}: {name} cannot be read ({error.strerror})") from error
+            if target is not None:
+                self._check_link(name, target, above, linked, is_folder)
                 inner = above | {target}
-            if entry.is_dir():
+            if is_folder:
                 yield f"{name}/"
-                yield from self._walk(Path(entry.path), f"{name}/", inner)
-            elif entry.is_file():
+                yield from self._walk(Path(entry.path), f"{name}/", inner, linked)
+            elif is_file:
                 yield name
             elif not is_ignored(name):
                 raise DatasetError(f"{self.label}: {name} is neither a file nor a folder (a dangling link?); remove it")
+
+    def _check_link(self, name: str, target: Path, above: frozenset[Path], linked: Counter[Path], is_folder: bool) -> None:
+        """Raise SpecError for a link out of the root, DatasetError for one that makes the tree endless or too large."""
+        if not target.is_relative_to(self._root):
+            raise SpecError(
+                f"{self.label}: {name} is a link that leads out of the dataset root; copy the files instead", loc="dataset.path"
+            )
+        if target in above:
+            raise DatasetError(f"{self.label}: {name} is a link to a folder that contains it; remove it")
+        if is_folder:
+            linked[target] += 1
+            if linked[target] > _MAX_LINKS_TO_FOLDER:
+                limit = f"the limit is {_MAX_LINKS_TO_FOLDER}"
+                raise DatasetError(f"{self.label}: too many links lead to the folder of {name}; {limit}; remove some")
 
     def read(self, name: str) -> bytes:
         """Return the content. Raises ImageError if the file is missing, unreadable or too large."""
@@ -91,6 +118,13 @@ class DirectoryFiles:
             return path.read_bytes()
         except OSError as error:
             raise ImageError(f"{self.label}: {name}", f"cannot be read ({error.strerror})") from error
+
+
+def _target(entry: os.DirEntry[str], directory: Path, resolved: Callable[[str], Path]) -> Path:
+    """Return the path that a link leads to. directory: the resolved one of the link. Raises RuntimeError for a loop."""
+    folder, base = os.path.split(directory / Path(entry.path).readlink())
+    target = resolved(folder) / base
+    return target.resolve() if base in ("", ".", "..") or target.is_symlink() else target
 
 
 class ZipFiles:

@@ -16,14 +16,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal, TypeAlias
 
 from cafe_core.data.file_trees import ImageFiles
 from cafe_core.data.folder_listing import Listing, ignored_files, list_images
 from cafe_core.errors import DatasetError
 from cafe_core.spec.dataset import DatasetNote
-from cafe_core.text import counted
+from cafe_core.text import counted, is_shown
 
 #: A classifier and a JSON response of this many classes are still practical; ImageNet-21k has 21,841.
 MAX_CLASSES = 25_000
@@ -128,12 +128,13 @@ def _splits(files: ImageFiles, listing: Listing, top: str, folders: dict[str, st
             raise DatasetError(f"{label}: {folder} holds no images; fill it or remove it")
         if _is_unlabelled(images, folder, layout.train):
             layout.test, unlabelled = _annotated(files, listing, folder, images)
-            if unlabelled:
-                layout.notes.append(
-                    _unused(folder, unlabelled, "they are in no class folder, and no annotations.txt names their classes")
-                )
         else:
-            layout.test = {name: images for name, images in _classes(label, listing, folder).items() if images}
+            unlabelled = [name for name in images if "/" not in name[len(folder) :]]
+            labelled = replace(listing, images=[name for name in images if "/" in name[len(folder) :]])
+            layout.test = {name: images for name, images in _classes(label, labelled, folder).items() if images}
+        if unlabelled:
+            reason = "they are in no class folder, and no annotations.txt names their classes"
+            layout.notes.append(_unused(folder, unlabelled, reason))
         if layout.test and split == "val":
             layout.notes.append(DatasetNote(code="split", message=f"used {folder} as the test split"))
     return layout
@@ -228,7 +229,7 @@ def _check(label: str, layout: Layout, listing: Listing) -> None:
     if len(names) > MAX_CLASSES:
         raise DatasetError(f"{label} has {len(names)} classes; the limit is {MAX_CLASSES}")
     for name in names:
-        if not name.isprintable():
+        if not is_shown(name):
             raise DatasetError(f"{label}: the class folder {name!r} has a name that cannot be printed; rename it")
         if not layout.train[name]:
             hint = "; ".join(filter(None, ["add some or remove its folder", ignored_files(listing.ignored)]))

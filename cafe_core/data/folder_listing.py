@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 
 from cafe_core.data.file_trees import ImageFiles, is_ignored
 from cafe_core.data.pixels import SUFFIXES
-from cafe_core.errors import DatasetError
 from cafe_core.text import counted
 
 #: Images that Pillow cannot decode. Ignoring them would make classes smaller than the user thinks.
@@ -15,7 +14,6 @@ _OTHER_IMAGES = (
     ".heic", ".heif", ".jxl", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raw", ".exr", ".hdr", ".svg",
     ".eps", ".wmf", ".dcm", ".npy",
 )  # fmt: skip
-_MAX_FILES = 20_000_000
 _SUFFIXES_SHOWN = 5
 
 
@@ -34,11 +32,11 @@ class Listing:
 
 
 def list_images(files: ImageFiles) -> Listing:
-    """List a tree. Raises DatasetError if it has too many files."""
+    """List a tree. Raises SpecError and DatasetError as its `names` does."""
     found = Listing()
-    for count, name in enumerate(name for name in files.names() if not is_ignored(name)):
-        if count >= _MAX_FILES:
-            raise DatasetError(f"{files.label} has more than {_MAX_FILES} files")
+    for name in files.names():
+        if is_ignored(name):
+            continue
         if name.endswith("/"):
             found.folders.add(name)
             continue

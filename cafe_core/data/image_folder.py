@@ -29,9 +29,11 @@ from cafe_core.data.pixels import (
     decoded_shape,
     full_range,
     highest_grey_level,
+    is_dark_colour,
     pixel_count,
 )
 from cafe_core.spec.dataset import DatasetNote
+from cafe_core.text import counted
 
 #: Limits of a sample, which takes about a second to decode.
 _MOST_SAMPLED, _MOST_SAMPLED_PIXELS, _MOST_SAMPLED_BYTES = 256, 16 << 20, 32 << 20
@@ -86,12 +88,13 @@ class ImageFolderSource:
     def check_sample(self) -> None:
         """Decode some images, spread over all, to find what is wrong or unusual in a second. Raises DatasetError."""
         names = self._names()
-        sample, errors = self._sample(names[:: -(-len(names) // _MOST_SAMPLED)])
-        bits = cache(partial(self._bits_in, sample))
+        wanted = names[:: -(-len(names) // _MOST_SAMPLED)]
+        sample, errors = self._sample(wanted)
+        bits, dark = cache(partial(self._bits_in, sample)), cache(partial(self._are_dark, sample))
         images = []
         for name in sample:
             try:
-                images.append(self._checked(name, self._files.read(name), bits))
+                images.append(self._checked(name, self._files.read(name), bits, dark))
             except ImageError as error:
                 errors.append(error.with_traceback(None))  # a traceback refers to this frame: a cycle would keep the archive open
         if errors:
@@ -100,6 +103,11 @@ class ImageFolderSource:
         deep = bits() if self._seen["deep_grey"] else None
         constant = count_constant(np.stack(images)) if images else 0
         self._sampled = [*conversion_notes(self._seen, deep, suffix), *constant_notes(constant, suffix)]
+        if len(images) < len(wanted):
+            message = (
+                f"looked at {len(images)} of {counted(len(names), 'image')}, because they are large; a job decodes all of them"
+            )
+            self._sampled.append(DatasetNote(code="sampled", message=message))
 
     def _sample(self, names: Sequence[str]) -> tuple[list[str], list[ImageError]]:
         """Return those of the images that are small enough together, and the errors that the headers of the images reveal."""
@@ -132,7 +140,7 @@ class ImageFolderSource:
         images = []
         for name in names:
             try:
-                images.append(self._checked(name, self._files.read(name), lambda: self._grey_bits))
+                images.append(self._checked(name, self._files.read(name), lambda: self._grey_bits, lambda: self._dark))
             except ImageError as error:
                 others = list(islice(self._errors_after(name), MOST_NAMED - 1))
                 if not others:
@@ -144,14 +152,14 @@ class ImageFolderSource:
         names = self._names()
         for later in names[names.index(name) + 1 :]:
             try:
-                self._checked(later, self._files.read(later), full_range)
+                self._checked(later, self._files.read(later), full_range, lambda: self._dark)
             except ImageError as error:
                 yield error.with_traceback(None)
 
-    def _checked(self, name: str, data: bytes, bits: Callable[[], int]) -> Images:
+    def _checked(self, name: str, data: bytes, bits: Callable[[], int], dark: Callable[[], bool]) -> Images:
         """Decode an image and check that its shape matches the first one. Raises ImageError."""
         where = self._where(name)
-        image = decode(data, where, image_size=self._image_size, channels=self._channels, bits=bits, seen=self._seen)
+        image = decode(data, where, image_size=self._image_size, channels=self._channels, bits=bits, dark=dark, seen=self._seen)
         if image.shape == self.shape:
             return image
         kinds = [f"{w}×{h} {'grey' if c == 1 else 'colour'}" for c, h, w in (image.shape, self.shape)]
@@ -169,3 +177,18 @@ class ImageFolderSource:
             with suppress(ImageError):  # it is reported when the image is read
                 highest = max(highest, highest_grey_level(self._files.read(name), self._where(name)))
         return bits_of(highest)
+
+    @cached_property
+    def _dark(self) -> bool:
+        return self._are_dark(self._names())
+
+    def _are_dark(self, names: Sequence[str]) -> bool:
+        """Return whether most images are 16-bit colour, and all of these use at most 12 bits. Stops at the first that is not."""
+        found = 0
+        for name in names:
+            with suppress(ImageError):  # it is reported when the image is read
+                dark = is_dark_colour(self._files.read(name), self._where(name))
+                if dark is False:
+                    return False
+                found += dark is True
+        return 2 * found > len(names)

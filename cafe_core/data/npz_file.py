@@ -54,8 +54,12 @@ class NpzSource:
         self._images, self._test_images = train[0], None
         self.shape = self._image_shape(train[0])
         labels = self._read_labels(train[1], of=train[0])
-        classes = self._checked(classes_of, labels, train[1], self._given_names())
+        names_array, given_names = self._given_names()
+        classes = self._checked(classes_of, labels, train[1], given_names)
         self.class_names, self.notes = classes.names, classes.notes()
+        if given_names is not None and labels.dtype.kind == "U" and set(given_names) != set(classes.names):
+            message = f"ignored {names_array}: the labels are texts, which name the classes"
+            self.notes.append(DatasetNote(code="ignored", message=message))
         self._labels = self._checked(numbered, labels, classes, train[1], train[1])
         self.class_counts: list[int] = np.bincount(self._labels).tolist()
         self._test_labels: Labels = np.zeros(0, dtype=np.int64)
@@ -64,7 +68,7 @@ class NpzSource:
             self._check_test_shape(pair[0])
             self._test_labels = self._checked(numbered, self._read_labels(pair[1], of=pair[0]), classes, pair[1], train[1])
         self.test_count = len(self._test_labels)
-        self.notes += self._notes(train, test, val)
+        self.notes += self._notes(names_array, train, test, val)
 
     def _checked(self, function: Callable[..., _T], *arguments: Any) -> _T:
         """Call a function of `npz_labels`; add the name of the file to its errors."""
@@ -94,8 +98,8 @@ class NpzSource:
     def _arrays(self) -> str:
         return ", ".join(self._file.names.values()) or "no arrays"
 
-    def _notes(self, *pairs: tuple[str, str] | None) -> list[DatasetNote]:
-        """Return notes about the arrays that are not used, given the pairs of train, test and val."""
+    def _notes(self, names_array: str | None, *pairs: tuple[str, str] | None) -> list[DatasetNote]:
+        """Return notes about the arrays that are not used, given that of names and the pairs of train, test and val."""
         _, test, val = pairs
         notes = []
         if test is not None and val is not None:
@@ -104,7 +108,7 @@ class NpzSource:
         elif val is not None:
             notes.append(DatasetNote(code="split", message=f"used {val[0]} as the test split"))
         known = {name for pair in pairs if pair is not None for name in pair}
-        others = [name for lower, name in self._file.names.items() if name not in known and lower not in _CLASS_NAMES]
+        others = [name for name in self._file.names.values() if name not in known and name != names_array]
         if others:
             message = f"ignored {counted(len(others), 'array')}: {', '.join(others[:5])}{', …' if len(others) > 5 else ''}"
             notes.append(DatasetNote(code="ignored", message=message))
@@ -152,17 +156,17 @@ class NpzSource:
             raise self._file.error(f"{name} has {count} labels, {header.nbytes} bytes; the limit is {limits}")
         return self._checked(flat_labels, self._file.read(name), name)
 
-    def _given_names(self) -> list[str] | None:
-        """Return the names of the classes, if the file has an array of them."""
-        name = next((self._file.names[lower] for lower in _CLASS_NAMES if lower in self._file.names), None)
-        if name is None:
-            return None
-        header = self._file.header(name)
-        if header.dtype.kind in "US" and len(header.shape) == 1 and 0 < header.nbytes <= _MAX_LABEL_BYTES:
-            return list(map(str, self._checked(flat_labels, self._file.read(name), name).tolist()))
-        raise self._file.error(
-            f"{name} is {header.dtype} of shape {header.shape}; it must hold the names of the classes: texts (K,)"
-        )
+    def _given_names(self) -> tuple[str | None, list[str] | None]:
+        """Return the array of the names of the classes, and the names; None if the file has no such array."""
+        for name in (self._file.names[lower] for lower in _CLASS_NAMES if lower in self._file.names):
+            header = self._file.header(name)
+            if header.dtype.kind in "US" and len(header.shape) == 1 and 0 < header.nbytes <= _MAX_LABEL_BYTES:
+                return name, list(map(str, self._checked(flat_labels, self._file.read(name), name).tolist()))
+            if name.lower() != "classes":  # which often holds the distinct labels, or their number
+                raise self._file.error(
+                    f"{name} is {header.dtype} of shape {header.shape}; it must hold the names of the classes: texts (K,)"
+                )
+        return None, None
 
     # -- images
 

@@ -14,6 +14,7 @@ from cafe_core.data.folder_layout import MAX_CLASSES
 from cafe_core.data.image_source import Labels
 from cafe_core.errors import DatasetError
 from cafe_core.spec.dataset import DatasetNote
+from cafe_core.text import is_shown
 
 _SHOWN = 3
 
@@ -54,6 +55,7 @@ def flat_labels(labels: NDArray[Any], where: str) -> NDArray[Any]:
     if flat.dtype.kind == "u" and flat.max() > np.iinfo(np.int64).max:
         raise DatasetError(f"{where} holds {flat.max()}; labels must be below 2^63")
     if flat.dtype.kind == "f":
+        flat = flat.astype(np.float64)  # 2^53 is too large for float16
         whole = np.isfinite(flat) & (flat == np.rint(flat)) & (np.abs(flat) < 2**53)
         if not whole.all():
             first = int(np.argmin(whole))
@@ -89,7 +91,7 @@ def classes_of(labels: NDArray[Any], where: str, given_names: Sequence[str] | No
             raise DatasetError(
                 f"{where} has {len(values)} different labels up to {values[-1]}; class_names has {len(given_names)}"
             )
-    if len(set(names)) != len(names) or not all(name and name.isprintable() for name in names):
+    if len(set(names)) != len(names) or not all(name and is_shown(name) for name in names):
         raise DatasetError(f"{where}: the names of classes must be unique, not empty and printable; got {names[:10]}")
     return LabelClasses(values, *_in_order(names, values.dtype.kind))
 

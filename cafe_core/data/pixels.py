@@ -72,6 +72,11 @@ def full_range() -> int:
     return 16
 
 
+def never_dark() -> bool:
+    """Return that the levels of 16-bit colour images use enough of the range."""
+    return False
+
+
 def decode(
     data: bytes,
     where: str,
@@ -79,13 +84,15 @@ def decode(
     image_size: int | None,
     channels: Literal[1, 3] | None,
     bits: Callable[[], int] = full_range,
+    dark: Callable[[], bool] = never_dark,
     seen: Counter[Conversion] | None = None,
 ) -> Images:
     """Decode an image as (C, H, W) uint8, with `channels` and H = W = image_size if they are given.
 
     where: name of the image in error messages, with its suffix. bits: returns how many bits the grey levels of more than 8 bits
-    use in this dataset; it is called only for such images. seen: counts what was converted. Raises ImageError if the image cannot
-    be decoded, is too large or too small.
+    use in this dataset; it is called only for such images. dark: returns whether the 16-bit colour images of this dataset are too
+    dark; it is called only for such an image that is. seen: counts what was converted. Raises ImageError if the image cannot be
+    decoded, is too large, too small or too dark.
     """
     image = _open(data, where)
     natural = natural_channels(image.mode, where)
@@ -98,14 +105,16 @@ def decode(
         if getattr(image, "is_animated", False) and image.format not in _FRAMES_OF_ONE_IMAGE:
             found.append("frames")
         image.load()
+        too_dark = "deep_colour" in found and _is_dark(image)
         if image.getexif().get(0x0112, 1) != 1:
             found.append("turned")
         ImageOps.exif_transpose(image, in_place=True)
         image = _convert(image, channels or natural, found, bits)
     except Exception as error:  # decoders raise errors of many types for damaged files
         raise ImageError(where, f"cannot be decoded ({error})") from error
-    if "deep_colour" in found and not np.asarray(image).any():
-        raise ImageError(where, "has 16 bits per channel but no level above 255, and would become black", "save it with 8 bits")
+    if too_dark and dark():
+        reason = "has 16 bits per channel but no level above 4095, and would become dark, as most images of the dataset"
+        raise ImageError(where, reason, "save it with 8 bits")
     if seen is not None:
         seen.update(found)
     return _to_array(_fit(image, image_size))
@@ -138,6 +147,24 @@ def highest_grey_level(data: bytes, where: str) -> int:
         raise ImageError(where, f"cannot be decoded ({error})") from error
 
 
+def is_dark_colour(data: bytes, where: str) -> bool | None:
+    """Return whether a colour image of 16 bits per channel uses at most 12 of them; None for other images. Raises ImageError."""
+    image = _open(data, where)
+    if not _is_deep_colour(image):
+        return None
+    try:
+        image.load()
+    except Exception as error:
+        raise ImageError(where, f"cannot be decoded ({error})") from error
+    return _is_dark(image)
+
+
+def _is_dark(image: Image.Image) -> bool:
+    """Return whether no colour of a 16-bit image, of which Pillow keeps the high bytes, has a level above 4095."""
+    levels = np.asarray(image)
+    return int((levels[..., :3] if levels.ndim == 3 else levels).max()) < 1 << (12 - 8)
+
+
 def bits_of(highest: int) -> int:
     """Return how many bits grey levels up to `highest` use: 8, 10, 12, 14 or 16, as cameras and scanners have."""
     return max(8, (highest.bit_length() + 1) // 2 * 2)
@@ -145,9 +172,12 @@ def bits_of(highest: int) -> int:
 
 def conversion_notes(seen: Counter[Conversion], bits: int | None, suffix: str = "") -> list[DatasetNote]:
     """Return a note for each kind of conversion. bits: those of the deep grey levels. suffix: of each message."""
+    messages = dict(_MESSAGES)
+    if bits == 8:
+        messages["deep_grey"] = "found {} stored with 16 bits per pixel that use only 8; the levels were kept"
     return [
-        DatasetNote(code="converted", message=_MESSAGES[kind].format(counted(seen[kind], "image"), bits) + suffix)
-        for kind in _MESSAGES
+        DatasetNote(code="converted", message=message.format(counted(seen[kind], "image"), bits) + suffix)
+        for kind, message in messages.items()
         if seen[kind]
     ]
 

@@ -21,10 +21,18 @@ def store_path(spec: DatasetSpec, roots: DataRoots) -> Path:
     every file, and the version of the readers), of the fields that convert or split it, and of the store's format. Raises as
     `readers.locate` does.
     """
+    readers = {} if spec.name is not None else {"reader": READER_VERSION, "test_fraction": spec.test_fraction}
+    return _path(spec, roots, readers)
+
+
+def first_reader_store_path(spec: DatasetSpec, roots: DataRoots) -> Path:
+    """Return the directory in which the first readers of own data, before READER_VERSION 2, built the store of the same files."""
+    return _path(spec, roots, {})
+
+
+def _path(spec: DatasetSpec, roots: DataRoots, readers: dict[str, Any]) -> Path:
     source: Any = spec.name if spec.name is not None else identity(spec, roots)
-    key = {"format": FORMAT_VERSION, "source": source, "image_size": spec.image_size, "channels": spec.channels}
-    if spec.name is None:
-        key |= {"reader": READER_VERSION, "test_fraction": spec.test_fraction}
+    key = {"format": FORMAT_VERSION, "source": source, "image_size": spec.image_size, "channels": spec.channels, **readers}
     digest = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:24]
     readable = re.sub(r"[^A-Za-z0-9_]+", "-", spec.name or spec.id or Path(spec.path or "").name)[:40].strip("-") or "data"
     return roots.cache / f"{readable}-{digest}"

@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from cafe_core.data import sources
 from cafe_core.data.class_store import ClassStore
 from cafe_core.errors import CheckpointError, DatasetError
 from cafe_core.evaluation.report import evaluation_result
@@ -17,6 +16,7 @@ from cafe_core.evaluation.tasks import EvaluationSetup, HeldOut, all_tasks
 from cafe_core.files import write_atomically
 from cafe_core.jobs.backend import Attempt, Condensation
 from cafe_core.jobs.extend import changed_classes, class_hashes, extended_dataset, kept_set
+from cafe_core.jobs.job_data import check_unchanged, job_store
 from cafe_core.jobs.jobdir import JobDir
 from cafe_core.jobs.measure import TrainingProgress, measure
 from cafe_core.spec.condense import CondenseSpec
@@ -62,7 +62,7 @@ def run(attempt: Attempt, spec: CondenseSpec) -> dict[str, Any]:
 
 def prepare(attempt: Attempt, spec: CondenseSpec) -> Condensation:
     """Build the class store of the real images, and check that the data has not changed. Raises DatasetError."""
-    path = sources.prepare(spec.dataset, attempt.job.roots)
+    path = job_store(attempt.directory, spec.dataset, attempt.job.roots)
     store = ClassStore.open(path)
     hashes = class_hashes(store) if spec.method.can_be_extended else None
     dataset = CondensedDataset(**store.info.model_dump(), class_sha256=hashes)
@@ -85,19 +85,6 @@ def report_notes(attempt: Attempt, spec: CondenseSpec | EvaluateSpec, dataset: D
     if notes:
         attempt.report("notes", notes=notes)
     return notes
-
-
-def check_unchanged(attempt: Attempt, info: DatasetInfo) -> None:
-    """Record the dataset's description in the first attempt; later attempts must find the same. Raises DatasetError."""
-    directory = attempt.directory
-    if directory.dataset_file.exists():
-        recorded = type(info).model_validate_json(directory.dataset_file.read_bytes())
-        if isinstance(recorded, CondensedDataset) and recorded.class_sha256 is None:  # by a version that recorded no hashes
-            info = info.model_copy(update={"class_sha256": None})
-        if recorded.model_copy(update={"notes": []}) != info.model_copy(update={"notes": []}):  # versions differ in their notes
-            raise DatasetError(f"dataset: {info.name} has changed since the job's first attempt; submit a new job instead")
-    else:
-        write_atomically(directory.dataset_file, info.model_dump_json(indent=2).encode(), fence=attempt.fence)
 
 
 def latest_synthetic_set(attempt: Attempt, spec: CondenseSpec) -> SyntheticSet | None:

@@ -7,13 +7,13 @@ import time
 from pathlib import Path
 from typing import Any
 
-from cafe_core.data import sources
 from cafe_core.data.class_store import ClassStore
 from cafe_core.evaluation.report import evaluation_result
 from cafe_core.evaluation.tasks import EvaluationSetup, all_tasks
 from cafe_core.files import write_atomically
 from cafe_core.jobs.backend import Attempt, Condensation
-from cafe_core.jobs.condense_job import check_unchanged, condensed_set, report_notes
+from cafe_core.jobs.condense_job import condensed_set, report_notes
+from cafe_core.jobs.job_data import check_unchanged, job_store
 from cafe_core.jobs.measure import measure
 from cafe_core.jobs.trial_table import network_row, networks_csv
 from cafe_core.spec.evaluate import EvaluateSpec
@@ -26,7 +26,7 @@ def run(attempt: Attempt, spec: EvaluateSpec) -> dict[str, Any]:
     """Train and test every network, and return the job's result. Raises CafeError."""
     started = time.monotonic()
     assert spec.dataset is not None
-    store = sources.prepare(spec.dataset, attempt.job.roots)
+    store = job_store(attempt.directory, spec.dataset, attempt.job.roots)
     info = ClassStore.open(store).info
     check_unchanged(attempt, info)
     notes = report_notes(attempt, spec, info)

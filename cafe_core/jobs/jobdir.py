@@ -5,6 +5,7 @@
     DATA_DIR/jobs/<job id>/
         job.json                    JobFile: what to run, and which attempt may write; rewritten before each attempt
         dataset.json                DatasetInfo, as the driver of the first attempt found the data
+        reader-version              version of the readers of own data that found it; absent for the first version
         checkpoints/                checkpoint-<iteration>.safetensors, the newest two; shared by the attempts
         validation.json             the accuracies of each validated checkpoint; best.safetensors: the best one's synthetic set
         evaluation.jsonl            one line per network trained so far; shared by the attempts
@@ -74,6 +75,10 @@ class JobDir:
         return self.path / "dataset.json"
 
     @property
+    def reader_version_file(self) -> Path:
+        return self.path / "reader-version"
+
+    @property
     def checkpoints(self) -> Path:
         return self.path / "checkpoints"
 
@@ -113,6 +118,11 @@ class JobDir:
     def trial(self, number: int) -> JobDir:
         """Return the directory of trial `number` (0, 1, …) of a sweep."""
         return JobDir(self.path / "trials" / str(number))
+
+    @property
+    def sweep(self) -> JobDir | None:
+        """Return the directory of the sweep that this trial belongs to; None if it is not a trial."""
+        return JobDir(self.path.parent.parent) if self.path.parent.name == "trials" else None
 
     def attempt(self, number: int) -> AttemptDir:
         """Return the directory of attempt `number` (1, 2, …)."""

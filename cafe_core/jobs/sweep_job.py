@@ -10,13 +10,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from cafe_core.data import sources
 from cafe_core.data.class_store import ClassStore
 from cafe_core.errors import SweepError
 from cafe_core.files import Fence, LineLog, read_lines, write_atomically
 from cafe_core.jobs.backend import Attempt, TrialOutcome
-from cafe_core.jobs.condense_job import check_unchanged
-from cafe_core.jobs.jobdir import JobFile
+from cafe_core.jobs.job_data import check_unchanged, job_store
+from cafe_core.jobs.jobdir import JobDir, JobFile
 from cafe_core.jobs.trial_table import best_outcome, read_outcomes, trial_row, trials_csv
 from cafe_core.spec.dataset import DatasetInfo, DatasetSpec
 from cafe_core.spec.dataset_facts import DatasetFacts
@@ -30,8 +29,8 @@ def run(attempt: Attempt, spec: SweepSpec) -> dict[str, Any]:
     Raises SweepError if no trial succeeded, and CafeError for an error that ends the sweep itself.
     """
     started = time.monotonic()
-    check_unchanged(attempt, described(attempt.job, spec.base.dataset))
-    planned = sweep_trials(attempt.job, spec)
+    check_unchanged(attempt, described(attempt.job, attempt.directory, spec.base.dataset))
+    planned = sweep_trials(attempt.job, attempt.directory, spec)
     drop_retryable_failures(attempt.directory.trials_file, attempt.fence)
     outcomes = read_outcomes(attempt.directory.trials_file)
     attempt.report("phase", phase="sweeping")
@@ -62,14 +61,14 @@ def run(attempt: Attempt, spec: SweepSpec) -> dict[str, Any]:
     }
 
 
-def sweep_trials(job: JobFile, spec: SweepSpec) -> list[Trial]:
+def sweep_trials(job: JobFile, directory: JobDir, spec: SweepSpec) -> list[Trial]:
     """Return all trials of the sweep; build the class store of every dataset. Raises SpecError, DatasetError."""
-    return trials(spec, DatasetFacts((dataset, described(job, dataset)) for dataset in datasets_of(spec)))
+    return trials(spec, DatasetFacts((dataset, described(job, directory, dataset)) for dataset in datasets_of(spec)))
 
 
-def described(job: JobFile, dataset: DatasetSpec) -> DatasetInfo:
+def described(job: JobFile, directory: JobDir, dataset: DatasetSpec) -> DatasetInfo:
     """Build the class store of a dataset, and return its description. Raises SpecError, DatasetError."""
-    return ClassStore.open(sources.prepare(dataset, job.roots)).info
+    return ClassStore.open(job_store(directory, dataset, job.roots)).info
 
 
 def drop_retryable_failures(log: Path, fence: Fence) -> None:

@@ -53,11 +53,11 @@ AnyDataset: TypeAlias = Annotated[DatasetSpec, BeforeValidator(dataset_written_o
 class DatasetNote(SpecModel):
     """Something that was done to a dataset's images, or that is unusual about them, and that the user should know."""
 
-    code: Literal["ignored", "split", "nested", "renumbered", "converted", "constant", "repeated"]
+    code: Literal["ignored", "split", "nested", "renumbered", "converted", "constant", "repeated", "sampled"]
     """`ignored`: files, arrays or images that are not used. `split`: how the test split was chosen. `nested`: images in
     subfolders of their class's folder. `renumbered`: labels that are not 0 to K-1. `converted`: images whose depth, colours,
     transparency, orientation or frames were reduced. `constant`: images of a single colour. `repeated`: classes with fewer images
-    than a method has to choose."""
+    than a method has to choose. `sampled`: how many images were looked at, if most are too large for a sample."""
     message: str
 
 

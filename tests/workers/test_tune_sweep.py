@@ -198,7 +198,7 @@ def test_asha_uses_validations_of_previous_attempts(tmp_path: Path, cache: Path)
     directory = jobs.create_job(tmp_path / "job_asha", cache, sweep([0.1, 0.2, 0.3], base=base, scheduler="asha"))
     job = JobFile.model_validate_json(directory.job_file.read_bytes())
     assert isinstance(job.spec, SweepSpec)
-    trials = sweep_trials(job, job.spec)
+    trials = sweep_trials(job, directory, job.spec)
     new: Any = SimpleNamespace(trial_id="new")
 
     def decision(iteration: int, accuracy: float) -> str:

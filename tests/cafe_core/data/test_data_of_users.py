@@ -23,7 +23,7 @@ from cafe_core.errors import DatasetError
 from cafe_core.spec.condense import CondenseSpec
 from cafe_core.spec.dataset import DatasetSpec
 from cafe_core.spec.notes import job_notes
-from tests.cafe_core.data.image_folders import RNG, encoded, picture
+from tests.cafe_core.data.image_folders import RNG, encoded, picture, png_of_16_bits
 
 
 @dataclass(frozen=True)
@@ -267,6 +267,29 @@ def test_16_bit_levels_are_scaled_by_the_bits_that_the_dataset_uses(roots: DataR
     assert store.train_images.max() == expected // 2
 
 
+@pytest.mark.parametrize("colour", [2, 6], ids=["RGB", "RGBA"])
+@pytest.mark.parametrize("highest", [255, 4095])
+def test_16_bit_colour_that_would_become_dark_is_refused(roots: DataRoots, highest: int, colour: int) -> None:
+    _two_classes(roots.datasets, lambda path, i: path.write_bytes(png_of_16_bits(0 if i == 3 else highest, colour)))
+    for read in (describe, open_store):
+        with pytest.raises(DatasetError, match=r"16 bits per channel but no level above 4095.*; for each: save it with 8 bits"):
+            read(DatasetSpec(path="data"), roots)
+
+
+@pytest.mark.parametrize("others", [png_of_16_bits(60_000), encoded(picture("RGB", (4, 4)))], ids=["16 bits", "8 bits"])
+@pytest.mark.parametrize("first", [0, 5])
+def test_a_black_image_of_16_bits_is_accepted(roots: DataRoots, others: bytes, first: int) -> None:
+    _two_classes(roots.datasets, lambda path, i: path.write_bytes(png_of_16_bits(0) if i == first else others))
+    for info in (describe(DatasetSpec(path="data"), roots), open_store(DatasetSpec(path="data"), roots).info):
+        assert info.class_counts == [8, 8]
+
+
+def test_note_about_8_bits_in_16(roots: DataRoots) -> None:
+    _two_classes(roots.datasets, lambda path, _: _grey_16(path, 255))
+    (note,) = open_store(DatasetSpec(path="data"), roots).info.notes
+    assert note.message == "found 24 images stored with 16 bits per pixel that use only 8; the levels were kept"
+
+
 # -- samples, and errors about several images
 
 
@@ -302,9 +325,10 @@ def test_sample_is_small(roots: DataRoots, monkeypatch: pytest.MonkeyPatch, limi
     for path in (roots.datasets / "data").rglob("*.png"):
         Image.new("RGB", (8, 8)).save(path)
     monkeypatch.setattr(image_folder, limit, value)
-    (note,) = describe(DatasetSpec(path="data"), roots).notes
-    looked_at = int(note.message.split()[-5])
+    constant, sampled = describe(DatasetSpec(path="data"), roots).notes
+    looked_at = int(constant.message.split()[-5])
     assert 0 < looked_at < 12
+    assert sampled.message == f"looked at {looked_at} of 12 images, because they are large; a job decodes all of them"
     (note,) = open_store(DatasetSpec(path="data"), roots).info.notes
     assert note.message == "found 12 images of a single colour"
 

@@ -267,6 +267,51 @@ def test_link_to_a_parent_folder_is_refused(roots: DataRoots, folder: Path) -> N
         describe(DatasetSpec(path="pets"), roots)
 
 
+@pytest.mark.parametrize(("name", "target"), [("9.png", "9.png"), ("a", "b")])
+def test_link_to_itself_is_refused(roots: DataRoots, folder: Path, name: str, target: str) -> None:
+    (folder / "train/cat" / name).symlink_to(target)
+    (folder / "train/cat/b").symlink_to("a")
+    with pytest.raises(DatasetError, match=r"train/cat/(9\.png|a) is a link that leads to itself; remove it"):
+        describe(DatasetSpec(path="pets"), roots)
+
+
+def test_links_by_other_links_are_followed_only_within_the_root(roots: DataRoots, folder: Path) -> None:
+    (roots.datasets / "by").symlink_to("pets/train")
+    (folder / "train/cow").symlink_to("../../by/dog")
+    assert describe(DatasetSpec(path="pets"), roots).class_names == ["cat", "cow", "dog"]
+    shutil.copytree(folder / "test", roots.datasets.parent / "outside")
+    (roots.datasets / "by").unlink()
+    (roots.datasets / "by").symlink_to(roots.datasets.parent / "outside")
+    with pytest.raises(SpecError, match="train/cow is a link that leads out of the dataset root"):
+        describe(DatasetSpec(path="pets"), roots)
+
+
+def test_links_with_too_many_paths_are_refused(roots: DataRoots) -> None:
+    for i in range(17):
+        (roots.datasets / f"d{i}").mkdir()
+        for name in "ab":
+            (roots.datasets / f"d{i}" / name).symlink_to(f"../d{i + 1}")
+    (roots.datasets / "d17").mkdir()
+    for read in (describe, open_store):
+        with pytest.raises(DatasetError, match=r"too many links lead to the folder of [ab/]+; the limit is 1000; remove some"):
+            read(DatasetSpec(path="d0"), roots)
+
+
+@pytest.mark.usefixtures("folder")
+def test_too_many_paths_are_refused(roots: DataRoots, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(file_trees, "_MAX_FILES", 10)
+    for read in (describe, open_store):
+        with pytest.raises(DatasetError, match="pets has more than 10 files and folders; split it"):
+            read(DatasetSpec(path="pets"), roots)
+
+
+def test_names_that_are_shown_equally_are_refused(roots: DataRoots, folder: Path) -> None:
+    for name in (b"x\xff.png", b"x\\xff.png"):
+        shutil.copy(folder / "train/cat/0.png", folder / "train/cat" / os.fsdecode(name))
+    with pytest.raises(DatasetError, match=r"two names are both shown as train/cat/x\\xff\.png, one of them is not UTF-8"):
+        describe(DatasetSpec(path="pets"), roots)
+
+
 def test_dangling_link_is_refused(roots: DataRoots, folder: Path) -> None:
     (folder / "train/cat/9.png").symlink_to(folder / "gone.png")
     with pytest.raises(DatasetError, match=r"train/cat/9\.png is neither a file nor a folder"):

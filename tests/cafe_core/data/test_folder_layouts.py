@@ -47,6 +47,9 @@ READ = {
     "subfolders": (["cat/a/0.png", "cat/a/b/1.png", "dog/0.png"], ["cat", "dog"], [2, 1], 0, ["nested"]),
     "unlabelled test": ([*TRAIN, "test/1.png", "test/2.png"], ["cat", "dog"], [2, 1], 0, ["ignored"]),
     "unlabelled test and val": ([*TRAIN, "test/images/1.png", "val/cat/0.png"], ["cat", "dog"], [2, 1], 1, ["ignored", "split"]),
+    "unlabelled image beside test": ([*TRAIN, "test/1.png", "test/cat/0.png"], ["cat", "dog"], [2, 1], 1, ["ignored"]),
+    "unlabelled image beside val": ([*TRAIN, "val/1.png", "val/cat/0.png"], ["cat", "dog"], [2, 1], 1, ["ignored", "split"]),
+    "names with joiners": (["c\u200cat/0.png", "d\u200do\u00a0g/0.png"], ["c\u200cat", "d\u200do\u00a0g"], [1, 1], 0, []),
     "other files": ([*TRAIN, "train/cat/Thumbs.db", "labels.csv", "train/LICENSE"], ["cat", "dog"], [2, 1], 0, ["ignored"]),
 }  # fmt: skip
 
@@ -107,6 +110,7 @@ REFUSED = {
         r"fold1/, fold2/ hold the same folders \(cat/, dog/\), so they seem to be splits",
     ),
     "empty class": (["cat/0.png", "dog/0.png", "labels/0.txt"], r"class 'labels' has no training images; .* 1 \.txt"),
+    "reversed name": (["cat/0.png", "\u202edog/0.png"], r"the class folder '\\u202edog' has a name that cannot be printed"),
     "one class": (["cat/0.png"], r"only one class \('cat'\); at least 2 are needed; expected"),
     "unreadable format": ([*TRAIN, "train/cat/2.heic"], r"train/cat/2\.heic has a format that cannot be read; convert it"),
 }  # fmt: skip

@@ -98,6 +98,7 @@ def test_describe_refuses_bad_arrays(roots: DataRoots, changes: dict[str, Any], 
 
 
 LABELS = np.array([2, 0, 1, 1, 0, 2, 2, 1, 1])
+TEXTS = {"labels": np.array(["a", "bb", "c"])[LABELS], "test_labels": np.array(["bb", "c"])}
 READ = {
     "column": ({"labels": LABELS[:, None]}, ["0", "1", "2"], []),
     "from 1": ({"labels": LABELS + 1, "test_labels": np.array([2, 3])}, ["1", "2", "3"], ["renumbered"]),
@@ -105,10 +106,20 @@ READ = {
     "negative": ({"labels": LABELS - 1, "test_labels": np.array([0, 1])}, ["-1", "0", "1"], ["renumbered"]),
     "floats": ({"labels": LABELS.astype(np.float32)}, ["0", "1", "2"], []),
     "one-hot": ({"labels": np.eye(3)[LABELS], "test_labels": np.eye(3, dtype=bool)[[1, 2]]}, ["0", "1", "2"], []),
-    "texts": ({"labels": np.array(["a", "bb", "c"])[LABELS], "test_labels": np.array(["bb", "c"])}, ["a", "bb", "c"], []),
+    "texts": (TEXTS, ["a", "bb", "c"], []),
     "bytes": ({"labels": np.array([b"x", b"y", b"z"])[LABELS], "test_labels": np.array([b"y", b"z"])}, ["x", "y", "z"], []),
     "class names": ({"class_names": np.array(["cat", "cow", "dog"])}, ["cat", "cow", "dog"], []),
     "more class names": ({"label_names": np.array(["cat", "cow", "dog", "owl"])}, ["cat", "cow", "dog"], []),
+    "half floats": ({"labels": LABELS.astype(np.float16)}, ["0", "1", "2"], []),
+    "texts and their names": (
+        {**TEXTS, "class_names": np.array(["c", "bb", "a"])}, ["a", "bb", "c"], [],
+    ),
+    "texts and other names": (
+        {**TEXTS, "class_names": np.array(["x", "y", "z"])}, ["a", "bb", "c"], ["ignored"],
+    ),
+    "number of classes": ({"classes": np.array(3)}, ["0", "1", "2"], ["ignored"]),
+    "distinct labels": ({"classes": np.arange(3), "class_names": np.array(["p", "q", "r"])}, ["p", "q", "r"], ["ignored"]),
+    "names with joiners": ({"class_names": np.array(["a\u00a0b", "c\u200cd", "e"])}, ["a\u00a0b", "c\u200cd", "e"], []),
     "other arrays": ({"lables": np.zeros(9, int), "ids": np.arange(9)}, ["0", "1", "2"], ["ignored"]),
     "pickles that are not used": ({"meta": np.array([{}], dtype=object)}, ["0", "1", "2"], ["ignored"]),
 }  # fmt: skip

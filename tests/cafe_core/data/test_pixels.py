@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import pickle
-import struct
-import zlib
 from collections import Counter
 from typing import Any
 
@@ -15,7 +13,7 @@ from PIL import Image
 from cafe_core.data import pixels
 from cafe_core.data.image_error import ImageError
 from cafe_core.errors import DatasetError
-from tests.cafe_core.data.image_folders import encoded, picture
+from tests.cafe_core.data.image_folders import encoded, picture, png_of_16_bits
 
 
 def _constant(mode: str, value: Any, size: tuple[int, int] = (4, 4)) -> Image.Image:
@@ -158,18 +156,6 @@ def _turned() -> bytes:
     return encoded(picture("L"), exif=exif)
 
 
-def _png_of_16_bits(highest: int, colour: int = 2) -> bytes:
-    """Return a 4×4 PNG with 16 bits per channel."""
-    channels = {2: 3, 4: 2, 6: 4}[colour]
-    rows = (b"\0" + highest.to_bytes(2, "big") * 4 * channels) * 4
-
-    def chunk(kind: bytes, content: bytes) -> bytes:
-        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
-
-    head = struct.pack(">IIBBBBB", 4, 4, 16, colour, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
-
-
 @pytest.mark.parametrize(
     ("data", "conversions"),
     [
@@ -189,8 +175,8 @@ def _png_of_16_bits(highest: int, colour: int = 2) -> bytes:
         (_animation("PNG"), ["frames"]),
         (encoded(_constant("RGB", (1, 2, 3)), "GIF"), []),
         (_turned(), ["turned"]),
-        (_png_of_16_bits(0x8000), ["deep_colour"]),
-        (_png_of_16_bits(0x8000, 6), ["deep_colour", "transparent"]),
+        (png_of_16_bits(0x8000), ["deep_colour"]),
+        (png_of_16_bits(0x8000, 6), ["deep_colour", "transparent"]),
     ],
     ids=[
         "RGB", "grey", "RGBA", "opaque", "P-clear", "P", "CMYK-JPEG", "CMYK-TIFF", "YCbCr", "I16-TIFF",
@@ -206,7 +192,12 @@ def test_conversions_are_counted(data: bytes, conversions: list[str]) -> None:
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (_png_of_16_bits(255), "x has 16 bits per channel but no level above 255, and would become black; save it with 8 bits"),
+        (
+            png_of_16_bits(255),
+            "x has 16 bits per channel but no level above 4095, and would become dark, .*; save it with 8 bits",
+        ),
+        (png_of_16_bits(4095), "x has 16 bits per channel but no level above 4095"),
+        (png_of_16_bits(255, 6), "x has 16 bits per channel but no level above 4095"),
         (encoded(_constant("F", 0.5), "TIFF"), r"x holds levels that are not whole numbers \(mode F\); save it with"),
         (encoded(_constant("I", 70_000), "TIFF"), r"x cannot be decoded \(levels go from 70000 to 70000; at most 16 bits"),
         (encoded(_constant("I", -1), "TIFF"), r"x cannot be decoded \(levels go from -1 to -1"),
@@ -214,12 +205,22 @@ def test_conversions_are_counted(data: bytes, conversions: list[str]) -> None:
         (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n", "x is not an image that can be read"),
         (encoded(picture("L", (32, 32)), "JPEG")[:-30], r"x cannot be decoded \(.*truncated"),
     ],
-    ids=["8 in 16-bit RGB", "F", "32 bits", "negative", "TGA without its suffix", "EPS", "truncated"],
+    ids=[
+        "8 in 16-bit RGB",
+        "12-bit colour",
+        "8-bit RGBA",
+        "F",
+        "32 bits",
+        "negative",
+        "TGA without its suffix",
+        "EPS",
+        "truncated",
+    ],
 )
 @pytest.mark.parametrize("channels", [None, 1, 3])
 def test_what_cannot_be_converted_is_refused(data: bytes, message: str, channels: Any) -> None:
     with pytest.raises(ImageError, match=message):
-        pixels.decode(data, "x", image_size=None, channels=channels)
+        pixels.decode(data, "x", image_size=None, channels=channels, dark=lambda: True)
     error = pickle.loads(pickle.dumps(ImageError("x", "is damaged")))
     assert (type(error), error.message) == (DatasetError, "x is damaged; replace or remove it")
 
