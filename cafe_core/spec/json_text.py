@@ -6,6 +6,9 @@ import json
 import re
 from typing import Any, NoReturn
 
+MAX_PARTS = 10_000
+"""Maximum number of fields, lists and objects in a spec. Items of lists do not count: the spec limits each list itself."""
+
 
 class SpecTextError(ValueError):
     """The text is not a spec; the message names the line and says what to do."""
@@ -13,6 +16,8 @@ class SpecTextError(ValueError):
 
 def read_json(text: str) -> Any:
     """Return the value in a JSON text. Raises SpecTextError."""
+    if sum(map(text.count, ":[{")) > MAX_PARTS:  # an upper bound: characters in texts count as well
+        raise SpecTextError(f"the spec is too complex: the limit is {MAX_PARTS} fields, lists and objects")
 
     def refuse(what: str, at: int) -> NoReturn:
         raise SpecTextError(f"{_place(text, at)}: {what}")
