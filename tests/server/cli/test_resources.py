@@ -109,6 +109,18 @@ def test_delete_jobs(api: Api) -> None:
     assert api.get("/v1/jobs").json()["data"] == []
 
 
+@pytest.mark.parametrize("identifier", ["../datasets", "job_../../datasets", "job_a?wait=1", "..", "", "ds_../jobs"])
+@pytest.mark.parametrize("command", ["status", "watch", "cancel", "resume", "trials", "logs", "download", "delete"])
+def test_text_that_is_no_id_names_no_other_path(tmp_path: Path, command: str, identifier: str) -> None:
+    out = tmp_path / "out"
+    arguments = ["--url", "http://127.0.0.1:9", command, identifier]  # without a server: a request would exit with 3
+    result = CliRunner().invoke(main, [*arguments, *(["--out", str(out)] if command == "download" else [])])
+    assert result.exit_code == 2
+    assert f"there is no {'dataset' if identifier.startswith('ds_') else 'job'} {identifier!r}" in result.stderr
+    assert result.stdout == ""
+    assert not out.exists()
+
+
 def test_cluster(api: Api) -> None:
     lines = cafe(api, "cluster").stdout.splitlines()
     assert lines[0].startswith("Ray 2.60.0, dashboard http://")
