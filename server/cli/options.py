@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -44,9 +46,14 @@ def check_writable(path: Path, option: str) -> None:
     existing = next(candidate for candidate in (path.absolute(), *path.absolute().parents) if os.path.lexists(candidate))
     if not existing.is_dir():
         raise RefusedInputError(f"{option}: {existing} is not a directory; choose another path")
-    if not os.access(existing, os.W_OK | os.X_OK):
-        why = "its file system is read-only" if os.statvfs(existing).f_flag & os.ST_RDONLY else "permission denied"
-        raise RefusedInputError(f"{option}: cannot write to {existing}: {why}; choose another directory")
+    try:
+        with tempfile.TemporaryDirectory(prefix=".cafe-", dir=existing):
+            pass  # whoever may write to a directory may still not create files there, e.g. root in /proc
+    except OSError as error:
+        if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT):
+            raise
+        why = "no files can be created there" if error.errno == errno.ENOENT else str(error.strerror).lower()
+        raise RefusedInputError(f"{option}: cannot write to {existing}: {why}; choose another directory") from error
 
 
 def _directory(option: str, text: str) -> Any:

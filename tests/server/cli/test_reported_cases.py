@@ -223,11 +223,12 @@ def read_only(tmp_path: Path) -> Iterator[Path]:
         ["run", "SPEC", "--out", "READ_ONLY/deep/below"],
         ["run", "SPEC", "--out", "out", "--data-dir", "READ_ONLY"],
         ["run", "SPEC", "--out", "SPEC/below"],
+        ["run", "SPEC", "--out", "/proc/x"],
         ["run", "SPEC", "--out", os.fsdecode(b"out\xff")],
         ["serve", "--data-dir", "READ_ONLY/data"],
         ["download", "job_a", "--out", "READ_ONLY/set"],
     ],
-    ids=["readonly_out", "below", "data directory", "a file as directory", "not UTF-8", "serve", "download"],
+    ids=["readonly_out", "below", "data directory", "a file as directory", "proc", "not UTF-8", "serve", "download"],
 )
 def test_directory_that_cannot_be_written_to(server: Api, tmp_path: Path, read_only: Path, arguments: list[str]) -> None:
     spec = tmp_path / "spec.json"
