@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from cafe_core.spec.json_text import MAX_PARTS, SpecTextError
+from cafe_core.spec.json_text import MAX_PARTS, TOO_MANY_DIGITS, SpecTextError
 from cafe_core.spec.wording import described
 
 _NAMES = ("null", "bool", "int", "float", "str", "map", "seq", "merge")
@@ -56,8 +56,13 @@ def read_yaml(text: str) -> Any:
 
 
 def _problem(error: yaml.MarkedYAMLError) -> str:
-    if error.problem is not None and r"'\t'" in error.problem:
+    problem = error.problem or ""
+    if r"'\t'" in problem:
         return "a tab; indent with spaces"
+    if "<stream end>" in problem:
+        return "the text ends too early; a closing bracket is missing"
+    if "unexpected end of stream" in problem:
+        return "the text ends too early; a closing quote is missing"
     return " ".join(filter(None, [error.context, error.problem]))
 
 
@@ -160,7 +165,7 @@ def _scalar(node: yaml.ScalarNode) -> Any:
         if node.tag == _INT:
             return int(text, {"0o": 8, "0x": 16}.get(text[:2], 10))
     except ValueError as error:  # more than 4300 digits
-        raise SpecTextError(f"{_place(node.start_mark)}: {str(error).partition(';')[0]}") from error
+        raise SpecTextError(f"{_place(node.start_mark)}: {TOO_MANY_DIGITS}") from error
     number = math.nan if text[-1].isalpha() else float(text)  # .inf and .nan end with a letter
     if not math.isfinite(number):
         raise SpecTextError(f"{_place(node.start_mark)}: {text} is not a number that a spec can have; write a finite number")
