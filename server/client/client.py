@@ -34,15 +34,16 @@ class _NoStreamError(Exception):
     """The server, or a proxy in front of it, does not stream events."""
 
 
-def _path_of(identifier: str, *below: str) -> str:
-    """Return the path of a job or an uploaded dataset, or of something below it, e.g. `/v1/jobs/job_a/logs`.
+def _job_path(job_id: str, *below: str) -> str:
+    """Return the path of a job, or of something below it, e.g. `/v1/jobs/job_a/logs`. Raises RefusedError."""
+    return "/".join(["/v1/jobs", _checked_id(job_id, "job"), *(quote(part, safe="") for part in below)])
 
-    Raises RefusedError for text that cannot be an id: `../datasets` would be the path of something else.
-    """
-    is_dataset = identifier.startswith("ds_")
+
+def _checked_id(identifier: str, what: str) -> str:
+    """Return an id. Raises RefusedError for text that cannot be one: `../datasets` would be the path of something else."""
     if not _ID.fullmatch(identifier):
-        raise RefusedError(404, f"there is no {'dataset' if is_dataset else 'job'} {identifier!r}")
-    return "/".join(["/v1", "datasets" if is_dataset else "jobs", identifier, *(quote(part, safe="") for part in below)])
+        raise RefusedError(404, f"there is no {what} {identifier!r}")
+    return identifier
 
 
 class Client:
@@ -76,7 +77,7 @@ class Client:
 
     def job(self, job_id: str) -> dict[str, Any]:
         """Return a job."""
-        return self._get(_path_of(job_id))
+        return self._get(_job_path(job_id))
 
     def jobs(
         self, status: str | None = None, kind: str | None = None, labels: tuple[str, ...] = (), limit: int = 50
@@ -94,15 +95,17 @@ class Client:
 
     def cancel(self, job_id: str) -> dict[str, Any]:
         """Cancel a job, and return it."""
-        return self.post(_path_of(job_id, "cancel"))
+        return self.post(_job_path(job_id, "cancel"))
 
     def resume(self, job_id: str) -> dict[str, Any]:
         """Resume a failed or cancelled job, and return it."""
-        return self.post(_path_of(job_id, "resume"))
+        return self.post(_job_path(job_id, "resume"))
 
     def delete(self, identifier: str) -> None:
         """Delete a job that has ended, or an uploaded dataset, by its id."""
-        self._connection.request("DELETE", _path_of(identifier))
+        is_dataset = identifier.startswith("ds_")
+        path = f"/v1/datasets/{_checked_id(identifier, 'dataset')}" if is_dataset else _job_path(identifier)
+        self._connection.request("DELETE", path)
 
     def upload(self, path: Path, name: str | None = None) -> dict[str, Any]:
         """Upload a dataset, a .zip or .npz file, and return it. The server answers after it has checked all images."""
@@ -123,18 +126,18 @@ class Client:
     def logs(self, job_id: str, attempt: int | None = None, tail: int | None = None) -> str:
         """Return the output of an attempt (default: the current one), or its last `tail` lines."""
         params = {name: value for name, value in (("attempt", attempt), ("tail", tail)) if value is not None}
-        return self._connection.request("GET", _path_of(job_id, "logs"), params=params).text
+        return self._connection.request("GET", _job_path(job_id, "logs"), params=params).text
 
     def trials(self, job_id: str) -> list[dict[str, Any]]:
         """Return all trials of a job."""
         rows: list[dict[str, Any]] = []
-        while (page := self._get(_path_of(job_id, "trials"), params={"after": len(rows), "limit": TRIALS_PER_PAGE}))["data"]:
+        while (page := self._get(_job_path(job_id, "trials"), params={"after": len(rows), "limit": TRIALS_PER_PAGE}))["data"]:
             rows += page["data"]
         return rows
 
     def trials_csv(self, job_id: str) -> str:
         """Return all trials of a job as CSV."""
-        return self._connection.request("GET", _path_of(job_id, "trials"), params={"format": "csv"}).text
+        return self._connection.request("GET", _job_path(job_id, "trials"), params={"format": "csv"}).text
 
     def follow(self, job_id: str, attempt: int | None = None) -> Iterator[dict[str, Any]]:
         """Yield the events of a job from an attempt on (default: the current one) as they happen, until the job ends.
@@ -176,7 +179,7 @@ class Client:
         timeout = httpx.Timeout(TIMEOUT_S, read=STREAM_SILENCE_S)
         heard = False
         try:
-            with self._connection.stream("GET", _path_of(job_id, "events"), headers=headers, timeout=timeout) as response:
+            with self._connection.stream("GET", _job_path(job_id, "events"), headers=headers, timeout=timeout) as response:
                 if response.status_code == httpx.codes.NOT_ACCEPTABLE:
                     raise _NoStreamError
                 self._connection.check(response)
@@ -213,13 +216,13 @@ class Client:
         """Wait until the job's ETag differs from `etag`; return the job and its ETag."""
         while True:
             response = self._connection.request(
-                "GET", _path_of(job_id), params={"wait": 20}, headers={"If-None-Match": etag} if etag else {}
+                "GET", _job_path(job_id), params={"wait": 20}, headers={"If-None-Match": etag} if etag else {}
             )
             if response.status_code != httpx.codes.NOT_MODIFIED:
                 return response.json(), response.headers["ETag"]
 
     def _events(self, job_id: str, after: int) -> dict[str, Any]:
-        return self._get(_path_of(job_id, "events"), params={"after": after, "limit": 1000})
+        return self._get(_job_path(job_id, "events"), params={"after": after, "limit": 1000})
 
     def with_retries(self, ask: Callable[..., _T], *arguments: Any) -> _T:
         """Return `ask(*arguments)`, retried for RETRY_FOR_S while the server does not respond: it may be restarting."""
@@ -237,15 +240,15 @@ class Client:
 
         Yields the path of each file.
         """
-        artifacts = self._get(_path_of(job_id, "artifacts"))["data"]
+        artifacts = self._get(_job_path(job_id, "artifacts"))["data"]
         out.mkdir(parents=True, exist_ok=True)
         for artifact in artifacts:
             # not its `href`, which may have a prefix that the URL of this client has too
-            href = _path_of(job_id, "artifacts", artifact["name"])
+            href = _job_path(job_id, "artifacts", artifact["name"])
             yield self._fetch(href, out / Path(artifact["name"]).name, artifact["sha256"])
         if not artifacts:
-            yield self._fetch(_path_of(job_id, "synthetic"), out / "synthetic.safetensors")
-            yield self._fetch(_path_of(job_id, "preview.png"), out / "preview.png")
+            yield self._fetch(_job_path(job_id, "synthetic"), out / "synthetic.safetensors")
+            yield self._fetch(_job_path(job_id, "preview.png"), out / "preview.png")
 
     def _fetch(self, href: str, path: Path, sha256: str | None = None) -> Path:
         """Download to a temporary file beside `path`, check the hash, and move the file into place."""
