@@ -132,8 +132,8 @@ class Event(_Schema):
     attempt: int
     time: str
     type: str
-    """One of status, phase, notes, workers, epoch, iteration, checkpoint, validated, evaluated, trials, trial_started,
-    trial_validated, trial, restart, lost, finished, failed, cancelled."""
+    """One of status, phase, notes, workers, pool, epoch, step, iteration, checkpoint, validated, evaluated, trials,
+    trial_started, trial_validated, trial, restart, lost, finished, failed, cancelled."""
     data: dict[str, Any]
 
 

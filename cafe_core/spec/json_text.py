@@ -4,7 +4,13 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from typing import Any, NoReturn
+
+MAX_PARTS = 10_000
+"""Maximum number of fields, lists and objects in a spec. Items of lists do not count: the spec limits each list itself."""
+
+TOO_MANY_DIGITS = f"a whole number has more than {sys.get_int_max_str_digits()} digits; write a smaller one"
 
 
 class SpecTextError(ValueError):
@@ -13,6 +19,8 @@ class SpecTextError(ValueError):
 
 def read_json(text: str) -> Any:
     """Return the value in a JSON text. Raises SpecTextError."""
+    if sum(map(text.count, ":[{")) > MAX_PARTS:  # an upper bound: characters in texts count as well
+        raise SpecTextError(f"the spec is too complex: the limit is {MAX_PARTS} fields, lists and objects")
 
     def refuse(what: str, at: int) -> NoReturn:
         raise SpecTextError(f"{_place(text, at)}: {what}")
@@ -26,7 +34,7 @@ def read_json(text: str) -> Any:
     except _NotJsonError as error:
         refuse(*_culprit(text, error))
     except ValueError as error:  # a whole number with more than 4300 digits
-        raise SpecTextError(str(error).partition(";")[0]) from error
+        raise SpecTextError(TOO_MANY_DIGITS) from error
 
 
 class _NotJsonError(Exception):
@@ -102,6 +110,10 @@ def _json_advice(text: str, error: json.JSONDecodeError) -> tuple[str, int]:
         return f'JSON needs straight double quotes; replace {after[0]} by "', error.pos
     if not after:
         return "the text ends too early; a closing bracket or quote is missing", error.pos
+    if error.msg == "Unterminated string starting at":
+        return "this text has no closing quote; add one", error.pos
+    if error.msg == "Invalid control character at":
+        return "a text in quotes holds a line break, a tab or another control character; write \\n, \\t or an escape", error.pos
     what = error.msg.removesuffix(" enclosed in double quotes")
     return f"{what[:1].lower()}{what[1:]}; got {after.split(maxsplit=1)[0][:40]!r}", error.pos
 

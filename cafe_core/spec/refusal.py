@@ -46,6 +46,8 @@ def refused_field(error: Mapping[str, Any], *, outer: int = 0) -> tuple[str, str
             return f"{loc}.name", message.removeprefix("method.name ") + _got_name(given, [*METHODS, BEST])
         case "literal_error":
             return loc, message + _got_name(value, re.findall(r"'([^']*)'", str(error["ctx"]["expected"])))
+        case "string_type":
+            return loc, "must be text" + _got(kind, loc, value)
         case "model_type" | "dict_type":
             or_name = " or a name" if loc.rpartition(".")[2] in ("dataset", "network") else ""
             return loc, f"must be an object with fields{or_name}; got {described(value)}"
@@ -72,7 +74,9 @@ def _got(kind: str, loc: str, value: Any) -> str:
 
 def _advice(kind: str, value: Any) -> str:
     match kind, value:
-        case "string_type", bool() | int() | float():
+        case "string_type", float():  # 1.10 was read as 1.1
+            return "; write it in quotes, with all its digits"
+        case "string_type", bool() | int():
             return f'; write it in quotes: "{json.dumps(value)}"'
         case "bool_type", str() if value.lower() in ("yes", "no", "on", "off", "true", "false"):
             return f"; write {'true' if value.lower() in ('yes', 'on', 'true') else 'false'} without quotes"

@@ -32,12 +32,19 @@ def suggested_field(loc: tuple[str | int, ...], path: str) -> str:
     """
     kind = _KINDS.get(loc[0], CondenseSpec)
     name, within = str(loc[-1]), path.rpartition(".")[0]
-    beside = partial(did_you_mean, name, _object_at(kind, loc[:-1]).model_fields, prefix=f"{within}." if within else "")
+    prefix = f"{within}." if within else ""
+    fields = _object_at(kind, loc[:-1]).model_fields
+    beside = partial(did_you_mean, name, fields, prefix=prefix)
     elsewhere = [known for known in _paths(kind) if known.rpartition(".")[2] == name]
     if path in elsewhere:
         return f"; only these methods have it: {', '.join(n for n, m in METHODS.items() if name in m.spec.model_fields)}"
-    moved = f"; did you mean {' or '.join(elsewhere[:_SHOWN])}?" if elsewhere else ""
-    return beside(cutoff=0.85) or moved or beside()
+    longer = [f"{prefix}{known}" for known in fields if known.endswith(f"_{name}")]  # image_lr and network_lr for lr
+    longer = longer or [known for known in _paths(kind) if known.endswith(f"_{name}") and known.rpartition(".")[0] != within]
+    return beside(cutoff=0.85) or _any_of(elsewhere) or _any_of(longer) or beside()
+
+
+def _any_of(paths: list[str]) -> str:
+    return f"; did you mean {' or '.join(paths[:_SHOWN])}?" if paths else ""
 
 
 def _object_at(kind: type[BaseModel], loc: tuple[str | int, ...]) -> type[BaseModel]:

@@ -12,10 +12,11 @@ from typing import Any
 
 import yaml
 
-from cafe_core.spec.json_text import SpecTextError
+from cafe_core.spec.json_text import MAX_PARTS, TOO_MANY_DIGITS, SpecTextError
+from cafe_core.spec.wording import described
 
-_NULL, _BOOL, _INT, _FLOAT, _STR = (f"tag:yaml.org,2002:{name}" for name in ("null", "bool", "int", "float", "str"))
-_MERGE = "tag:yaml.org,2002:merge"
+_NAMES = ("null", "bool", "int", "float", "str", "map", "seq", "merge")
+_NULL, _BOOL, _INT, _FLOAT, _STR, _MAP, _SEQ, _MERGE = (f"tag:yaml.org,2002:{name}" for name in _NAMES)
 _WRITTEN = {
     _NULL: re.compile(r"(?:null|Null|NULL|~|)\Z"),
     _BOOL: re.compile(r"(?:true|True|TRUE|false|False|FALSE)\Z"),
@@ -42,7 +43,7 @@ def read_yaml(text: str) -> Any:
     try:
         loader = _Loader(text)
         node = loader.get_single_node()
-        return None if node is None else _Values(loader).of(node)
+        return None if node is None else _Values().of(node)
     except yaml.MarkedYAMLError as error:
         raise SpecTextError(f"{_place(error.problem_mark or error.context_mark)}: {_problem(error)}") from error
     except yaml.YAMLError as error:  # a character that YAML does not allow
@@ -55,8 +56,13 @@ def read_yaml(text: str) -> Any:
 
 
 def _problem(error: yaml.MarkedYAMLError) -> str:
-    if error.problem is not None and r"'\t'" in error.problem:
+    problem = error.problem or ""
+    if r"'\t'" in problem:
         return "a tab; indent with spaces"
+    if "<stream end>" in problem:
+        return "the text ends too early; a closing bracket is missing"
+    if "unexpected end of stream" in problem:
+        return "the text ends too early; a closing quote is missing"
     return " ".join(filter(None, [error.context, error.problem]))
 
 
@@ -65,46 +71,82 @@ def _place(mark: yaml.Mark | None) -> str:
 
 
 class _Values:
-    """Build the values of nodes. A node that an alias repeats is built once."""
+    """Build the values of nodes. A node that an alias repeats is built once, but counts each time against MAX_PARTS."""
 
-    def __init__(self, loader: _Loader) -> None:
-        self._loader = loader
-        self._built: dict[int, Any] = {}
+    def __init__(self) -> None:
+        self._built: dict[int, tuple[Any, int]] = {}  # by the id of the node: its value, and how many values that holds
         self._unfinished: set[int] = set()
+        self._nodes = 0  # values so far, aliases written out
+        self._parts = 0  # the same, without the items that are written in lists
 
     def of(self, node: yaml.Node) -> Any:
         """Return the value of a node. Raises SpecTextError."""
         key = id(node)
         if key in self._unfinished:
             raise SpecTextError(f"{_place(node.start_mark)}: an alias refers to the value that contains it; remove it")
-        if key not in self._built:
-            self._unfinished.add(key)
-            self._built[key] = self._new(node)
-            self._unfinished.remove(key)
-        return self._built[key]
+        if key in self._built:
+            value, nodes = self._built[key]
+            self._count(nodes, nodes)
+            return value
+        before = self._nodes
+        self._unfinished.add(key)
+        value = self._new(node)
+        self._unfinished.remove(key)
+        self._built[key] = value, self._nodes - before
+        return value
+
+    def _count(self, nodes: int, parts: int) -> None:
+        self._nodes += nodes
+        self._parts += parts
+        if self._parts > MAX_PARTS:
+            raise SpecTextError(
+                f"the spec is too complex: the limit is {MAX_PARTS} fields, lists and mappings, "
+                "and everything that an alias repeats counts; write fewer of them"
+            )
 
     def _new(self, node: yaml.Node) -> Any:
         match node:
-            case yaml.MappingNode() if node.tag.endswith(":map"):
+            case yaml.MappingNode() if node.tag == _MAP:
+                self._count(1, 1 + len(node.value))
                 return self._mapping(node)
-            case yaml.SequenceNode() if node.tag.endswith(":seq"):
+            case yaml.SequenceNode() if node.tag == _SEQ:
+                self._count(1, 1)
                 return [self.of(item) for item in node.value]
             case yaml.ScalarNode():
+                self._count(1, 0)
                 return _scalar(node)
             case _:
                 raise _unknown_tag(node)
 
     def _mapping(self, node: yaml.MappingNode) -> dict[str, Any]:
-        own: dict[str, yaml.Node] = {}
-        for key, _ in node.value:
+        written: dict[str, yaml.Node] = {}
+        own: dict[str, Any] = {}
+        merged: dict[str, Any] = {}
+        for key, value in node.value:
             if not isinstance(key, yaml.ScalarNode):
                 raise SpecTextError(f"{_place(key.start_mark)}: a key must be text; got a list or mapping")
-            if key.value in own:
-                first, second = _place(own[key.value].start_mark), _place(key.start_mark)
+            if key.value in written:
+                first, second = _place(written[key.value].start_mark), _place(key.start_mark)
                 raise SpecTextError(f"{second}: the key {key.value!r} is given twice, first in {first}; remove one of them")
-            own[key.value] = key
-        self._loader.flatten_mapping(node)  # `<<: *defaults`: the merged keys come first, so the mapping's own take precedence
-        return {key.value: self.of(value) for key, value in node.value}
+            written[key.value] = key
+            if key.tag == _MERGE:
+                merged = self._merged(value)
+            else:
+                own[key.value] = self.of(value)
+        return merged | own
+
+    def _merged(self, node: yaml.Node) -> dict[str, Any]:
+        """Return the fields that `<<: *defaults` or `<<: [*first, *second]` adds. Earlier mappings take precedence."""
+        value = self.of(node)
+        mappings = value if isinstance(value, list) else [value]
+        merged: dict[str, Any] = {}
+        for mapping in mappings:
+            if not isinstance(mapping, dict):
+                raise SpecTextError(
+                    f"{_place(node.start_mark)}: << needs a mapping or a list of mappings; got {described(mapping)}"
+                )
+            merged = mapping | merged
+        return merged
 
 
 def _scalar(node: yaml.ScalarNode) -> Any:
@@ -123,7 +165,7 @@ def _scalar(node: yaml.ScalarNode) -> Any:
         if node.tag == _INT:
             return int(text, {"0o": 8, "0x": 16}.get(text[:2], 10))
     except ValueError as error:  # more than 4300 digits
-        raise SpecTextError(f"{_place(node.start_mark)}: {str(error).partition(';')[0]}") from error
+        raise SpecTextError(f"{_place(node.start_mark)}: {TOO_MANY_DIGITS}") from error
     number = math.nan if text[-1].isalpha() else float(text)  # .inf and .nan end with a letter
     if not math.isfinite(number):
         raise SpecTextError(f"{_place(node.start_mark)}: {text} is not a number that a spec can have; write a finite number")

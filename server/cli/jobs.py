@@ -70,7 +70,7 @@ def _watch(api: Client, job_id: str, attempt: int | None = None) -> None:
 @click.pass_obj
 def cancel(api: Client, job_id: str, as_json: bool) -> None:
     """Cancel a job and print its status."""
-    _print_job(api.post(f"/v1/jobs/{job_id}/cancel"), "status", as_json=as_json)
+    _print_job(api.cancel(job_id), "status", as_json=as_json)
 
 
 @click.command()
@@ -79,7 +79,7 @@ def cancel(api: Client, job_id: str, as_json: bool) -> None:
 @click.pass_obj
 def resume(api: Client, job_id: str, as_json: bool) -> None:
     """Resume a failed or cancelled job from its last checkpoint, with the remaining networks and trials."""
-    _print_job(api.post(f"/v1/jobs/{job_id}/resume"), "status", as_json=as_json)
+    _print_job(api.resume(job_id), "status", as_json=as_json)
 
 
 def _print_job(job: dict[str, Any], field: str, *, as_json: bool) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
+    from pydantic_core import ErrorDetails
+
     from server.settings import Settings
 
 EXIT_FAILED, EXIT_REFUSED, EXIT_UNREACHABLE, EXIT_INTERRUPTED = 1, 2, 3, 130
@@ -44,9 +48,14 @@ def check_writable(path: Path, option: str) -> None:
     existing = next(candidate for candidate in (path.absolute(), *path.absolute().parents) if os.path.lexists(candidate))
     if not existing.is_dir():
         raise RefusedInputError(f"{option}: {existing} is not a directory; choose another path")
-    if not os.access(existing, os.W_OK | os.X_OK):
-        why = "its file system is read-only" if os.statvfs(existing).f_flag & os.ST_RDONLY else "permission denied"
-        raise RefusedInputError(f"{option}: cannot write to {existing}: {why}; choose another directory")
+    try:
+        with tempfile.TemporaryDirectory(prefix=".cafe-", dir=existing):
+            pass  # whoever may write to a directory may still not create files there, e.g. root in /proc
+    except OSError as error:
+        if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT):
+            raise
+        why = "no files can be created there" if error.errno == errno.ENOENT else str(error.strerror).lower()
+        raise RefusedInputError(f"{option}: cannot write to {existing}: {why}; choose another directory") from error
 
 
 def _directory(option: str, text: str) -> Any:
@@ -71,7 +80,18 @@ def load_settings(*, connects_to_ray: bool, **options: Any) -> Settings:
     try:
         return Settings.load(with_ray_token=connects_to_ray, **options)
     except ValidationError as error:
-        messages = [f"{e['loc'][0]} (CAFE_{str(e['loc'][0]).upper()}): {e['msg']}" for e in error.errors()]
-        raise click.UsageError("; ".join(messages)) from error
+        given = {name for name, value in options.items() if value is not None}
+        raise click.UsageError("; ".join(_refusal(e, given) for e in error.errors())) from error
     except SecretFileError as error:
         raise click.UsageError(str(error)) from error
+
+
+def _refusal(error: ErrorDetails, given: set[str]) -> str:
+    """Return what is wrong with a setting, named as the user set it: by an option if its name is in `given`."""
+    message = error["msg"].removeprefix("Value error, ")
+    if not error["loc"]:  # several settings together
+        return message
+    name = str(error["loc"][0])
+    if name not in given:
+        return f"{name} (CAFE_{name.upper()}): {message}"
+    return f"{next(p.opts[0] for p in click.get_current_context().command.params if p.name == name)}: {message}"

@@ -60,7 +60,7 @@ class ServerRunner:
         key = f"reproduce-{self._run_id()}-{job.name}"
         answer = self._api.submit(job.spec | {"name": job.name}, key)
         if answer["status"] in FAILED_STATUSES:
-            answer = self._api.post(f"/v1/jobs/{answer['id']}/resume")
+            answer = self._api.resume(answer["id"])
         job_id: str = answer["id"]
         return job_id
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,7 +15,7 @@ from urllib.parse import quote
 import httpx
 import httpx_sse
 
-from server.client.connection import RETRY_FOR_S, TIMEOUT_S, Connection, UnreachableError
+from server.client.connection import RETRY_FOR_S, TIMEOUT_S, Connection, RefusedError, UnreachableError
 
 _T = TypeVar("_T")
 
@@ -26,8 +27,23 @@ STREAM_SILENCE_S = 45.0
 """Timeout of a silent event stream: the server sends a comment every 15 s."""
 
 
+_ID = re.compile(r"[A-Za-z0-9_-]{1,100}")
+
+
 class _NoStreamError(Exception):
     """The server, or a proxy in front of it, does not stream events."""
+
+
+def _job_path(job_id: str, *below: str) -> str:
+    """Return the path of a job, or of something below it, e.g. `/v1/jobs/job_a/logs`. Raises RefusedError."""
+    return "/".join(["/v1/jobs", _checked_id(job_id, "job"), *(quote(part, safe="") for part in below)])
+
+
+def _checked_id(identifier: str, what: str) -> str:
+    """Return an id. Raises RefusedError for text that cannot be one: `../datasets` would be the path of something else."""
+    if not _ID.fullmatch(identifier):
+        raise RefusedError(404, f"there is no {what} {identifier!r}")
+    return identifier
 
 
 class Client:
@@ -61,7 +77,7 @@ class Client:
 
     def job(self, job_id: str) -> dict[str, Any]:
         """Return a job."""
-        return self._get(f"/v1/jobs/{job_id}")
+        return self._get(_job_path(job_id))
 
     def jobs(
         self, status: str | None = None, kind: str | None = None, labels: tuple[str, ...] = (), limit: int = 50
@@ -77,10 +93,19 @@ class Client:
                 return found
             query = query.set("cursor", page["next_cursor"])
 
+    def cancel(self, job_id: str) -> dict[str, Any]:
+        """Cancel a job, and return it."""
+        return self.post(_job_path(job_id, "cancel"))
+
+    def resume(self, job_id: str) -> dict[str, Any]:
+        """Resume a failed or cancelled job, and return it."""
+        return self.post(_job_path(job_id, "resume"))
+
     def delete(self, identifier: str) -> None:
         """Delete a job that has ended, or an uploaded dataset, by its id."""
-        collection = "datasets" if identifier.startswith("ds_") else "jobs"
-        self._connection.request("DELETE", f"/v1/{collection}/{quote(identifier, safe='')}")
+        is_dataset = identifier.startswith("ds_")
+        path = f"/v1/datasets/{_checked_id(identifier, 'dataset')}" if is_dataset else _job_path(identifier)
+        self._connection.request("DELETE", path)
 
     def upload(self, path: Path, name: str | None = None) -> dict[str, Any]:
         """Upload a dataset, a .zip or .npz file, and return it. The server answers after it has checked all images."""
@@ -101,18 +126,18 @@ class Client:
     def logs(self, job_id: str, attempt: int | None = None, tail: int | None = None) -> str:
         """Return the output of an attempt (default: the current one), or its last `tail` lines."""
         params = {name: value for name, value in (("attempt", attempt), ("tail", tail)) if value is not None}
-        return self._connection.request("GET", f"/v1/jobs/{job_id}/logs", params=params).text
+        return self._connection.request("GET", _job_path(job_id, "logs"), params=params).text
 
     def trials(self, job_id: str) -> list[dict[str, Any]]:
         """Return all trials of a job."""
         rows: list[dict[str, Any]] = []
-        while (page := self._get(f"/v1/jobs/{job_id}/trials", params={"after": len(rows), "limit": TRIALS_PER_PAGE}))["data"]:
+        while (page := self._get(_job_path(job_id, "trials"), params={"after": len(rows), "limit": TRIALS_PER_PAGE}))["data"]:
             rows += page["data"]
         return rows
 
     def trials_csv(self, job_id: str) -> str:
         """Return all trials of a job as CSV."""
-        return self._connection.request("GET", f"/v1/jobs/{job_id}/trials", params={"format": "csv"}).text
+        return self._connection.request("GET", _job_path(job_id, "trials"), params={"format": "csv"}).text
 
     def follow(self, job_id: str, attempt: int | None = None) -> Iterator[dict[str, Any]]:
         """Yield the events of a job from an attempt on (default: the current one) as they happen, until the job ends.
@@ -154,7 +179,7 @@ class Client:
         timeout = httpx.Timeout(TIMEOUT_S, read=STREAM_SILENCE_S)
         heard = False
         try:
-            with self._connection.stream("GET", f"/v1/jobs/{job_id}/events", headers=headers, timeout=timeout) as response:
+            with self._connection.stream("GET", _job_path(job_id, "events"), headers=headers, timeout=timeout) as response:
                 if response.status_code == httpx.codes.NOT_ACCEPTABLE:
                     raise _NoStreamError
                 self._connection.check(response)
@@ -191,13 +216,13 @@ class Client:
         """Wait until the job's ETag differs from `etag`; return the job and its ETag."""
         while True:
             response = self._connection.request(
-                "GET", f"/v1/jobs/{job_id}", params={"wait": 20}, headers={"If-None-Match": etag} if etag else {}
+                "GET", _job_path(job_id), params={"wait": 20}, headers={"If-None-Match": etag} if etag else {}
             )
             if response.status_code != httpx.codes.NOT_MODIFIED:
                 return response.json(), response.headers["ETag"]
 
     def _events(self, job_id: str, after: int) -> dict[str, Any]:
-        return self._get(f"/v1/jobs/{job_id}/events", params={"after": after, "limit": 1000})
+        return self._get(_job_path(job_id, "events"), params={"after": after, "limit": 1000})
 
     def with_retries(self, ask: Callable[..., _T], *arguments: Any) -> _T:
         """Return `ask(*arguments)`, retried for RETRY_FOR_S while the server does not respond: it may be restarting."""
@@ -215,15 +240,15 @@ class Client:
 
         Yields the path of each file.
         """
+        artifacts = self._get(_job_path(job_id, "artifacts"))["data"]
         out.mkdir(parents=True, exist_ok=True)
-        artifacts = self._get(f"/v1/jobs/{job_id}/artifacts")["data"]
         for artifact in artifacts:
             # not its `href`, which may have a prefix that the URL of this client has too
-            href = f"/v1/jobs/{job_id}/artifacts/{quote(artifact['name'], safe='')}"
+            href = _job_path(job_id, "artifacts", artifact["name"])
             yield self._fetch(href, out / Path(artifact["name"]).name, artifact["sha256"])
         if not artifacts:
-            yield self._fetch(f"/v1/jobs/{job_id}/synthetic", out / "synthetic.safetensors")
-            yield self._fetch(f"/v1/jobs/{job_id}/preview.png", out / "preview.png")
+            yield self._fetch(_job_path(job_id, "synthetic"), out / "synthetic.safetensors")
+            yield self._fetch(_job_path(job_id, "preview.png"), out / "preview.png")
 
     def _fetch(self, href: str, path: Path, sha256: str | None = None) -> Path:
         """Download to a temporary file beside `path`, check the hash, and move the file into place."""

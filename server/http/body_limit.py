@@ -12,14 +12,13 @@ from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from cafe_core.spec.json_text import MAX_PARTS
 from server.errors import problem_response
 
 MAX_BODY_BYTES = 1 << 20
 """Limit of every request except uploads. A job spec has a few kilobytes."""
 FORM_BYTES = 64 << 10
 """Allowance for the rest of an upload's form besides the file."""
-MAX_PARTS = 10_000
-"""Maximum number of fields, lists and objects in a JSON body. Items of lists do not count: the spec limits each list itself."""
 
 
 class BodyLimit:

@@ -247,6 +247,10 @@ def test_external_ray_requires_token(tmp_path: Path) -> None:
     [
         ({"CAFE_NUM_CPUS": "x"}, ["serve"], "num_cpus (CAFE_NUM_CPUS): Input should be"),
         ({"CAFE_NUM_CPUS": "x"}, ["run", "SPEC", "--out", "out"], "num_cpus (CAFE_NUM_CPUS): Input should be"),
+        ({"CAFE_ROOT_PATH": "a b"}, ["serve"], "Error: root_path (CAFE_ROOT_PATH): 'a b' is not a path prefix"),
+        ({"CAFE_ROOT_PATH": "/a"}, ["serve", "--root-path", "a b"], "Error: --root-path: 'a b' is not a path prefix"),
+        ({}, ["serve", "--collective-timeout", "0"], "Error: --collective-timeout: Input should be greater than 0"),
+        ({"CAFE_AUTOSCALED_NODES": "1"}, ["serve"], "Error: autoscaled_nodes needs autoscaled_node_cpus"),
         ({"RAY_AUTH_TOKEN_PATH": "/no/such"}, ["serve"], "RAY_AUTH_TOKEN_PATH: /no/such cannot be read"),
     ],
 )

@@ -25,7 +25,7 @@ from click.testing import CliRunner
 
 from server.auth.keys import Scope
 from server.cli.main import main
-from server.cli.tables import job_lines
+from server.cli.tables import dataset_lines, display_width, job_lines, table
 from server.cli.watching import Display
 from server.ray.embedded import EmbeddedRay
 from server.settings import Settings
@@ -223,11 +223,12 @@ def read_only(tmp_path: Path) -> Iterator[Path]:
         ["run", "SPEC", "--out", "READ_ONLY/deep/below"],
         ["run", "SPEC", "--out", "out", "--data-dir", "READ_ONLY"],
         ["run", "SPEC", "--out", "SPEC/below"],
+        ["run", "SPEC", "--out", "/proc/x"],
         ["run", "SPEC", "--out", os.fsdecode(b"out\xff")],
         ["serve", "--data-dir", "READ_ONLY/data"],
         ["download", "job_a", "--out", "READ_ONLY/set"],
     ],
-    ids=["readonly_out", "below", "data directory", "a file as directory", "not UTF-8", "serve", "download"],
+    ids=["readonly_out", "below", "data directory", "a file as directory", "proc", "not UTF-8", "serve", "download"],
 )
 def test_directory_that_cannot_be_written_to(server: Api, tmp_path: Path, read_only: Path, arguments: list[str]) -> None:
     spec = tmp_path / "spec.json"
@@ -307,12 +308,13 @@ def test_ctrl_c_of_run_says_how_to_continue(tmp_path: Path, monkeypatch: pytest.
     assert "iteration 3/3" in again.stderr
 
 
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
 @pytest.mark.parametrize("columns", [60, 80])
 def test_tables_fit_the_terminal(monkeypatch: pytest.MonkeyPatch, columns: int) -> None:
-    class Terminal(io.StringIO):
-        def isatty(self) -> bool:
-            return True
-
     job = {"id": "job_abcdefghijklmnop", "kind": "condense", "status": "succeeded", "name": "a long name " * 20}
     jobs = [job | {"progress": {"done": 5, "total": 2000}, "created_at": "2026-11-28T11:02:17.123456Z"}]
     monkeypatch.setenv("COLUMNS", str(columns))
@@ -325,3 +327,31 @@ def test_tables_fit_the_terminal(monkeypatch: pytest.MonkeyPatch, columns: int) 
     [whole] = job_lines(jobs)
     assert whole.endswith(job["name"].strip())
     assert "\x1b" not in whole
+
+
+@pytest.mark.parametrize(
+    ("columns", "names", "end"),
+    [
+        (37, ["id", "shape", "name"], "  3×32×32  動物の…"),
+        (40, ["id", "shape", "name"], "  3×32×32  動物の写真"),
+        (48, ["id", "classes", "shape", "name"], "  2        3×32×32  動物の写…"),
+        (120, ["id", "source", "classes", "training", "test", "shape", "name"], "  8         2     3×32×32  動物の写真"),
+    ],
+)
+def test_narrow_terminals_show_the_most_useful_columns(
+    monkeypatch: pytest.MonkeyPatch, columns: int, names: list[str], end: str
+) -> None:
+    info = {"class_names": ["猫", "犬"], "class_counts": [4, 4], "test_count": 2, "channels": 3, "height": 32, "width": 32}
+    monkeypatch.setenv("COLUMNS", str(columns))
+    monkeypatch.setattr(sys, "stdout", Terminal())
+    dataset = {"id": f"ds_{'a' * 16}", "source": "uploaded", "info": info, "name": "動物の写真"}
+    header, row = map(click.unstyle, dataset_lines([dataset]))
+    assert header.split() == names
+    assert row.endswith(end)
+    assert display_width(row) <= columns
+
+
+def test_columns_are_aligned_by_their_width_on_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdout", Terminal())
+    _, *rows = table(["name", "n"], [["猫", "1"], ["cafe\u0301", "2"], ["plain", "3"]])
+    assert rows == ["猫     1", "cafe\u0301   2", "plain  3"]

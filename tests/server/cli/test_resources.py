@@ -56,6 +56,7 @@ def test_upload_list_and_delete_a_dataset(api: Api, tmp_path: Path, folder: Path
     missing = cafe(api, "delete", identifier)
     assert missing.exit_code == 2
     assert identifier in missing.stderr
+    assert f"there is no job {identifier!r}" in cafe(api, "status", identifier).stderr
 
 
 def test_upload_of_a_folder_is_named_after_it(api: Api, folder: Path) -> None:
@@ -107,6 +108,19 @@ def test_delete_jobs(api: Api) -> None:
         api.await_status(job_id, "cancelled")
     assert cafe(api, "delete", *jobs).stdout == "".join(f"{job_id} is deleted\n" for job_id in jobs)
     assert api.get("/v1/jobs").json()["data"] == []
+
+
+@pytest.mark.parametrize("identifier", ["../datasets", "job_../../datasets", "job_a?wait=1", "..", "", "ds_../jobs"])
+@pytest.mark.parametrize("command", ["status", "watch", "cancel", "resume", "trials", "logs", "download", "delete"])
+def test_text_that_is_no_id_names_no_other_path(tmp_path: Path, command: str, identifier: str) -> None:
+    out = tmp_path / "out"
+    arguments = ["--url", "http://127.0.0.1:9", command, identifier]  # without a server: a request would exit with 3
+    result = CliRunner().invoke(main, [*arguments, *(["--out", str(out)] if command == "download" else [])])
+    assert result.exit_code == 2
+    kind = "dataset" if command == "delete" and identifier.startswith("ds_") else "job"
+    assert f"there is no {kind} {identifier!r}" in result.stderr
+    assert result.stdout == ""
+    assert not out.exists()
 
 
 def test_cluster(api: Api) -> None:

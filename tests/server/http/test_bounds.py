@@ -16,11 +16,11 @@ from pydantic import ValidationError
 
 import server.submission.planning
 from cafe_core.spec.job import parse_job_spec
+from cafe_core.spec.json_text import MAX_PARTS
 from cafe_core.spec.sweep import MAX_NESTING
 from server.auth.keys import Scope
 from server.client import Client
 from server.errors import SHOWN_CHARACTERS, SHOWN_ERRORS, TooManyRequestsError, spec_refusal
-from server.http.body_limit import MAX_PARTS
 from server.http.heavy_work import MAX_THREADS, HeavyWork
 from server.settings import Settings
 from server.store import jobs
