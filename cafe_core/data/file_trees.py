@@ -76,7 +76,7 @@ class DirectoryFiles:
         for entry in entries:
             name, inner = prefix + entry.name, above
             try:
-                target = _target(entry, real, resolved) if entry.is_symlink() else None
+                target = self._target(name, entry, real, resolved) if entry.is_symlink() else None
                 is_folder, is_file = entry.is_dir(), entry.is_file()
             except RuntimeError as error:  # of Path.resolve()
                 raise DatasetError(f"{self.label}: {name} is a link that leads to itself; remove it") from error
@@ -93,12 +93,24 @@ class DirectoryFiles:
             elif not is_ignored(name):
                 raise DatasetError(f"{self.label}: {name} is neither a file nor a folder (a dangling link?); remove it")
 
+    def _target(self, name: str, entry: os.DirEntry[str], directory: Path, resolved: Callable[[str], Path]) -> Path:
+        """Return the path that a link leads to. directory: the resolved one of the link.
+
+        Raises SpecError if it is out of the root, before anything there is opened; RuntimeError for a loop.
+        """
+        folder, base = os.path.split(directory / Path(entry.path).readlink())
+        target = resolved(folder) / base
+        if base in ("", ".", "..") or not target.is_relative_to(self._root) or target.is_symlink():
+            target = target.resolve()
+            if not target.is_relative_to(self._root):
+                raise SpecError(
+                    f"{self.label}: {name} is a link that leads out of the dataset root; copy the files instead",
+                    loc="dataset.path",
+                )
+        return target
+
     def _check_link(self, name: str, target: Path, above: frozenset[Path], linked: Counter[Path], is_folder: bool) -> None:
-        """Raise SpecError for a link out of the root, DatasetError for one that makes the tree endless or too large."""
-        if not target.is_relative_to(self._root):
-            raise SpecError(
-                f"{self.label}: {name} is a link that leads out of the dataset root; copy the files instead", loc="dataset.path"
-            )
+        """Raise DatasetError for a link that makes the tree endless or too large."""
         if target in above:
             raise DatasetError(f"{self.label}: {name} is a link to a folder that contains it; remove it")
         if is_folder:
@@ -118,13 +130,6 @@ class DirectoryFiles:
             return path.read_bytes()
         except OSError as error:
             raise ImageError(f"{self.label}: {name}", f"cannot be read ({error.strerror})") from error
-
-
-def _target(entry: os.DirEntry[str], directory: Path, resolved: Callable[[str], Path]) -> Path:
-    """Return the path that a link leads to. directory: the resolved one of the link. Raises RuntimeError for a loop."""
-    folder, base = os.path.split(directory / Path(entry.path).readlink())
-    target = resolved(folder) / base
-    return target.resolve() if base in ("", ".", "..") or target.is_symlink() else target
 
 
 class ZipFiles:

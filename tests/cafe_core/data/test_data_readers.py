@@ -244,7 +244,13 @@ def test_paths_outside_the_root_are_refused(roots: DataRoots, folder: Path, path
 
 
 @pytest.mark.parametrize(
-    ("name", "target"), [("train", "train"), ("train/cow", "train/cat"), ("train/cat/link.png", "train/cat/0.png")]
+    ("name", "target"),
+    [
+        ("train", "train"),
+        ("train/cow", "train/cat"),
+        ("train/cat/link.png", "train/cat/0.png"),
+        ("train/cat/link.png", "gone.png"),
+    ],
 )
 def test_links_out_of_the_root_are_refused(roots: DataRoots, folder: Path, name: str, target: str) -> None:
     outside = roots.datasets.parent / "outside"
