@@ -350,7 +350,7 @@ def test_run_reads_paths_relative_to_the_current_directory(tmp_path: Path, monke
     arguments = ["run", "spec.json", "--out", str(tmp_path / "out"), "--data-dir", str(tmp_path / "data")]
     result = CliRunner().invoke(main, arguments, catch_exceptions=False)
     assert result.exit_code == 0, result.stderr
-    assert [note["code"] for note in json.loads(result.stdout)["notes"]] == ["constant", "repeated"]
+    assert [note["code"] for note in json.loads(result.stdout)["notes"]] == ["repeated"]
     assert "note: ipc is 2, but 2 of 2 classes have fewer images" in result.stderr
 
 
