@@ -9,6 +9,7 @@ from pydantic import TypeAdapter
 
 from cafe_core.methods.registry import METHODS
 from cafe_core.spec.job import JobSpec
+from cafe_core.spec.json_text import MAX_PARTS
 from cafe_core.spec.method import MethodSpec, ResolutionContext
 from cafe_core.spec.network import NetworkSpec
 
@@ -29,8 +30,8 @@ def markdown() -> str:
         "job with `?dry_run=true` to see its value.",
         "A spec file is JSON or YAML 1.2 in UTF-8, UTF-16 or UTF-32, with or without a byte order mark: `1e-3` is a number, "
         "`010` is 10, and `on`, `no` and `2024-11-27` are texts. A key that is given twice is refused, and so is a spec with "
-        "more than 10,000 fields, lists and objects, where all that a YAML alias repeats counts. The file `-` is standard input. "
-        "The REST API reads JSON by the same rules.",
+        f"more than {MAX_PARTS:,} fields, lists and objects, where all that a YAML alias repeats counts. The file `-` is "
+        "standard input. The REST API reads JSON by the same rules.",
         *(_section(definitions[name]) for name in names),
         _method_defaults(),
     ]
