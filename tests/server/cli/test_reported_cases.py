@@ -266,6 +266,14 @@ print([file.name for file in path.iterdir()])
     assert lines[2:] == ['{"a": 1}', "", "['log']"]
 
 
+@pytest.fixture
+def ctrl_c() -> Iterator[None]:
+    """Let SIGINT raise KeyboardInterrupt, also where the tests run in the background of a shell, which ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def interrupt_at_first(monkeypatch: pytest.MonkeyPatch, type: str) -> None:
     """Press Ctrl-C when the first event of a type is shown."""
     show = Display.show
@@ -278,6 +286,7 @@ def interrupt_at_first(monkeypatch: pytest.MonkeyPatch, type: str) -> None:
     monkeypatch.setattr(Display, "show", show_and_interrupt)
 
 
+@pytest.mark.usefixtures("ctrl_c")
 @pytest.mark.parametrize("command", ["submit --wait", "watch"])
 def test_ctrl_c_wait(server: Api, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str) -> None:
     spec = tmp_path / "slow.json"
@@ -294,6 +303,7 @@ def test_ctrl_c_wait(server: Api, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert server.job(job_id)["status"] not in ("cancelling", "cancelled", "failed")
 
 
+@pytest.mark.usefixtures("ctrl_c")
 def test_ctrl_c_of_run_says_how_to_continue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     spec = tmp_path / "spec.json"
     spec.write_text(json.dumps(SPEC | {"iterations": 3, "checkpoint_every": 1, "method": {"batch_real": 8, "max_outer": 1}}))
