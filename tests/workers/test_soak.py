@@ -74,7 +74,7 @@ def test_evaluating_workers_lost_at_random_moments_do_not_change_accuracies(
     cluster: str,  # noqa: ARG001
     tmp_path: Path,
 ) -> None:
-    spec = EvaluationSpec(networks=NETWORKS, repeats=60, epochs=60, whole_epochs=20, baselines=["whole"])
+    spec = EvaluationSpec(networks=NETWORKS, repeats=150, epochs=60, whole_epochs=20, baselines=["whole"])
     store = make_store(tmp_path / "store", [12] * 3, side=16).path
     tasks, setup = all_tasks(spec, "random"), EvaluationSetup(spec, seed=seed, store=store, synthetic=None, ipc=2)
     with closing(backend(tmp_path / "undisturbed")) as held:
@@ -111,7 +111,7 @@ def test_evaluating_workers_lost_at_random_moments_do_not_change_accuracies(
 def test_sweep_that_loses_processes_at_random_moments_gives_the_same_result(
     seed: int, cluster: str, cache: Path, tmp_path: Path
 ) -> None:
-    spec = sweep([0.1, 0.5, 1.0], base={"iterations": 160})  # long enough for ten faults
+    spec = sweep([0.1, 0.5, 1.0], base={"iterations": 1000})  # long enough for ten faults
     undisturbed = jobs.create_job(tmp_path / "job_undisturbed", cache, spec)
     with driving(undisturbed, cluster) as driver:
         driver.ends_with(0)
