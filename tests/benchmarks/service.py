@@ -21,7 +21,7 @@ SPEC = {
     "ipc": 10,
     "iterations": 60,
     "method": {"batch_real": 128, "max_outer": 1},
-    "resources": {"workers": 1, "gpus_per_worker": 0},
+    "resources": {"workers": 1, "gpus_per_worker": 0, "cpus_per_worker": 1},
 }
 
 
