@@ -12,6 +12,7 @@ from cafe_core.evaluation.tasks import EvaluationTask
 from cafe_core.jobs.backend import TrialOutcome
 from cafe_core.jobs.jobdir import JobDir
 from cafe_core.synthetic_set.synthetic_set import SyntheticSet
+from server.settings import Settings
 from tests.server.conftest import SPEC, Api, FakeRay
 
 RANDOM = {"dataset": {"name": "digits"}, "selection": "random", "ipc": 1}
@@ -65,3 +66,9 @@ def trained(directory: JobDir, judged: str, task: EvaluationTask, accuracy: floa
     """Write what the driver of an evaluation writes after training a network; judged: the set under evaluation."""
     with directory.evaluation_file.open("a") as log:
         log.write(json.dumps({"set": judged, "task": asdict(task), "accuracy": accuracy}) + "\n")
+
+
+def jobs_directory(settings: Settings) -> list[str]:
+    """Return the names of the job directories on disk."""
+    directory = settings.data_dir / "jobs"
+    return [path.name for path in directory.iterdir()] if directory.exists() else []
