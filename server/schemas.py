@@ -117,7 +117,7 @@ class DryRun(_Schema):
     """For a sweep: the estimates of the trial that needs the most memory."""
     dataset: DatasetInfo
     notes: list[DatasetNote]
-    """What is ignored, split or repeated, as far as it is known before all images are decoded; for a sweep, in any trial."""
+    """Notes that are known before all images are decoded, for example about ignored files. For a sweep: those of all trials."""
     total: int
     """Number of iterations, networks to train, or trials."""
     trials: PlannedTrials | None

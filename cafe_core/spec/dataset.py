@@ -82,7 +82,8 @@ class DatasetInfo(SpecModel):
     is_digits: bool = False
     """Whether flipping an image can change its class (MNIST, SVHN, digits); such images are not flipped."""
     notes: list[DatasetNote] = []
-    """What was ignored, converted, renumbered or split, and unusual images. Some are known only once all images were decoded."""
+    """Notes about files that were ignored, images that were converted, labels that were renumbered, the test split, and unusual
+    images. A description made before all images are decoded has only some of them."""
 
     @property
     def num_classes(self) -> int:

@@ -37,7 +37,9 @@ def _within(path: str, root: Path | None) -> str | None:
     """Return a path relative to the root, or None if nothing in the root has this path."""
     if root is None:
         return None
-    if not Path(path).is_absolute():
-        return path if (root / path).exists() else None
-    absolute = Path(path).resolve()
-    return str(absolute.relative_to(root.resolve())) if absolute.is_relative_to(root.resolve()) else None
+    absolute = (root / path).resolve()  # of an absolute path, the path itself
+    if not absolute.is_relative_to(root.resolve()):
+        return None
+    if Path(path).is_absolute():
+        return str(absolute.relative_to(root.resolve()))
+    return path if absolute.exists() else None

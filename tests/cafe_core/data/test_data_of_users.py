@@ -28,7 +28,7 @@ from tests.cafe_core.data.image_folders import RNG, encoded, picture, png_of_16_
 
 @dataclass(frozen=True)
 class Right:
-    """What is right for an input: the classes, their counts, and the codes of the notes; or a pattern of the refusal."""
+    """The expected result for an input: classes, counts and codes of the notes, or a pattern of the error message."""
 
     classes: list[str] = field(default_factory=list)
     counts: list[int] = field(default_factory=list)

@@ -25,19 +25,22 @@ def test_other_absolute_names_keep_only_their_last_part(tmp_path: Path) -> None:
 
 
 def test_paths_of_a_spec_outside_the_root_are_left_out(tmp_path: Path) -> None:
-    """As relative paths they could name another dataset later."""
-    (tmp_path / "a").mkdir()
+    """A relative path that is kept could name a different dataset on another machine."""
+    (tmp_path / "root" / "a").mkdir(parents=True)
+    (tmp_path / "outside").mkdir()
     spec = {
-        "dataset": {"path": str(tmp_path / "a"), "channels": 1},
+        "dataset": {"path": str(tmp_path / "root" / "a"), "channels": 1},
         "base": {"path": "/else/b"},
         "synthetic": {"dataset": {"path": "./c"}},  # relative to the current directory
+        "network": {"path": "../outside"},
         "labels": {"note": "/kept"},
         "ipc": 1,
     }
-    assert with_relative_paths(spec, tmp_path) == {
+    assert with_relative_paths(spec, tmp_path / "root") == {
         "dataset": {"path": "a", "channels": 1},
         "base": {},
         "synthetic": {"dataset": {}},
+        "network": {},
         "labels": {"note": "/kept"},
         "ipc": 1,
     }

@@ -91,7 +91,7 @@ def test_refuses_body_that_is_not_a_spec(api: Api, body: bytes) -> None:
 
 @pytest.mark.parametrize("media_type", [None, "application/x-www-form-urlencoded", "application/yaml", "text/plain"])
 def test_body_that_is_not_declared_as_json_names_the_header(api: Api, media_type: str | None) -> None:
-    """As `curl -d` sends it without a header."""
+    """`curl -d` sends such a body if no header is given."""
     headers = {"Content-Type": media_type} if media_type else {}
     errors = refused(api.post("/v1/jobs", content=json.dumps(SPEC), headers=headers))
     assert "Content-Type: application/json" in errors[""]
